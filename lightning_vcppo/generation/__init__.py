@@ -1,0 +1,6 @@
+"""Generation engines: token ids in, sampled token ids and their log-probabilities out."""
+
+from lightning_vcppo.generation.base import GenerationEngine, Generations
+from lightning_vcppo.generation.transformers_engine import TransformersEngine
+
+__all__ = ["GenerationEngine", "Generations", "TransformersEngine"]

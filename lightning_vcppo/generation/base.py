@@ -1,0 +1,49 @@
+"""The protocol behind which every generation engine stands.
+
+Shapes: B sequences, T response tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from lightning_vcppo.settings import SamplingSettings
+
+
+@dataclass(frozen=True)
+class Generations:
+    """Sampled responses, padded on the right.
+
+    Attributes:
+        response_ids_BT: Sampled tokens, the end-of-sequence token included.
+        response_mask_BT: True on sampled tokens.
+        logprobs_BT: Log-probability of each under the sampler at the sampling temperature, before
+            top-p took the tail away; 0 on padding.
+        finished_B: True where the end-of-sequence token was sampled.
+    """
+
+    response_ids_BT: Tensor
+    response_mask_BT: Tensor
+    logprobs_BT: Tensor
+    finished_B: Tensor
+
+
+class GenerationEngine(Protocol):
+    """Samples responses to tokenised prompts."""
+
+    def generate(
+        self, prompt_ids: Sequence[Sequence[int]], seeds: Sequence[int], settings: SamplingSettings
+    ) -> Generations:
+        """Sample one response a prompt.
+
+        Args:
+            prompt_ids: B prompts of at least one token each; repeat one to sample it more often.
+            seeds: B seeds. The same prompt and seed give the same response, whatever else is in the
+                batch, up to the rounding of the matrix products.
+            settings: Temperature, top-p, length limit. `num_generations` is the caller's business.
+        """
+        ...

@@ -1,0 +1,155 @@
+"""What one rollout produced: the single record that everything after generation reads.
+
+Shapes: B responses, L tokens of prompt + response, T response tokens, N masked response tokens.
+Rows hold prompt and response without a gap, padded on the right, so that causal attention needs no
+mask and positions count from 0. Tensors named BT start at the response's first token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_vcppo.problems import Problem
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A batch of responses and all that was computed about them.
+
+    Attributes:
+        problems: B problems, one a response.
+        responses: B decoded responses, without special tokens.
+        input_ids_BL: Prompt and response.
+        prompt_lengths_B: Tokens of each prompt.
+        response_mask_BT: True on the tokens that the policy generated, its <eos> included.
+        sampler_logprobs_BT: Log-probability under the sampler, at the sampling temperature.
+        finished_B: True where the response ended by itself, False where it was truncated.
+        group_ids_B: The same number for the responses to one prompt.
+        scores_B: Reward of the verifier, shaping included.
+        correct_B: True where the verifier's own reward is positive.
+        rewards_BT: Token rewards: the score on the last token, KL penalty if it is in the reward.
+        old_logprobs_BT: Log-probability under the policy before the update.
+        ref_logprobs_BT: Under the frozen reference, if there is one.
+        entropy_BT: Entropy of the policy's distribution before the update, in nats.
+        values_BT: V(s_t) before the update; s_t is the prompt and the tokens before token t.
+        advantages_BT: For the policy, before whitening.
+        returns_BT: Targets of the critic.
+    """
+
+    problems: tuple[Problem, ...]
+    responses: tuple[str, ...]
+    input_ids_BL: Tensor
+    prompt_lengths_B: Tensor
+    response_mask_BT: Tensor
+    sampler_logprobs_BT: Tensor
+    finished_B: Tensor
+    group_ids_B: Tensor
+    scores_B: Tensor
+    correct_B: Tensor
+    rewards_BT: Tensor | None = None
+    old_logprobs_BT: Tensor | None = None
+    ref_logprobs_BT: Tensor | None = None
+    entropy_BT: Tensor | None = None
+    values_BT: Tensor | None = None
+    advantages_BT: Tensor | None = None
+    returns_BT: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Number of responses."""
+        return len(self.problems)
+
+    @property
+    def response_lengths_B(self) -> Tensor:
+        """Tokens of each response."""
+        return self.response_mask_BT.sum(1)
+
+    @property
+    def lengths_B(self) -> Tensor:
+        """Tokens of prompt and response."""
+        return self.prompt_lengths_B + self.response_lengths_B
+
+    def with_(self, **changes: Any) -> Rollout:
+        """Return a copy with some fields replaced."""
+        return replace(self, **changes)
+
+    def select(self, rows: Tensor) -> Rollout:
+        """Return the given rows, with padding trimmed to the longest of them.
+
+        Args:
+            rows: (M,) int64 row indices.
+        """
+        indices = rows.tolist()
+        lengths, response_lengths = self.lengths_B[rows], self.response_lengths_B[rows]
+        longest = {
+            "BL": int(lengths.max()) if indices else 0,
+            "BT": int(response_lengths.max()) if indices else 0,
+        }
+        chosen: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, tuple):
+                chosen[f.name] = tuple(value[i] for i in indices)
+            elif isinstance(value, Tensor):
+                value = value[rows]
+                width = longest.get(f.name.rsplit("_", 1)[-1])
+                chosen[f.name] = value if width is None else value[:, :width]
+        return Rollout(**chosen)
+
+
+def unpad(values_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
+    """Return the masked tokens in row order, (N, ...)."""
+    return values_BT[response_mask_BT]
+
+
+def pad(values_N: Tensor, response_mask_BT: Tensor) -> Tensor:
+    """Put N token values back in their places of (B, T, ...), zero elsewhere; differentiable."""
+    padded = values_N.new_zeros(*response_mask_BT.shape, *values_N.shape[1:])
+    return padded.masked_scatter(
+        response_mask_BT.reshape(*response_mask_BT.shape, *[1] * (values_N.dim() - 1)), values_N
+    )
+
+
+def last_token(values_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
+    """Return a (B, T) tensor that is True on the last masked token of each row alone."""
+    return response_mask_BT & (response_mask_BT.flip(1).cumsum(1).flip(1) == 1)
+
+
+def concatenate(tensors: list[Tensor], fill: float = 0) -> Tensor:
+    """Stack (b, t) tensors of different widths along rows, padded on the right with `fill`."""
+    width = max(t.shape[1] for t in tensors)
+    return torch.cat(
+        [torch.nn.functional.pad(t, (0, width - t.shape[1]), value=fill) for t in tensors]
+    )
+
+
+@dataclass(frozen=True)
+class ResponseRecord:
+    """One graded response of an evaluation, in plain types.
+
+    Attributes:
+        index: Position of the problem in its data set; the same for all its samples.
+        sample: 0 .. num_generations - 1.
+        source: Where the problem comes from.
+        problem: Its text.
+        answer: The right answer.
+        response: The decoded response.
+        prediction: The answer that the verifier read from it, or None.
+        correct: Whether the reward function found it right.
+        length: Tokens of the response.
+        finished: False if the response was truncated.
+    """
+
+    index: int
+    sample: int
+    source: str
+    problem: str
+    answer: int
+    response: str
+    prediction: str | None
+    correct: bool
+    length: int
+    finished: bool

@@ -1,0 +1,23 @@
+"""Randomness without state.
+
+Every random stream of a run is named by what it is for (purpose, rollout, problem, sample, ...) and
+seeded from that name. So what is sampled depends neither on what shares its batch nor on the number of
+processes, and a resumed run needs no stored generator state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+
+def stream_seed(*name: int | str) -> int:
+    """Return a 63-bit seed for the stream of that name, the same on every machine."""
+    digest = hashlib.blake2b(repr(name).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def stream(*name: int | str) -> torch.Generator:
+    """Return a CPU generator for the stream of that name."""
+    return torch.Generator().manual_seed(stream_seed(*name))

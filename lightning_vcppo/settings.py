@@ -1,0 +1,222 @@
+"""The hyper-parameters of VC-PPO, grouped by the part of the algorithm that reads them.
+
+Defaults are the paper's (VC-PPO, arXiv 2503.01491) where it states one; every switch that came with a
+later paper is off. `configs/algorithm/` holds the presets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+LossAggMode = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"]
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError with `message` unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How responses are sampled.
+
+    Attributes:
+        num_generations: Responses for each prompt.
+        temperature: Of the softmax; 0 is greedy (for evaluation only).
+        top_p: Keep the smallest set of tokens with this probability mass.
+        max_response_length: Tokens after which a response is truncated.
+    """
+
+    num_generations: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_response_length: int = 1024
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        require(self.num_generations >= 1, f"num_generations: expected >= 1, got {self.num_generations}")
+        require(self.temperature >= 0, f"temperature: expected >= 0, got {self.temperature}")
+        require(0 < self.top_p <= 1, f"top_p: expected a share in (0, 1], got {self.top_p}")
+        require(
+            self.max_response_length >= 1,
+            f"max_response_length: expected >= 1 token, got {self.max_response_length}",
+        )
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """From a response to its reward.
+
+    Attributes:
+        function: Import path of `(response: str, answer: int) -> float`.
+        overlong_buffer_len: DAPO's soft punishment over the last tokens before the limit; 0 is off.
+        overlong_penalty_factor: Its weight.
+    """
+
+    function: str = "lightning_vcppo.rewards.verify"
+    overlong_buffer_len: int = 0
+    overlong_penalty_factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class AdvantageSettings:
+    """From rewards and values to advantages and value targets.
+
+    Attributes:
+        estimator: "gae", or "group" for the critic-free group advantage of GRPO.
+        gamma: Discount.
+        lambda_actor: Of the advantages (VC-PPO's decoupled GAE).
+        lambda_critic: Of the value targets; 1 makes them Monte-Carlo returns.
+        length_adaptive_alpha: VAPO's lambda_actor = 1 - 1 / (alpha * length) instead of a fixed one.
+        whiten: Normalise advantages over the tokens of the rollout, on all ranks.
+        normalize_group_std: Divide group advantages by the group's standard deviation.
+        bootstrap_truncated: End truncated responses with the critic's value instead of 0.
+        explained_variance_gate: EVPO: use the batch mean as baseline while explained variance <= 0.
+    """
+
+    estimator: Literal["gae", "group"] = "gae"
+    gamma: float = 1.0
+    lambda_actor: float = 0.99
+    lambda_critic: float = 1.0
+    length_adaptive_alpha: float | None = None
+    whiten: bool = True
+    normalize_group_std: bool = True
+    bootstrap_truncated: bool = False
+    explained_variance_gate: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        for name in ("gamma", "lambda_actor", "lambda_critic"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"{name}: expected a number in [0, 1], got {value}")
+        alpha = self.length_adaptive_alpha
+        require(alpha is None or alpha > 0, f"length_adaptive_alpha: expected > 0, got {alpha}")
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """An optimizer and its learning rate.
+
+    Attributes:
+        lr: Peak learning rate.
+        warmup_updates: Optimizer updates over which the learning rate rises linearly to `lr`.
+        max_grad_norm: Gradients are scaled down to this norm; 0 switches clipping off.
+        class_path: Import path of a `torch.optim.Optimizer`.
+        init_args: Its other arguments.
+    """
+
+    lr: float = 1e-6
+    warmup_updates: int = 0
+    max_grad_norm: float = 1.0
+    class_path: str = "torch.optim.AdamW"
+    init_args: dict[str, Any] = field(default_factory=lambda: {"weight_decay": 0.0})
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        require(self.lr > 0, f"lr: expected > 0, got {self.lr}")
+        require(self.warmup_updates >= 0, f"warmup_updates: expected >= 0, got {self.warmup_updates}")
+        require(self.max_grad_norm >= 0, f"max_grad_norm: expected >= 0, got {self.max_grad_norm}")
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """The policy loss.
+
+    Attributes:
+        clip_ratio_low: PPO's lower clip, 1 - clip_ratio_low.
+        clip_ratio_high: The upper one, 1 + clip_ratio_high (VAPO's clip-higher: 0.28).
+        clip_ratio_c: Dual clip: bound of the loss for negative advantages.
+        loss_agg_mode: How token losses become one number.
+        entropy_coeff: Weight of the entropy bonus.
+        kl_coef: Weight of the KL divergence from the reference; at 0 no reference is loaded.
+        kl_estimator: k1, k2 or k3 (Schulman).
+        kl_placement: Add the KL to the loss, or subtract it from each token's reward.
+        positive_example_nll_weight: VAPO's language-model loss on correct responses (0.1 there).
+        importance_correction: Correct the sampler's mismatch with truncated or masked weights.
+        importance_cap: Their bound C.
+        mask_truncated: EasyPPO: truncated responses leave the policy loss, not the critic's.
+    """
+
+    clip_ratio_low: float = 0.2
+    clip_ratio_high: float = 0.2
+    clip_ratio_c: float | None = None
+    loss_agg_mode: LossAggMode = "token-mean"
+    entropy_coeff: float = 0.0
+    kl_coef: float = 0.0
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    kl_placement: Literal["loss", "reward"] = "loss"
+    positive_example_nll_weight: float = 0.0
+    importance_correction: Literal["off", "truncate", "mask"] = "off"
+    importance_cap: float = 2.0
+    mask_truncated: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        for name in ("clip_ratio_low", "clip_ratio_high", "kl_coef", "positive_example_nll_weight"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name}: expected >= 0, got {value}")
+        c = self.clip_ratio_c
+        require(c is None or c > 1, f"clip_ratio_c: expected > 1, got {c}")
+        require(self.importance_cap >= 1, f"importance_cap: expected >= 1, got {self.importance_cap}")
+
+
+@dataclass(frozen=True)
+class ValueSettings:
+    """The critic's head and loss.
+
+    Attributes:
+        head: "scalar"; "bounded" to (value_min, value_max) by an arctangent (BPCO); "hl_gauss", a
+            histogram of `num_bins` between them.
+        value_min: Lowest return (bounded and hl_gauss heads).
+        value_max: Highest return.
+        num_bins: Of the histogram.
+        loss: "mse" (the paper's) or "huber"; the histogram head has its own cross-entropy.
+        huber_delta: Where the Huber loss turns linear.
+        cliprange_value: PPO2's value clipping; None, as in the paper's Algorithm 1, is off.
+        loss_agg_mode: How token losses become one number.
+        prompt_noise_weighting: EasyPPO: weight each prompt by 1 / max(std of its returns, 0.25).
+    """
+
+    head: Literal["scalar", "bounded", "hl_gauss"] = "scalar"
+    value_min: float = -1.0
+    value_max: float = 1.0
+    num_bins: int = 51
+    loss: Literal["mse", "huber"] = "mse"
+    huber_delta: float = 1.0
+    cliprange_value: float | None = None
+    loss_agg_mode: LossAggMode = "token-mean"
+    prompt_noise_weighting: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        require(
+            self.value_min < self.value_max,
+            f"value_min: expected below value_max, got {self.value_min} and {self.value_max}",
+        )
+        require(self.num_bins >= 2, f"num_bins: expected >= 2, got {self.num_bins}")
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """How a rollout is cut into updates.
+
+    Attributes:
+        ppo_epochs: Passes of the policy over a rollout.
+        ppo_mini_batch_size: Responses, over all ranks, of one policy update.
+        critic_epochs: Passes of the critic; None means `ppo_epochs`.
+        critic_mini_batch_size: Responses of one critic update; None means `ppo_mini_batch_size`.
+        ppo_max_token_len_per_gpu: Tokens of one forward pass on one device (a micro-batch).
+    """
+
+    ppo_epochs: int = 1
+    ppo_mini_batch_size: int = 512
+    critic_epochs: int | None = None
+    critic_mini_batch_size: int | None = None
+    ppo_max_token_len_per_gpu: int = 16384
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        for name, value in vars(self).items():
+            require(value is None or value >= 1, f"{name}: expected >= 1, got {value}")
