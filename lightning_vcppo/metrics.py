@@ -1,0 +1,228 @@
+"""The numbers that we report about evaluations and rollouts; none needs a Trainer.
+
+1. Of an evaluation with k samples a problem: avg@k, pass@k and maj@k (`summarize`).
+2. Of a rollout: means by position in the response (`PositionProfile`), which show the critic's
+   initialisation bias, and the weight with which the terminal reward reaches a token
+   (`reward_weights`), which shows its decay (VC-PPO, arXiv 2503.01491, section 3).
+
+Shapes: B sequences, T response tokens, N masked tokens, D bins of position.
+Masks are True on the tokens that count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from typing_extensions import override
+
+from lightning_vcppo.advantages import length_adaptive_lambda
+from lightning_vcppo.rewards import normalize_answer
+from lightning_vcppo.rollout import ResponseRecord
+from lightning_vcppo.settings import AdvantageSettings
+
+NUM_DECILES = 10
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """Estimate, without bias, the probability that at least one of k samples is right.
+
+    It is 1 - C(n - c, k) / C(n, k) (Chen et al., arXiv 2107.03374, equation 1).
+
+    Args:
+        num_samples: Responses n drawn for the problem.
+        num_correct: Right ones c among them.
+        k: Size of the subset, at most n.
+
+    Raises:
+        ValueError: If not 0 <= c <= n or not 1 <= k <= n.
+    """
+    if not 0 <= num_correct <= num_samples:
+        raise ValueError(f"num_correct: expected 0..{num_samples}, got {num_correct}")
+    if not 1 <= k <= num_samples:
+        raise ValueError(f"k: expected 1..{num_samples} (the samples drawn), got {k}")
+    return 1 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
+
+
+def majority_vote(predictions: Sequence[str | None], correct: Sequence[bool]) -> float:
+    """Return the probability that the most frequent answer is right, ties broken at random.
+
+    Right responses vote together, however they write the answer; wrong ones vote for their
+    normalised answer; wrong ones without an answer do not vote.
+
+    Args:
+        predictions: Answers of the k samples of one problem, None where there is none.
+        correct: Whether each is right.
+    """
+    num_right = sum(correct)
+    if num_right == 0:
+        return 0.0
+    wrong = Counter(
+        normalize_answer(prediction)
+        for prediction, is_right in zip(predictions, correct, strict=True)
+        if prediction is not None and not is_right
+    )
+    rivals = [votes for votes in wrong.values() if votes >= num_right]
+    return 0.0 if any(votes > num_right for votes in rivals) else 1 / (1 + len(rivals))
+
+
+@dataclass(frozen=True)
+class EvaluationSummary:
+    """An evaluation in numbers; rates are means over problems.
+
+    Attributes:
+        problems: How many.
+        k: Samples of each (the fewest, if they differ).
+        accuracy: avg@k: share of right samples.
+        pass_at_k: Share of problems that one of k samples solves.
+        maj_at_k: Share of problems that the majority of the samples solves.
+        response_length: Mean length in tokens, over responses.
+        truncation_rate: Share of responses cut off at the limit.
+    """
+
+    problems: int
+    k: int
+    accuracy: float
+    pass_at_k: float
+    maj_at_k: float
+    response_length: float
+    truncation_rate: float
+
+
+def summarize(records: Sequence[ResponseRecord]) -> EvaluationSummary:
+    """Compute the numbers of an evaluation.
+
+    Args:
+        records: All samples of all problems, each sample once.
+
+    Raises:
+        ValueError: If there are no records.
+    """
+    if not records:
+        raise ValueError("an evaluation needs at least one response; got none")
+    by_problem: dict[int, list[ResponseRecord]] = defaultdict(list)
+    for record in records:
+        by_problem[record.index].append(record)
+    groups = by_problem.values()
+    k = min(map(len, groups))
+    num_correct = [sum(record.correct for record in group) for group in groups]
+    return EvaluationSummary(
+        problems=len(groups),
+        k=k,
+        accuracy=fmean(c / len(group) for c, group in zip(num_correct, groups, strict=True)),
+        pass_at_k=fmean(
+            pass_at_k(len(group), c, k) for c, group in zip(num_correct, groups, strict=True)
+        ),
+        maj_at_k=fmean(
+            majority_vote([r.prediction for r in group], [r.correct for r in group])
+            for group in groups
+        ),
+        response_length=fmean(record.length for record in records),
+        truncation_rate=fmean(not record.finished for record in records),
+    )
+
+
+class PositionProfile(Metric):
+    """Mean of a token quantity by position in the response, over all ranks.
+
+    Bins are relative (deciles of each response's own length) unless `bin_width` is given; then they
+    are absolute, `bin_width` tokens each, and the last one takes all later tokens too. A response
+    shorter than `num_bins` leaves some relative bins empty; the mean of an empty bin is NaN.
+
+    Args:
+        num_bins: Number of bins D.
+        bin_width: Tokens of an absolute bin; None for relative bins.
+
+    Raises:
+        ValueError: If `num_bins` or `bin_width` is less than 1.
+    """
+
+    full_state_update = False
+    sums_D: Tensor
+    counts_D: Tensor
+
+    def __init__(self, num_bins: int = NUM_DECILES, bin_width: int | None = None) -> None:
+        """Start with empty bins."""
+        super().__init__()
+        if num_bins < 1:
+            raise ValueError(f"num_bins: expected >= 1, got {num_bins}")
+        if bin_width is not None and bin_width < 1:
+            raise ValueError(f"bin_width: expected >= 1 token, got {bin_width}")
+        self.num_bins, self.bin_width = num_bins, bin_width
+        self.add_state("sums_D", torch.zeros(num_bins), dist_reduce_fx="sum")
+        self.add_state("counts_D", torch.zeros(num_bins), dist_reduce_fx="sum")
+
+    @override
+    def update(self, values_BT: Tensor, response_mask_BT: Tensor) -> None:
+        """Add the tokens of a batch.
+
+        Args:
+            values_BT: The quantity; read only where the mask is True.
+            response_mask_BT: True on the tokens of the response, which start each row.
+        """
+        position_BT = torch.arange(response_mask_BT.shape[1], device=response_mask_BT.device)
+        if self.bin_width is None:
+            lengths_B1 = response_mask_BT.sum(1, keepdim=True).clamp(min=1)
+            bins_BT = position_BT * self.num_bins // lengths_B1
+        else:
+            bins_BT = (position_BT // self.bin_width).clamp(max=self.num_bins - 1)
+        bins_N = bins_BT.expand_as(response_mask_BT)[response_mask_BT]
+        values_N = values_BT[response_mask_BT].to(self.sums_D)
+        self.sums_D = self.sums_D.index_add(0, bins_N, values_N)
+        self.counts_D = self.counts_D.index_add(0, bins_N, torch.ones_like(values_N))
+
+    @override
+    def compute(self) -> Tensor:
+        """Return the means_D, NaN in empty bins."""
+        return self.sums_D / self.counts_D
+
+
+def position_profile(values_BT: Tensor, response_mask_BT: Tensor) -> list[float]:
+    """Return the mean of a quantity in each decile of the responses, over all ranks.
+
+    Every rank must call it. Arguments are those of `PositionProfile.update`.
+    """
+    profile = PositionProfile().to(values_BT.device)
+    profile.update(values_BT, response_mask_BT)
+    means: list[float] = profile.compute().tolist()
+    return means
+
+
+def reward_weights(response_mask_BT: Tensor, lam: float | Tensor, *, gamma: float = 1.0) -> Tensor:
+    """Compute the weight (gamma lambda)^(T - t) of the terminal reward in the advantage of token t.
+
+    Tokens count from 1, so the last one has weight 1 and the first (gamma lambda)^(T - 1). With the
+    critic's lambda it is the weight in the value target instead. Whatever weight is missing, the
+    critic's own bootstraps fill (VC-PPO, section 3.2).
+
+    Args:
+        response_mask_BT: True on the tokens of the response, which start each row.
+        lam: One lambda, or one for each response (B,).
+        gamma: Discount.
+
+    Returns:
+        weights_BT, 0 outside the mask.
+    """
+    lengths_B1 = response_mask_BT.sum(1, keepdim=True)
+    position_BT = torch.arange(1, response_mask_BT.shape[1] + 1, device=lengths_B1.device)
+    decay_B = torch.as_tensor(gamma * lam, dtype=torch.float32, device=lengths_B1.device)
+    weights_BT = decay_B.reshape(-1, 1) ** (lengths_B1 - position_BT).clamp(min=0)
+    return weights_BT.masked_fill(~response_mask_BT, 0.0)
+
+
+def actor_lambda(lengths_B: Tensor, settings: AdvantageSettings) -> Tensor:
+    """Return the lambda of each response's advantages, fixed or adapted to its length in tokens."""
+    if settings.length_adaptive_alpha is not None:
+        return length_adaptive_lambda(lengths_B, settings.length_adaptive_alpha)
+    return torch.full(lengths_B.shape, settings.lambda_actor, device=lengths_B.device)
+
+
+def effective_horizon(lam: float, gamma: float = 1.0) -> float:
+    """Return 1 / (1 - gamma lambda), the tokens over which TD errors are summed; inf at 1."""
+    return math.inf if gamma * lam >= 1 else 1 / (1 - gamma * lam)
