@@ -1,0 +1,17 @@
+"""Callbacks, imported as `lightning_vcppo.callbacks`; one a file."""
+
+from .aime_evaluation import AIMEEvaluation
+from .model_export import ModelExport
+from .plots import LearningCurves
+from .progress import RolloutProgressBar
+from .response_writer import ResponseWriter
+from .reward_decay import RewardDecayMonitor
+
+__all__ = [
+    "AIMEEvaluation",
+    "LearningCurves",
+    "ModelExport",
+    "ResponseWriter",
+    "RewardDecayMonitor",
+    "RolloutProgressBar",
+]

@@ -1,0 +1,29 @@
+"""Leave the trained networks in the format that everybody else reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+if TYPE_CHECKING:
+    from lightning_vcppo.module import VCPPOModule
+
+
+class ModelExport(Callback):
+    """Write Hugging Face folders at the end of `fit`: `actor/` and `critic/`.
+
+    Args:
+        dirpath: Where they go; None means the trainer's root folder.
+    """
+
+    def __init__(self, dirpath: str | None = None) -> None:
+        """Keep the folder."""
+        self._dirpath = dirpath
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export from every rank: sharded weights have to be gathered; the first one writes."""
+        cast("VCPPOModule", pl_module).export(Path(self._dirpath or trainer.default_root_dir))

@@ -1,0 +1,258 @@
+"""Draw a run: its learning curves, the profiles by position and the decay of the reward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_vcppo.dashboards import log_figure
+from lightning_vcppo.metrics import NUM_DECILES, actor_lambda, position_profile, reward_weights
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from lightning_vcppo.module import VCPPOModule
+    from lightning_vcppo.settings import AdvantageSettings
+
+BLUE, ORANGE, GREY, SHADE = "#0072B2", "#D55E00", "#666666", "#F1E4C3"
+DECAY_LAMBDAS = (0.9, 0.95, 0.99, 0.999, 1.0)
+MAX_STAGES = 5
+"""Lines of a profile plot: the run is cut into at most as many stages."""
+
+LEARNING_CURVES = {
+    "reward": ("rollout/reward_mean", "Reward", "mean reward of a rollout"),
+    "accuracy": ("rollout/accuracy", "Accuracy", "share of right responses"),
+    "response_length": ("rollout/response_length", "Response length", "mean length (tokens)"),
+    "explained_variance": (
+        "critic/explained_variance",
+        "Critic: explained variance of the returns",
+        "explained variance (1 is perfect)",
+    ),
+}
+"""File name -> metric key, title and label."""
+
+
+@dataclass
+class _History:
+    """What has been seen, in plain types: one entry a rollout, but for the evaluations."""
+
+    rollouts: list[int] = field(default_factory=list)
+    phases: list[str] = field(default_factory=list)
+    scalars: dict[str, list[float]] = field(
+        default_factory=lambda: {key: [] for key, _, _ in LEARNING_CURVES.values()}
+    )
+    value_profiles: list[list[float]] = field(default_factory=list)
+    advantage_profiles: list[list[float]] = field(default_factory=list)
+    evaluations: list[list[float]] = field(default_factory=list)  # [rollouts done, accuracy]
+
+
+class LearningCurves(Callback):
+    """Write PNG plots after each evaluation and at the end of `fit`; send the last to the logger.
+
+    The history is part of the checkpoint, so a resumed run draws the whole curve. Profiles are
+    means over all ranks.
+
+    Args:
+        dirpath: Folder of the plots; None means `plots/` in the trainer's root folder.
+    """
+
+    def __init__(self, dirpath: str | None = None) -> None:
+        """Start with an empty history."""
+        self._dirpath = dirpath
+        self._history = _History()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Return the history."""
+        return asdict(self._history)
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the history of a checkpoint."""
+        self._history = _History(**state_dict)
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Remember the rollout that was just learned from."""
+        module = cast("VCPPOModule", pl_module)
+        if (rollout := module.rollout) is None:
+            return
+        history = self._history
+        history.rollouts.append(module.rollouts_done)
+        history.phases.append(module.phase.value)
+        for key, curve in history.scalars.items():
+            curve.append(float(trainer.callback_metrics.get(key, math.nan)))
+        mask_BT = rollout.response_mask_BT
+        history.value_profiles.append(_profile(rollout.values_BT, mask_BT))
+        history.advantage_profiles.append(_profile(rollout.advantages_BT, mask_BT))
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the accuracy of an evaluation during training, and draw."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        if (accuracy := trainer.callback_metrics.get("eval/accuracy")) is not None:
+            rollouts_done = cast("VCPPOModule", pl_module).rollouts_done
+            self._history.evaluations.append([float(rollouts_done), float(accuracy)])
+        self._save(trainer, pl_module)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw, and send the figures to the loggers."""
+        for name, figure in self._save(trainer, pl_module).items():
+            log_figure(trainer, f"plots/{name}", figure, step=self._history.rollouts[-1])
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Figure]:
+        """Write every figure from the first rank; return them by name."""
+        if not trainer.is_global_zero or not self._history.rollouts:
+            return {}
+        folder = Path(self._dirpath or Path(trainer.default_root_dir, "plots"))
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = cast("VCPPOModule", pl_module).advantage
+        figures = dict(_draw(self._history, settings))
+        for name, figure in figures.items():
+            figure.savefig(folder / f"{name}.png", dpi=150)
+        return figures
+
+
+def _profile(tokens_BT: Tensor | None, response_mask_BT: Tensor) -> list[float]:
+    if tokens_BT is None:
+        return [math.nan] * NUM_DECILES
+    return position_profile(tokens_BT, response_mask_BT)
+
+
+def _draw(history: _History, settings: AdvantageSettings) -> Iterator[tuple[str, Figure]]:
+    """Draw the figures that the history has something for."""
+    for name, (key, title, label) in LEARNING_CURVES.items():
+        if not all(map(math.isnan, history.scalars[key])):
+            figure, ax = _axes(title, "rollouts", label)
+            _shade_value_pretraining(ax, history)
+            _curve(ax, history.rollouts, history.scalars[key], label="training")
+            if name == "accuracy" and history.evaluations:
+                rollouts, accuracies = zip(*history.evaluations, strict=True)
+                ax.plot(rollouts, accuracies, "o-", color=ORANGE, label="evaluation (avg@k)")
+            if name == "explained_variance":
+                ax.set_ylim(bottom=max(ax.get_ylim()[0], -1.0), top=1.02)
+            if name == "accuracy":
+                ax.set_ylim(bottom=0)
+            ax.legend(frameon=False)
+            yield name, figure
+    for name, profiles in (
+        ("value", history.value_profiles),
+        ("advantage", history.advantage_profiles),
+    ):
+        if not all(math.isnan(mean) for profile in profiles for mean in profile):
+            yield f"{name}_by_position", _draw_profiles(name, history.rollouts, profiles)
+    lengths = [x for x in history.scalars["rollout/response_length"] if not math.isnan(x)]
+    if lengths and settings.estimator == "gae":
+        yield "reward_decay", _draw_reward_decay(round(lengths[-1]), settings)
+
+
+def _axes(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    """Open a figure of the house style."""
+    from matplotlib.figure import Figure  # No pyplot: no backend and no global state are touched.
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    ax = figure.subplots()
+    ax.set_title(title, loc="left", fontweight="bold")
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.grid(color="#DDDDDD", linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure, ax
+
+
+def _curve(ax: Axes, x: Sequence[int], y: Sequence[float], *, label: str) -> None:
+    """Draw raw points faintly, and their moving average over 5 % of the run."""
+    window = max(1, len(y) // 20)
+    smooth = [fmean(y[max(0, i + 1 - window) : i + 1]) for i in range(len(y))]
+    if window > 1:
+        ax.plot(x, y, color=BLUE, alpha=0.25, linewidth=1)
+        label = f"{label} (mean of {window} rollouts)"
+    ax.plot(x, smooth, color=BLUE, linewidth=2, label=label, marker="." if len(x) < 3 else None)
+
+
+def _shade_value_pretraining(ax: Axes, history: _History) -> None:
+    """Mark the rollouts in which only the critic learned."""
+    label: str | None = "value pretraining"
+    for phase, run in groupby(zip(history.phases, history.rollouts, strict=True), lambda r: r[0]):
+        rollouts = [rollout for _, rollout in run]
+        if phase == "value_pretraining":
+            ax.axvspan(rollouts[0] - 0.5, rollouts[-1] + 0.5, color=SHADE, lw=0, label=label)
+            label = None
+
+
+def _draw_profiles(
+    name: str, rollouts: Sequence[int], profiles: Sequence[Sequence[float]]
+) -> Figure:
+    """Draw mean profiles of the run's stages, from light (early) to dark (late)."""
+    from matplotlib import colormaps
+
+    figure, ax = _axes(
+        f"{name.capitalize()} by position",
+        "position in the response (% of its length)",
+        f"mean {name}",
+    )
+    ax.axhline(0, color=GREY, linewidth=0.8)
+    centers = [100 * (i + 0.5) / NUM_DECILES for i in range(NUM_DECILES)]
+    stages = min(MAX_STAGES, len(rollouts))
+    for stage in range(stages):
+        part = slice(stage * len(rollouts) // stages, (stage + 1) * len(rollouts) // stages)
+        mean = torch.tensor(profiles[part]).nanmean(0).tolist()
+        first, last = rollouts[part][0], rollouts[part][-1]
+        span = f"{first}" if first == last else f"{first} to {last}"
+        color = colormaps["viridis_r"](0.15 + 0.85 * stage / max(1, stages - 1))
+        ax.plot(centers, mean, ".-", color=color, linewidth=1.8, label=f"rollouts {span}")
+    ax.set_xlim(0, 100)
+    ax.legend(frameon=False)
+    return figure
+
+
+def _draw_reward_decay(length: int, settings: AdvantageSettings) -> Figure:
+    """Draw the weight of the terminal reward along a response of the run's mean length."""
+    from matplotlib import colormaps
+
+    figure, ax = _axes(
+        f"Reach of the terminal reward over {length} tokens",
+        "position in the response (tokens)",
+        "weight of the reward, (γλ)$^{T-t}$",
+    )
+    mask_BT = torch.ones(1, max(1, length), dtype=torch.bool)
+    position = range(1, mask_BT.shape[1] + 1)
+    for i, lam in enumerate(DECAY_LAMBDAS):
+        weights = reward_weights(mask_BT, lam, gamma=settings.gamma)[0].tolist()
+        color = colormaps["viridis_r"](0.15 + 0.85 * i / (len(DECAY_LAMBDAS) - 1))
+        ax.plot(position, weights, color=color, linewidth=1.5, label=f"λ = {lam:g}")
+    ours = actor_lambda(torch.tensor([length]), settings)
+    weights = reward_weights(mask_BT, ours, gamma=settings.gamma)[0].tolist()
+    ax.plot(
+        position,
+        weights,
+        "--",
+        color=ORANGE,
+        linewidth=2.5,
+        label=f"actor of this run, λ = {ours.item():.4g}",
+    )
+    ax.set_ylim(-0.02, 1.05)
+    ax.legend(frameon=False, loc="upper left")
+    return figure

@@ -1,0 +1,53 @@
+"""Write the responses of `predict` to a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
+
+from lightning_vcppo.records import gather_records, write_records
+from lightning_vcppo.rollout import ResponseRecord
+
+
+class ResponseWriter(Callback):
+    """Write what `predict_step` returns on all ranks as JSON Lines, each response once.
+
+    Args:
+        path: The file; None means `predictions.jsonl` in the trainer's root folder.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        """Keep the path."""
+        self._path = path
+        self._records: list[ResponseRecord] = []
+
+    @override
+    def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget a prediction that was broken off."""
+        self._records = []
+
+    @override
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Collect this rank's responses."""
+        self._records += outputs
+
+    @override
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the responses of all ranks."""
+        records, self._records = gather_records(self._records), []
+        if trainer.is_global_zero:
+            path = Path(self._path or Path(trainer.default_root_dir, "predictions.jsonl"))
+            write_records(path, records)
+            rank_zero_info(f"Wrote {len(records)} responses to {path}")
