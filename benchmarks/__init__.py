@@ -1,0 +1,1 @@
+"""Timings, one module each; run them with `python -m benchmarks.<name>`."""
