@@ -188,7 +188,7 @@ def _curve(ax: Axes, x: Sequence[int], y: Sequence[float], *, label: str) -> Non
     smooth = [fmean(y[max(0, i + 1 - window) : i + 1]) for i in range(len(y))]
     if window > 1:
         ax.plot(x, y, color=BLUE, alpha=0.25, linewidth=1)
-        label = f"{label} (mean of {window} rollouts)"
+        label = f"{label} (mean of last {window} rollouts)"
     ax.plot(x, smooth, color=BLUE, linewidth=2, label=label, marker="." if len(x) < 3 else None)
 
 
@@ -251,8 +251,8 @@ def _draw_reward_decay(length: int, settings: AdvantageSettings) -> Figure:
         "--",
         color=ORANGE,
         linewidth=2.5,
-        label=f"actor of this run, λ = {ours.item():.4g}",
+        label=f"this actor: λ = {ours.item():.4g}",
     )
     ax.set_ylim(-0.02, 1.05)
-    ax.legend(frameon=False, loc="upper left")
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

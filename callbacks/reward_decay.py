@@ -28,20 +28,7 @@ if TYPE_CHECKING:
 
 
 class RewardDecayMonitor(Callback):
-    """Log `decay/*`, see docs/metrics.md; positions are deciles of each response's own length.
-
-    Args:
-        every_n_rollouts: Rollouts between two measurements.
-
-    Raises:
-        ValueError: If `every_n_rollouts` is less than 1.
-    """
-
-    def __init__(self, every_n_rollouts: int = 1) -> None:
-        """Keep the interval."""
-        if every_n_rollouts < 1:
-            raise ValueError(f"every_n_rollouts: expected >= 1, got {every_n_rollouts}")
-        self._every_n_rollouts = every_n_rollouts
+    """Log `decay/*`, see docs/metrics.md; positions are deciles of each response's own length."""
 
     @override
     def on_train_batch_end(
@@ -54,7 +41,7 @@ class RewardDecayMonitor(Callback):
     ) -> None:
         """Measure the rollout that was just learned from."""
         module = cast("VCPPOModule", pl_module)
-        if module.rollout is None or module.rollouts_done % self._every_n_rollouts:
+        if module.rollout is None:
             return
         reach = _reward_reach(module.rollout, module.advantage)
         profiles = _position_profiles(module.rollout)
