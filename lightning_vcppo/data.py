@@ -1,0 +1,353 @@
+"""Prompts and answers for training and evaluation: `AIMEDataModule`.
+
+It reads problems (`sources.py`) or generates them (`problems.py`), keeps near-duplicates of
+validation problems out of training, renders prompts as the model in training reads them, and deals
+them out to the processes (`dataloaders.py`).
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import unicodedata
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from jinja2 import TemplateError
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from transformers import PreTrainedTokenizerBase
+from typing_extensions import override
+
+from lightning_vcppo.dataloaders import EvalLoader, TrainLoader
+from lightning_vcppo.models import load_tokenizer
+from lightning_vcppo.problems import THINK_OPEN, Problem, ProblemSettings, generate_problems
+from lightning_vcppo.rollout import PromptBatch
+from lightning_vcppo.settings import require
+from lightning_vcppo.sources import load_problems
+
+__all__ = ["INSTRUCTION", "AIMEDataModule", "load_problems", "render_prompt"]
+
+INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
+
+Template = Literal["auto", "chat", "plain"]
+
+
+class AIMEDataModule(pl.LightningDataModule):
+    """Problems with integer answers, from files, data sets or a generator, as tokenised prompts."""
+
+    def __init__(
+        self,
+        path: str | list[str] | None = None,
+        val_path: str | list[str] | None = None,
+        problem_field: str | None = None,
+        answer_field: str | None = None,
+        drop_invalid: bool = False,
+        split: str | None = None,
+        val_split: str | None = None,
+        config: str | None = None,
+        generated: ProblemSettings = ProblemSettings(),
+        train_size: int = 1000,
+        val_size: int = 64,
+        prompts_per_rollout: int = 64,
+        val_batch_size: int = 64,
+        max_prompt_length: int = 2048,
+        on_long_prompt: Literal["error", "drop"] = "error",
+        chat_template: Template = "auto",
+        instruction: str = INSTRUCTION,
+        system_prompt: str | None = None,
+        tokenizer: str | PreTrainedTokenizerBase | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Collect the settings; `setup` reads and renders the problems.
+
+        Args:
+            path: Training problems: a file, a folder, a hub id, `reasoning_gym:TASK`, or several of
+                these; None generates them. `predict` answers these problems, in their order.
+            val_path: Validation and test problems; None sets `val_size` training problems aside.
+            problem_field: Where a row holds the problem (`prompt[0].content`); found out if None.
+            answer_field: Where a row holds the answer; found out if None.
+            drop_invalid: Leave rows without an integer answer in 0..999 out instead of refusing.
+            split: Of a training data set with several splits.
+            val_split: Of a validation data set.
+            config: Configuration (subset) of a data set of the hub.
+            generated: What generated problems look like.
+            train_size: Number of training problems to generate (by us or by reasoning-gym).
+            val_size: Number of validation problems to generate or to set aside; 0 is no validation.
+            prompts_per_rollout: Prompts of a training batch, over all processes.
+            val_batch_size: Prompts that a process evaluates at a time.
+            max_prompt_length: Longest prompt, in tokens.
+            on_long_prompt: Refuse longer ones, or leave them out with a warning.
+            chat_template: The tokenizer's own ("chat"), none ("plain"), or "auto": its own if it
+                has one. See `render_prompt`.
+            instruction: Added to each problem of a chat that does not speak of a box itself.
+            system_prompt: System message of a chat.
+            tokenizer: Folder, hub id or object; None takes the tokenizer of the model in training.
+            seed: Of the generated problems, of the split and of the training order.
+
+        Raises:
+            ValueError: A size is out of range.
+        """
+        super().__init__()
+        for name, size, least in (
+            ("train_size", train_size, 1),
+            ("val_size", val_size, 0),
+            ("prompts_per_rollout", prompts_per_rollout, 1),
+            ("val_batch_size", val_batch_size, 1),
+            ("max_prompt_length", max_prompt_length, 1),
+        ):
+            require(size >= least, f"{name}: expected >= {least}, got {size}")
+        self.paths = [path] if isinstance(path, str) else list(path or [])
+        self.val_paths = [val_path] if isinstance(val_path, str) else list(val_path or [])
+        self.fields = {"problem_field": problem_field, "answer_field": answer_field}
+        self.drop_invalid = drop_invalid
+        self.split, self.val_split, self.config = split, val_split, config
+        self.generated = generated
+        self.train_size, self.val_size = train_size, val_size
+        self.prompts_per_rollout, self.val_batch_size = prompts_per_rollout, val_batch_size
+        self.max_prompt_length, self.on_long_prompt = max_prompt_length, on_long_prompt
+        self.chat_template: Template = chat_template
+        self.instruction, self.system_prompt = instruction, system_prompt
+        self.tokenizer = tokenizer
+        self.seed = seed
+        self._train = self._val = self._predict = PromptBatch([], [], [])
+        self._resumed: dict[str, int] = {}
+
+    # Lightning's hooks ---------------------------------------------------------------------------
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Read and render what a stage ("fit", "validate", "test" or "predict") needs.
+
+        Raises:
+            ValueError: A source is unreadable, a prompt too long, or too little left to train on.
+        """
+        if stage == "predict":
+            self._predict = self._render(self._training_problems(self.train_size))
+            return
+        train, val = self._split(with_train=stage == "fit")
+        self._val = self._render(val)
+        if stage == "fit":
+            self._train = self._render(train)
+            require(
+                len(self._train) >= self.prompts_per_rollout,
+                f"prompts_per_rollout: {self.prompts_per_rollout} is more than the "
+                f"{len(self._train)} training problems",
+            )
+
+    @override
+    def train_dataloader(self) -> TrainLoader:
+        """Return the batches of the current epoch that are still to be seen."""
+        now = self.state_dict()
+        for name, before in self._resumed.items():
+            if before != now[name]:
+                rank_zero_warn(
+                    f"data: {name} was {before} in the checkpoint and is {now[name]}: "
+                    "the order of training prompts is not the interrupted run's"
+                )
+        rank, world_size = self._place()
+        return TrainLoader(
+            self._train, self.prompts_per_rollout, self.seed, rank, world_size, self._position
+        )
+
+    @override
+    def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
+        """Return this process's share of the validation prompts."""
+        return self._eval_loader(self._val) if len(self._val) else []
+
+    @override
+    def test_dataloader(self) -> EvalLoader | list[EvalLoader]:
+        """Return the same as `val_dataloader`."""
+        return self.val_dataloader()
+
+    @override
+    def predict_dataloader(self) -> EvalLoader:
+        """Return this process's share of the problems at `path`."""
+        return self._eval_loader(self._predict)
+
+    @override
+    def state_dict(self) -> dict[str, int]:
+        """Return what the order of training prompts depends on, to notice a change on resuming.
+
+        The position in that order is not among it: Lightning's own progress holds it.
+        """
+        return {
+            "seed": self.seed,
+            "prompts_per_rollout": self.prompts_per_rollout,
+            "train_problems": len(self._train),
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember the interrupted run's state, see `state_dict`."""
+        self._resumed = dict(state_dict)
+
+    # Problems ------------------------------------------------------------------------------------
+
+    def _read(self, paths: list[str], split: str | None, size: int, seed: int) -> list[Problem]:
+        return [
+            problem
+            for path in paths
+            for problem in load_problems(
+                path,
+                **self.fields,
+                drop_invalid=self.drop_invalid,
+                split=split,
+                config=self.config,
+                size=size,
+                seed=seed,
+            )
+        ]
+
+    def _training_problems(self, size: int) -> list[Problem]:
+        if self.paths:
+            return self._read(self.paths, self.split, size, self.seed)
+        return generate_problems(size, self.generated, seed=self.seed)
+
+    def _split(self, *, with_train: bool) -> tuple[list[Problem], list[Problem]]:
+        """Return training problems, without near-duplicates of the others, and validation ones."""
+        if self.val_paths:
+            # Another seed than the training problems', for sources that generate.
+            val = self._read(self.val_paths, self.val_split, max(self.val_size, 1), self.seed + 1)
+            train = self._training_problems(self.train_size) if with_train else []
+        else:
+            pool = self._training_problems(self.train_size + self.val_size)
+            require(
+                len(pool) > self.val_size,
+                f"val_size: {self.val_size} of {len(pool)} problems leaves none to train on",
+            )
+            random.Random(f"{self.seed}/split").shuffle(pool)
+            val, train = pool[: self.val_size], pool[self.val_size :]
+        known = {fingerprint(problem.problem) for problem in val}
+        kept = [problem for problem in train if fingerprint(problem.problem) not in known]
+        if with_train:
+            rank_zero_info(
+                f"data: {len(kept)} training problems ({len(train) - len(kept)} near-duplicates of "
+                f"validation problems left out), {len(val)} validation problems"
+            )
+            require(
+                bool(kept), f"all {len(train)} training problems are near-duplicates of validation"
+            )
+        return kept, val
+
+    def _render(self, problems: list[Problem]) -> PromptBatch:
+        """Tokenise the prompts of problems and refuse or drop those that are too long."""
+        tokenizer = self._tokenizer()
+        chat = uses_chat(tokenizer, self.chat_template)
+        texts = [
+            render_prompt(
+                problem.problem,
+                tokenizer,
+                chat_template=self.chat_template,
+                instruction=self.instruction,
+                system_prompt=self.system_prompt,
+            )
+            for problem in problems
+        ]
+        # A chat template writes the special tokens itself.
+        ids = tokenizer(texts, add_special_tokens=not chat).input_ids if texts else []
+        rows = [row for row in range(len(texts)) if len(ids[row]) <= self.max_prompt_length]
+        if len(rows) < len(texts):
+            first = min(set(range(len(texts))).difference(rows))
+            message = (
+                f"{problems[first].source}: the prompt has {len(ids[first])} tokens, more than "
+                f"max_prompt_length={self.max_prompt_length}"
+            )
+            require(
+                self.on_long_prompt == "drop" and bool(rows),
+                f"{message} (as {len(texts) - len(rows)} of {len(texts)} prompts); raise "
+                "--data.max_prompt_length or leave them out with --data.on_long_prompt=drop",
+            )
+            rank_zero_warn(f"left out {len(texts) - len(rows)} long prompts; {message}")
+        return PromptBatch([problems[row] for row in rows], [ids[row] for row in rows], rows)
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        if isinstance(self.tokenizer, str):
+            self.tokenizer = load_tokenizer(self.tokenizer)
+        if self.tokenizer is not None:
+            return self.tokenizer
+        module = self.trainer.lightning_module if self.trainer else None
+        tokenizer = getattr(module, "tokenizer", None)
+        require(tokenizer is not None, "tokenizer: the model has none; give --data.tokenizer")
+        assert isinstance(tokenizer, PreTrainedTokenizerBase)
+        return tokenizer
+
+    # Place and position --------------------------------------------------------------------------
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _position(self) -> tuple[int, int]:
+        """Return epoch and batches already seen of it, as Lightning counts and restores them."""
+        if self.trainer is None:
+            return 0, 0
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        return self.trainer.current_epoch, progress.current.ready
+
+    def _eval_loader(self, prompts: PromptBatch) -> EvalLoader:
+        return EvalLoader(prompts, self.val_batch_size, *self._place())
+
+
+def fingerprint(text: str) -> str:
+    """Return what near-duplicates share: letters, digits and operators, whatever the rest.
+
+    Case, spaces, punctuation and LaTeX's brackets go; digits and + - * / ^ = < > stay, for with
+    other ones it is another problem.
+    """
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return re.sub(r"[^\w+\-*/^=<>]|_", "", text)
+
+
+# Prompts
+
+
+def uses_chat(tokenizer: PreTrainedTokenizerBase, chat_template: Template) -> bool:
+    """Tell whether prompts follow the tokenizer's chat template.
+
+    Raises:
+        ValueError: They should, but it has none.
+    """
+    has_template = bool(tokenizer.chat_template)
+    require(
+        has_template or chat_template != "chat",
+        "chat_template: the tokenizer has none; expected plain or auto",
+    )
+    return has_template and chat_template != "plain"
+
+
+def render_prompt(
+    problem: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    chat_template: Template = "auto",
+    instruction: str = INSTRUCTION,
+    system_prompt: str | None = None,
+) -> str:
+    r"""Write the text that a model is asked to continue.
+
+    Chat: the tokenizer's template around the problem and the instruction, which is added unless the
+    problem speaks of a box itself, up to where the assistant's turn begins.
+
+    Plain: the problem and an opening thinking tag, `"{problem}\n<think>\n"`; the response is
+    "...</think>\n\boxed{123}" by training, not by instruction.
+
+    Args:
+        problem: The question.
+        tokenizer: Has the chat template.
+        chat_template: "chat", "plain", or "auto" for a chat if the tokenizer has a template.
+        instruction: How to answer; "" adds nothing.
+        system_prompt: The chat's system message; None leaves it to the template.
+
+    Raises:
+        ValueError: The tokenizer has no chat template, or that refuses the messages.
+    """
+    if not uses_chat(tokenizer, chat_template):
+        return f"{problem}\n{THINK_OPEN}\n"
+    asks = not instruction or r"\boxed" in problem
+    messages = [{"role": "user", "content": problem if asks else f"{problem}\n{instruction}"}]
+    if system_prompt is not None:
+        messages.insert(0, {"role": "system", "content": system_prompt})
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise ValueError(f"the tokenizer's chat template refuses the prompt: {error}") from error
+    return str(text)
