@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from lightning_vcppo.module import VCPPOModule
+    from lightning_vcppo.rollout import Rollout
     from lightning_vcppo.settings import AdvantageSettings
 
 BLUE, ORANGE, GREY, SHADE = "#0072B2", "#D55E00", "#666666", "#F1E4C3"
@@ -62,7 +63,7 @@ class LearningCurves(Callback):
     """Write PNG plots after each evaluation and at the end of `fit`; send the last to the logger.
 
     The history is part of the checkpoint, so a resumed run draws the whole curve. Profiles are
-    means over all ranks.
+    means over all ranks. A module without rollouts is left alone.
 
     Args:
         dirpath: Folder of the plots; None means `plots/` in the trainer's root folder.
@@ -72,6 +73,7 @@ class LearningCurves(Callback):
         """Start with an empty history."""
         self._dirpath = dirpath
         self._history = _History()
+        self._phase = ""
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -84,6 +86,14 @@ class LearningCurves(Callback):
         self._history = _History(**state_dict)
 
     @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember the phase, which may change when the rollout ends."""
+        if hasattr(pl_module, "phase"):
+            self._phase = cast("VCPPOModule", pl_module).phase.value
+
+    @override
     def on_train_batch_end(
         self,
         trainer: Trainer,
@@ -93,12 +103,12 @@ class LearningCurves(Callback):
         batch_idx: int,
     ) -> None:
         """Remember the rollout that was just learned from."""
-        module = cast("VCPPOModule", pl_module)
-        if (rollout := module.rollout) is None:
+        rollout: Rollout | None = getattr(pl_module, "rollout", None)
+        if rollout is None:
             return
         history = self._history
-        history.rollouts.append(module.rollouts_done)
-        history.phases.append(module.phase.value)
+        history.rollouts.append(cast("VCPPOModule", pl_module).rollouts_done)
+        history.phases.append(self._phase)
         for key, curve in history.scalars.items():
             curve.append(float(trainer.callback_metrics.get(key, math.nan)))
         mask_BT = rollout.response_mask_BT
@@ -108,11 +118,11 @@ class LearningCurves(Callback):
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the accuracy of an evaluation during training, and draw."""
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+        history = self._history
+        if trainer.state.fn != TrainerFn.FITTING or not history.rollouts:
             return
         if (accuracy := trainer.callback_metrics.get("eval/accuracy")) is not None:
-            rollouts_done = cast("VCPPOModule", pl_module).rollouts_done
-            self._history.evaluations.append([float(rollouts_done), float(accuracy)])
+            history.evaluations.append([float(history.rollouts[-1]), float(accuracy)])
         self._save(trainer, pl_module)
 
     @override

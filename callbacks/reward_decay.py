@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 
 class RewardDecayMonitor(Callback):
-    """Log `decay/*`, see docs/metrics.md; positions are deciles of each response's own length."""
+    """Log `decay/*`, see docs/metrics.md; positions are deciles of each response's own length.
+
+    A module without rollouts is left alone.
+    """
 
     @override
     def on_train_batch_end(
@@ -40,13 +43,12 @@ class RewardDecayMonitor(Callback):
         batch_idx: int,
     ) -> None:
         """Measure the rollout that was just learned from."""
-        module = cast("VCPPOModule", pl_module)
-        if module.rollout is None:
+        rollout: Rollout | None = getattr(pl_module, "rollout", None)
+        if rollout is None:
             return
-        reach = _reward_reach(module.rollout, module.advantage)
-        profiles = _position_profiles(module.rollout)
-        metrics = {f"decay/{name}": value for name, value in (reach | profiles).items()}
-        module.log_dict(metrics, sync_dist=True)
+        reach = _reward_reach(rollout, cast("VCPPOModule", pl_module).advantage)
+        metrics = reach | _position_profiles(rollout)
+        pl_module.log_dict({f"decay/{k}": v for k, v in metrics.items()}, sync_dist=True)
 
 
 def _reward_reach(rollout: Rollout, settings: AdvantageSettings) -> dict[str, float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,13 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from matplotlib.image import imread
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from lightning_vcppo.actor_critic import Phase
 from lightning_vcppo.advantages import decoupled_gae
 from lightning_vcppo.callbacks import (
     AIMEEvaluation,
@@ -32,32 +33,18 @@ from lightning_vcppo.records import gather_records, unique_records, write_record
 from lightning_vcppo.rollout import ResponseRecord, Rollout
 from lightning_vcppo.settings import AdvantageSettings
 
-PRETRAINING_ROLLOUTS = 2
-
-
-class Phase(str, Enum):
-    """The phases of the real module."""
-
-    VALUE_PRETRAINING = "value_pretraining"
-    POLICY_OPTIMIZATION = "policy_optimization"
-
 
 class InventingModule(LightningModule):
     """What the callbacks see of a VCPPOModule: real records, made up instead of sampled."""
 
-    def __init__(self, advantage: AdvantageSettings = AdvantageSettings(), k: int = 2) -> None:  # noqa: B008
+    def __init__(self, advantage: AdvantageSettings = AdvantageSettings(), k: int = 2) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.advantage, self.k = advantage, k
         self.rollout: Rollout | None = None
         self.rollouts_done = 0
-
-    @property
-    def phase(self) -> Phase:
-        """Pretrain first."""
-        pretraining = self.rollouts_done <= PRETRAINING_ROLLOUTS
-        return Phase.VALUE_PRETRAINING if pretraining else Phase.POLICY_OPTIMIZATION
+        self.phase = Phase.POLICY_OPTIMIZATION
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -73,7 +60,9 @@ class InventingModule(LightningModule):
                 "step": float(self.rollouts_done),
             }
         )
-        self.optimizers().step()  # counts as a batch for the loggers, as the real updates do
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        optimizer.step()  # counts as a batch for the loggers, as the real updates do
 
     @override
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, list[ResponseRecord]]:
@@ -102,6 +91,23 @@ class InventingModule(LightningModule):
         """Leave a sign."""
         (folder / "actor").mkdir(parents=True)
         (folder / "critic").mkdir()
+
+
+class PretrainTwice(Callback):
+    """Two rollouts of value pretraining, ended, as by the real callback, with the second one."""
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, InventingModule)
+        pl_module.phase = Phase.VALUE_PRETRAINING
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        assert isinstance(pl_module, InventingModule)
+        if pl_module.rollouts_done == 2:
+            pl_module.phase = Phase.POLICY_OPTIMIZATION
 
 
 def invent_rollout(number: int, settings: AdvantageSettings, size: int = 6) -> Rollout:
@@ -160,7 +166,7 @@ def invent_record(index: int, sample: int) -> ResponseRecord:
 
 def make_trainer(root: Path, *callbacks: Callback, **kwargs: Any) -> Trainer:
     """Make a quiet trainer of four rollouts, an evaluation after every second one."""
-    defaults = {
+    defaults: dict[str, Any] = {
         "logger": CSVLogger(root),
         "max_epochs": 1,
         "limit_train_batches": 4,
@@ -292,15 +298,30 @@ def test_a_checkpoint_can_monitor_the_accuracy(tmp_path: Path) -> None:
     assert Path(checkpoint.best_model_path).name == "step=2.ckpt"
 
 
-def test_a_module_without_rollouts_is_named_by_its_updates(tmp_path: Path) -> None:
+def test_a_module_without_rollouts_is_evaluated_by_its_updates_and_else_left_alone(
+    tmp_path: Path,
+) -> None:
     class Supervised(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return self.weight.sum()
+
         def validation_step(self, batch: Any, batch_idx: int) -> dict[str, list[ResponseRecord]]:
             return {"records": [invent_record(int(batch), 0)]}
 
-    trainer = make_trainer(tmp_path, AIMEEvaluation())
-    trainer.validate(Supervised(), problems(), verbose=False)
-    assert (tmp_path / "evaluation" / "updates_000000.jsonl").exists()
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters())
+
+    callbacks = (AIMEEvaluation(), RewardDecayMonitor(), LearningCurves(), RolloutProgressBar())
+    trainer = make_trainer(tmp_path, *callbacks, enable_progress_bar=True)
+    fit(trainer, Supervised())
+    assert logged(tmp_path, "eval/accuracy") == {1: 0.5, 3: 0.5}  # Lightning's own x axis
+    assert (tmp_path / "evaluation" / "updates_000004.jsonl").exists()
     assert "step" not in trainer.callback_metrics  # a checkpoint's {step} would go stale
+    assert not (tmp_path / "plots").exists()
 
 
 def test_records_of_all_ranks_count_once() -> None:
@@ -391,6 +412,12 @@ def test_learning_curves_go_on_after_a_resume(tmp_path: Path) -> None:
     assert resumed.state_dict() == whole.state_dict()
     assert resumed.state_dict()["rollouts"] == [1, 2, 3, 4]
     assert resumed.state_dict()["evaluations"] == [[2.0, 0.25], [4.0, 0.25]]
+
+
+def test_a_rollout_belongs_to_the_phase_in_which_it_began(tmp_path: Path) -> None:
+    curves = LearningCurves()
+    fit(make_trainer(tmp_path, PretrainTwice(), curves), InventingModule())
+    assert curves.state_dict()["phases"] == ["value_pretraining"] * 2 + ["policy_optimization"] * 2
 
 
 def test_learning_curves_without_a_critic(tmp_path: Path) -> None:
