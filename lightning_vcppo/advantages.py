@@ -244,7 +244,7 @@ def _lambda_returns_of_rows(
         if gamma == 1.0 and bool((lam_B == 1.0).all()):
             returns_BT = rewards_BT.flip(-1).cumsum(-1).flip(-1)
         else:
-            steps_BT = rewards_BT.double()
+            steps_BT = rewards_BT.to(torch.float64, copy=True)
             steps_BT[:, :-1].addcmul_(gamma * (1.0 - lam_B)[:, None], values_BT[:, 1:])
             returns_BT = _discounted_reverse_cumsum(steps_BT, gamma * lam_B).to(rewards_BT.dtype)
         if place_BT is not None:
