@@ -6,6 +6,7 @@ from .plots import LearningCurves
 from .progress import RolloutProgressBar
 from .response_writer import ResponseWriter
 from .reward_decay import RewardDecayMonitor
+from .value_pretraining import ValuePretraining
 
 __all__ = [
     "AIMEEvaluation",
@@ -14,4 +15,5 @@ __all__ = [
     "ResponseWriter",
     "RewardDecayMonitor",
     "RolloutProgressBar",
+    "ValuePretraining",
 ]

@@ -6,11 +6,15 @@ show the thing, online or offline, on the first rank alone, and passes over the 
 
 from __future__ import annotations
 
+import netrc
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlparse
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,3 +62,36 @@ def _markdown(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 
 def _markdown_cell(cell: Cell) -> str:
     return str(cell).replace("|", "\\|").replace("\n", "<br>")
+
+
+def build_logger(name: str, run_dir: str) -> Logger:
+    """Build a logger by its short name, writing into the run's folder.
+
+    Weights & Biases runs offline, ready for `wandb sync`, unless there is an account (`wandb login`,
+    WANDB_API_KEY) or WANDB_MODE says otherwise.
+
+    Args:
+        name: csv, wandb or tensorboard.
+        run_dir: The run's folder.
+    """
+    if name == "csv":
+        return CSVLogger(run_dir, name="", version="", flush_logs_every_n_steps=1)
+    if name == "tensorboard":
+        return TensorBoardLogger(run_dir, name="", version="tensorboard")
+    Path(run_dir).mkdir(parents=True, exist_ok=True)
+    mode = os.environ.get("WANDB_MODE")
+    offline = mode == "offline" or (mode is None and not has_wandb_account())
+    return WandbLogger(
+        project="lightning-vcppo", name=Path(run_dir).name, save_dir=run_dir, offline=offline
+    )
+
+
+def has_wandb_account() -> bool:
+    """Tell whether `wandb login` or the environment has left an API key."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

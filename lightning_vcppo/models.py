@@ -20,14 +20,18 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
+from lightning_vcppo import value_heads
 from lightning_vcppo.problems import THINK_CLOSE, THINK_OPEN
+from lightning_vcppo.settings import ValueSettings
 
 PAD, EOS = "<pad>", "<eos>"
 
@@ -47,7 +51,9 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """
     tokenizer = _load(AutoTokenizer, name_or_path, "tokenizer")
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"{name_or_path}: the tokenizer has no eos_token, so no response could end")
+        raise ValueError(
+            f"{name_or_path}: the tokenizer has no eos_token, so no response could end"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -74,51 +80,15 @@ def build_actor(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -
     Raises:
         ValueError: if transformers knows no such model type or refuses a field.
     """
-    fields = dict(config)
-    model_type = fields.pop("model_type", None)
-    fields |= {
+    special_tokens = {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": tokenizer.bos_token_id,
     }
-    try:
-        actor = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **fields))
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"actor config (model_type {model_type!r}): {error}") from error
-    _check_plain_head(actor, f"model_type {model_type}")
+    actor = AutoModelForCausalLM.from_config(_build_config(config, special_tokens, "actor"))
+    _check_plain_head(actor, "actor config")
     return actor
-
-
-def load_critic(name_or_path: str, *, num_outputs: int = 1, fresh_head: bool = False) -> Critic:
-    """Load a critic: the backbone of any decoder with a value head on every token.
-
-    The folder may hold a critic, a reward model (its head is taken over) or a causal language model
-    (the head starts at zero, so that V = 0 everywhere).
-
-    Args:
-        name_or_path: Folder or hub id.
-        num_outputs: K, the outputs of the head.
-        fresh_head: Take the backbone alone and start the head at zero.
-
-    Raises:
-        ValueError: if there is no such model, or its kind has no token-classification form.
-    """
-    config = _load(AutoConfig, name_or_path, "model config")
-    held = getattr(config, "architectures", None) or [""]
-    keep_head = not fresh_head and held[0].endswith(("TokenClassification", "SequenceClassification"))
-    if keep_head and config.num_labels != num_outputs:
-        raise ValueError(
-            f"critic {name_or_path}: its head has {config.num_labels} outputs, "
-            f"but the value head of this run needs {num_outputs}"
-        )
-    model = _load(
-        AutoModelForTokenClassification, name_or_path, "critic", num_labels=num_outputs
-    )
-    critic = Critic(model)
-    if not keep_head:
-        critic.reset_head()
-    return critic
 
 
 class Critic(nn.Module):
@@ -128,8 +98,8 @@ class Critic(nn.Module):
     same function when it is fitted and when it is read.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Wrap an `AutoModelForTokenClassification`."""
+    def __init__(self, model: PreTrainedModel, settings: ValueSettings) -> None:
+        """Wrap an `AutoModelForTokenClassification` with `num_outputs(settings)` labels."""
         super().__init__()
         if not isinstance(getattr(model, "score", None), nn.Linear):
             raise ValueError(
@@ -137,11 +107,8 @@ class Critic(nn.Module):
                 "use a decoder of the Llama, Qwen, Gemma, Mistral or SmolLM kind"
             )
         self.model = model
-
-    @property
-    def backbone(self) -> nn.Module:
-        """The transformer without the head."""
-        return self.model.base_model
+        self.settings = settings
+        model.config.value_head = describe_head(settings)
 
     @property
     def head(self) -> nn.Linear:
@@ -159,10 +126,97 @@ class Critic(nn.Module):
 
     def forward(self, input_ids_BL: Tensor, prompt_lengths_B: Tensor, mask_BT: Tensor) -> Tensor:
         """Return the head's float32 output for the state before each masked token, (N, K)."""
-        hidden_NH = response_hidden(self.backbone, input_ids_BL, prompt_lengths_B, mask_BT)
+        hidden_NH = response_hidden(self.model.base_model, input_ids_BL, prompt_lengths_B, mask_BT)
         bias = None if self.head.bias is None else self.head.bias.float()
         with torch.autocast(hidden_NH.device.type, enabled=False):
             return nn.functional.linear(hidden_NH.float(), self.head.weight.float(), bias)
+
+    def values(self, outputs_NK: Tensor) -> Tensor:
+        """Turn the head's outputs into values, (N,)."""
+        settings = self.settings
+        if settings.head == "hl_gauss":
+            return value_heads.hl_gauss_value(outputs_NK, self.edges())
+        if settings.head == "bounded":
+            return value_heads.bounded_value(
+                outputs_NK[:, 0], settings.value_min, settings.value_max
+            )
+        return outputs_NK[:, 0]
+
+    def edges(self) -> Tensor:
+        """Return the edges of the histogram head's bins, (K + 1,)."""
+        settings = self.settings
+        return value_heads.hl_gauss_edges(
+            settings.value_min,
+            settings.value_max,
+            settings.num_bins,
+            device=self.head.weight.device,
+        )
+
+
+def num_outputs(settings: ValueSettings) -> int:
+    """Return K, the outputs of the value head."""
+    return settings.num_bins if settings.head == "hl_gauss" else 1
+
+
+def describe_head(settings: ValueSettings) -> dict[str, Any]:
+    """Return what a critic's folder must say for its values to be read back."""
+    if settings.head == "scalar":
+        return {"head": "scalar"}
+    described = {
+        "head": settings.head,
+        "value_min": settings.value_min,
+        "value_max": settings.value_max,
+    }
+    return described | ({"num_bins": settings.num_bins} if settings.head == "hl_gauss" else {})
+
+
+def holds_pretrained_critic(source: str | Mapping[str, Any]) -> bool:
+    """Tell whether a folder holds a critic of ours, rather than a reward or language model."""
+    return isinstance(source, str) and hasattr(
+        _load(AutoConfig, source, "model config"), "value_head"
+    )
+
+
+def load_critic(source: str | Mapping[str, Any], settings: ValueSettings) -> Critic:
+    """Load a critic: the backbone of any decoder with a value head on every token.
+
+    A folder may hold a critic, a reward model (its head is taken over by a scalar head) or a causal
+    language model (the head starts at zero, so that V = 0 everywhere).
+
+    Args:
+        source: Folder or hub id, or a model config (`model_type`, ...) for random weights.
+        settings: The kind of head.
+
+    Raises:
+        ValueError: if there is no such model, its kind has no token-classification form, or it is a
+            critic with another head.
+    """
+    if not isinstance(source, str):
+        config = _build_config(source, {"num_labels": num_outputs(settings)}, "critic")
+        critic = Critic(AutoModelForTokenClassification.from_config(config), settings)
+        critic.reset_head()
+        return critic
+    config = _load(AutoConfig, source, "model config")
+    wanted, held = describe_head(settings), getattr(config, "value_head", None)
+    if held is not None and held != wanted:
+        raise ValueError(f"critic {source}: it was trained with value head {held}, not {wanted}")
+    is_reward_model = (config.architectures or [""])[0].endswith("ForSequenceClassification")
+    critic = Critic(
+        _load(AutoModelForTokenClassification, source, "critic", num_labels=num_outputs(settings)),
+        settings,
+    )
+    if held is None and not (is_reward_model and settings.head == "scalar"):
+        critic.reset_head()
+    return critic
+
+
+def load_reward_model(name_or_path: str) -> PreTrainedModel:
+    """Load a sequence classifier with one output, its head starting at random from a language model.
+
+    Raises:
+        ValueError: if there is no such model or its kind has no sequence-classification form.
+    """
+    return _load(AutoModelForSequenceClassification, name_or_path, "reward model", num_labels=1)
 
 
 def response_hidden(
@@ -174,13 +228,13 @@ def response_hidden(
         backbone: A transformers base model.
         input_ids_BL: Prompt and response, padded on the right alone.
         prompt_lengths_B: Tokens of each prompt, at least 1.
-        mask_BT: True on the response tokens wanted.
+        mask_BT: True on the response tokens wanted; may be one token wider than the responses.
 
     Returns:
         (N, H), in row order: for response token t the state of prompt + tokens before t.
     """
-    # The last token predicts nothing. Padding stands on the right, so causal attention needs no mask.
-    hidden_BLH = backbone(input_ids=input_ids_BL[:, :-1], use_cache=False).last_hidden_state
+    # Padding stands on the right of every row, so causal attention needs no mask.
+    hidden_BLH = backbone(input_ids=input_ids_BL, use_cache=False).last_hidden_state
     row_N, token_N = mask_BT.nonzero(as_tuple=True)
     return hidden_BLH[row_N, prompt_lengths_B[row_N] - 1 + token_N]
 
@@ -231,7 +285,11 @@ def _load(auto_class: Any, name_or_path: str, what: str, **kwargs: Any) -> Any:
     if auto_class not in (AutoTokenizer, AutoConfig):
         kwargs.setdefault("dtype", torch.float32)
     source = str(path) if path.is_dir() else name_or_path
-    if path.is_dir() and (gguf := sorted(path.glob("*.gguf"))) and not (path / "config.json").exists():
+    if (
+        path.is_dir()
+        and (gguf := sorted(path.glob("*.gguf")))
+        and not (path / "config.json").exists()
+    ):
         kwargs.setdefault("gguf_file", gguf[0].name)
     reports = logging.getLogger("transformers.modeling_utils")
     level = reports.level
@@ -245,8 +303,28 @@ def _load(auto_class: Any, name_or_path: str, what: str, **kwargs: Any) -> Any:
         reports.setLevel(level)
 
 
+def _build_config(
+    given: Mapping[str, Any], extra: Mapping[str, Any], what: str
+) -> PreTrainedConfig:
+    fields = dict(given)
+    model_type = fields.pop("model_type", None)
+    try:
+        return AutoConfig.for_model(model_type, **fields, **extra)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{what} config (model_type {model_type!r}): {error}") from error
+
+
 def _check_plain_head(actor: PreTrainedModel, name: str) -> None:
     for option, neutral in _UNSUPPORTED_LOGIT_TRANSFORMS.items():
         value = getattr(actor.config, option, neutral)
         if value not in (neutral, None):
             raise ValueError(f"{name}: models with {option}={value} are not supported as actors")
+    if getattr(actor.get_output_embeddings(), "bias", None) is not None:
+        raise ValueError(f"{name}: a language-model head with a bias is not supported")
+
+
+def stop_token_ids(actor: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return every token that ends a response: the tokenizer's <eos> and the model's own list."""
+    configured = getattr(actor.generation_config, "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [configured]
+    return {int(i) for i in [tokenizer.eos_token_id, *listed] if i is not None}

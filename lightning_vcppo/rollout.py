@@ -17,6 +17,25 @@ from lightning_vcppo.problems import Problem
 
 
 @dataclass(frozen=True)
+class PromptBatch:
+    """Problems of a data set, with their rendered and tokenised prompts.
+
+    Attributes:
+        problems: The problems.
+        prompt_ids: Token ids of each prompt, without padding.
+        indices: Position of each problem in its data set.
+    """
+
+    problems: list[Problem]
+    prompt_ids: list[list[int]]
+    indices: list[int]
+
+    def __len__(self) -> int:
+        """Number of prompts."""
+        return len(self.problems)
+
+
+@dataclass(frozen=True)
 class Rollout:
     """A batch of responses and all that was computed about them.
 
@@ -28,9 +47,11 @@ class Rollout:
         response_mask_BT: True on the tokens that the policy generated, its <eos> included.
         sampler_logprobs_BT: Log-probability under the sampler, at the sampling temperature.
         finished_B: True where the response ended by itself, False where it was truncated.
+        positions_B: Row number in the rollout over all ranks.
         group_ids_B: The same number for the responses to one prompt.
         scores_B: Reward of the verifier, shaping included.
         correct_B: True where the verifier's own reward is positive.
+        noise_weights_B: The critic's weight of each response, if prompts are weighted by their noise.
         rewards_BT: Token rewards: the score on the last token, KL penalty if it is in the reward.
         old_logprobs_BT: Log-probability under the policy before the update.
         ref_logprobs_BT: Under the frozen reference, if there is one.
@@ -38,6 +59,11 @@ class Rollout:
         values_BT: V(s_t) before the update; s_t is the prompt and the tokens before token t.
         advantages_BT: For the policy, before whitening.
         returns_BT: Targets of the critic.
+        loss_weights_BT: Weight of each token in the loss of its mini-batch, set when the rollout is
+            cut into mini-batches, so that micro-batches simply add up.
+        nll_weights_BT: The same for the loss on correct responses.
+        importance_weights_BT: Correction of the sampler's mismatch, if it is on.
+        trusted_BT: True where sampler and trainer agree well enough to learn from the token.
     """
 
     problems: tuple[Problem, ...]
@@ -47,9 +73,11 @@ class Rollout:
     response_mask_BT: Tensor
     sampler_logprobs_BT: Tensor
     finished_B: Tensor
+    positions_B: Tensor
     group_ids_B: Tensor
     scores_B: Tensor
     correct_B: Tensor
+    noise_weights_B: Tensor | None = None
     rewards_BT: Tensor | None = None
     old_logprobs_BT: Tensor | None = None
     ref_logprobs_BT: Tensor | None = None
@@ -57,6 +85,10 @@ class Rollout:
     values_BT: Tensor | None = None
     advantages_BT: Tensor | None = None
     returns_BT: Tensor | None = None
+    loss_weights_BT: Tensor | None = None
+    nll_weights_BT: Tensor | None = None
+    importance_weights_BT: Tensor | None = None
+    trusted_BT: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of responses."""
@@ -72,9 +104,20 @@ class Rollout:
         """Tokens of prompt and response."""
         return self.prompt_lengths_B + self.response_lengths_B
 
+    @property
+    def response_ids_N(self) -> Tensor:
+        """Token ids of the responses, in row order."""
+        row_N, token_N = self.response_mask_BT.nonzero(as_tuple=True)
+        return self.input_ids_BL[row_N, self.prompt_lengths_B[row_N] + token_N]
+
     def with_(self, **changes: Any) -> Rollout:
         """Return a copy with some fields replaced."""
         return replace(self, **changes)
+
+    def silenced(self) -> Rollout:
+        """Return a copy whose tokens weigh nothing in any loss."""
+        nothing_BT = torch.zeros_like(self.sampler_logprobs_BT)
+        return replace(self, loss_weights_BT=nothing_BT, nll_weights_BT=nothing_BT)
 
     def select(self, rows: Tensor) -> Rollout:
         """Return the given rows, with padding trimmed to the longest of them.
@@ -113,8 +156,8 @@ def pad(values_N: Tensor, response_mask_BT: Tensor) -> Tensor:
     )
 
 
-def last_token(values_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
-    """Return a (B, T) tensor that is True on the last masked token of each row alone."""
+def last_token(response_mask_BT: Tensor) -> Tensor:
+    """Return (B, T), True on the last masked token of each row alone."""
     return response_mask_BT & (response_mask_BT.flip(1).cumsum(1).flip(1) == 1)
 
 

@@ -36,7 +36,9 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
-        require(self.num_generations >= 1, f"num_generations: expected >= 1, got {self.num_generations}")
+        require(
+            self.num_generations >= 1, f"num_generations: expected >= 1, got {self.num_generations}"
+        )
         require(self.temperature >= 0, f"temperature: expected >= 0, got {self.temperature}")
         require(0 < self.top_p <= 1, f"top_p: expected a share in (0, 1], got {self.top_p}")
         require(
@@ -46,18 +48,21 @@ class SamplingSettings:
 
 
 @dataclass(frozen=True)
-class RewardSettings:
-    """From a response to its reward.
+class RewardShapingSettings:
+    """What is added to the verifier's reward.
 
     Attributes:
-        function: Import path of `(response: str, answer: int) -> float`.
         overlong_buffer_len: DAPO's soft punishment over the last tokens before the limit; 0 is off.
         overlong_penalty_factor: Its weight.
     """
 
-    function: str = "lightning_vcppo.rewards.verify"
     overlong_buffer_len: int = 0
     overlong_penalty_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        length = self.overlong_buffer_len
+        require(length >= 0, f"overlong_buffer_len: expected >= 0 tokens, got {length}")
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,9 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         """Refuse impossible values."""
         require(self.lr > 0, f"lr: expected > 0, got {self.lr}")
-        require(self.warmup_updates >= 0, f"warmup_updates: expected >= 0, got {self.warmup_updates}")
+        require(
+            self.warmup_updates >= 0, f"warmup_updates: expected >= 0, got {self.warmup_updates}"
+        )
         require(self.max_grad_norm >= 0, f"max_grad_norm: expected >= 0, got {self.max_grad_norm}")
 
 
@@ -159,7 +166,9 @@ class PolicySettings:
             require(value >= 0, f"{name}: expected >= 0, got {value}")
         c = self.clip_ratio_c
         require(c is None or c > 1, f"clip_ratio_c: expected > 1, got {c}")
-        require(self.importance_cap >= 1, f"importance_cap: expected >= 1, got {self.importance_cap}")
+        require(
+            self.importance_cap >= 1, f"importance_cap: expected >= 1, got {self.importance_cap}"
+        )
 
 
 @dataclass(frozen=True)

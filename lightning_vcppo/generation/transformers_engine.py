@@ -24,7 +24,9 @@ class TransformersEngine:
     batch as soon as they are a quarter of it.
     """
 
-    def __init__(self, model: PreTrainedModel, *, pad_token_id: int, eos_token_ids: set[int]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, pad_token_id: int, eos_token_ids: set[int]
+    ) -> None:
         """Wrap a causal language model."""
         self._model = model
         self._pad = pad_token_id

