@@ -287,12 +287,24 @@ class AIMEDataModule(pl.LightningDataModule):
         return EvalLoader(prompts, self.val_batch_size, *self._place())
 
 
-def fingerprint(text: str) -> str:
-    """Return what near-duplicates share: letters, digits and operators, whatever the rest.
+_FIGURE = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
+_SENTENCE_END = re.compile(r"(?<=[.?!\n])")
+_HOW_TO_ANSWER = re.compile(r"\\boxed|step by step|final answer|answer:", re.IGNORECASE)
 
-    Case, spaces, punctuation and LaTeX's brackets go; digits and + - * / ^ = < > stay, for with
-    other ones it is another problem.
+
+def fingerprint(text: str) -> str:
+    """Return what near-duplicates share: letters, digits and operators of the question itself.
+
+    Case, spaces, punctuation, LaTeX's brackets, figures and sentences on how to answer go (a copy
+    of a data set often brings them along); digits and + - * / ^ = < > stay, for with other ones it
+    is another problem.
     """
+    sentences = _SENTENCE_END.split(_FIGURE.sub("", text))
+    question = (s for s in sentences if re.search("[0-9]", s) or not _HOW_TO_ANSWER.search(s))
+    return _squash("".join(question)) or _squash(text)
+
+
+def _squash(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).casefold()
     return re.sub(r"[^\w+\-*/^=<>]|_", "", text)
 

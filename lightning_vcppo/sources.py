@@ -210,7 +210,7 @@ def _open(
 ) -> tuple[str, Iterable[NumberedRow]]:
     """Return the source's short name and its numbered rows."""
     if task := _GYM_TASK.fullmatch(path):
-        return path, enumerate(_generated_rows(task[1], size, seed), 1)
+        return f"{REASONING_GYM}:{task[1]}", enumerate(_generated_rows(task[1], size, seed), 1)
     file = Path(path).expanduser()
     if file.is_file():
         return file.name, _file_rows(file)

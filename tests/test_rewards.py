@@ -136,7 +136,8 @@ def test_ways_of_writing_seventy(text):
     [
         "", "71", "-70", "7 0", "70.0000001", "69.9999999", "70, 71", "70 or 71", r"\pm 70",
         r"70 \text{ or } 71", "{70}, {71}", "7O", "700", "70%", "70x", "x", "1/0", "(", "70!",
-        r"\frac{69999999999999}{1000000000000}", "\uff17\uff10", "\u0667\u0660", "\U0001d7d5\U0001d7d8",
+        r"\frac{69999999999999}{1000000000000}", "\uff17\uff10", "\u0667\u0660",
+        "\U0001d7d5\U0001d7d8",
     ],
 )  # fmt: skip
 def test_what_is_not_seventy(text):
@@ -285,12 +286,24 @@ def test_verdicts_are_the_same_off_the_main_thread():
 
 PIECES = st.lists(
     st.sampled_from(
-        [r"\boxed{", r"\boxed", r"\fbox{", "{", "}", "$", r"\(", r"\)", "5", "07", ".", ",", " ", "\n",
-         "=", "x", "^", r"\frac", r"\sqrt", "answer is", "Answer:", "<think>", "</think>", "-", "/",
-         r"\text{", r"^\circ", "(", ")", "\\", "٣", "１"]
+        [
+            *(
+                r"\boxed{",
+                r"\boxed",
+                r"\fbox{",
+                r"\text{",
+                r"\(",
+                r"\)",
+                r"\frac",
+                r"\sqrt",
+                r"^\circ",
+            ),
+            *("answer is", "Answer:", "<think>", "</think>", "5", "07", "x", "\u0663", "\uff11"),
+            *"{}$.,=^-/()\\ \n",
+        ]
     ),
     max_size=25,
-).map("".join)  # fmt: skip
+).map("".join)
 
 
 @settings(max_examples=1500, deadline=None)

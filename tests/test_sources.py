@@ -125,11 +125,12 @@ def test_a_data_set_saved_to_disk(tmp_path):
 def test_reasoning_gym_generates_tasks():
     pytest.importorskip("reasoning_gym")
     problems = load_problems("reasoning_gym:gcd", size=5, seed=3)
-    assert len(problems) == 5 and problems == load_problems("reasoning_gym/gcd", size=5, seed=3)[:5]
+    assert len(problems) == 5
+    assert problems == load_problems("reasoning_gym/gcd", size=5, seed=3)
     assert problems != load_problems("reasoning_gym:gcd", size=5, seed=4)
     assert "Greatest Common Divisor" in problems[0].problem
     assert problems[4].source == "reasoning_gym:gcd:5"
-    with pytest.raises(ValueError, match="no such task; did you mean chain_sum?"):
+    with pytest.raises(ValueError, match=r"no such task; did you mean chain_sum\?"):
         load_problems("reasoning_gym:chan_sum")
 
 
@@ -190,7 +191,8 @@ def test_problems_that_only_look_like_json_stay_text(text):
     ("value", "answer"),
     [
         (70, 70), (70.0, 70), ("070", 70), ("70.0", 70), (["70"], 70), ([70.0], 70), ('["70"]', 70),
-        (r"70^\circ", 70), ("$70$", 70), (r"\boxed{70}", 70), (r"so $\boxed{070}$.", 70), ("so\n#### 70", 70),
+        (r"70^\circ", 70), ("$70$", 70), (r"\boxed{70}", 70), (r"so $\boxed{070}$.", 70),
+        ("so\n#### 70", 70),
         (0, 0), ("000", 0), (999, 999), (1000, None), (-1, None), ("-1", None), ("1,000", None),
         (9.6, None), (["9.6"], None), (["1", "2"], None), ([], None), (True, None), (None, None),
         ("", None), ("p - q", None), (r"\frac{1}{2}", None), ("twelve", None), (float("nan"), None),
@@ -236,7 +238,7 @@ def test_missing_files_are_named_with_their_neighbours(tmp_path):
         ("a.jsonl", b'{"problem": "Q", "answer": 1}\n{"problem": ', "a.jsonl:2: broken JSON"),
         ("a.json", b'[{"problem": "Q"},\n {"problem" 1}]', "a.json:2: broken JSON"),
         ("a.txt", b"What is 1 + 1?\n", "a.txt:1: broken JSON"),
-        ("a.jsonl", b'[1]\n{"a": 1}', "a.jsonl:1: broken JSON"),
+        ("a.jsonl", b'[1]\n{"a": 1}', "a.jsonl:2: broken JSON"),
         ("a.jsonl", b'{"a": 1}\n[1]', "a.jsonl:2: expected a JSON object, got [1]"),
         ("a.json", b"[1, 2]", "a.json: expected a list of JSON objects"),
         ("a.json", b"7", "a.json: expected a list of JSON objects"),
@@ -276,9 +278,7 @@ def test_invalid_rows_are_refused_or_dropped(tmp_path):
         "a.jsonl:2: expected an integer answer in 0..999, got 'p - q' (and 1 more such rows); "
         "drop_invalid=true leaves such rows out"
     )
-    with pytest.warns(
-        UserWarning, match="a.jsonl: left out 2 rows, a.jsonl:2: expected an integer"
-    ):
+    with pytest.warns(UserWarning, match="a.jsonl: left out 2 rows, a.jsonl:2: expected"):
         problems = load_problems(file, drop_invalid=True)
     assert contents(problems) == EXPECTED[:1]
     file = write(tmp_path / "b.jsonl", lines(rows[1:]))

@@ -1,0 +1,394 @@
+"""The data module: splits, prompts, and which process sees which prompts when."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from lightning_vcppo.data import INSTRUCTION, AIMEDataModule, fingerprint, render_prompt
+from lightning_vcppo.dataloaders import EvalLoader, TrainLoader, epoch_order
+from lightning_vcppo.problems import Problem
+from lightning_vcppo.rollout import PromptBatch
+from lightning_vcppo.sources import load_problems
+
+SHARED_DATA = Path(
+    os.environ.get("VCPPO_SHARED_DATA", Path(__file__).parents[1].parent / "shared/data")
+)
+CHAT = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def byte_tokenizer(chat_template=None):
+    """A tokenizer with one token a byte."""
+    vocabulary = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>")
+    fast.chat_template = chat_template
+    return fast
+
+
+def prompts(size):
+    problems = [Problem(f"Problem {i}", i % 1000, source=f"a:{i}") for i in range(size)]
+    return PromptBatch(problems, [[i] for i in range(size)], list(range(size)))
+
+
+def data_module(stage="fit", **arguments):
+    settings = {"tokenizer": byte_tokenizer(), "train_size": 20, "val_size": 5, **arguments}
+    data = AIMEDataModule(**{"prompts_per_rollout": 4, "val_batch_size": 2, **settings})
+    data.setup(stage)
+    return data
+
+
+def write_problems(path, texts):
+    rows = [{"problem": text, "answer": i} for i, text in enumerate(texts)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+def indices(loader):
+    return [batch.indices for batch in loader]
+
+
+# Prompts
+
+
+def test_plain_prompts_open_the_thinking():
+    tokenizer = byte_tokenizer()
+    assert render_prompt("1 + 1?", tokenizer) == "1 + 1?\n<think>\n"
+    assert render_prompt("1 + 1?", byte_tokenizer(CHAT), chat_template="plain") == (
+        "1 + 1?\n<think>\n"
+    )
+    with pytest.raises(ValueError, match="chat_template: the tokenizer has none"):
+        render_prompt("1 + 1?", tokenizer, chat_template="chat")
+
+
+def test_chat_prompts_ask_for_a_box_once():
+    tokenizer = byte_tokenizer(CHAT)
+    assert render_prompt("1 + 1?", tokenizer) == f"<user>1 + 1?\n{INSTRUCTION}<assistant>"
+    asked = r"1 + 1? Answer in \boxed{}."
+    assert render_prompt(asked, tokenizer) == f"<user>{asked}<assistant>"
+    assert render_prompt("1?", tokenizer, instruction="", system_prompt="Be brief.") == (
+        "<system>Be brief.<user>1?<assistant>"
+    )
+
+
+def test_a_template_that_refuses_is_a_users_mistake():
+    tokenizer = byte_tokenizer("{{ raise_exception('no system role') }}")
+    with pytest.raises(ValueError, match="refuses the prompt: no system role"):
+        render_prompt("1?", tokenizer, system_prompt="Be brief.")
+
+
+# Problems
+
+
+def test_generated_problems_are_split_without_overlap():
+    data = data_module()
+    train = {p.problem for batch in data.train_dataloader() for p in batch.problems}
+    val = {p.problem for batch in data.val_dataloader() for p in batch.problems}
+    assert len(train) == 20 and len(val) == 5 and not train & val
+    again = data_module()
+    assert indices(again.train_dataloader()) == indices(data.train_dataloader())
+    other = data_module(seed=1)
+    assert {p.problem for b in other.val_dataloader() for p in b.problems} != val
+
+
+def test_prompt_ids_are_the_rendered_prompt():
+    tokenizer = byte_tokenizer()
+    batch = next(iter(data_module(tokenizer=tokenizer).val_dataloader()))
+    for problem, ids in zip(batch.problems, batch.prompt_ids, strict=True):
+        assert tokenizer.decode(ids) == f"{problem.problem}\n<think>\n"
+
+
+def test_near_duplicates_of_validation_problems_are_not_trained_on(tmp_path):
+    train = write_problems(
+        tmp_path / "train.jsonl", ["Find $x^2$ for x = 3.", "find  X = 3", "Find $x^2$ for x = 4."]
+    )
+    val = write_problems(tmp_path / "val.jsonl", [r"find \(x^2\), for X=3"])
+    data = data_module(path=train, val_path=val, prompts_per_rollout=2)
+    (batch,) = data.train_dataloader()
+    assert {p.source for p in batch.problems} == {"train.jsonl:2", "train.jsonl:3"}
+    with pytest.raises(ValueError, match="all 1 training problems are near-duplicates"):
+        data_module(path=val, val_path=val, prompts_per_rollout=1)
+
+
+@given(st.text())
+def test_fingerprints_forget_case_and_spaces_only_once(text):
+    assert fingerprint(fingerprint(text)) == fingerprint(text)
+    assert fingerprint(f" {text}\n.") == fingerprint(text)
+
+
+def test_instructions_and_figures_do_not_hide_a_duplicate():
+    question = "Find 3x if x = 4."
+    copies = [
+        rf"{question} Please reason step by step, and put your final answer within \boxed{{}}.",
+        f"{question}\n[asy]\ndraw((0,0)--(1,5));\n[/asy]",
+        f'Solve it step by step.\n\n{question}\n\nRemember to write "Answer:" in front.',
+    ]
+    assert {fingerprint(copy) for copy in copies} == {fingerprint(question)}
+    assert fingerprint("The final answer to 1 + 2?") != fingerprint("The final answer to 1 + 3?")
+    assert fingerprint("step by step") == "stepbystep"
+
+
+def test_other_digits_or_operators_make_another_problem():
+    problems = ["12 + 3 * 4", "12 * 3 * 4", "12 + 3 * 5", "1 - 2 + 3 * 4"]
+    assert len(set(map(fingerprint, problems))) == 4
+
+
+def test_every_problem_of_two_copies_of_aime24_is_recognised():
+    copies = [
+        {fingerprint(p.problem) for p in load_problems(shared(name))}
+        for name in ("aime24_qwen25math.jsonl", "aime24_qwq.jsonl")
+    ]
+    assert len(copies[0]) == 30 and copies[0] == copies[1]
+
+
+def test_past_aime_does_not_hold_the_evaluation_sets():
+    train = {
+        fingerprint(p.problem) for p in load_problems(shared("aime_1983_2023_deepscaler.json"))
+    }
+    for name in ("aime24_qwq.jsonl", "aime25_matharena.csv"):
+        assert not train & {fingerprint(p.problem) for p in load_problems(shared(name))}
+
+
+def test_several_files_are_joined_and_predicted_in_order(tmp_path):
+    paths = [write_problems(tmp_path / f"{n}.jsonl", [f"{n}{i}" for i in range(3)]) for n in "ab"]
+    data = data_module("predict", path=paths)
+    batches = list(data.predict_dataloader())
+    assert [p.problem for b in batches for p in b.problems] == ["a0", "a1", "a2", "b0", "b1", "b2"]
+    assert [b.indices for b in batches] == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_problems_are_set_aside_from_a_file(tmp_path):
+    path = write_problems(tmp_path / "a.jsonl", [f"Find {i}" for i in range(12)])
+    data = data_module(path=path, val_size=3, prompts_per_rollout=9)
+    train, val = next(iter(data.train_dataloader())), list(data.test_dataloader())
+    sources = [p.source for batch in [train, *val] for p in batch.problems]
+    assert len(set(sources)) == 12
+    with pytest.raises(ValueError, match="val_size: 12 of 12 problems leaves none to train on"):
+        data_module(path=path, val_size=12)
+
+
+def test_validation_alone_reads_no_training_problems(tmp_path):
+    val = write_problems(tmp_path / "val.jsonl", ["a", "b"])
+    data = data_module("validate", path="no/such/file.jsonl", val_path=val)
+    assert indices(data.val_dataloader()) == [[0, 1]]
+
+
+def test_no_validation():
+    assert data_module(val_size=0).val_dataloader() == []
+
+
+# Mistakes
+
+
+def test_long_prompts_are_refused_or_dropped(tmp_path):
+    path = write_problems(tmp_path / "a.jsonl", ["short", "x" * 50, "y" * 60, "brief"])
+    with pytest.raises(ValueError) as error:
+        data_module("predict", path=path, max_prompt_length=40)
+    assert str(error.value) == (
+        "a.jsonl:2: the prompt has 59 tokens, more than max_prompt_length=40 (as 2 of 4 prompts); "
+        "raise --data.max_prompt_length or leave them out with --data.on_long_prompt=drop"
+    )
+    with pytest.warns(UserWarning, match="left out 2 long prompts; a.jsonl:2"):
+        data = data_module("predict", path=path, max_prompt_length=40, on_long_prompt="drop")
+    assert indices(data.predict_dataloader()) == [[0, 3]]
+    with pytest.raises(ValueError, match="as 4 of 4 prompts"):
+        data_module("predict", path=path, max_prompt_length=5, on_long_prompt="drop")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"train_size": 0}, "train_size: expected >= 1, got 0"),
+        ({"val_size": -1}, "val_size: expected >= 0, got -1"),
+        (
+            {"prompts_per_rollout": 21},
+            "prompts_per_rollout: 21 is more than the 20 training problems",
+        ),
+        ({"tokenizer": None}, "tokenizer: the model has none; give --data.tokenizer"),
+        ({"tokenizer": "no/such/folder"}, "no/such/folder"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message):
+    with pytest.raises(ValueError, match=message) as error:
+        data_module(**arguments)
+    assert "\n" not in str(error.value)
+
+
+# Order and shares
+
+
+@given(st.integers(1, 40), st.integers(0, 3), st.integers(0, 3))
+def test_every_epoch_has_an_order_of_its_own(size, seed, epoch):
+    order = epoch_order(size, seed, epoch)
+    assert sorted(order) == list(range(size))
+    assert order == epoch_order(size, seed, epoch)
+
+
+def test_orders_differ_between_seeds_and_epochs():
+    orders = [epoch_order(50, seed, epoch) for seed in range(3) for epoch in range(3)]
+    assert len(set(map(tuple, orders))) == 9
+
+
+@given(st.integers(1, 30), st.sampled_from([1, 2, 3]), st.integers(1, 3), st.integers(0, 9))
+def test_shares_of_a_training_batch_are_the_same_rollout(size, world_size, share, seen):
+    batch_size = share * world_size
+
+    def position():
+        return 2, seen
+
+    whole = indices(TrainLoader(prompts(size), batch_size, 7, 0, 1, position))
+    shares = [
+        indices(TrainLoader(prompts(size), batch_size, 7, rank, world_size, position))
+        for rank in range(world_size)
+    ]
+    joined = [[i for part in parts for i in part] for parts in zip(*shares, strict=True)]
+    from_start = indices(TrainLoader(prompts(size), batch_size, 7, position=lambda: (2, 0)))
+    assert joined == whole == from_start[seen:]
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(ValueError, match="prompts_per_rollout: 6 cannot be divided among 4"):
+        TrainLoader(prompts(12), 6, 0, 0, 4)
+
+
+@given(st.integers(0, 30), st.integers(1, 4), st.integers(1, 5))
+def test_every_evaluation_prompt_is_seen_once_in_equally_many_batches(size, world_size, batch_size):
+    loaders = [
+        EvalLoader(prompts(size), batch_size, rank, world_size) for rank in range(world_size)
+    ]
+    batches = [indices(loader) for loader in loaders]
+    assert {len(share) for share in batches} == {len(loaders[0])}
+    assert sorted(i for share in batches for batch in share for i in batch) == list(range(size))
+    assert max((len(b) for share in batches for b in share), default=0) <= batch_size
+
+
+# Under a real Trainer
+
+
+class Recorder(pl.LightningModule):
+    """Writes down which prompts it sees; has two optimizer steps a batch, as PPO would."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.tokenizer = byte_tokenizer()
+        self.layer = torch.nn.Linear(1, 1, bias=False)
+        self.seen = []
+
+    def transfer_batch_to_device(self, batch, device, dataloader_idx):
+        return batch
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append((self.current_epoch, batch_idx, batch.indices))
+        for _ in range(2):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(self.layer.weight.sum())
+            optimizer.step()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("prompts", float(len(batch)), batch_size=len(batch))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def fit(folder, *, ckpt_path=None, train_size=20, **trainer_arguments):
+    module = Recorder()
+    data = AIMEDataModule(
+        train_size=train_size, val_size=4, prompts_per_rollout=3, val_batch_size=3
+    )
+    checkpoints = ModelCheckpoint(
+        folder, filename="{epoch}-{step}", every_n_train_steps=1, save_top_k=-1
+    )
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        callbacks=[checkpoints],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **trainer_arguments,
+    )
+    trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
+    return module.seen
+
+
+@pytest.mark.filterwarnings("error:.*not resumable")
+@pytest.mark.parametrize("trainer_arguments", [{}, {"val_check_interval": 2}, {"max_steps": 20}])
+def test_a_resumed_run_sees_exactly_the_batches_that_were_left(tmp_path, trainer_arguments):
+    whole = fit(tmp_path, **trainer_arguments)
+    epochs = [epoch for epoch, _, _ in whole]
+    assert epochs == ([0] * 6 + [1] * 6)[: len(whole)]
+    assert [batch for _, batch, _ in whole[:6]] == list(range(6))
+    assert sorted(i for e, _, rows in whole if e == 0 for i in rows) != list(range(20))
+    checkpoints = {torch.load(p, weights_only=True)["global_step"]: p for p in tmp_path.iterdir()}
+    for steps in (2, 8, 12, 14, 2 * len(whole)):  # first, middle and end of an epoch, next, last
+        resumed = fit(tmp_path / "again", ckpt_path=checkpoints[steps], **trainer_arguments)
+        assert resumed == whole[steps // 2 :]
+
+
+def test_resuming_with_other_data_is_noticed(tmp_path):
+    fit(tmp_path, max_steps=4)
+    (checkpoint, *_) = sorted(tmp_path.iterdir())
+    with pytest.warns(UserWarning, match="train_problems was 20 in the checkpoint and is 21"):
+        fit(tmp_path / "again", ckpt_path=checkpoint, train_size=21)
+
+
+def test_two_processes_share_the_prompts(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import sys
+            sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
+            import json, lightning.pytorch as pl
+            from test_data import AIMEDataModule, Recorder
+
+            class Both(Recorder):
+                def validation_step(self, batch, batch_idx):
+                    self.validated.append(batch.indices)
+
+            module = Both()
+            module.validated = []
+            trainer = pl.Trainer(
+                accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, logger=False,
+                enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+                num_sanity_val_steps=0,
+            )
+            data = AIMEDataModule(train_size=9, val_size=5, prompts_per_rollout=4, val_batch_size=1)
+            trainer.fit(module, data)
+            seen = [[rows for _, _, rows in module.seen], module.validated]
+            open(f"{tmp_path}/{{trainer.global_rank}}.json", "w").write(json.dumps(seen))
+            """
+        )
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([sys.executable, str(script)], check=True, env=environment, timeout=240)
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    order = epoch_order(9, 0, 0)
+    assert [ranks[0][0][i] + ranks[1][0][i] for i in range(2)] == [order[:4], order[4:8]]
+    assert [share[1] for share in ranks] == [[[0], [2], [4]], [[1], [3], []]]
+
+
+def shared(name):
+    path = SHARED_DATA / name
+    if not path.exists():
+        pytest.skip(f"needs {name}, real data beside the project (VCPPO_SHARED_DATA)")
+    return path
