@@ -206,8 +206,10 @@ class AIMEDataModule(pl.LightningDataModule):
     def _split(self, *, with_train: bool) -> tuple[list[Problem], list[Problem]]:
         """Return training problems, without near-duplicates of the others, and validation ones."""
         if self.val_paths:
-            # Another seed than the training problems', for sources that generate.
-            val = self._read(self.val_paths, self.val_split, max(self.val_size, 1), self.seed + 1)
+            # Sources that generate need a seed far away: reasoning-gym's item i of seed s is item
+            # i - 1 of seed s + 1.
+            far = random.Random(f"{self.seed}/validation").randrange(2**31)
+            val = self._read(self.val_paths, self.val_split, max(self.val_size, 1), far)
             train = self._training_problems(self.train_size) if with_train else []
         else:
             pool = self._training_problems(self.train_size + self.val_size)

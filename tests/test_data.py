@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from lightning_vcppo.data import INSTRUCTION, AIMEDataModule, fingerprint, render_prompt
@@ -112,6 +112,25 @@ def test_prompt_ids_are_the_rendered_prompt():
     batch = next(iter(data_module(tokenizer=tokenizer).val_dataloader()))
     for problem, ids in zip(batch.problems, batch.prompt_ids, strict=True):
         assert tokenizer.decode(ids) == f"{problem.problem}\n<think>\n"
+
+
+def test_special_tokens_come_from_the_tokenizer_or_from_its_template():
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)]
+    )
+    for template in (None, "<bos>" + CHAT):
+        tokenizer.chat_template = template
+        batch = next(iter(data_module(tokenizer=tokenizer).val_dataloader()))
+        assert [ids.count(tokenizer.bos_token_id) for ids in batch.prompt_ids] == [1, 1]
+
+
+def test_generating_sources_differ_between_training_and_validation():
+    pytest.importorskip("reasoning_gym")
+    task = "reasoning_gym:gcd"
+    data = data_module(path=task, val_path=task, train_size=40, val_size=40)
+    assert len(data.train_dataloader()) == 10
 
 
 def test_near_duplicates_of_validation_problems_are_not_trained_on(tmp_path):
@@ -330,7 +349,8 @@ def fit(folder, *, ckpt_path=None, train_size=20, **trainer_arguments):
     return module.seen
 
 
-@pytest.mark.filterwarnings("error:.*not resumable")
+@pytest.mark.filterwarnings("error:.*not resumable", "ignore:.*ModelCheckpoint with manual")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:Checkpoint directory")
 @pytest.mark.parametrize("trainer_arguments", [{}, {"val_check_interval": 2}, {"max_steps": 20}])
 def test_a_resumed_run_sees_exactly_the_batches_that_were_left(tmp_path, trainer_arguments):
     whole = fit(tmp_path, **trainer_arguments)

@@ -255,7 +255,8 @@ ADVERSARIAL = {
     "parentheses": r"\boxed{" + "(" * 40 + "5" + ")" * 40 + "}",
     "fractions": r"\boxed{" + r"\frac{1}{" * 30 + "5" + "}" * 30 + "}",
     "radicals": r"\boxed{" + "+".join(rf"\sqrt{{{n}}}" for n in range(2, 9)) + "}",
-    "expansion": r"\boxed{(a+b+c+d+e+f+g)^{99}}",
+    "expansion": r"\boxed{(a+b)^{9999}}",
+    "large expansion": r"\boxed{(a+b+c+d+e+f+g)^{99}}",
     "code": r"\boxed{__import__('os').abort()}",
 }
 
@@ -268,6 +269,11 @@ def test_nothing_hangs(name):
             start = time.perf_counter()
             is_correct(ADVERSARIAL[name], gold, style=style)
             assert time.perf_counter() - start < 2.0  # some 0.1 s on an idle core
+
+
+def test_only_bounded_powers_are_evaluated():
+    assert answers_equal(r"5 \cdot 9^{9} / 9^{9}", 5)
+    assert not answers_equal(r"5 \cdot 9^{9999} / 9^{9999}", 5)
 
 
 def test_long_candidates_are_no_answers():
