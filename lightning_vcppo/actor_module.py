@@ -18,7 +18,6 @@ from typing_extensions import override
 
 from lightning_vcppo import models, rewards
 from lightning_vcppo.generation import GenerationEngine, TransformersEngine
-from lightning_vcppo.problems import THINK_OPEN
 from lightning_vcppo.rollout import PromptBatch, ResponseRecord, Rollout
 from lightning_vcppo.seeding import stream_seed
 from lightning_vcppo.settings import OptimizerSettings, SamplingSettings
@@ -62,14 +61,7 @@ class ActorModule(L.LightningModule):
                 if isinstance(self.actor_source, str)
                 else models.build_actor(self.actor_source, self.tokenizer)
             )
-            models.disable_dropout(self.actor)
-
-    @override
-    def transfer_batch_to_device(
-        self, batch: PromptBatch, device: torch.device, dataloader_idx: int
-    ) -> PromptBatch:
-        """Leave prompts where they are: lists of ids, which the engine makes tensors of."""
-        return batch
+            models.disable_dropout(self.actor.train())
 
     @override
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
@@ -161,12 +153,13 @@ class ActorModule(L.LightningModule):
         Without that tag a reasoning that never ends would look like an answer.
         """
         text = self.tokenizer.decode(response_ids, skip_special_tokens=True)
-        return f"{THINK_OPEN}\n{text}" if self.opens_thinking(prompt_ids) else str(text)
+        opened = self.opened_thinking_tag(prompt_ids)
+        return f"{opened}\n{text}" if opened else str(text)
 
-    def opens_thinking(self, prompt_ids: list[int]) -> bool:
-        """Tell whether a prompt ends with an open thinking tag."""
-        tail = self.tokenizer.decode(prompt_ids[-8:], skip_special_tokens=False)
-        return str(tail).rstrip().endswith(THINK_OPEN)
+    def opened_thinking_tag(self, prompt_ids: list[int]) -> str:
+        """Return the thinking tag that a prompt ends with, or nothing."""
+        tail = str(self.tokenizer.decode(prompt_ids[-12:], skip_special_tokens=False)).rstrip()
+        return next((tag for tag, _ in rewards.THINKING_TAGS if tail.endswith(tag)), "")
 
     def evaluate_prompts(self, batch: PromptBatch) -> list[ResponseRecord]:
         """Sample and grade responses with the evaluation settings."""

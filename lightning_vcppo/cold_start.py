@@ -22,7 +22,7 @@ from lightning_vcppo import models
 from lightning_vcppo.actor_module import ActorModule, build_optimizer, join_prompts, write_folder
 from lightning_vcppo.logprobs import token_logprobs
 from lightning_vcppo.microbatch import explained_variance
-from lightning_vcppo.problems import FAMILIES, THINK_OPEN, ProblemSettings, generate_problems
+from lightning_vcppo.problems import FAMILIES, THINK_CLOSE, THINK_OPEN, ProblemSettings, generate_problems
 from lightning_vcppo.rollout import PromptBatch, last_token
 from lightning_vcppo.settings import OptimizerSettings, SamplingSettings
 
@@ -128,7 +128,7 @@ class ColdStartModule(ActorModule):
                 "(give rows a `solution` field, or leave --data.path out for generated problems)"
             )
         text = problem.solution
-        if not self.opens_thinking(batch.prompt_ids[row]) and models.THINK_CLOSE in text:
+        if THINK_CLOSE in text and not self.opened_thinking_tag(batch.prompt_ids[row]):
             text = f"{THINK_OPEN}\n{text}"
         ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
         return [*ids, self.tokenizer.eos_token_id]
@@ -171,7 +171,7 @@ class RewardModelModule(ActorModule):
         self.actor.requires_grad_(False)
         if self.reward_model is None:
             self.reward_model = models.load_reward_model(self.actor_source)
-            models.disable_dropout(self.reward_model)
+            models.disable_dropout(self.reward_model.train())
 
     @override
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:

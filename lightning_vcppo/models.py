@@ -125,11 +125,14 @@ class Critic(nn.Module):
             self.head.bias.zero_()
 
     def forward(self, input_ids_BL: Tensor, prompt_lengths_B: Tensor, mask_BT: Tensor) -> Tensor:
-        """Return the head's float32 output for the state before each masked token, (N, K)."""
+        """Return the head's output, in float32 or better, for the state before each masked token, (N, K)."""
         hidden_NH = response_hidden(self.model.base_model, input_ids_BL, prompt_lengths_B, mask_BT)
-        bias = None if self.head.bias is None else self.head.bias.float()
+        precise = torch.promote_types(hidden_NH.dtype, torch.float32)
+        bias = None if self.head.bias is None else self.head.bias.to(precise)
         with torch.autocast(hidden_NH.device.type, enabled=False):
-            return nn.functional.linear(hidden_NH.float(), self.head.weight.float(), bias)
+            return nn.functional.linear(
+                hidden_NH.to(precise), self.head.weight.to(precise), bias
+            )
 
     def values(self, outputs_NK: Tensor) -> Tensor:
         """Turn the head's outputs into values, (N,)."""

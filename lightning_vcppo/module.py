@@ -345,24 +345,26 @@ class VCPPOModule(ActorCriticModule):
             "rollout/truncation_rate": mean(~rollout.finished_B),
             "rollout/tokens_per_second": tokens / sum(self._seconds.values()),
         }
-        if rollout.values_BT is not None and rollout.returns_BT is not None:
-            values_BT, returns_BT, mask_BT = (
-                rollout.values_BT,
-                rollout.returns_BT,
-                rollout.response_mask_BT,
-            )
-            reduce = self.sum_over_ranks
-            metrics["critic/explained_variance"] = float(
-                explained_variance(values_BT, returns_BT, mask_BT, reduce=reduce)
-            )
-            metrics["critic/value_mean"] = float(masked_mean(values_BT, mask_BT, reduce=reduce))
-            metrics["critic/return_mean"] = float(masked_mean(returns_BT, mask_BT, reduce=reduce))
         metrics |= self.update_metrics
+        if rollout.values_BT is not None and rollout.returns_BT is not None:
+            metrics |= self.describe_values(rollout.values_BT, rollout.returns_BT, rollout)
         metrics |= {f"time/{part}_s": seconds for part, seconds in self._seconds.items()}
         self.update_metrics = {}
         self.log_dict(metrics, batch_size=len(rollout))
         # Lightning counts optimizer steps; the loggers' x-axis counts rollouts.
         self.log("step", float(self.rollouts_done), batch_size=len(rollout))
+
+    def describe_values(
+        self, values_BT: Tensor, returns_BT: Tensor, rollout: Rollout
+    ) -> dict[str, float]:
+        """Describe the critic before its updates, over all ranks."""
+        mask_BT, reduce = rollout.response_mask_BT, self.sum_over_ranks
+        explained = explained_variance(values_BT, returns_BT, mask_BT, reduce=reduce)
+        return {
+            "critic/explained_variance": float(explained),
+            "critic/value_mean": float(masked_mean(values_BT, mask_BT, reduce=reduce)),
+            "critic/return_mean": float(masked_mean(returns_BT, mask_BT, reduce=reduce)),
+        }
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:

@@ -42,7 +42,7 @@ Style = Literal["boxed", "answer_line", "last_number", "lenient"]
 MAX_ANSWER_CHARS = 300
 """A longer candidate is no answer."""
 
-_THINKING_TAGS = (
+THINKING_TAGS = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
     ("<thought>", "</thought>"),
@@ -59,7 +59,7 @@ def _any_of(texts: Iterable[str]) -> str:
     return "|".join(map(re.escape, texts))
 
 
-_OPENING, _CLOSING = (_any_of(tags) for tags in zip(*_THINKING_TAGS, strict=True))
+_OPENING, _CLOSING = (_any_of(tags) for tags in zip(*THINKING_TAGS, strict=True))
 _THINKING_TAG = re.compile(f"(?P<opening>{_OPENING})|(?P<closing>{_CLOSING})", re.IGNORECASE)
 
 # `\\` is a line break in LaTeX, but also how an escaped backslash reads: `\\boxed{5}` is a box.

@@ -16,19 +16,25 @@ from torch import Tensor
 from lightning_vcppo.problems import Problem
 
 
-@dataclass(frozen=True)
 class PromptBatch:
     """Problems of a data set, with their rendered and tokenised prompts.
 
-    Attributes:
-        problems: The problems.
-        prompt_ids: Token ids of each prompt, without padding.
-        indices: Position of each problem in its data set.
+    An ordinary class: Lightning would walk through a dataclass, id by id, to move it to a device.
     """
 
-    problems: list[Problem]
-    prompt_ids: list[list[int]]
-    indices: list[int]
+    def __init__(
+        self, problems: list[Problem], prompt_ids: list[list[int]], indices: list[int]
+    ) -> None:
+        """Collect a batch.
+
+        Args:
+            problems: The problems.
+            prompt_ids: Token ids of each prompt, without padding.
+            indices: Position of each problem in its data set.
+        """
+        self.problems = problems
+        self.prompt_ids = prompt_ids
+        self.indices = indices
 
     def __len__(self) -> int:
         """Number of prompts."""
@@ -100,9 +106,16 @@ class Rollout:
         return self.response_mask_BT.sum(1)
 
     @property
+    def extents_B(self) -> Tensor:
+        """Places of each response up to its last masked token, gaps included."""
+        place_T = torch.arange(1, self.response_mask_BT.shape[1] + 1, device=self.scores_B.device)
+        places_BT = torch.where(self.response_mask_BT, place_T, 0)
+        return places_BT.max(1).values if places_BT.numel() else places_BT.sum(1)
+
+    @property
     def lengths_B(self) -> Tensor:
-        """Tokens of prompt and response."""
-        return self.prompt_lengths_B + self.response_lengths_B
+        """Places of prompt and response."""
+        return self.prompt_lengths_B + self.extents_B
 
     @property
     def response_ids_N(self) -> Tensor:
@@ -126,10 +139,9 @@ class Rollout:
             rows: (M,) int64 row indices.
         """
         indices = rows.tolist()
-        lengths, response_lengths = self.lengths_B[rows], self.response_lengths_B[rows]
         longest = {
-            "BL": int(lengths.max()) if indices else 0,
-            "BT": int(response_lengths.max()) if indices else 0,
+            "BL": int(self.lengths_B[rows].max()) if indices else 0,
+            "BT": int(self.extents_B[rows].max()) if indices else 0,
         }
         chosen: dict[str, Any] = {}
         for f in fields(self):
@@ -159,14 +171,6 @@ def pad(values_N: Tensor, response_mask_BT: Tensor) -> Tensor:
 def last_token(response_mask_BT: Tensor) -> Tensor:
     """Return (B, T), True on the last masked token of each row alone."""
     return response_mask_BT & (response_mask_BT.flip(1).cumsum(1).flip(1) == 1)
-
-
-def concatenate(tensors: list[Tensor], fill: float = 0) -> Tensor:
-    """Stack (b, t) tensors of different widths along rows, padded on the right with `fill`."""
-    width = max(t.shape[1] for t in tensors)
-    return torch.cat(
-        [torch.nn.functional.pad(t, (0, width - t.shape[1]), value=fill) for t in tensors]
-    )
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,8 @@ class PolicySettings:
         loss_agg_mode: How token losses become one number.
         entropy_coeff: Weight of the entropy bonus.
         kl_coef: Weight of the KL divergence from the reference; at 0 no reference is loaded.
-        kl_estimator: k1, k2 or k3 (Schulman).
+        kl_estimator: k1, k2 or k3 (Schulman). As a loss k1 has no gradient on average: use k2 or k3
+            there, k1 in the reward.
         kl_placement: Add the KL to the loss, or subtract it from each token's reward.
         positive_example_nll_weight: VAPO's language-model loss on correct responses (0.1 there).
         importance_correction: Correct the sampler's mismatch with truncated or masked weights.
@@ -152,7 +153,7 @@ class PolicySettings:
     loss_agg_mode: LossAggMode = "token-mean"
     entropy_coeff: float = 0.0
     kl_coef: float = 0.0
-    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    kl_estimator: Literal["k1", "k2", "k3"] = "k2"
     kl_placement: Literal["loss", "reward"] = "loss"
     positive_example_nll_weight: float = 0.0
     importance_correction: Literal["off", "truncate", "mask"] = "off"
@@ -204,7 +205,8 @@ class ValueSettings:
             self.value_min < self.value_max,
             f"value_min: expected below value_max, got {self.value_min} and {self.value_max}",
         )
-        require(self.num_bins >= 2, f"num_bins: expected >= 2, got {self.num_bins}")
+        # Three bins on either side only keep the histogram of an extreme return unbiased.
+        require(self.num_bins > 6, f"num_bins: expected > 6, got {self.num_bins}")
 
 
 @dataclass(frozen=True)

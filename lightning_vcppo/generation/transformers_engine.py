@@ -40,7 +40,7 @@ class TransformersEngine:
         device = self._model.device
         size, limit = len(prompt_ids), settings.max_response_length
         ids_BT = torch.full((size, limit), self._pad, device=device)
-        logprobs_BT = torch.zeros(size, limit, device=device)
+        logprobs_BT = torch.zeros(size, limit, device=device, dtype=torch.float32)
         length_B = torch.zeros(size, dtype=torch.long, device=device)
         finished_B = torch.zeros(size, dtype=torch.bool, device=device)
         uniforms_BT = _uniforms(seeds, limit).to(device)
@@ -74,7 +74,7 @@ class TransformersEngine:
                 cache.batch_select_indices(keep)
                 row_R, inputs_R = row_R[keep], inputs_R[keep]
                 mask_RP, position_R = mask_RP[keep], position_R[keep]
-        longest = int(length_B.max()) if size else 0
+        longest = int(length_B.max())
         response_mask_BT = torch.arange(longest, device=device) < length_B[:, None]
         return Generations(
             ids_BT[:, :longest].masked_fill(~response_mask_BT, self._pad),
@@ -122,15 +122,19 @@ def _nucleus(probs_RV: Tensor, top_p: float) -> Tensor:
 
 def _uniforms(seeds: Sequence[int], count: int) -> Tensor:
     """Return (B, count) uniform numbers, each row from its own stream."""
-    rows = [torch.rand(count, generator=stream("tokens", seed)) for seed in seeds]
-    return torch.stack(rows) if rows else torch.zeros(0, count)
+    return torch.stack(
+        [
+            torch.rand(count, generator=stream("tokens", seed), dtype=torch.float32)
+            for seed in seeds
+        ]
+    )
 
 
 def _left_pad(
     prompt_ids: Sequence[Sequence[int]], pad: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return prompts padded on the left, (B, P), and the mask of their tokens (int64)."""
-    width = max((len(ids) for ids in prompt_ids), default=0)
+    width = max(len(ids) for ids in prompt_ids)
     tokens = [[pad] * (width - len(ids)) + list(ids) for ids in prompt_ids]
     mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompt_ids]
     return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)

@@ -1,0 +1,76 @@
+"""What all tests share: one thread a process, no accounts, published data, a tiny actor and critic."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before torch is imported: workers with several threads each slow one another down.
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    MKL_NUM_THREADS="1",
+    TOKENIZERS_PARALLELISM="false",
+    HF_HUB_OFFLINE="1",
+    WANDB_MODE="offline",
+    WANDB_SILENT="true",
+    MPLBACKEND="agg",
+)
+
+import pytest
+import torch
+
+from lightning_vcppo import models
+from lightning_vcppo.actor_module import write_folder
+from lightning_vcppo.cold_start import default_tokenizer
+from lightning_vcppo.settings import ValueSettings
+
+torch.set_num_threads(1)
+
+TINY_QWEN2 = {
+    "model_type": "qwen2",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_global_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start without the seed that `seed_everything` of an earlier test left in the environment."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    monkeypatch.delenv("PL_SEED_WORKERS", raising=False)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of published problems and model outputs, which are not part of this repository."""
+    beside_checkout = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("VCPPO_SHARED_DATA", beside_checkout))
+    if not folder.is_dir():
+        pytest.skip(f"no published data in {folder}; set VCPPO_SHARED_DATA to their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_actor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a two-layer Qwen2 with random weights and the tokenizer of the demo."""
+    tokenizer = default_tokenizer(320)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        actor = models.build_actor(TINY_QWEN2, tokenizer)
+    folder = tmp_path_factory.mktemp("tiny") / "actor"
+    write_folder(folder, actor, tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_critic(tiny_actor: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a critic with a scalar head, begun from `tiny_actor`; V = 0 everywhere."""
+    critic = models.load_critic(str(tiny_actor), ValueSettings())
+    folder = tmp_path_factory.mktemp("tiny") / "critic"
+    write_folder(folder, critic.model, models.load_tokenizer(str(tiny_actor)))
+    return folder

@@ -1,0 +1,335 @@
+"""VCPPOModule on a real Trainer, with real tiny models."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+
+from lightning_vcppo import AIMEDataModule, VCPPOModule
+from lightning_vcppo.actor_critic import Phase
+from lightning_vcppo.advantages import gae
+from lightning_vcppo.callbacks import ValuePretraining
+from lightning_vcppo.settings import (
+    AdvantageSettings,
+    OptimizerSettings,
+    PolicySettings,
+    RewardShapingSettings,
+    SamplingSettings,
+    UpdateSettings,
+    ValueSettings,
+)
+
+SAMPLING = SamplingSettings(max_response_length=8, num_generations=2)
+EVERYTHING = {
+    "policy": PolicySettings(
+        clip_ratio_high=0.28,
+        clip_ratio_c=3.0,
+        entropy_coeff=0.01,
+        kl_coef=0.1,
+        kl_estimator="k3",
+        positive_example_nll_weight=0.1,
+        importance_correction="truncate",
+    ),
+    "advantage": AdvantageSettings(length_adaptive_alpha=0.5, bootstrap_truncated=True),
+    "value": ValueSettings(loss="huber", prompt_noise_weighting=True, cliprange_value=0.5),
+    "reward_shaping": RewardShapingSettings(overlong_buffer_len=4),
+}
+
+
+def reward_of_even_starts(response: str, answer: int) -> float:
+    """Reward a first character of even code, behind the thinking tag."""
+    return 1.0 if ord((response + "!")[len("<think>\n")]) % 2 == 0 else -1.0
+
+
+def random_reward(response: str, answer: int) -> float:
+    """Reward about half of all responses, so that there is something to learn from."""
+    return 1.0 if sum(map(ord, response)) % 2 else -1.0
+
+
+def make_module(actor, **changes) -> VCPPOModule:
+    settings = {
+        "reward": f"{__name__}.random_reward",
+        "sampling": SAMPLING,
+        "evaluation": SAMPLING,
+        "update": UpdateSettings(ppo_mini_batch_size=4, ppo_epochs=2),
+        "actor_optimizer": OptimizerSettings(lr=1e-3, warmup_updates=3),
+        "critic_optimizer": OptimizerSettings(lr=1e-2),
+    }
+    return VCPPOModule(str(actor), **settings | changes)
+
+
+class Recorder(Callback):
+    """Keep what each rollout left behind."""
+
+    def __init__(self):
+        self.rollouts, self.metrics, self.actors, self.critics = [], [], [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.rollouts.append(pl_module.rollout)
+        self.metrics.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+        self.actors.append(weights(pl_module.actor))
+        if pl_module.critic is not None:
+            self.critics.append(weights(pl_module.critic))
+
+
+def weights(network: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in network.parameters()])
+
+
+def fit(module, rollouts, *callbacks, prompts=4, epochs=1, ckpt_path=None, **flags) -> Recorder:
+    recorder = Recorder()
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        max_epochs=epochs,
+        limit_train_batches=rollouts,
+        limit_val_batches=0,
+        callbacks=[recorder, *callbacks],
+        **flags,
+    )
+    data = AIMEDataModule(train_size=40, val_size=4, prompts_per_rollout=prompts)
+    trainer.fit(module, data, ckpt_path=ckpt_path)
+    recorder.trainer = trainer
+    return recorder
+
+
+def test_both_networks_learn_and_every_number_is_finite(tiny_actor):
+    seed_everything(0)
+    record = fit(make_module(tiny_actor, **EVERYTHING), 2)
+    assert not torch.equal(record.actors[0], record.actors[1])
+    assert not torch.equal(record.critics[0], record.critics[1])
+    assert all(math.isfinite(v) for metrics in record.metrics for v in metrics.values())
+    # 2 rollouts x 2 epochs x 2 mini-batches of 4 of 8 responses
+    assert record.trainer.lightning_module.updates_done == {"policy": 8, "critic": 8}
+    assert record.metrics[1]["step"] == 2
+
+
+def test_value_pretraining_moves_the_critic_alone_and_then_the_actor(tiny_actor, tmp_path):
+    seed_everything(0)
+    module = make_module(tiny_actor)
+    record = fit(module, 4, ValuePretraining(max_rollouts=2, dirpath=str(tmp_path)))
+    assert torch.equal(record.actors[0], record.actors[1])
+    assert not torch.equal(record.actors[1], record.actors[2])
+    assert not torch.equal(record.critics[0], record.critics[1])
+    assert module.phase is Phase.POLICY_OPTIMIZATION
+    assert (tmp_path / "critic" / "model.safetensors").exists()
+    assert "policy/loss" not in record.metrics[1] and "policy/loss" in record.metrics[2]
+
+
+def test_value_pretraining_fits_monte_carlo_returns_whatever_lambda_comes_later(tiny_actor):
+    seed_everything(0)
+    module = make_module(tiny_actor, advantage=AdvantageSettings(lambda_critic=0.5))
+    record = fit(module, 2, ValuePretraining(max_rollouts=1))
+    pretraining, policy = record.rollouts
+    mask_BT = pretraining.response_mask_BT
+    monte_carlo_BT = torch.where(mask_BT, pretraining.scores_B[:, None], 0.0)
+    torch.testing.assert_close(pretraining.returns_BT, monte_carlo_BT)
+    assert not torch.allclose(policy.returns_BT, policy.scores_B[:, None] * policy.response_mask_BT)
+
+
+def test_advantages_and_targets_have_their_own_lambda(tiny_actor):
+    seed_everything(0)
+    advantage = AdvantageSettings(lambda_actor=0.9, lambda_critic=1.0, whiten=False)
+    module = make_module(tiny_actor, advantage=advantage)
+    second = fit(module, 2).rollouts[1]  # the first values are all 0
+    expected_BT = gae(second.rewards_BT, second.values_BT, second.response_mask_BT, lam=0.9)
+    torch.testing.assert_close(second.advantages_BT, expected_BT)
+    assert second.values_BT.abs().max() > 0
+    assert second.rewards_BT.sum(1).tolist() == second.scores_B.tolist()
+
+
+@pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
+def test_weights_do_not_depend_on_micro_batches(tiny_actor, mode):
+    results = []
+    for max_tokens in (10_000, 60):
+        seed_everything(0)
+        changes = dict(EVERYTHING)
+        changes["policy"] = PolicySettings(**vars(EVERYTHING["policy"]) | {"loss_agg_mode": mode})
+        changes["value"] = ValueSettings(prompt_noise_weighting=True, loss_agg_mode=mode)
+        update = UpdateSettings(ppo_mini_batch_size=4, ppo_max_token_len_per_gpu=max_tokens)
+        module = make_module(tiny_actor, update=update, **changes)
+        record = fit(module, 2, precision="64-true")
+        results.append((record.actors[-1], record.critics[-1], record.metrics[-1]))
+    (actor, critic, metrics), (actor_too, critic_too, metrics_too) = results
+    assert actor.dtype == torch.float64
+    torch.testing.assert_close(actor, actor_too, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(critic, critic_too, rtol=1e-6, atol=1e-9)
+    for key, value in metrics.items():
+        if not key.startswith(("time/", "rollout/tokens_per_second")):
+            assert value == pytest.approx(metrics_too[key], rel=1e-4, abs=1e-6), key
+
+
+class SaveAfter(Callback):
+    """Save a checkpoint after some rollouts."""
+
+    def __init__(self, rollouts: int, path: Path) -> None:
+        self.rollouts, self.path = rollouts, path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if pl_module.rollouts_done == self.rollouts:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("saved_after", [2, 4])  # in value pretraining, and behind it
+def test_a_resumed_run_equals_an_uninterrupted_one(tiny_actor, tmp_path, saved_after):
+    seed_everything(0)
+    path = tmp_path / "middle.ckpt"
+    callbacks = [ValuePretraining(max_rollouts=3), SaveAfter(saved_after, path)]
+    whole = fit(make_module(tiny_actor, **EVERYTHING), 6, *callbacks)
+    seed_everything(123)  # the checkpoint's own seed counts
+    module = make_module(tiny_actor, **EVERYTHING)
+    rest = fit(module, 6, ValuePretraining(max_rollouts=3), ckpt_path=path)
+    assert len(rest.rollouts) == 6 - saved_after
+    assert torch.equal(whole.actors[-1], rest.actors[-1])
+    assert torch.equal(whole.critics[-1], rest.critics[-1])
+    assert whole.rollouts[-1].responses == rest.rollouts[-1].responses
+    assert module.rollouts_done == 6
+
+
+def test_the_reference_is_loaded_only_for_a_kl_and_never_saved(tiny_actor, tmp_path):
+    seed_everything(0)
+    assert fit(make_module(tiny_actor), 1).trainer.lightning_module.reference is None
+    module = make_module(tiny_actor, policy=PolicySettings(kl_coef=0.1))
+    record = fit(module, 1)
+    assert not any(p.requires_grad for p in module.reference.parameters())
+    record.trainer.save_checkpoint(tmp_path / "x.ckpt")
+    saved = torch.load(tmp_path / "x.ckpt", weights_only=True)["state_dict"]
+    assert {name.split(".")[0] for name in saved} == {"actor", "critic"}
+
+
+def test_kl_in_the_reward_is_subtracted_from_each_token(tiny_actor):
+    seed_everything(0)
+    policy = PolicySettings(kl_coef=0.5, kl_estimator="k1", kl_placement="reward")
+    second = fit(make_module(tiny_actor, policy=policy), 2).rollouts[1]
+    kl_BT = second.old_logprobs_BT - second.ref_logprobs_BT
+    assert kl_BT.abs().max() > 0
+    placed_BT = second.rewards_BT + 0.5 * torch.where(second.response_mask_BT, kl_BT, 0.0)
+    torch.testing.assert_close(placed_BT.sum(1), second.scores_B, atol=1e-5, rtol=1e-5)
+
+
+def test_the_group_estimator_trains_without_a_critic(tiny_actor):
+    seed_everything(0)
+    module = make_module(tiny_actor, advantage=AdvantageSettings(estimator="group"))
+    record = fit(module, 2, ValuePretraining())
+    assert module.critic is None and record.critics == []
+    assert not torch.equal(record.actors[0], record.actors[1])
+    advantages_B = record.rollouts[0].advantages_BT[:, 0].view(-1, 2)
+    torch.testing.assert_close(advantages_B.sum(1), torch.zeros(4))
+    assert "critic/explained_variance" not in record.metrics[1]
+
+
+def test_truncated_responses_may_end_in_the_critics_value(tiny_actor):
+    seed_everything(0)
+    module = make_module(tiny_actor, advantage=AdvantageSettings(bootstrap_truncated=True))
+    record = fit(module, 2)
+    rollout = record.rollouts[1]
+    assert not rollout.finished_B.any()  # a random model does not find <eos> within 8 tokens
+    bootstrap_B = module.bootstrap(rollout)
+    assert bootstrap_B.abs().min() > 0
+    torch.testing.assert_close(
+        rollout.returns_BT[:, -1] - rollout.scores_B != 0, torch.ones(8, dtype=torch.bool)
+    )
+    finished = rollout.with_(finished_B=torch.ones(8, dtype=torch.bool))
+    assert module.bootstrap(finished).eq(0).all()
+
+
+def test_masked_truncated_responses_leave_the_policy_alone_but_not_the_critic(tiny_actor):
+    seed_everything(0)
+    policy = PolicySettings(mask_truncated=True)  # here every response is truncated
+    record = fit(make_module(tiny_actor, policy=policy), 2)
+    assert torch.equal(record.actors[0], record.actors[1])
+    assert not torch.equal(record.critics[0], record.critics[1])
+
+
+@pytest.mark.parametrize("head", ["bounded", "hl_gauss"])
+def test_other_value_heads_learn(tiny_actor, head):
+    seed_everything(0)
+    value = ValueSettings(head=head, num_bins=21, value_min=-1.5, value_max=1.5)
+    module = make_module(tiny_actor, value=value, reward=f"{__name__}.always_wrong")
+    record = fit(module, 8, ValuePretraining(max_rollouts=8))
+    first, last = (r.values_BT[r.response_mask_BT].mean() for r in record.rollouts[:: 7])
+    assert first == pytest.approx(0.0, abs=1e-5)
+    assert last < -0.3  # on its way to -1
+
+
+def always_wrong(response: str, answer: int) -> float:
+    """Punish everything."""
+    return -1.0
+
+
+def test_the_policy_learns_what_is_rewarded(tiny_actor):
+    seed_everything(0)
+    module = make_module(
+        tiny_actor,
+        reward=f"{__name__}.reward_of_even_starts",
+        sampling=SamplingSettings(max_response_length=4),
+        update=UpdateSettings(ppo_mini_batch_size=16),
+    )
+    record = fit(module, 20, prompts=32, epochs=20)
+    rewards = [float(rollout.scores_B.mean()) for rollout in record.rollouts]
+    assert sum(rewards[:3]) / 3 < 0.4
+    assert sum(rewards[-3:]) / 3 > 0.8
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(tiny_actor):
+    seed_everything(0)
+    module = make_module(tiny_actor, reward=f"{__name__}.poison")
+    record = fit(module, 2)
+    assert torch.equal(record.actors[0], record.actors[1])
+    assert module.updates_done == {"policy": 0, "critic": 0}
+    assert record.metrics[-1]["policy/skipped"] == record.metrics[-1]["critic/skipped"] == 1.0
+
+
+def poison(response: str, answer: int) -> float:
+    """Return what no verifier should."""
+    return math.nan
+
+
+def test_learning_rates_warm_up(tiny_actor):
+    seed_everything(0)
+    record = fit(make_module(tiny_actor, update=UpdateSettings(ppo_mini_batch_size=8)), 4)
+    rates = [metrics["policy/lr"] for metrics in record.metrics]
+    assert rates == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-3])
+    assert record.metrics[0]["critic/lr"] == pytest.approx(1e-2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {
+                "advantage": AdvantageSettings(estimator="group"),
+                "sampling": SamplingSettings(num_generations=1),
+            },
+            "num_generations: .* at least 2",
+        ),
+        ({"sampling": SamplingSettings(temperature=0.0)}, "temperature"),
+        ({"reward": "no_such_package.fn"}, "no_such_package"),
+    ],
+)
+def test_contradictions_are_refused(tiny_actor, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_module(tiny_actor, **changes)
+
+
+def test_an_optimizer_that_does_not_exist_is_refused(tiny_actor):
+    settings = OptimizerSettings(class_path="torch.optim.AdamZ")
+    with pytest.raises(ValueError, match=r"optimizer torch\.optim\.AdamZ"):
+        fit(make_module(tiny_actor, actor_optimizer=settings), 1)
+
+
+def test_exported_folders_are_read_back(tiny_actor, tmp_path: Path):
+    seed_everything(0)
+    module = make_module(tiny_actor)
+    fit(module, 1)
+    module.export(tmp_path)
+    again = make_module(tmp_path / "actor", critic=str(tmp_path / "critic"))
+    assert again.critic_is_pretrained
+    record = fit(again, 1, ValuePretraining(max_rollouts=5))
+    assert "policy/loss" in record.metrics[0]  # no value pretraining for a fitted critic
+    assert not list(tmp_path.glob("*.partial"))

@@ -1,0 +1,79 @@
+"""pyproject.toml, constraints.txt, environment.yml and the documents say the same thing."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+import lightning_vcppo
+
+if sys.version_info < (3, 11):
+    pytest.skip("tomllib came with Python 3.11", allow_module_level=True)
+import tomllib
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())
+
+
+def direct_requirements() -> list[Requirement]:
+    """Return what the project and its extras ask for, themselves apart."""
+    rows = [*PROJECT["dependencies"], *(row for rows in EXTRAS.values() for row in rows)]
+    return [r for r in map(Requirement, rows) if r.name != PROJECT["name"]]
+
+
+def pins() -> dict[str, str]:
+    """Return the version of each row of constraints.txt, by normalized name."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    rows = [Requirement(line) for line in lines if not line.startswith("#")]
+    return {
+        canonicalize_name(row.name): str(row.specifier).removeprefix("==")
+        for row in rows
+        if re.fullmatch(r"==[^=*+,]+", str(row.specifier))
+    }
+
+
+@pytest.mark.parametrize("requirement", direct_requirements(), ids=str)
+def test_the_tested_version_is_in_the_range(requirement: Requirement) -> None:
+    assert pins()[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+def test_every_row_of_constraints_is_an_exact_pin_and_sorted() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    rows = [line.split("==")[0] for line in lines if not line.startswith("#")]
+    assert rows == sorted(pins())
+
+
+def test_the_conda_environment_is_that_of_make_install() -> None:
+    python, pip, installed = ENVIRONMENT["dependencies"]
+    assert python.removeprefix("python=") in SpecifierSet(PROJECT["requires-python"])
+    assert python.removeprefix("python=") == PYPROJECT["tool"]["mypy"]["python_version"]
+    assert pip == "pip"
+    assert installed == {"pip": ["-c constraints.txt", "-e .[dev]"]}
+    makefile = (ROOT / "Makefile").read_text()
+    assert "install -c constraints.txt -e '.[dev]'" in makefile
+
+
+def test_a_wheel_holds_every_package() -> None:
+    package = ROOT / "lightning_vcppo"
+    folders = {path.parent.relative_to(ROOT) for path in package.rglob("*.py")}
+    assert {".".join(folder.parts) for folder in folders} == set(
+        PYPROJECT["tool"]["setuptools"]["packages"]
+    )
+    assert (package / "py.typed").exists()
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    version = PROJECT["version"]
+    assert lightning_vcppo.__version__ == version
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()

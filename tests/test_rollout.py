@@ -1,0 +1,86 @@
+"""The rollout record: alignment of tokens, padding, selection of rows."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_vcppo.actor_module import join_prompts
+from lightning_vcppo.problems import Problem
+from lightning_vcppo.rollout import Rollout, last_token, pad
+
+
+def make_rollout(prompts: list[list[int]], responses: list[list[int]]) -> Rollout:
+    """Put tokens into a rollout, the token's number standing for its log-probability."""
+    size, width = len(prompts), max(map(len, responses))
+    lengths_B = torch.tensor([len(r) for r in responses])
+    mask_BT = torch.arange(width) < lengths_B[:, None]
+    ids_BT = torch.tensor([r + [0] * (width - len(r)) for r in responses])
+    return Rollout(
+        problems=tuple(Problem(f"p{i}", i) for i in range(size)),
+        responses=tuple(f"r{i}" for i in range(size)),
+        input_ids_BL=join_prompts(prompts, ids_BT, mask_BT, pad=0),
+        prompt_lengths_B=torch.tensor([len(p) for p in prompts]),
+        response_mask_BT=mask_BT,
+        sampler_logprobs_BT=ids_BT.float(),
+        finished_B=torch.ones(size, dtype=torch.bool),
+        positions_B=torch.arange(size),
+        group_ids_B=torch.arange(size),
+        scores_B=torch.arange(size).float(),
+        correct_B=torch.arange(size) > 0,
+    )
+
+
+TOKENS = st.lists(st.integers(1, 99), min_size=1, max_size=6)
+
+
+@given(st.lists(st.tuples(TOKENS, TOKENS), min_size=1, max_size=5), st.randoms())
+def test_selected_rows_keep_their_tokens(pairs, random):
+    prompts, responses = [p for p, _ in pairs], [r for _, r in pairs]
+    rows = random.sample(range(len(pairs)), random.randint(1, len(pairs)))
+    chosen = make_rollout(prompts, responses).select(torch.tensor(rows))
+    expected = [responses[row] for row in rows]
+    assert chosen.response_ids_N.tolist() == sum(expected, [])
+    assert chosen.sampler_logprobs_BT[chosen.response_mask_BT].tolist() == sum(expected, [])
+    assert chosen.response_mask_BT.shape[1] == max(map(len, expected))
+    assert chosen.input_ids_BL.shape[1] == max(
+        len(p) + len(r) for row in rows for p, r in [(prompts[row], responses[row])]
+    )
+    assert [p.answer for p in chosen.problems] == rows
+    assert chosen.positions_B.tolist() == rows
+
+
+def test_select_cuts_every_tensor_of_the_record():
+    rollout = make_rollout([[1], [1, 2]], [[3, 4, 5], [6]])
+    rollout = rollout.with_(values_BT=torch.ones(2, 3), loss_weights_BT=torch.ones(2, 3))
+    chosen = rollout.select(torch.tensor([1]))
+    assert chosen.values_BT.shape == chosen.loss_weights_BT.shape == (1, 1)
+    assert chosen.scores_B.tolist() == [1.0]
+    assert chosen.old_logprobs_BT is None
+
+
+def test_select_nothing():
+    chosen = make_rollout([[1], [1, 2]], [[3, 4, 5], [6]]).select(torch.tensor([], dtype=torch.long))
+    assert len(chosen) == 0
+    assert chosen.response_mask_BT.shape == (0, 0)
+
+
+def test_last_token_is_the_last_true_one_even_behind_a_gap():
+    mask_BT = torch.tensor([[True, True, False], [True, False, True], [False, False, False]])
+    expected = torch.tensor([[False, True, False], [False, False, True], [False, False, False]])
+    assert torch.equal(last_token(mask_BT), expected)
+
+
+def test_pad_puts_tokens_back_and_passes_gradients():
+    mask_BT = torch.tensor([[True, False], [True, True]])
+    values_N = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    padded = pad(values_N, mask_BT)
+    assert padded.tolist() == [[1.0, 0.0], [2.0, 3.0]]
+    (padded * torch.tensor([[5.0, 7.0], [11.0, 13.0]])).sum().backward()
+    assert values_N.grad.tolist() == [5.0, 11.0, 13.0]
+    assert pad(torch.ones(3, 4), mask_BT).shape == (2, 2, 4)
+
+
+def test_silenced_tokens_weigh_nothing():
+    silent = make_rollout([[1]], [[2, 3]]).silenced()
+    assert silent.loss_weights_BT.sum() == silent.nll_weights_BT.sum() == pytest.approx(0.0)
