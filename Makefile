@@ -14,9 +14,10 @@ help:  ## list the targets
 
 install: $(VENV)/.installed  ## make .venv with the tested versions
 
+# torch first and alone: if its version is there already, in any build (CPU, ROCm), that one stays.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt torch  # first and alone: a build of it that is there stays
+	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	touch $@
 

@@ -1,4 +1,4 @@
-"""What all tests share: one thread a process, no accounts, published data, a tiny actor and critic."""
+"""What all tests share: one thread, no accounts, published data, a tiny actor and critic."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ TINY_QWEN2 = {
 
 
 @pytest.fixture(autouse=True)
-def _no_global_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start without the seed that `seed_everything` of an earlier test left in the environment."""
+def _clean_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Start outside the checkout, without the seed that an earlier `seed_everything` has left."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     monkeypatch.delenv("PL_SEED_WORKERS", raising=False)
 

@@ -120,7 +120,7 @@ def test_only_dashboards_uses_wandb(path: Path) -> None:
 
 @library
 def test_only_the_strategy_runs_backward(path: Path) -> None:
-    """`manual_backward` scales and synchronises; a tensor's own `backward` silently does neither."""
+    """A tensor's own `backward` neither scales the loss nor synchronises ranks, silently."""
     calls = [node.func for node in ast.walk(parse(path)) if isinstance(node, ast.Call)]
     assert not [c for c in calls if isinstance(c, ast.Attribute) and c.attr == "backward"]
 
