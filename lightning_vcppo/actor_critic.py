@@ -119,7 +119,8 @@ class ActorCriticModule(ActorModule):
             self.critic = models.load_critic(self.critic_source, self.value)
             models.disable_dropout(self.critic.train())
         if self.reference_source is not None and self.reference is None:
-            self.reference = models.load_actor(self.reference_source).requires_grad_(False).eval()
+            self.reference = models.load_actor(self.reference_source).requires_grad_(False)
+            models.disable_dropout(self.reference.train())
 
     @override
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:

@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import sys
 import warnings
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
-from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import (
-    ArgsType,
-    LightningArgumentParser,
-    LightningCLI,
-    SaveConfigCallback,
-)
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from transformers.utils import logging as transformers_logging
 from typing_extensions import override
 
 from lightning_vcppo import callbacks, dashboards
 from lightning_vcppo.cold_start import ColdStartModule, RewardModelModule  # noqa: F401 (class names)
 from lightning_vcppo.data import AIMEDataModule
-from lightning_vcppo.module import VCPPOModule  # noqa: F401 (class names)
+from lightning_vcppo.module import VCPPOModule
+from lightning_vcppo.sharding import refuse_strategy
 
 USER_ERROR = 2
+MISTAKES = (ValueError, OSError, ImportError, MisconfigurationException)
+"""What a user's mistake raises, here and in the libraries below."""
+
+FORCED_CALLBACKS = {
+    "value_pretraining": callbacks.ValuePretraining,
+    "reward_decay_monitor": callbacks.RewardDecayMonitor,
+    "aime_evaluation": callbacks.AIMEEvaluation,
+    "learning_curves": callbacks.LearningCurves,
+    "model_export": callbacks.ModelExport,
+    "response_writer": callbacks.ResponseWriter,
+    "progress_bar": callbacks.RolloutProgressBar,
+}
+
+
+class VCPPOArgumentParser(LightningArgumentParser):
+    """Answers a mistake with one line instead of a page of usage."""
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End the program, or raise where jsonargparse only tries something out."""
+        if not self.exit_on_error or _debugging():
+            super().error(message, ex)
+        _fail(message)
 
 
 class VCPPOCLI(LightningCLI):
@@ -58,23 +80,16 @@ class VCPPOCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer with the loggers that were asked for by name."""
         given = self._get(self.config_init, "trainer")
-        fast_dev_run = bool(given.get("fast_dev_run"))
-        if given.get("logger") is None and not fast_dev_run:
-            run_dir = given.get("default_root_dir") or "runs/default"
+        if isinstance(self.model, VCPPOModule):
+            refuse_strategy(given.get("strategy"))
+        if given.get("logger") is None and not given.get("fast_dev_run"):
+            # Metrics and config of an evaluation do not take the place of the training run's.
+            part = "" if self.subcommand == "fit" else str(self.subcommand)
             names = self._get(self.config_init, "loggers")
-            kwargs["logger"] = [dashboards.build_logger(name, run_dir) for name in names]
+            kwargs["logger"] = [
+                dashboards.build_logger(name, given["default_root_dir"], part) for name in names
+            ]
         return super().instantiate_trainer(**kwargs)
-
-
-FORCED_CALLBACKS = {
-    "value_pretraining": callbacks.ValuePretraining,
-    "reward_decay_monitor": callbacks.RewardDecayMonitor,
-    "aime_evaluation": callbacks.AIMEEvaluation,
-    "learning_curves": callbacks.LearningCurves,
-    "model_export": callbacks.ModelExport,
-    "response_writer": callbacks.ResponseWriter,
-    "progress_bar": callbacks.RolloutProgressBar,
-}
 
 
 def main(args: ArgsType = None) -> None:
@@ -90,7 +105,9 @@ def main(args: ArgsType = None) -> None:
         subclass_mode_model=True,
         auto_configure_optimizers=False,
         save_config_kwargs={"overwrite": True},
+        parser_class=VCPPOArgumentParser,
         parser_kwargs={"parser_mode": "omegaconf+", "prog": "vcppo"},
+        seed_everything_default=0,
         trainer_defaults={
             "default_root_dir": "runs/default",
             "num_sanity_val_steps": 0,  # it would generate with an untrained model
@@ -103,19 +120,53 @@ def main(args: ArgsType = None) -> None:
 
 
 def run() -> None:
-    """Run the command line as a program: a user's mistake ends in one line and exit code 2."""
+    """Run the command line as a program: a user's mistake ends in one line and exit code 2.
+
+    With VCPPO_DEBUG in the environment it ends in a traceback.
+    """
     try:
         main()
-    except ValueError as error:
-        if os.environ.get("VCPPO_DEBUG"):
+    except MISTAKES as error:
+        if _debugging():
             raise
-        message = " ".join(str(error).split())
-        print(f"vcppo: error: {message}", file=sys.stderr)
-        raise SystemExit(USER_ERROR) from None
+        _fail(str(error) or type(error).__name__)
+
+
+def _debugging() -> bool:
+    return bool(os.environ.get("VCPPO_DEBUG"))
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"vcppo: error: {one_line(message)}", file=sys.stderr)
+    raise SystemExit(USER_ERROR)
+
+
+_FRAME = re.compile(
+    r"Does not validate against|Subtypes: |Errors:$|Expected a <class 'NoneType'>|Given value"
+)
+
+
+def one_line(message: str) -> str:
+    """Return what a message says, without the frame that jsonargparse puts around it."""
+    lines = (line.strip().removeprefix("- ") for line in message.splitlines())
+    text = " ".join(line for line in lines if line and not _FRAME.match(line))
+    text = re.sub(r'Parser key "([\w.]+)":', r"--\1:", text)
+    return re.sub(r"<class '([\w.]+)'>", r"\1", text)
 
 
 def _quieten() -> None:
+    """Silence what tells a user nothing; what the libraries warn of otherwise is still shown."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("WANDB_SILENT", "true")
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+    for message in (
+        "does not have many workers",  # prompts are in memory
+        "isinstance.treespec, LeafSpec",  # deprecated within torch
+        "Experiment logs directory",  # the loggers keep what is there
+    ):
+        warnings.filterwarnings("ignore", f".*{message}")
+    # Advertisements of products, and what concerns no machine of ours.
+    lightning_info = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    lightning_info.addFilter(lambda record: not re.match(".*Tip:|TPU", record.getMessage()))
+    # Progress bars of single files, and layers "not sharded" by a plan that nobody asked for.
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)

@@ -15,14 +15,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lightning_vcppo import models
 from lightning_vcppo.actor_module import ActorModule, build_optimizer, join_prompts, write_folder
 from lightning_vcppo.logprobs import token_logprobs
 from lightning_vcppo.microbatch import explained_variance
-from lightning_vcppo.problems import FAMILIES, THINK_CLOSE, THINK_OPEN, ProblemSettings, generate_problems
+from lightning_vcppo.problems import (
+    FAMILIES,
+    THINK_CLOSE,
+    THINK_OPEN,
+    ProblemSettings,
+    generate_problems,
+)
 from lightning_vcppo.rollout import PromptBatch, last_token
 from lightning_vcppo.settings import OptimizerSettings, SamplingSettings
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import netrc
 import os
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from typing_extensions import override
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,7 +67,7 @@ def _markdown_cell(cell: Cell) -> str:
     return str(cell).replace("|", "\\|").replace("\n", "<br>")
 
 
-def build_logger(name: str, run_dir: str) -> Logger:
+def build_logger(name: str, run_dir: str, part: str = "") -> Logger:
     """Build a logger by its short name, writing into the run's folder.
 
     Weights & Biases runs offline, ready for `wandb sync`, unless there is an account (`wandb login`,
@@ -73,17 +76,42 @@ def build_logger(name: str, run_dir: str) -> Logger:
     Args:
         name: csv, wandb or tensorboard.
         run_dir: The run's folder.
+        part: Of the run, for its own folder in there: "" is the training.
     """
     if name == "csv":
-        return CSVLogger(run_dir, name="", version="", flush_logs_every_n_steps=1)
+        return RunCSVLogger(run_dir, name="", version=part, flush_logs_every_n_steps=1)
     if name == "tensorboard":
-        return TensorBoardLogger(run_dir, name="", version="tensorboard")
+        return TensorBoardLogger(run_dir, name=part, version="tensorboard")
     Path(run_dir).mkdir(parents=True, exist_ok=True)
     mode = os.environ.get("WANDB_MODE")
     offline = mode == "offline" or (mode is None and not has_wandb_account())
-    return WandbLogger(
-        project="lightning-vcppo", name=Path(run_dir).name, save_dir=run_dir, offline=offline
+    logger = WandbLogger(
+        project="lightning-vcppo", name=Path(run_dir, part).name, save_dir=run_dir, offline=offline
     )
+    logger._wandb_init.pop("anonymous", None)  # W&B warns of it whatever its value
+    return logger
+
+
+class RunCSVLogger(CSVLogger):
+    """Keeps the metrics that are there already, for Lightning would delete them.
+
+    A resumed run, say, goes on in a new `metrics.csv` beside its first `metrics.1.csv`.
+    """
+
+    @property
+    @override
+    def experiment(self) -> Any:
+        """Return the writer, once earlier metrics have another name."""
+        if self._experiment is None and rank_zero_only.rank == 0:
+            keep_earlier(Path(self.log_dir, "metrics.csv"))
+        return super().experiment
+
+
+def keep_earlier(path: Path) -> None:
+    """Rename a file to the first free of `name.1.suffix`, `name.2.suffix`, ..."""
+    if path.exists():
+        names = (path.with_suffix(f".{n}{path.suffix}") for n in count(1))
+        path.rename(next(name for name in names if not name.exists()))
 
 
 def has_wandb_account() -> bool:

@@ -7,6 +7,7 @@ them out to the processes (`dataloaders.py`).
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import unicodedata
@@ -22,8 +23,9 @@ from lightning_vcppo.dataloaders import EvalLoader, TrainLoader
 from lightning_vcppo.models import load_tokenizer
 from lightning_vcppo.problems import THINK_OPEN, Problem, ProblemSettings, generate_problems
 from lightning_vcppo.rollout import PromptBatch
+from lightning_vcppo.seeding import stream_seed
 from lightning_vcppo.settings import require
-from lightning_vcppo.sources import load_problems
+from lightning_vcppo.sources import is_generator, load_problems
 
 __all__ = ["INSTRUCTION", "AIMEDataModule", "load_problems", "render_prompt"]
 
@@ -56,14 +58,15 @@ class AIMEDataModule(pl.LightningDataModule):
         instruction: str = INSTRUCTION,
         system_prompt: str | None = None,
         tokenizer: str | PreTrainedTokenizerBase | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         """Collect the settings; `setup` reads and renders the problems.
 
         Args:
             path: Training problems: a file, a folder, a hub id, `reasoning_gym:TASK`, or several of
                 these; None generates them. `predict` answers these problems, in their order.
-            val_path: Validation and test problems; None sets `val_size` training problems aside.
+            val_path: Validation and test problems; None generates `val_size` others where training
+                problems are generated, and sets as many of them aside where they are read.
             problem_field: Where a row holds the problem (`prompt[0].content`); found out if None.
             answer_field: Where a row holds the answer; found out if None.
             drop_invalid: Leave rows without an integer answer in 0..999 out instead of refusing.
@@ -82,7 +85,8 @@ class AIMEDataModule(pl.LightningDataModule):
             instruction: Added to each problem of a chat that does not speak of a box itself.
             system_prompt: System message of a chat.
             tokenizer: Folder, hub id or object; None takes the tokenizer of the model in training.
-            seed: Of the generated problems, of the split and of the training order.
+            seed: Of the generated problems, of the split and of the training order; None takes the
+                run's (`seed_everything`).
 
         Raises:
             ValueError: A size is out of range.
@@ -108,7 +112,7 @@ class AIMEDataModule(pl.LightningDataModule):
         self.chat_template: Template = chat_template
         self.instruction, self.system_prompt = instruction, system_prompt
         self.tokenizer = tokenizer
-        self.seed = seed
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self._train = self._val = self._predict = PromptBatch([], [], [])
         self._resumed: dict[str, int] = {}
 
@@ -122,7 +126,8 @@ class AIMEDataModule(pl.LightningDataModule):
             ValueError: A source is unreadable, a prompt too long, or too little left to train on.
         """
         if stage == "predict":
-            self._predict = self._render(self._training_problems(self.train_size))
+            problems = self._problems(self.paths, self.split, self.train_size, self.seed)
+            self._predict = self._render(problems)
             return
         train, val = self._split(with_train=stage == "fit")
         self._val = self._render(val)
@@ -183,7 +188,10 @@ class AIMEDataModule(pl.LightningDataModule):
 
     # Problems ------------------------------------------------------------------------------------
 
-    def _read(self, paths: list[str], split: str | None, size: int, seed: int) -> list[Problem]:
+    def _problems(self, paths: list[str], split: str | None, size: int, seed: int) -> list[Problem]:
+        """Read the problems of all paths; without any, generate them."""
+        if not paths:
+            return generate_problems(size, self.generated, seed=seed)
         return [
             problem
             for path in paths
@@ -198,27 +206,19 @@ class AIMEDataModule(pl.LightningDataModule):
             )
         ]
 
-    def _training_problems(self, size: int) -> list[Problem]:
-        if self.paths:
-            return self._read(self.paths, self.split, size, self.seed)
-        return generate_problems(size, self.generated, seed=self.seed)
-
     def _split(self, *, with_train: bool) -> tuple[list[Problem], list[Problem]]:
         """Return training problems, without near-duplicates of the others, and validation ones."""
-        if self.val_paths:
-            # Sources that generate need a seed far away: reasoning-gym's item i of seed s is item
-            # i - 1 of seed s + 1.
-            far = random.Random(f"{self.seed}/validation").randrange(2**31)
-            val = self._read(self.val_paths, self.val_split, max(self.val_size, 1), far)
-            train = self._training_problems(self.train_size) if with_train else []
+        if self.val_paths or all(map(is_generator, self.paths)):
+            # Generators get a seed far away (reasoning-gym's item i of seed s is item i - 1 of seed
+            # s + 1), so validation problems depend neither on train_size nor on the stage.
+            far = stream_seed(self.seed, "validation") % 2**31
+            of_val = (self.val_paths or self.paths, self.val_split, self.val_size, far)
+            of_train = (self.paths, self.split, self.train_size, self.seed)
+            val = self._problems(*of_val) if self.val_size else []
+            train = self._problems(*of_train) if with_train else []
         else:
-            pool = self._training_problems(self.train_size + self.val_size)
-            require(
-                len(pool) > self.val_size,
-                f"val_size: {self.val_size} of {len(pool)} problems leaves none to train on",
-            )
-            random.Random(f"{self.seed}/split").shuffle(pool)
-            val, train = pool[: self.val_size], pool[self.val_size :]
+            pool = self._problems(self.paths, self.split, self.train_size, self.seed)
+            val, train = self._set_aside(pool, with_train=with_train)
         known = {fingerprint(problem.problem) for problem in val}
         kept = [problem for problem in train if fingerprint(problem.problem) not in known]
         if with_train:
@@ -230,6 +230,28 @@ class AIMEDataModule(pl.LightningDataModule):
                 bool(kept), f"all {len(train)} training problems are near-duplicates of validation"
             )
         return kept, val
+
+    def _set_aside(
+        self, pool: list[Problem], *, with_train: bool
+    ) -> tuple[list[Problem], list[Problem]]:
+        """Return the validation problems of a pool and the others.
+
+        `validate` and `test` take the problems that `fit` has set aside, for it has seen all others.
+        A pool too small for that (one year of AIME) can only be meant as a whole.
+        """
+        if not with_train and len(pool) <= self.val_size:
+            return pool, []
+        require(
+            len(pool) > self.val_size,
+            f"val_size: {self.val_size} of {len(pool)} problems leaves none to train on",
+        )
+        if not with_train:
+            rank_zero_info(
+                f"data: {self.val_size} of {len(pool)} problems, those that `fit` sets aside; "
+                "--data.val_path takes all of a file"
+            )
+        random.Random(f"{self.seed}/split").shuffle(pool)
+        return pool[: self.val_size], pool[self.val_size :]
 
     def _render(self, problems: list[Problem]) -> PromptBatch:
         """Tokenise the prompts of problems and refuse or drop those that are too long."""

@@ -130,9 +130,7 @@ class Critic(nn.Module):
         precise = torch.promote_types(hidden_NH.dtype, torch.float32)
         bias = None if self.head.bias is None else self.head.bias.to(precise)
         with torch.autocast(hidden_NH.device.type, enabled=False):
-            return nn.functional.linear(
-                hidden_NH.to(precise), self.head.weight.to(precise), bias
-            )
+            return nn.functional.linear(hidden_NH.to(precise), self.head.weight.to(precise), bias)
 
     def values(self, outputs_NK: Tensor) -> Tensor:
         """Turn the head's outputs into values, (N,)."""

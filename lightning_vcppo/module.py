@@ -25,6 +25,7 @@ from typing_extensions import override
 
 from lightning_vcppo import advantages, losses, rewards, value_heads
 from lightning_vcppo.actor_critic import ActorCriticModule, Network, Phase
+from lightning_vcppo.dynamic_sampling import GroupBuffer
 from lightning_vcppo.microbatch import (
     aggregation_weights,
     explained_variance,
@@ -107,18 +108,27 @@ class VCPPOModule(ActorCriticModule):
             "sampling.num_generations: the group estimator compares responses to the same prompt, "
             "so it needs at least 2",
         )
+        require(
+            not sampling.dynamic_sampling or sampling.num_generations > 1,
+            "sampling.dynamic_sampling: a group of one is all right or all wrong; "
+            "sampling.num_generations must be at least 2",
+        )
         self.reward_shaping = reward_shaping
         self.advantage = advantage
         self.policy = policy
         self.rollout: Rollout | None = None
+        self.waiting_groups = GroupBuffer()
         self._seconds: dict[str, float] = {}
 
     @override
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Do one rollout and the updates that it is worth."""
         with self._timed("generate"):
-            stream = (self.run_seed, "rollout", self.rollouts_done)
-            rollout = self.shape_rewards(self.sample(batch, self.sampling, *stream))
+            sampled = self.sample_rollout(batch)
+        self.rollout = None
+        if sampled is None:
+            return
+        rollout = self.shape_rewards(sampled)
         with self._timed("score"):
             rollout = self.estimate_advantages(self.score(rollout))
         with self._timed("update"):
@@ -129,6 +139,31 @@ class VCPPOModule(ActorCriticModule):
         self.rollouts_done += 1
         self.rollout = rollout
         self.log_rollout(rollout)
+
+    def sample_rollout(self, batch: PromptBatch) -> Rollout | None:
+        """Sample a rollout; with dynamic sampling None until enough groups can teach something."""
+        stream = (self.run_seed, "rollout", self.rollouts_done, self.waiting_groups.batches)
+        rollout = self.sample(batch, self.sampling, *stream)
+        if not self.sampling.dynamic_sampling or self.phase is Phase.VALUE_PRETRAINING:
+            return rollout
+        self.waiting_groups.add(rollout)
+        if self.max_over_ranks(len(rollout) - len(self.waiting_groups)) > 0:
+            return None
+        return self.waiting_groups.take(
+            len(rollout), self.global_rank * len(rollout), self.sampling.num_generations
+        )
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the groups that wait for a rollout to fill up, too."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["waiting_groups"] = self.waiting_groups.state_dict()
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the waiting groups, too."""
+        super().on_load_checkpoint(checkpoint)
+        self.waiting_groups.load_state_dict(checkpoint["waiting_groups"])
 
     def shape_rewards(self, rollout: Rollout) -> Rollout:
         """Add the overlong penalty, if it is on, to the verifier's reward."""
@@ -349,7 +384,7 @@ class VCPPOModule(ActorCriticModule):
         if rollout.values_BT is not None and rollout.returns_BT is not None:
             metrics |= self.describe_values(rollout.values_BT, rollout.returns_BT, rollout)
         metrics |= {f"time/{part}_s": seconds for part, seconds in self._seconds.items()}
-        self.update_metrics = {}
+        self.update_metrics, self._seconds = {}, {}
         self.log_dict(metrics, batch_size=len(rollout))
         # Lightning counts optimizer steps; the loggers' x-axis counts rollouts.
         self.log("step", float(self.rollouts_done), batch_size=len(rollout))
@@ -370,4 +405,4 @@ class VCPPOModule(ActorCriticModule):
     def _timed(self, part: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self._seconds[part] = time.perf_counter() - start
+        self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - start

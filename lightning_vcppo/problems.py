@@ -177,7 +177,8 @@ def generate_problems(count: int, settings: ProblemSettings, *, seed: int) -> li
         family = rng.choice(list(settings.families))
         steps = rng.randint(settings.min_steps, settings.max_steps)
         chain = FAMILIES[family](rng, steps)
-        solution = work_out(chain, settings, rng)
+        # A stream of its own: the questions of a seed do not depend on how well they are solved.
+        solution = work_out(chain, settings, random.Random(rng.getrandbits(64)))
         problems.append(Problem(chain.question, chain.answer, solution, source=family))
     return problems
 

@@ -27,12 +27,15 @@ class SamplingSettings:
         temperature: Of the softmax; 0 is greedy (for evaluation only).
         top_p: Keep the smallest set of tokens with this probability mass.
         max_response_length: Tokens after which a response is truncated.
+        dynamic_sampling: DAPO: drop groups that are all right or all wrong, and sample on with the
+            next prompts until the rollout is full (training, policy phase).
     """
 
     num_generations: int = 1
     temperature: float = 1.0
     top_p: float = 1.0
     max_response_length: int = 1024
+    dynamic_sampling: bool = False
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""

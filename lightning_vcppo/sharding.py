@@ -4,6 +4,29 @@ from __future__ import annotations
 
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, Strategy
 
+from lightning_vcppo.settings import require
+
+REFUSED = {
+    "deepspeed": (
+        "Lightning's DeepSpeed strategy takes one optimizer, and actor and critic have one each"
+    ),
+    "fsdp": "FSDP1 does not work with two networks in one module",
+}
+"""Strategies that cannot train two networks with two optimizers, and why."""
+
+
+def refuse_strategy(name: object) -> None:
+    """Refuse a strategy by its flag, before Lightning looks for its library or for a GPU.
+
+    Raises:
+        ValueError: for the strategies of `REFUSED` and their variants (`deepspeed_stage_2`).
+    """
+    for refused, reason in REFUSED.items():
+        require(
+            not str(name).startswith(refused),
+            f"--trainer.strategy={name}: {reason}; use --trainer.strategy=ddp",
+        )
+
 
 def prepare_strategy(strategy: Strategy) -> None:
     """Make a strategy fit for actor and critic, or refuse it.
@@ -17,12 +40,6 @@ def prepare_strategy(strategy: Strategy) -> None:
     if isinstance(strategy, DDPStrategy):
         strategy._ddp_kwargs["find_unused_parameters"] = True  # read when the model is wrapped
     elif isinstance(strategy, DeepSpeedStrategy):
-        raise ValueError(
-            "--trainer.strategy=deepspeed: Lightning's DeepSpeed strategy takes one optimizer, and "
-            "actor and critic have one each; use --trainer.strategy=ddp"
-        )
+        refuse_strategy("deepspeed")
     elif isinstance(strategy, FSDPStrategy):
-        raise ValueError(
-            "--trainer.strategy=fsdp: FSDP1 does not work with two networks in one module; "
-            "use --trainer.strategy=ddp"
-        )
+        refuse_strategy("fsdp")

@@ -98,6 +98,11 @@ def load_problems(
     return problems
 
 
+def is_generator(path: str) -> bool:
+    """Tell whether a source makes up its problems, any number of them, from a seed."""
+    return bool(_GYM_TASK.fullmatch(path))
+
+
 # From a row to a problem
 
 

@@ -80,7 +80,7 @@ def test_responses_end_with_the_stop_token_and_padding_follows(model, eos):
         assert (ids[length - 1] in stops) == finished
         assert finished or length == 30
         assert ids[length:] == [0] * (len(ids) - length)
-    assert 0 < int(sampled.finished_B.sum())
+    assert int(sampled.finished_B.sum()) > 0
     assert sampled.logprobs_BT[~sampled.response_mask_BT].eq(0).all()
 
 
@@ -101,4 +101,3 @@ def test_top_p_keeps_the_smallest_sufficient_set():
     counts = torch.bincount(token_R, minlength=4).tolist()
     assert counts[2:] == [0, 0]
     assert counts[0] / 1000 == pytest.approx(0.5 / 0.8, abs=0.01)
-

@@ -111,7 +111,11 @@ def test_the_head_computes_in_float32_under_autocast(tiny_actor):
 
 def test_the_tokenizer_loses_nothing_and_splits_digits(tiny_actor):
     tokenizer = AutoTokenizer.from_pretrained(tiny_actor)
-    for text in ("Find 47 + 82.\n<think>\n", "Käse 数学 \\frac{1}{2}  \n\t x", "</think>\n\\boxed{7}"):
+    for text in (
+        "Find 47 + 82.\n<think>\n",
+        "Käse 数学 \\frac{1}{2}  \n\t x",
+        "</think>\n\\boxed{7}",
+    ):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
     assert len(tokenizer("1234", add_special_tokens=False).input_ids) == 4
     assert len(tokenizer("<think></think>", add_special_tokens=False).input_ids) == 2

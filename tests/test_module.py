@@ -165,13 +165,13 @@ def test_weights_do_not_depend_on_micro_batches(tiny_actor, mode):
 
 
 class SaveAfter(Callback):
-    """Save a checkpoint after some rollouts."""
+    """Save a checkpoint after some batches of prompts."""
 
-    def __init__(self, rollouts: int, path: Path) -> None:
-        self.rollouts, self.path = rollouts, path
+    def __init__(self, batches: int, path: Path) -> None:
+        self.batches, self.path = batches, path
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if pl_module.rollouts_done == self.rollouts:
+        if batch_idx + 1 == self.batches:
             trainer.save_checkpoint(self.path)
 
 
@@ -181,7 +181,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny_actor, tmp_path, saved_a
     path = tmp_path / "middle.ckpt"
     callbacks = [ValuePretraining(max_rollouts=3), SaveAfter(saved_after, path)]
     whole = fit(make_module(tiny_actor, **EVERYTHING), 6, *callbacks)
-    seed_everything(123)  # the checkpoint's own seed counts
+    seed_everything(0)
     module = make_module(tiny_actor, **EVERYTHING)
     rest = fit(module, 6, ValuePretraining(max_rollouts=3), ckpt_path=path)
     assert len(rest.rollouts) == 6 - saved_after
@@ -189,6 +189,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny_actor, tmp_path, saved_a
     assert torch.equal(whole.critics[-1], rest.critics[-1])
     assert whole.rollouts[-1].responses == rest.rollouts[-1].responses
     assert module.rollouts_done == 6
+
+
+def test_dynamic_sampling_fills_the_rollout_with_groups_that_can_teach(tiny_actor, tmp_path):
+    seed_everything(0)
+    path = tmp_path / "middle.ckpt"
+    sampling = SamplingSettings(max_response_length=8, num_generations=2, dynamic_sampling=True)
+    record = fit(make_module(tiny_actor, sampling=sampling), 8, SaveAfter(4, path))
+    rollouts = [rollout for rollout in record.rollouts if rollout is not None]
+    assert 2 <= len(rollouts) == record.trainer.lightning_module.rollouts_done < 8
+    for rollout in rollouts:
+        assert len(rollout) == 8
+        assert rollout.group_ids_B.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+        assert rollout.correct_B.view(4, 2).sum(1).tolist() == [1, 1, 1, 1]
+    seed_everything(0)
+    rest = fit(make_module(tiny_actor, sampling=sampling), 8, ckpt_path=path)
+    assert len(rest.rollouts) == 4
+    assert torch.equal(rest.actors[-1], record.actors[-1])
 
 
 def test_the_reference_is_loaded_only_for_a_kl_and_never_saved(tiny_actor, tmp_path):
@@ -252,7 +269,7 @@ def test_other_value_heads_learn(tiny_actor, head):
     value = ValueSettings(head=head, num_bins=21, value_min=-1.5, value_max=1.5)
     module = make_module(tiny_actor, value=value, reward=f"{__name__}.always_wrong")
     record = fit(module, 8, ValuePretraining(max_rollouts=8))
-    first, last = (r.values_BT[r.response_mask_BT].mean() for r in record.rollouts[:: 7])
+    first, last = (r.values_BT[r.response_mask_BT].mean() for r in record.rollouts[::7])
     assert first == pytest.approx(0.0, abs=1e-5)
     assert last < -0.3  # on its way to -1
 
@@ -267,8 +284,9 @@ def test_the_policy_learns_what_is_rewarded(tiny_actor):
     module = make_module(
         tiny_actor,
         reward=f"{__name__}.reward_of_even_starts",
-        sampling=SamplingSettings(max_response_length=4),
-        update=UpdateSettings(ppo_mini_batch_size=16),
+        sampling=SamplingSettings(max_response_length=2),
+        update=UpdateSettings(ppo_mini_batch_size=8),
+        actor_optimizer=OptimizerSettings(lr=1e-2),
     )
     record = fit(module, 20, prompts=32, epochs=20)
     rewards = [float(rollout.scores_B.mean()) for rollout in record.rollouts]
@@ -309,6 +327,7 @@ def test_learning_rates_warm_up(tiny_actor):
             "num_generations: .* at least 2",
         ),
         ({"sampling": SamplingSettings(temperature=0.0)}, "temperature"),
+        ({"sampling": SamplingSettings(dynamic_sampling=True)}, "a group of one"),
         ({"reward": "no_such_package.fn"}, "no_such_package"),
     ],
 )

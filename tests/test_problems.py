@@ -41,6 +41,13 @@ def test_a_longer_list_starts_with_the_shorter_one():
     assert generate_problems(7, settings, seed=3) != generate_problems(7, settings, seed=4)
 
 
+def test_questions_do_not_depend_on_the_quality_of_solutions():
+    flawless = generate_problems(50, ProblemSettings(), seed=0)
+    sloppy = generate_problems(50, ProblemSettings(slip_rate=0.3, rough_rate=0.5), seed=0)
+    assert [p.problem for p in flawless] == [p.problem for p in sloppy]
+    assert [p.solution for p in flawless] != [p.solution for p in sloppy]
+
+
 def accuracy(**rates: float) -> float:
     problems = generate_problems(1000, ProblemSettings(min_steps=3, max_steps=3, **rates), seed=0)
     return sum(is_correct(p.solution, p.answer) for p in problems) / len(problems)

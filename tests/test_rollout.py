@@ -60,7 +60,9 @@ def test_select_cuts_every_tensor_of_the_record():
 
 
 def test_select_nothing():
-    chosen = make_rollout([[1], [1, 2]], [[3, 4, 5], [6]]).select(torch.tensor([], dtype=torch.long))
+    chosen = make_rollout([[1], [1, 2]], [[3, 4, 5], [6]]).select(
+        torch.tensor([], dtype=torch.long)
+    )
     assert len(chosen) == 0
     assert chosen.response_mask_BT.shape == (0, 0)
 

@@ -1,0 +1,110 @@
+"""The whole job on the embedded default: cold start, value pretraining, VC-PPO, before and after.
+
+    python -m lightning_vcppo.demo --seed 0 --output runs/demo
+
+It runs the commands that it prints, nothing else, so each can be repeated and changed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.table import Table
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+QUICK = {
+    "cold_start": ["--trainer.limit_train_batches=30", "--data.val_size=16"],
+    "rl": ["--trainer.limit_train_batches=4", "--data.val_size=16", "--data.prompts_per_rollout=16"]
+    + ["--value_pretraining.max_rollouts=2", "--model.update.ppo_mini_batch_size=8"],
+}
+
+
+def demo(seed: int = 0, output: str = "runs/demo", quick: bool = False) -> None:
+    """Run the demo.
+
+    Args:
+        seed: Of everything.
+        output: Folder of the run.
+        quick: Only a few steps of each part: does it run, not what does it reach.
+    """
+    console = Console()
+    start = time.perf_counter()
+    run_dir = Path(output)
+    cold_start_dir = run_dir / "cold_start"
+    common = [f"--seed_everything={seed}"]
+    extra = QUICK if quick else {"cold_start": [], "rl": []}
+
+    console.rule("Cold start: a policy that knows the skill but is unreliable")
+    _vcppo(
+        [f"--config={_config('demo/cold_start.yaml')}", *common, *extra["cold_start"]],
+        cold_start_dir,
+    )
+    console.rule("Value pretraining, then VC-PPO")
+    _vcppo(
+        [f"--config={_config(name)}" for name in ("vcppo.yaml", "demo/rl.yaml")]
+        + [f"--model.actor={cold_start_dir / 'actor'}", *common, *extra["rl"]],
+        run_dir,
+    )
+
+    before, after = _last_evaluation(cold_start_dir), _last_evaluation(run_dir)
+    same_problems = [r["problem"] for r in before] == [r["problem"] for r in after]
+    assert same_problems, "both evaluations are on the same held-out problems"
+    console.print(_table(before, after))
+    minutes = (time.perf_counter() - start) / 60
+    console.print(
+        f"{minutes:.1f} minutes; plots, metrics, checkpoints and models are in {run_dir}/"
+    )
+
+
+def _vcppo(arguments: list[str], run_dir: Path) -> None:
+    """Run one `vcppo fit`; its output is the user's to see, its failure ends the demo."""
+    command = ["fit", *arguments, f"--trainer.default_root_dir={run_dir}"]
+    print(f"$ vcppo {shlex.join(command)}", flush=True)
+    done = subprocess.run([sys.executable, "-m", "lightning_vcppo", *command], check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def _config(name: str) -> Path:
+    """Return a shipped config by the shortest path from here."""
+    path = CONFIGS / name
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _last_evaluation(run_dir: Path) -> list[dict[str, Any]]:
+    """Read the records of a run's last evaluation."""
+    last = max((run_dir / "evaluation").glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
+    with last.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def _table(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> Table:
+    """Compare two evaluations."""
+    table = Table(title=f"Held-out problems: {len(before)}")
+    for column in ("", "cold start", "after VC-PPO", "change"):
+        table.add_column(column, justify="right" if column else "left")
+    for title, key, scale, form in (
+        ("accuracy (%)", "correct", 100, "{:.1f}"),
+        ("response length (tokens)", "length", 1, "{:.0f}"),
+        ("finished (%)", "finished", 100, "{:.1f}"),
+    ):
+        was, now = (scale * fmean(record[key] for record in records) for records in (before, after))
+        change = form.format(now - was)
+        table.add_row(
+            title, form.format(was), form.format(now), change if now < was else f"+{change}"
+        )
+    return table
+
+
+if __name__ == "__main__":
+    auto_cli(demo)
