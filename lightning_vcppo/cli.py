@@ -1,4 +1,4 @@
-"""The command line: one LightningCLI for cold start, reward model, VC-PPO, evaluation and prediction."""
+"""The command line: one LightningCLI for cold start, reward model, VC-PPO and evaluation."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import warnings
 from typing import Any, Literal, NoReturn
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers.utils import logging as transformers_logging
 from typing_extensions import override
 
@@ -60,7 +60,7 @@ class VCPPOCLI(LightningCLI):
             "--loggers",
             type=list[Literal["csv", "wandb", "tensorboard"]],
             default=["csv", "wandb"],
-            help="Loggers, all writing into trainer.default_root_dir; trainer.logger overrides them.",
+            help="Loggers that write into trainer.default_root_dir; trainer.logger overrides them.",
         )
         parser.add_argument(
             "--threads",
@@ -168,5 +168,5 @@ def _quieten() -> None:
     lightning_info = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     lightning_info.addFilter(lambda record: not re.match(".*Tip:|TPU", record.getMessage()))
     # Progress bars of single files, and layers "not sharded" by a plan that nobody asked for.
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)

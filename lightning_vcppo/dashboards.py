@@ -70,8 +70,8 @@ def _markdown_cell(cell: Cell) -> str:
 def build_logger(name: str, run_dir: str, part: str = "") -> Logger:
     """Build a logger by its short name, writing into the run's folder.
 
-    Weights & Biases runs offline, ready for `wandb sync`, unless there is an account (`wandb login`,
-    WANDB_API_KEY) or WANDB_MODE says otherwise.
+    Weights & Biases runs offline, ready for `wandb sync`, unless there is an account (WANDB_API_KEY
+    or `wandb login`) or WANDB_MODE says otherwise.
 
     Args:
         name: csv, wandb or tensorboard.

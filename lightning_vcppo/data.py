@@ -236,7 +236,7 @@ class AIMEDataModule(pl.LightningDataModule):
     ) -> tuple[list[Problem], list[Problem]]:
         """Return the validation problems of a pool and the others.
 
-        `validate` and `test` take the problems that `fit` has set aside, for it has seen all others.
+        `validate` and `test` take the problems that `fit` sets aside, for it sees all the others.
         A pool too small for that (one year of AIME) can only be meant as a whole.
         """
         if not with_train and len(pool) <= self.val_size:
