@@ -25,6 +25,7 @@ class ValuePretraining(Callback):
 
     def __init__(
         self,
+        enabled: bool = True,
         max_rollouts: int = 50,
         min_rollouts: int = 10,
         patience: int = 10,
@@ -34,7 +35,8 @@ class ValuePretraining(Callback):
         """Set the stop rule.
 
         Args:
-            max_rollouts: Rollouts after which the phase ends; 0 switches it off (plain PPO).
+            enabled: Whether there is such a phase; false is plain PPO.
+            max_rollouts: Rollouts after which the phase ends; 0 is none.
             min_rollouts: It does not end earlier.
             patience: It ends when the best explained variance is this many rollouts old.
             min_delta: A rise smaller than this does not count as better.
@@ -49,7 +51,7 @@ class ValuePretraining(Callback):
                 raise ValueError(f"{name}: expected >= 0 rollouts, got {number}")
         if patience < 1:
             raise ValueError(f"patience: expected >= 1 rollout, got {patience}")
-        self._max_rollouts = max_rollouts
+        self._max_rollouts = max_rollouts if enabled else 0
         self._min_rollouts = min_rollouts
         self._patience = patience
         self._min_delta = min_delta

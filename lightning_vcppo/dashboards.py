@@ -102,11 +102,12 @@ class RunCSVLogger(CSVLogger):
     @override
     def experiment(self) -> Any:
         """Return the writer, once earlier metrics have another name."""
-        if self._experiment is None and rank_zero_only.rank == 0:
+        if self._experiment is None:
             keep_earlier(Path(self.log_dir, "metrics.csv"))
         return super().experiment
 
 
+@rank_zero_only
 def keep_earlier(path: Path) -> None:
     """Rename a file to the first free of `name.1.suffix`, `name.2.suffix`, ..."""
     if path.exists():

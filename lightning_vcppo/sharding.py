@@ -31,8 +31,8 @@ def refuse_strategy(name: object) -> None:
 def prepare_strategy(strategy: Strategy) -> None:
     """Make a strategy fit for actor and critic, or refuse it.
 
-    DDP, as it comes, expects every parameter in every backward pass. Here the actor's are not in the
-    critic's, so DDP is told to look for the unused ones.
+    DDP, as it comes, expects every parameter in every backward pass. Here the actor's are not in
+    the critic's, so DDP is told to look for the unused ones.
 
     Raises:
         ValueError: for strategies that cannot train two networks with two optimizers.
