@@ -18,8 +18,8 @@ PACKAGE = ROOT / "lightning_vcppo"
 LAYERS = [
     {"microbatch", "problems", "seeding", "settings"},
     {"advantages", "logprobs", "losses", "rewards", "rollout", "value_heads"},
-    {"dashboards", "dataloaders", "generation", "metrics", "models", "records", "sources"},
-    {"sharding"},
+    {"dynamic_sampling", "generation", "metrics", "models", "records", "sharding"},
+    {"dashboards", "dataloaders", "sources"},
     {"actor_module", "data"},
     {"actor_critic", "cold_start"},
     {"module"},
