@@ -275,9 +275,10 @@ class ActorCriticModule(ActorModule):
         of backward passes.
         """
         rows = self._micro_batch_rows(mini_batch)
+        missing = self.max_over_ranks(len(rows)) - len(rows)  # agreed on before any backward pass
         yield from (mini_batch.select(r) for r in rows)
         filler = rollout.select(torch.zeros(1, dtype=torch.long, device=self.device)).silenced()
-        yield from [filler] * (self.max_over_ranks(len(rows)) - len(rows))
+        yield from [filler] * missing
 
     def _micro_batch_rows(self, rollout: Rollout) -> list[Tensor]:
         rows = token_balanced_micro_batches(
