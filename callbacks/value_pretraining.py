@@ -6,21 +6,23 @@ from pathlib import Path
 from typing import Any, cast
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
+from lightning_vcppo.actor_critic import Phase
 from lightning_vcppo.microbatch import explained_variance, masked_mean
-from lightning_vcppo.module import Phase, VCPPOModule
+from lightning_vcppo.module import VCPPOModule
 from lightning_vcppo.rollout import Rollout
 
 
 class ValuePretraining(Callback):
     """Own the schedule of value pretraining (VC-PPO, section 4.1); the module owns the update.
 
-    While it lasts, the actor is frozen and each rollout's critic targets are Monte-Carlo returns. A
-    rollout is judged before the critic has seen it, so its explained variance is a held-out one. The
-    phase ends after `max_rollouts`, or earlier when explained variance no longer rises. It is skipped
-    when the run starts from a critic that has been pretrained already, and when there is no critic.
+    While it lasts, the actor is frozen and each rollout's critic targets are Monte-Carlo returns.
+    A rollout is judged before the critic has seen it, so its explained variance is a held-out one.
+    The phase ends after `max_rollouts`, or earlier when explained variance no longer rises. It is
+    skipped when the run starts from a critic that has been pretrained already, and when there is no
+    critic.
     """
 
     def __init__(

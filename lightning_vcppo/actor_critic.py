@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import override
 
@@ -66,6 +66,7 @@ class ActorCriticModule(ActorModule):
         actor_optimizer: OptimizerSettings,
         critic_optimizer: OptimizerSettings,
     ) -> None:
+        """Collect the settings, see `VCPPOModule`."""
         super().__init__(actor, models.load_tokenizer(actor), reward, evaluation)
         self.automatic_optimization = False
         self.critic_source = actor if critic is None else critic
@@ -125,7 +126,7 @@ class ActorCriticModule(ActorModule):
     @override
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Return one optimizer for the actor and, if there is one, one for the critic."""
-        networks = {"policy": self.actor, "critic": self.critic}
+        networks: dict[Network, nn.Module | None] = {"policy": self.actor, "critic": self.critic}
         return [
             build_optimizer(self.optimizer_settings[name], network.parameters())
             for name, network in networks.items()

@@ -248,7 +248,7 @@ def warmed_up_lr(settings: OptimizerSettings, updates_done: int) -> float:
 
 
 def write_folder(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write model and tokenizer beside the old folder and then swap, so no half-written one is seen."""
+    """Write model and tokenizer beside the old folder, then swap: none is ever half written."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)

@@ -168,5 +168,5 @@ def _quieten() -> None:
     lightning_info = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     lightning_info.addFilter(lambda record: not re.match(".*Tip:|TPU", record.getMessage()))
     # Progress bars of single files, and layers "not sharded" by a plan that nobody asked for.
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()
     logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)

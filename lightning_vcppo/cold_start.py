@@ -1,8 +1,8 @@
 """The collection's other modules: they make what VC-PPO starts from.
 
-`ColdStartModule` fine-tunes a language model on worked solutions; `RewardModelModule` trains an outcome
-reward model on the policy's own complete responses, from which the paper's PPO baseline starts its
-critic. Both write ordinary Hugging Face folders.
+`ColdStartModule` fine-tunes a language model on worked solutions; `RewardModelModule` trains an
+outcome reward model on the policy's own complete responses, from which the paper's PPO baseline
+starts its critic. Both write ordinary Hugging Face folders.
 
 Shapes: B sequences, L tokens of prompt + response, T response tokens, N masked response tokens.
 """
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import override
 
@@ -47,8 +48,9 @@ class ColdStartModule(ActorModule):
         """Collect the settings; the model is loaded or built by `configure_model`.
 
         Args:
-            actor: Folder or hub id of a causal language model, or a model config (`model_type`, ...) for
-                random weights; such a model gets a small tokenizer trained on generated problems.
+            actor: Folder or hub id of a causal language model, or a model config (`model_type`,
+                ...) for random weights; such a model gets a small tokenizer trained on generated
+                problems.
             tokenizer_vocab_size: Upper bound of that tokenizer's vocabulary.
             reward: Import path of `(response: str, answer: int) -> float`, for `validate`.
             evaluation: How responses are sampled in `validate`, `test` and `predict`.
@@ -92,7 +94,7 @@ class ColdStartModule(ActorModule):
         return loss
 
     @override
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer with a linear warm-up and a cosine decay over the whole run."""
         assert self.actor is not None
         optimizer = build_optimizer(self.optimizer_settings, self.actor.parameters())
@@ -143,8 +145,9 @@ class ColdStartModule(ActorModule):
 class RewardModelModule(ActorModule):
     """An outcome reward model: regress the verifier's reward at the end of complete responses.
 
-    The policy is frozen and samples its own training data. The score is read at the last token alone,
-    which is why prefixes get arbitrary values: the value-initialisation bias of VC-PPO, section 3.1.
+    The policy is frozen and samples its own training data. The score is read at the last token
+    alone, which is why prefixes get arbitrary values: the value-initialisation bias of VC-PPO,
+    section 3.1.
     """
 
     def __init__(
@@ -176,6 +179,7 @@ class RewardModelModule(ActorModule):
         assert self.actor is not None
         self.actor.requires_grad_(False)
         if self.reward_model is None:
+            assert isinstance(self.actor_source, str)
             self.reward_model = models.load_reward_model(self.actor_source)
             models.disable_dropout(self.reward_model.train())
 
@@ -191,7 +195,9 @@ class RewardModelModule(ActorModule):
         hidden_BH = models.response_hidden(
             self.reward_model.base_model, rollout.input_ids_BL, rollout.prompt_lengths_B, end_BT
         )
-        score_B = self.reward_model.score(hidden_BH)[:, 0].float()
+        score = self.reward_model.score
+        assert isinstance(score, nn.Module)
+        score_B: Tensor = score(hidden_BH)[:, 0].float()
         loss = 0.5 * (score_B - rollout.scores_B).square().mean()
         everyone_B = torch.ones_like(rollout.finished_B)
         metrics = {

@@ -1,7 +1,7 @@
 """DAPO's dynamic sampling (arXiv 2503.14476, section 3.2): sample on until every group can teach.
 
-A group whose responses are all right or all wrong has no advantage to learn from. It is dropped, and
-the next prompts are sampled in its place until the rollout is full.
+A group whose responses are all right or all wrong has no advantage to learn from. It is dropped,
+and the next prompts are sampled in its place until the rollout is full.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Actor, critic and reference: ordinary transformers models, loaded from folders, the hub or a config.
+"""Actor, critic and reference: transformers models, from folders, the hub or a config.
 
 Shapes: B sequences, L tokens of prompt + response, T response tokens, N masked response tokens,
 H hidden, K outputs of the value head (1, or the bins of a histogram).
@@ -49,7 +49,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: if there is none, or if it has no end-of-sequence token.
     """
-    tokenizer = _load(AutoTokenizer, name_or_path, "tokenizer")
+    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, name_or_path, "tokenizer")
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"{name_or_path}: the tokenizer has no eos_token, so no response could end"
@@ -65,7 +65,7 @@ def load_actor(name_or_path: str) -> PreTrainedModel:
     Raises:
         ValueError: if there is none at that path, or if its logits are not a plain linear head's.
     """
-    actor = _load(AutoModelForCausalLM, name_or_path, "causal language model")
+    actor: PreTrainedModel = _load(AutoModelForCausalLM, name_or_path, "causal language model")
     _check_plain_head(actor, name_or_path)
     return actor
 
@@ -86,7 +86,9 @@ def build_actor(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -
         "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": tokenizer.bos_token_id,
     }
-    actor = AutoModelForCausalLM.from_config(_build_config(config, special_tokens, "actor"))
+    actor: PreTrainedModel = AutoModelForCausalLM.from_config(
+        _build_config(config, special_tokens, "actor")
+    )
     _check_plain_head(actor, "actor config")
     return actor
 
@@ -94,8 +96,8 @@ def build_actor(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -
 class Critic(nn.Module):
     """A transformers token classifier read as a value function.
 
-    The head runs in float32 whatever the precision of the backbone, and dropout is off: V must be the
-    same function when it is fitted and when it is read.
+    The head runs in float32 whatever the precision of the backbone, and dropout is off: V must be
+    the same function when it is fitted and when it is read.
     """
 
     def __init__(self, model: PreTrainedModel, settings: ValueSettings) -> None:
@@ -125,7 +127,7 @@ class Critic(nn.Module):
             self.head.bias.zero_()
 
     def forward(self, input_ids_BL: Tensor, prompt_lengths_B: Tensor, mask_BT: Tensor) -> Tensor:
-        """Return the head's output, in float32 or better, for the state before each masked token, (N, K)."""
+        """Return the head's float32 (or better) output for the state before each token, (N, K)."""
         hidden_NH = response_hidden(self.model.base_model, input_ids_BL, prompt_lengths_B, mask_BT)
         precise = torch.promote_types(hidden_NH.dtype, torch.float32)
         bias = None if self.head.bias is None else self.head.bias.to(precise)
@@ -212,12 +214,15 @@ def load_critic(source: str | Mapping[str, Any], settings: ValueSettings) -> Cri
 
 
 def load_reward_model(name_or_path: str) -> PreTrainedModel:
-    """Load a sequence classifier with one output, its head starting at random from a language model.
+    """Load a sequence classifier with one output; from a language model its head starts at random.
 
     Raises:
         ValueError: if there is no such model or its kind has no sequence-classification form.
     """
-    return _load(AutoModelForSequenceClassification, name_or_path, "reward model", num_labels=1)
+    model: PreTrainedModel = _load(
+        AutoModelForSequenceClassification, name_or_path, "reward model", num_labels=1
+    )
+    return model
 
 
 def response_hidden(
@@ -235,7 +240,7 @@ def response_hidden(
         (N, H), in row order: for response token t the state of prompt + tokens before t.
     """
     # Padding stands on the right of every row, so causal attention needs no mask.
-    hidden_BLH = backbone(input_ids=input_ids_BL, use_cache=False).last_hidden_state
+    hidden_BLH: Tensor = backbone(input_ids=input_ids_BL, use_cache=False).last_hidden_state
     row_N, token_N = mask_BT.nonzero(as_tuple=True)
     return hidden_BLH[row_N, prompt_lengths_B[row_N] - 1 + token_N]
 
@@ -246,7 +251,7 @@ def disable_dropout(model: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         elif hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
+            module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

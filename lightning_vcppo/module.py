@@ -3,11 +3,11 @@
 How it differs from the PPO the reader knows:
 
 1. *Value pretraining.* Before the actor moves, the critic is fitted on Monte-Carlo returns of the
-   frozen policy (phase `value_pretraining`), so that its first values are not those of a reward model
-   or of a random head.
-2. *Decoupled GAE.* One trajectory, one V, two lambdas: the critic's targets use lambda_critic = 1 and
-   hear the terminal reward at any distance; the policy's advantages use lambda_actor < 1.
-3. gamma = 1 and one verifiable reward at the end of each response; no value clipping, no KL by default.
+   frozen policy (phase `value_pretraining`), so that its first values are not those of a reward
+   model or of a random head.
+2. *Decoupled GAE.* One trajectory, one V, two lambdas: the critic's targets use lambda_critic = 1
+   and hear the terminal reward at any distance; the policy's advantages use lambda_actor < 1.
+3. gamma = 1, one verifiable reward at the end of each response; by default no value clip, no KL.
 
 Shapes: B responses, T response tokens, N masked response tokens, K outputs of the value head.
 """
@@ -74,8 +74,8 @@ class VCPPOModule(ActorCriticModule):
             actor: Folder or hub id of the causal language model to train, with its tokenizer.
             critic: Folder or hub id of a critic, a reward model or a causal language model; a model
                 config (`model_type`, ...) for random weights; None starts from the actor's weights.
-            reference: Folder or hub id of the frozen reference policy; None means the actor's start.
-                It is loaded only when `policy.kl_coef` is not 0.
+            reference: Folder or hub id of the frozen reference policy; None means the actor's
+                start. It is loaded only when `policy.kl_coef` is not 0.
             reward: Import path of `(response: str, answer: int) -> float`; positive means correct.
             reward_shaping: What is added to it.
             sampling: How rollouts are sampled.
@@ -88,7 +88,7 @@ class VCPPOModule(ActorCriticModule):
             critic_optimizer: Of the critic.
 
         Raises:
-            ValueError: for settings that contradict each other, or a tokenizer that cannot be loaded.
+            ValueError: for settings that contradict each other, or a tokenizer that cannot load.
         """
         super().__init__(
             actor,
@@ -251,7 +251,8 @@ class VCPPOModule(ActorCriticModule):
 
     def prepare_policy_update(self, rollout: Rollout) -> Rollout:
         """Whiten the advantages and correct for a sampler that is not quite the policy."""
-        assert rollout.advantages_BT is not None and rollout.old_logprobs_BT is not None
+        advantages_BT = rollout.advantages_BT
+        assert advantages_BT is not None and rollout.old_logprobs_BT is not None
         if self.policy.importance_correction != "off":
             weights_BT, trusted_BT, metrics = losses.truncated_importance_weights(
                 rollout.old_logprobs_BT,
@@ -265,7 +266,7 @@ class VCPPOModule(ActorCriticModule):
             self.update_metrics |= {f"mismatch/{k}": float(v) for k, v in metrics.items()}
         if self.advantage.whiten:
             whitened_BT = whiten(
-                rollout.advantages_BT, rollout.response_mask_BT, reduce=self.sum_over_ranks
+                advantages_BT, rollout.response_mask_BT, reduce=self.sum_over_ranks
             )
             rollout = rollout.with_(advantages_BT=whitened_BT)
         return rollout

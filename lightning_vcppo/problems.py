@@ -1,18 +1,19 @@
-"""Generated AIME-style problems with worked long chain-of-thought solutions.
+r"""Generated AIME-style problems with worked long chain-of-thought solutions.
 
 Every problem is a chain of three-digit operations (add a number, multiply by a digit) worked digit
-by digit, so that the answer is an integer in 0..999, the reasoning is as long as one wishes, and one
-wrong digit anywhere makes the answer wrong. A worked solution reads
+by digit, so that the answer is an integer in 0..999, the reasoning is as long as one wishes, and
+one wrong digit anywhere makes the answer wrong. A worked solution reads
 
     exact
     +082:7+2+0=09,4+8+0=12,0+0+1=01>129
     *7:9*7+0=63,2*7+6=20,1*7+2=09>903
     </think>
-    \\boxed{903}
+    \boxed{903}
 
-Solutions can be made imperfect in the ways in which a language model is: digits slip, a rough method
-chosen in the first token spoils the answer at the end, reasoning stops too early. A policy cold-started
-on such solutions knows the skill but is unreliable, which is what reinforcement learning then repairs.
+Solutions can be made imperfect in the ways in which a language model is: digits slip, a rough
+method chosen in the first token spoils the answer at the end, reasoning stops too early. A policy
+cold-started on such solutions knows the skill but is unreliable, which is what reinforcement
+learning then repairs.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Problem:
     Attributes:
         problem: The question's text.
         answer: The answer, an integer in 0..999.
-        solution: A worked response (reasoning, closing thinking tag, boxed answer), if there is one.
+        solution: A worked response (reasoning, closing tag, boxed answer), if there is one.
         source: Where the problem comes from: "file.jsonl:12", a hub id, or a family's name.
     """
 
@@ -52,7 +53,8 @@ class ProblemSettings:
         max_steps: Most operations of a problem. A line takes about 36 tokens of the tiny tokenizer.
         slip_rate: Probability that a digit of a worked solution is wrong (and carried on).
         rough_rate: Share of solutions that choose, in their first token, the rough method: it never
-            works out the last digit, so the answer is nearly always wrong, and nothing later mends it.
+            works out the last digit, so the answer is nearly always wrong, and nothing later mends
+            it.
         check_rate: Probability that a line is worked twice; the second, careful working is kept.
         early_stop_rate: Probability, after each line, that a solution answers without the rest.
     """

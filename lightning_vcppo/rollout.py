@@ -57,7 +57,7 @@ class Rollout:
         group_ids_B: The same number for the responses to one prompt.
         scores_B: Reward of the verifier, shaping included.
         correct_B: True where the verifier's own reward is positive.
-        noise_weights_B: The critic's weight of each response, if prompts are weighted by their noise.
+        noise_weights_B: The critic's weight of each response, if prompts are weighted by noise.
         rewards_BT: Token rewards: the score on the last token, KL penalty if it is in the reward.
         old_logprobs_BT: Log-probability under the policy before the update.
         ref_logprobs_BT: Under the frozen reference, if there is one.

@@ -1,7 +1,7 @@
 """The hyper-parameters of VC-PPO, grouped by the part of the algorithm that reads them.
 
-Defaults are the paper's (VC-PPO, arXiv 2503.01491) where it states one; every switch that came with a
-later paper is off. `configs/algorithm/` holds the presets.
+Defaults are the paper's (VC-PPO, arXiv 2503.01491) where it states one; every switch that came with
+a later paper is off. `configs/algorithm/` holds the presets.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class AdvantageSettings:
         gamma: Discount.
         lambda_actor: Of the advantages (VC-PPO's decoupled GAE).
         lambda_critic: Of the value targets; 1 makes them Monte-Carlo returns.
-        length_adaptive_alpha: VAPO's lambda_actor = 1 - 1 / (alpha * length) instead of a fixed one.
+        length_adaptive_alpha: VAPO's lambda_actor = 1 - 1 / (alpha length) instead of a fixed one.
         whiten: Normalise advantages over the tokens of the rollout, on all ranks.
         normalize_group_std: Divide group advantages by the group's standard deviation.
         bootstrap_truncated: End truncated responses with the critic's value instead of 0.

@@ -1,4 +1,4 @@
-"""Train for three rollouts and save each rank's weights: `python -m tests.rank_run ACTOR FOLDER RANKS`."""
+"""Train for three rollouts, save each rank's weights: `-m tests.rank_run ACTOR FOLDER RANKS`."""
 
 from __future__ import annotations
 

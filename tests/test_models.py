@@ -70,7 +70,7 @@ def test_a_critic_read_back_has_equal_values(tiny_actor, tmp_path, head):
 
 def test_a_critic_with_another_head_is_refused(tiny_actor, tmp_path):
     models.load_critic(str(tiny_actor), ValueSettings()).model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="trained with value head .*scalar.*, not .*bounded"):
+    with pytest.raises(ValueError, match=r"trained with value head .*scalar.*, not .*bounded"):
         models.load_critic(str(tmp_path), ValueSettings(head="bounded"))
 
 
@@ -99,7 +99,7 @@ def test_a_critic_from_a_config_has_its_own_size():
     critic = models.load_critic(config, ValueSettings())
     assert critic.head.in_features == 16
     assert values_of(critic).eq(0).all()
-    with pytest.raises(ValueError, match="critic config .*'no_such_kind'"):
+    with pytest.raises(ValueError, match=r"critic config .*'no_such_kind'"):
         models.load_critic({"model_type": "no_such_kind"}, ValueSettings())
 
 

@@ -11,7 +11,7 @@ from lightning_vcppo.rewards import is_correct
 
 
 def evaluate(question: str) -> int:
-    """Answer a question of any family by ordinary arithmetic, the oracle of the digit-wise working."""
+    """Answer a question of any family by ordinary arithmetic: the digit-wise working's oracle."""
     if match := re.fullmatch(
         r"A sequence has a_1 = (\d+) and a_\(n\+1\) = (\d+) \* a_n \+ (\d+)\. "
         r"Find the remainder when a_(\d+) is divided by 1000\.",

@@ -40,8 +40,9 @@ def test_selected_rows_keep_their_tokens(pairs, random):
     rows = random.sample(range(len(pairs)), random.randint(1, len(pairs)))
     chosen = make_rollout(prompts, responses).select(torch.tensor(rows))
     expected = [responses[row] for row in rows]
-    assert chosen.response_ids_N.tolist() == sum(expected, [])
-    assert chosen.sampler_logprobs_BT[chosen.response_mask_BT].tolist() == sum(expected, [])
+    tokens = [token for row in expected for token in row]
+    assert chosen.response_ids_N.tolist() == tokens
+    assert chosen.sampler_logprobs_BT[chosen.response_mask_BT].tolist() == tokens
     assert chosen.response_mask_BT.shape[1] == max(map(len, expected))
     assert chosen.input_ids_BL.shape[1] == max(
         len(p) + len(r) for row in rows for p, r in [(prompts[row], responses[row])]

@@ -41,7 +41,7 @@ class GenerationEngine(Protocol):
         """Sample one response a prompt.
 
         Args:
-            prompt_ids: B >= 1 prompts of at least one token each; repeat one to sample it more often.
+            prompt_ids: B >= 1 prompts of at least one token; repeat one to sample it more often.
             seeds: B seeds. The same prompt and seed give the same response, whatever else is in the
                 batch, up to the rounding of the matrix products.
             settings: Temperature, top-p, length limit. `num_generations` is the caller's business.

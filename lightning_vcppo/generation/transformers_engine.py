@@ -123,10 +123,7 @@ def _nucleus(probs_RV: Tensor, top_p: float) -> Tensor:
 def _uniforms(seeds: Sequence[int], count: int) -> Tensor:
     """Return (B, count) uniform numbers, each row from its own stream."""
     return torch.stack(
-        [
-            torch.rand(count, generator=stream("tokens", seed), dtype=torch.float32)
-            for seed in seeds
-        ]
+        [torch.rand(count, generator=stream("tokens", seed), dtype=torch.float32) for seed in seeds]
     )
 
 
