@@ -7,6 +7,7 @@ It runs the commands that it prints, nothing else, so each can be repeated and c
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import subprocess
@@ -16,20 +17,25 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 QUICK = {
     "cold_start": ["--trainer.limit_train_batches=30", "--data.val_size=16"],
-    "rl": ["--trainer.limit_train_batches=4", "--data.val_size=16", "--data.prompts_per_rollout=16"]
-    + ["--value_pretraining.max_rollouts=2", "--model.update.ppo_mini_batch_size=8"],
+    "rl": [
+        "--trainer.limit_train_batches=4",
+        "--trainer.val_check_interval=4",
+        "--data.val_size=16",
+        "--data.prompts_per_rollout=16",
+        "--value_pretraining.max_rollouts=2",
+        "--model.update.ppo_mini_batch_size=8",
+    ],
 }
 
 
 def demo(seed: int = 0, output: str = "runs/demo", quick: bool = False) -> None:
-    """Run the demo.
+    """Cold-start a tiny policy, pretrain its critic, run VC-PPO, and compare before and after.
 
     Args:
         seed: Of everything.
@@ -106,5 +112,17 @@ def _table(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> Table:
     return table
 
 
+def main() -> None:
+    """Read the command line and run the demo."""
+    parser = argparse.ArgumentParser(
+        "python -m lightning_vcppo.demo", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of everything")
+    parser.add_argument("--output", default="runs/demo", help="folder of the run")
+    parser.add_argument("--quick", action="store_true", help="a few steps of each part only")
+    arguments = parser.parse_args()
+    demo(arguments.seed, arguments.output, arguments.quick)
+
+
 if __name__ == "__main__":
-    auto_cli(demo)
+    main()
