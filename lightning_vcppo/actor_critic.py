@@ -6,9 +6,11 @@ Shapes: B responses, L tokens of prompt + response, T response tokens, N masked 
 from __future__ import annotations
 
 import math
+import time
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
@@ -83,6 +85,7 @@ class ActorCriticModule(ActorModule):
         self.phase = Phase.POLICY_OPTIMIZATION
         self.updates_done: dict[Network, int] = {"policy": 0, "critic": 0}
         self.update_metrics: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
 
     @abstractmethod
     def policy_loss(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
@@ -151,6 +154,13 @@ class ActorCriticModule(ActorModule):
         if self.reference is not None:
             state = self.reference.state_dict()
             checkpoint["state_dict"] |= {f"reference.{k}": v for k, v in state.items()}
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the time that the body takes to `seconds` of that part of a rollout."""
+        start = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
     # Reading the networks ------------------------------------------------------------------------
 

@@ -14,9 +14,6 @@ Shapes: B responses, T response tokens, N masked response tokens, K outputs of t
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -118,20 +115,19 @@ class VCPPOModule(ActorCriticModule):
         self.policy = policy
         self.rollout: Rollout | None = None
         self.waiting_groups = GroupBuffer()
-        self._seconds: dict[str, float] = {}
 
     @override
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Do one rollout and the updates that it is worth."""
-        with self._timed("generate"):
+        with self.timed("generate"):
             sampled = self.sample_rollout(batch)
         self.rollout = None
         if sampled is None:
             return
         rollout = self.shape_rewards(sampled)
-        with self._timed("score"):
+        with self.timed("score"):
             rollout = self.estimate_advantages(self.score(rollout))
-        with self._timed("update"):
+        with self.timed("update"):
             if self.critic is not None:
                 self.update_network("critic", rollout)
             if self.phase is Phase.POLICY_OPTIMIZATION:
@@ -379,13 +375,13 @@ class VCPPOModule(ActorCriticModule):
             "rollout/accuracy": mean(rollout.correct_B),
             "rollout/response_length": mean(lengths_B),
             "rollout/truncation_rate": mean(~rollout.finished_B),
-            "rollout/tokens_per_second": tokens / sum(self._seconds.values()),
+            "rollout/tokens_per_second": tokens / sum(self.seconds.values()),
         }
         metrics |= self.update_metrics
         if rollout.values_BT is not None and rollout.returns_BT is not None:
             metrics |= self.describe_values(rollout.values_BT, rollout.returns_BT, rollout)
-        metrics |= {f"time/{part}_s": seconds for part, seconds in self._seconds.items()}
-        self.update_metrics, self._seconds = {}, {}
+        metrics |= {f"time/{part}_s": seconds for part, seconds in self.seconds.items()}
+        self.update_metrics, self.seconds = {}, {}
         self.log_dict(metrics, batch_size=len(rollout))
         # Lightning counts optimizer steps; the loggers' x-axis counts rollouts.
         self.log("step", float(self.rollouts_done), batch_size=len(rollout))
@@ -401,9 +397,3 @@ class VCPPOModule(ActorCriticModule):
             "critic/value_mean": float(masked_mean(values_BT, mask_BT, reduce=reduce)),
             "critic/return_mean": float(masked_mean(returns_BT, mask_BT, reduce=reduce)),
         }
-
-    @contextmanager
-    def _timed(self, part: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - start
