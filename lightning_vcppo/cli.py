@@ -10,6 +10,7 @@ import warnings
 from typing import Any, Literal, NoReturn
 
 import torch
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -40,12 +41,22 @@ FORCED_CALLBACKS = {
 class VCPPOArgumentParser(LightningArgumentParser):
     """Answers a mistake with one line instead of a page of usage."""
 
+    _reading = ""
+
+    @override
+    def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """Read a config; what is wrong in there is said with its name."""
+        self._reading = f"{cfg_path}: "
+        config: Namespace = super().parse_path(cfg_path, *args, **kwargs)
+        self._reading = ""
+        return config
+
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End the program, or raise where jsonargparse only tries something out."""
         if not self.exit_on_error or _debugging():
             super().error(message, ex)
-        _fail(message)
+        _fail(self._reading + message)
 
 
 class VCPPOCLI(LightningCLI):
@@ -150,6 +161,7 @@ def one_line(message: str) -> str:
     """Return what a message says, without the frame that jsonargparse puts around it."""
     lines = (line.strip().removeprefix("- ") for line in message.splitlines())
     text = " ".join(line for line in lines if line and not _FRAME.match(line))
+    text = text.replace(' in "<unicode string>",', " at")
     text = re.sub(r'Parser key "([\w.]+)":', r"--\1:", text)
     return re.sub(r"<class '([\w.]+)'>", r"\1", text)
 

@@ -173,7 +173,7 @@ def last_token(response_mask_BT: Tensor) -> Tensor:
     return response_mask_BT & (response_mask_BT.flip(1).cumsum(1).flip(1) == 1)
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning rebuilds what `predict_step` returns, field by field
 class ResponseRecord:
     """One graded response of an evaluation, in plain types.
 

@@ -1,0 +1,238 @@
+"""The command line from cold start to prediction, on tiny models."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import wandb
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from lightning_vcppo.sources import load_problems
+from tests.tiny_runs import (
+    CONFIGS,
+    ROLLOUTS,
+    ROOT,
+    TINY,
+    assert_finite,
+    logged,
+    logged_keys,
+    vcppo,
+)
+
+PROBLEM_FILES = [
+    "aime24_qwen25math.jsonl",
+    "aime24_qwq.jsonl",
+    "aime25_matharena.csv",
+    "aime_1983_2023_deepscaler.json",
+    "gsm8k_test_200.jsonl",
+    "math500_simplerl.jsonl",
+]
+
+
+def records(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def weights(folder, model_class=AutoModelForCausalLM):
+    model = model_class.from_pretrained(folder)
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.fixture(scope="module")
+def cold_start(tmp_path_factory):
+    """A run that has built and fine-tuned a tiny actor from a config."""
+    folder = tmp_path_factory.mktemp("cold_start")
+    vcppo(
+        *("fit", "--model", CONFIGS / "model" / "tiny_qwen2.yaml", *TINY, "--loggers=[csv]"),
+        *("--model.actor.hidden_size=32", "--model.actor.num_hidden_layers=1"),
+        *("--data.prompts_per_rollout=8", f"--trainer.default_root_dir={folder}"),
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reward_model(cold_start, tmp_path_factory):
+    """A run that has trained a reward model on the actor's responses."""
+    folder = tmp_path_factory.mktemp("reward_model")
+    vcppo(
+        *("fit", "--model=RewardModelModule", f"--model.actor={cold_start / 'actor'}", *TINY),
+        *("--model.reward=tests.tiny_runs.parity", "--model.sampling.max_response_length=12"),
+        *("--data.prompts_per_rollout=8", "--trainer.limit_train_batches=2", "--loggers=[csv]"),
+        f"--trainer.default_root_dir={folder}",
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(cold_start, tmp_path_factory):
+    """A run of both phases with all loggers and every switch that logs something of its own."""
+    folder = tmp_path_factory.mktemp("trained")
+    vcppo(
+        *("fit", "--config", CONFIGS / "vcppo.yaml", f"--model.actor={cold_start / 'actor'}"),
+        *(*ROLLOUTS, "--loggers=[csv,wandb,tensorboard]", "--trainer.max_epochs=2"),
+        *("--model.policy.kl_coef=0.01", "--model.policy.importance_correction=truncate"),
+        *("--model.policy.clip_ratio_c=3", "--model.policy.positive_example_nll_weight=0.1"),
+        *("--model.actor_optimizer.lr=1e-3", "--model.value.cliprange_value=0.2"),
+        f"--trainer.default_root_dir={folder}",
+    )
+    wandb.finish()
+    return folder
+
+
+# From cold start to prediction
+
+
+def test_a_cold_start_builds_an_actor_that_others_can_read(cold_start):
+    assert_finite(cold_start)
+    losses = [row["cold_start/loss"] for row in logged(cold_start) if "cold_start/loss" in row]
+    assert len(losses) == 5 and losses[-1] < losses[0]
+    assert weights(cold_start / "actor").isfinite().all()
+
+
+def test_a_run_leaves_what_it_promises(trained, cold_start):
+    assert_finite(trained)
+    for name in ("config.yaml", "actor", "critic", "value_pretraining/critic", "plots/reward.png"):
+        assert (trained / name).exists(), name
+    assert not torch.equal(weights(trained / "actor"), weights(cold_start / "actor"))
+    assert len(records(trained / "evaluation" / "rollouts_000006.jsonl")) == 2
+    assert list((trained / "tensorboard").glob("events.*"))
+
+
+def test_an_offline_run_is_ready_for_wandb_sync(trained):
+    (run,) = (trained / "wandb").glob("offline-run-*")
+    assert list(run.glob("run-*.wandb"))
+
+
+def test_evaluation_and_prediction_leave_the_training_alone(trained, tmp_path):
+    before = {name: (trained / name).read_text() for name in ("metrics.csv", "config.yaml")}
+    actor, root = f"--model.actor={trained / 'actor'}", f"--trainer.default_root_dir={trained}"
+    for stage, group in (("validate", "eval"), ("test", "test")):
+        vcppo(stage, actor, *TINY, root, "--loggers=[csv]", "--model.evaluation.num_generations=3")
+        (row,) = logged(trained / stage)
+        assert (row[f"{group}/problems"], row[f"{group}/k"]) == (2, 3)
+    out = tmp_path / "answers.jsonl"
+    vcppo("predict", actor, *TINY, root, "--loggers=[csv]", f"--response_writer.path={out}")
+    assert [r["index"] for r in records(out)] == list(range(40))
+    assert before == {name: (trained / name).read_text() for name in before}
+
+
+@pytest.mark.parametrize("name", PROBLEM_FILES)
+def test_published_problems_can_be_validated_on(name, shared_data, tiny_actor, tmp_path):
+    vcppo(
+        *("validate", f"--model.actor={tiny_actor}", *TINY, f"--data.path={shared_data / name}"),
+        *("--data.drop_invalid=true", "--data.max_prompt_length=4096", "--data.val_size=64"),
+        *("--trainer.limit_val_batches=1", "--loggers=[csv]"),
+        f"--trainer.default_root_dir={tmp_path}",
+    )
+    (row,) = logged(tmp_path / "validate")
+    assert row["eval/problems"] == 2
+    evaluated = [r["source"] for r in records(tmp_path / "evaluation" / "rollouts_000000.jsonl")]
+    if len(load_problems(shared_data / name, drop_invalid=True)) <= 64:
+        assert evaluated == [f"{name}:1", f"{name}:2"]
+
+
+# The critic
+
+
+def test_a_reward_model_becomes_the_critic(reward_model, cold_start, tmp_path):
+    assert_finite(reward_model)
+    folder = reward_model / "reward_model"
+    assert weights(folder, AutoModelForSequenceClassification).isfinite().all()
+    vcppo(
+        *("fit", f"--model.actor={cold_start / 'actor'}", f"--model.critic={folder}", *ROLLOUTS),
+        *("--loggers=[csv]", f"--trainer.default_root_dir={tmp_path}"),
+    )
+    first = logged(tmp_path)[0]
+    assert first["value_pretraining/rollouts"] == 1
+    assert first["critic/value_mean"] != 0  # the reward model's head, not a fresh one
+
+
+def test_a_fitted_critic_needs_no_value_pretraining(trained, cold_start, tmp_path):
+    critic = trained / "value_pretraining" / "critic"
+    vcppo(
+        *("fit", f"--model.actor={cold_start / 'actor'}", f"--model.critic={critic}", *ROLLOUTS),
+        *("--loggers=[csv]", f"--trainer.default_root_dir={tmp_path}"),
+    )
+    assert not any(key.startswith("value_pretraining/") for key in logged_keys(tmp_path))
+    assert "policy/loss" in logged(tmp_path)[0]
+
+
+# Interruptions and strategies
+
+
+def test_a_resumed_run_goes_on_where_it_was(tiny_actor, tmp_path):
+    def fit(folder, rollouts, *arguments):
+        vcppo(
+            *("fit", f"--model.actor={tiny_actor}", *ROLLOUTS, "--loggers=[csv]", *arguments),
+            *(f"--trainer.limit_train_batches={rollouts}", "--model.actor_optimizer.lr=1e-3"),
+            f"--trainer.default_root_dir={tmp_path / folder}",
+        )
+
+    fit("whole", 2, "--trainer.max_epochs=2")
+    fit("parts", 2)
+    (checkpoint,) = (tmp_path / "parts" / "checkpoints").glob("*.ckpt")
+    fit("parts", 2, "--trainer.max_epochs=2", f"--ckpt_path={checkpoint}")
+    whole, again = logged(tmp_path / "whole"), logged(tmp_path / "parts")
+    assert [r["step"] for r in again if "rollout/accuracy" in r] == [3, 4]
+    assert (tmp_path / "parts" / "metrics.1.csv").exists()
+    timing = ("time/", "rollout/tokens_per_second")
+    last = [
+        {k: v for k, v in rows[-1].items() if not k.startswith(timing)} for rows in (whole, again)
+    ]
+    assert last[0] == pytest.approx(last[1], rel=1e-6)
+    assert torch.equal(*(weights(tmp_path / run / "actor") for run in ("whole", "parts")))
+
+
+def test_a_fast_dev_run_writes_nothing(tiny_actor, tmp_path):
+    vcppo(
+        *("fit", f"--model.actor={tiny_actor}", *ROLLOUTS, "--trainer.fast_dev_run=true"),
+        f"--trainer.default_root_dir={tmp_path}",
+    )
+    assert not (tmp_path / "metrics.csv").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_equal_weights(tiny_actor, tmp_path):
+    shutil.copytree(tiny_actor, tmp_path / "actor")
+    command = [sys.executable, "-m", "lightning_vcppo", "fit", *ROLLOUTS, "--loggers=[csv]"]
+    command += ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.limit_val_batches=1"]
+    command += ["--trainer.callbacks+=tests.tiny_runs.WeightsWatcher"]
+    command += [f"--model.actor={tmp_path / 'actor'}", f"--trainer.default_root_dir={tmp_path}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (records(tmp_path / f"weights_{rank}.jsonl") for rank in range(2))
+    assert first == second and len(first) == 3
+    assert len({line["critic"] for line in first}) == 3
+    assert [line["actor"] == first[0]["actor"] for line in first] == [True, False, False]
+    assert_finite(tmp_path)
+
+
+# Documentation
+
+
+def documented_keys():
+    """Return the keys in the first column of the tables of docs/metrics.md."""
+    keys = set()
+    for line in (ROOT / "docs" / "metrics.md").read_text().splitlines():
+        key = line.split("`")[1] if line.startswith("| `") else ""
+        if key.endswith("{0..9}"):
+            keys |= {key.replace("{0..9}", str(decile)) for decile in range(10)}
+        elif "/" in key or key == "step":
+            keys.add(key)
+    return keys
+
+
+def test_every_metric_is_documented_and_every_documented_metric_is_logged(
+    cold_start, reward_model, trained
+):
+    runs = (cold_start, reward_model, trained)
+    keys = set().union(*map(logged_keys, runs)) - {"epoch"}
+    assert keys == documented_keys()

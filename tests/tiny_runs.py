@@ -1,0 +1,85 @@
+"""Runs of the command line on the tiny actor: arguments, a reward that varies, what they leave."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import sys
+from pathlib import Path
+from unittest import mock
+
+import torch
+from lightning.pytorch import Callback
+
+from lightning_vcppo import cli
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+
+TINY = [
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_model_summary=false",
+    "--progress_bar.refresh_rate=0",
+    "--model.evaluation.max_response_length=12",
+    "--data.train_size=40",
+    "--data.val_size=2",
+    "--data.val_batch_size=2",
+]
+"""Of every module."""
+
+ROLLOUTS = [
+    *TINY,
+    "--model.reward=tests.tiny_runs.parity",
+    "--model.sampling.max_response_length=12",
+    "--data.prompts_per_rollout=8",
+    "--trainer.limit_train_batches=3",
+    "--value_pretraining.max_rollouts=1",
+    "--value_pretraining.min_rollouts=1",
+]
+"""Of VC-PPO: a rollout of value pretraining, if it is on, and two more."""
+
+
+def vcppo(*arguments: object) -> None:
+    """Run `vcppo` in this process."""
+    with mock.patch.object(sys, "argv", ["vcppo"]):
+        cli.main([str(argument) for argument in arguments])
+
+
+def parity(response: str, answer: int) -> float:
+    """Reward about half of all random responses."""
+    return 1.0 if hashlib.md5(response.encode()).digest()[0] % 2 else -1.0
+
+
+def logged(folder: Path) -> list[dict[str, float]]:
+    """Return the rows of a run's metrics.csv, without their empty cells."""
+    with (folder / "metrics.csv").open() as file:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+def logged_keys(folder: Path) -> set[str]:
+    """Return all columns of a run's metrics.csv."""
+    return set().union(*logged(folder))
+
+
+def assert_finite(folder: Path) -> None:
+    """Check every number of a run's metrics.csv; only the horizon of lambda = 1 is infinite."""
+    rows = logged(folder)
+    assert rows
+    for row in rows:
+        row.pop("decay/actor_horizon", None)
+        assert all(map(math.isfinite, row.values())), row
+
+
+class WeightsWatcher(Callback):
+    """Write, after each rollout, what this rank's networks are."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        line = {"phase": pl_module.phase.value}
+        for name in ("actor", "critic"):
+            weights = torch.cat([p.flatten() for p in getattr(pl_module, name).parameters()])
+            line[name] = hashlib.md5(weights.detach().numpy().tobytes()).hexdigest()
+        path = Path(trainer.default_root_dir, f"weights_{trainer.global_rank}.jsonl")
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
