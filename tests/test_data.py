@@ -202,6 +202,34 @@ def test_problems_are_set_aside_from_a_file(tmp_path):
         data_module(path=path, val_size=12)
 
 
+def validation_problems(stage, **arguments):
+    loader = data_module(stage, **arguments).val_dataloader()
+    return [problem for batch in loader for problem in batch.problems]
+
+
+@pytest.mark.parametrize("path", [None, "reasoning_gym:gcd"])
+def test_generated_validation_problems_depend_on_neither_stage_nor_train_size(path):
+    expected = validation_problems("fit", path=path, val_size=3)
+    assert validation_problems("validate", path=path, val_size=3) == expected
+    assert validation_problems("fit", path=path, val_size=3, train_size=30) == expected
+    assert validation_problems("fit", path=path, val_size=3, seed=1) != expected
+    assert len(expected) == 3
+
+
+def test_validate_takes_what_fit_sets_aside_or_a_whole_small_file(tmp_path):
+    path = write_problems(tmp_path / "a.jsonl", [f"Find {i}" for i in range(12)])
+    aside = validation_problems("fit", path=path, val_size=3)
+    assert validation_problems("validate", path=path, val_size=3) == aside
+    whole = validation_problems("validate", path=path, val_size=12)
+    assert [p.source for p in whole] == [f"a.jsonl:{i}" for i in range(1, 13)]
+
+
+def test_the_seed_is_the_runs(monkeypatch):
+    assert AIMEDataModule().seed == 0
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    assert (AIMEDataModule().seed, AIMEDataModule(seed=3).seed) == (7, 3)
+
+
 def test_validation_alone_reads_no_training_problems(tmp_path):
     val = write_problems(tmp_path / "val.jsonl", ["a", "b"])
     data = data_module("validate", path="no/such/file.jsonl", val_path=val)
