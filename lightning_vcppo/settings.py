@@ -1,7 +1,7 @@
 """The hyper-parameters of VC-PPO, grouped by the part of the algorithm that reads them.
 
 Defaults are the paper's (VC-PPO, arXiv 2503.01491) where it states one; every switch that came with
-a later paper is off. `configs/algorithm/` holds the presets.
+a later paper is off. `configs/` holds the presets.
 """
 
 from __future__ import annotations
