@@ -31,6 +31,8 @@ BLUE, ORANGE, GREY, SHADE = "#0072B2", "#D55E00", "#666666", "#F1E4C3"
 DECAY_LAMBDAS = (0.9, 0.95, 0.99, 0.999, 1.0)
 MAX_STAGES = 5
 """Lines of a profile plot: the run is cut into at most as many stages."""
+BESIDE: dict[str, Any] = {"frameon": False, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
+"""Where the legend of crossing lines hides none of them."""
 
 LEARNING_CURVES = {
     "reward": ("rollout/reward_mean", "Reward", "mean reward of a rollout"),
@@ -234,7 +236,7 @@ def _draw_profiles(
         color = colormaps["viridis_r"](0.15 + 0.85 * stage / max(1, stages - 1))
         ax.plot(centers, mean, ".-", color=color, linewidth=1.8, label=f"rollouts {span}")
     ax.set_xlim(0, 100)
-    ax.legend(frameon=False)
+    ax.legend(**BESIDE)
     return figure
 
 
@@ -264,5 +266,5 @@ def _draw_reward_decay(length: int, settings: AdvantageSettings) -> Figure:
         label=f"this actor: λ = {ours.item():.4g}",
     )
     ax.set_ylim(-0.02, 1.05)
-    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.legend(**BESIDE)
     return figure

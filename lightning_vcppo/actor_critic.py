@@ -129,6 +129,8 @@ class ActorCriticModule(ActorModule):
     @override
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Return one optimizer for the actor and, if there is one, one for the critic."""
+        if self.critic is not None and self.critic.head.weight.dtype.itemsize < 4:
+            self.critic.head.float()  # precision "bf16-true" has cast it with all the rest
         networks: dict[Network, nn.Module | None] = {"policy": self.actor, "critic": self.critic}
         return [
             build_optimizer(self.optimizer_settings[name], network.parameters())

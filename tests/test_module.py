@@ -308,6 +308,19 @@ def poison(response: str, answer: int) -> float:
     return math.nan
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_the_value_head_stays_in_float32(tiny_actor, precision):
+    seed_everything(0)
+    module = make_module(tiny_actor)
+    record = fit(module, 2, precision=precision)
+    assert module.critic.head.weight.dtype == torch.float32
+    trunk = next(module.critic.model.base_model.parameters()).dtype
+    assert trunk == (torch.bfloat16 if precision == "bf16-true" else torch.float32)
+    assert record.rollouts[1].values_BT.dtype == torch.float32
+    assert all(math.isfinite(value) for value in record.metrics[1].values())
+    assert not torch.equal(record.critics[0], record.critics[1])
+
+
 def test_learning_rates_warm_up(tiny_actor):
     seed_everything(0)
     record = fit(make_module(tiny_actor, update=UpdateSettings(ppo_mini_batch_size=8)), 4)
