@@ -1,9 +1,10 @@
 """The numbers that we report about evaluations and rollouts; none needs a Trainer.
 
 1. Of an evaluation with k samples a problem: avg@k, pass@k and maj@k (`summarize`).
-2. Of a rollout: means by position in the response (`PositionProfile`), which show the critic's
-   initialisation bias, and the weight with which the terminal reward reaches a token
-   (`reward_weights`), which shows its decay (VC-PPO, arXiv 2503.01491, section 3).
+2. Of a rollout: its means (`describe_rollout`, `describe_critic`); means by position in the
+   response (`PositionProfile`), which show the critic's initialisation bias; and the weight with
+   which the terminal reward reaches a token (`reward_weights`), which shows its decay (VC-PPO,
+   arXiv 2503.01491, section 3).
 
 Shapes: B sequences, T response tokens, N masked tokens, D bins of position.
 Masks are True on the tokens that count.
@@ -22,9 +23,10 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
-from lightning_vcppo.advantages import length_adaptive_lambda
+from lightning_vcppo.advantages import decoupled_gae, length_adaptive_lambda
+from lightning_vcppo.microbatch import Reduce, explained_variance, identity, masked_mean
 from lightning_vcppo.rewards import normalize_answer
-from lightning_vcppo.rollout import ResponseRecord
+from lightning_vcppo.rollout import ResponseRecord, Rollout
 from lightning_vcppo.settings import AdvantageSettings
 
 NUM_DECILES = 10
@@ -226,3 +228,50 @@ def actor_lambda(lengths_B: Tensor, settings: AdvantageSettings) -> Tensor:
 def effective_horizon(lam: float, gamma: float = 1.0) -> float:
     """Return 1 / (1 - gamma lambda), the tokens over which TD errors are summed; inf at 1."""
     return math.inf if gamma * lam >= 1 else 1 / (1 - gamma * lam)
+
+
+def describe_rollout(rollout: Rollout, *, reduce: Reduce = identity) -> dict[str, float]:
+    """Return the means of a rollout's responses under their `rollout/*` names.
+
+    Args:
+        rollout: Graded responses.
+        reduce: Sums a small tensor over ranks.
+    """
+    everyone_B = torch.ones_like(rollout.finished_B)
+    of_responses = {
+        "rollout/reward_mean": rollout.scores_B,
+        "rollout/accuracy": rollout.correct_B,
+        "rollout/response_length": rollout.response_lengths_B,
+        "rollout/truncation_rate": ~rollout.finished_B,
+    }
+    return {
+        name: float(masked_mean(values_B.float(), everyone_B, reduce=reduce))
+        for name, values_B in of_responses.items()
+    }
+
+
+def describe_critic(
+    rollout: Rollout, gamma: float = 1.0, *, reduce: Reduce = identity
+) -> dict[str, float]:
+    """Return how good the critic was before its updates, under its `critic/*` names.
+
+    Explained variance is of the Monte-Carlo returns. Against bootstrapped targets (lambda_critic
+    below 1) it would measure how far the critic agrees with itself, and flatter plain PPO.
+
+    Args:
+        rollout: With rewards, values and the critic's targets.
+        gamma: Discount.
+        reduce: Sums a small tensor over ranks.
+    """
+    assert rollout.rewards_BT is not None and rollout.values_BT is not None
+    assert rollout.returns_BT is not None
+    values_BT, mask_BT = rollout.values_BT, rollout.response_mask_BT
+    _, monte_carlo_BT = decoupled_gae(
+        rollout.rewards_BT, values_BT, mask_BT, gamma=gamma, lambda_actor=1.0, lambda_critic=1.0
+    )
+    explained = explained_variance(values_BT, monte_carlo_BT, mask_BT, reduce=reduce)
+    return {
+        "critic/explained_variance": float(explained),
+        "critic/value_mean": float(masked_mean(values_BT, mask_BT, reduce=reduce)),
+        "critic/return_mean": float(masked_mean(rollout.returns_BT, mask_BT, reduce=reduce)),
+    }

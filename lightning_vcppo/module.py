@@ -23,10 +23,9 @@ from typing_extensions import override
 from lightning_vcppo import advantages, losses, rewards, value_heads
 from lightning_vcppo.actor_critic import ActorCriticModule, Network, Phase
 from lightning_vcppo.dynamic_sampling import GroupBuffer
+from lightning_vcppo.metrics import describe_critic, describe_rollout
 from lightning_vcppo.microbatch import (
     aggregation_weights,
-    explained_variance,
-    masked_mean,
     weighted_sum,
     whiten,
 )
@@ -363,37 +362,15 @@ class VCPPOModule(ActorCriticModule):
 
     def log_rollout(self, rollout: Rollout) -> None:
         """Log what the rollout was like and what its updates did, over all ranks."""
-        lengths_B = rollout.response_lengths_B.float()
-        everyone_B = torch.ones_like(rollout.finished_B)
-
-        def mean(values_B: Tensor) -> float:
-            return float(masked_mean(values_B.float(), everyone_B, reduce=self.sum_over_ranks))
-
-        tokens = mean(lengths_B) * len(rollout) * self.trainer.world_size
-        metrics = {
-            "rollout/reward_mean": mean(rollout.scores_B),
-            "rollout/accuracy": mean(rollout.correct_B),
-            "rollout/response_length": mean(lengths_B),
-            "rollout/truncation_rate": mean(~rollout.finished_B),
-            "rollout/tokens_per_second": tokens / sum(self.seconds.values()),
-        }
-        metrics |= self.update_metrics
-        if rollout.values_BT is not None and rollout.returns_BT is not None:
-            metrics |= self.describe_values(rollout.values_BT, rollout.returns_BT, rollout)
+        reduce = self.sum_over_ranks
+        metrics = describe_rollout(rollout, reduce=reduce) | self.update_metrics
+        if rollout.values_BT is not None:
+            metrics |= describe_critic(rollout, self.advantage.gamma, reduce=reduce)
+        responses = len(rollout) * self.trainer.world_size
+        tokens = metrics["rollout/response_length"] * responses
+        metrics["rollout/tokens_per_second"] = tokens / sum(self.seconds.values())
         metrics |= {f"time/{part}_s": seconds for part, seconds in self.seconds.items()}
         self.update_metrics, self.seconds = {}, {}
         self.log_dict(metrics, batch_size=len(rollout))
         # Lightning counts optimizer steps; the loggers' x-axis counts rollouts.
         self.log("step", float(self.rollouts_done), batch_size=len(rollout))
-
-    def describe_values(
-        self, values_BT: Tensor, returns_BT: Tensor, rollout: Rollout
-    ) -> dict[str, float]:
-        """Describe the critic before its updates, over all ranks."""
-        mask_BT, reduce = rollout.response_mask_BT, self.sum_over_ranks
-        explained = explained_variance(values_BT, returns_BT, mask_BT, reduce=reduce)
-        return {
-            "critic/explained_variance": float(explained),
-            "critic/value_mean": float(masked_mean(values_BT, mask_BT, reduce=reduce)),
-            "critic/return_mean": float(masked_mean(returns_BT, mask_BT, reduce=reduce)),
-        }

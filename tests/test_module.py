@@ -11,6 +11,7 @@ from lightning_vcppo import AIMEDataModule, VCPPOModule
 from lightning_vcppo.actor_critic import Phase
 from lightning_vcppo.advantages import gae
 from lightning_vcppo.callbacks import ValuePretraining
+from lightning_vcppo.microbatch import explained_variance
 from lightning_vcppo.settings import (
     AdvantageSettings,
     OptimizerSettings,
@@ -141,6 +142,19 @@ def test_advantages_and_targets_have_their_own_lambda(tiny_actor):
     torch.testing.assert_close(second.advantages_BT, expected_BT)
     assert second.values_BT.abs().max() > 0
     assert second.rewards_BT.sum(1).tolist() == second.scores_B.tolist()
+
+
+def test_explained_variance_is_of_monte_carlo_returns_whatever_the_targets(tiny_actor):
+    seed_everything(0)
+    advantage = AdvantageSettings(lambda_actor=0.5, lambda_critic=0.5)
+    record = fit(make_module(tiny_actor, advantage=advantage), 3)
+    rollout, logged = record.rollouts[2], record.metrics[2]["critic/explained_variance"]
+    mask_BT = rollout.response_mask_BT
+    monte_carlo_BT = rollout.scores_B[:, None].expand_as(mask_BT)
+    of_returns = explained_variance(rollout.values_BT, monte_carlo_BT, mask_BT)
+    of_targets = explained_variance(rollout.values_BT, rollout.returns_BT, mask_BT)
+    assert logged == pytest.approx(float(of_returns), abs=1e-5)
+    assert logged != pytest.approx(float(of_targets), abs=1e-3)
 
 
 @pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
