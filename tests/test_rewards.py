@@ -266,9 +266,9 @@ def test_nothing_hangs(name):
     answers_equal("1/2", r"\frac{3}{4}")  # the first call imports and caches
     for style in STYLES:
         for gold in (5, r"(a+b)^{2}"):
-            start = time.perf_counter()
+            start = time.process_time()
             is_correct(ADVERSARIAL[name], gold, style=style)
-            assert time.perf_counter() - start < 2.0  # some 0.1 s on an idle core
+            assert time.process_time() - start < 1.0  # of CPU: the machine may be busy
 
 
 def test_only_bounded_powers_are_evaluated():
