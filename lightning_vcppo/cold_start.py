@@ -20,7 +20,13 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lightning_vcppo import models
-from lightning_vcppo.actor_module import ActorModule, build_optimizer, join_prompts, write_folder
+from lightning_vcppo.actor_module import (
+    ActorModule,
+    build_optimizer,
+    join_prompts,
+    warmed_up_lr,
+    write_folder,
+)
 from lightning_vcppo.logprobs import token_logprobs
 from lightning_vcppo.microbatch import explained_variance
 from lightning_vcppo.problems import (
@@ -34,7 +40,28 @@ from lightning_vcppo.rollout import PromptBatch, last_token
 from lightning_vcppo.settings import OptimizerSettings, SamplingSettings
 
 
-class ColdStartModule(ActorModule):
+class SupervisedModule(ActorModule):
+    """What both share: one optimizer under Lightning's automatic optimization, and its clipping."""
+
+    optimizer_settings: OptimizerSettings
+
+    @override
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip to the module's own norm, or to the Trainer's where that flag is given."""
+        norm = (
+            self.optimizer_settings.max_grad_norm
+            if gradient_clip_val is None
+            else gradient_clip_val
+        )
+        self.clip_gradients(optimizer, norm, gradient_clip_algorithm or "norm")
+
+
+class ColdStartModule(SupervisedModule):
     """Supervised fine-tuning of a causal language model on worked solutions."""
 
     def __init__(
@@ -113,21 +140,6 @@ class ColdStartModule(ActorModule):
 
         return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
-    @override
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip to the module's own norm, or to the Trainer's where that flag is given."""
-        norm = (
-            self.optimizer_settings.max_grad_norm
-            if gradient_clip_val is None
-            else gradient_clip_val
-        )
-        self.clip_gradients(optimizer, norm, gradient_clip_algorithm or "norm")
-
     def _response_ids(self, batch: PromptBatch, row: int) -> list[int]:
         problem = batch.problems[row]
         if problem.solution is None:
@@ -142,7 +154,7 @@ class ColdStartModule(ActorModule):
         return [*ids, self.tokenizer.eos_token_id]
 
 
-class RewardModelModule(ActorModule):
+class RewardModelModule(SupervisedModule):
     """An outcome reward model: regress the verifier's reward at the end of complete responses.
 
     The policy is frozen and samples its own training data. The score is read at the last token
@@ -210,10 +222,18 @@ class RewardModelModule(ActorModule):
         return loss
 
     @override
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return the reward model's optimizer."""
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the reward model's optimizer with a linear warm-up."""
         assert self.reward_model is not None
-        return build_optimizer(self.optimizer_settings, self.reward_model.parameters())
+        settings = self.optimizer_settings
+        optimizer = build_optimizer(settings, self.reward_model.parameters())
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda update: warmed_up_lr(settings, update) / settings.lr
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
     @override
     def export(self, folder: Path) -> None:
