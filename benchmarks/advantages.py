@@ -13,17 +13,13 @@ Shape suffixes: B sequences, T response tokens.
 
 from __future__ import annotations
 
-import json
-import statistics
-import time
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from benchmarks.measure import THREADS, median_seconds, print_json, start
 from lightning_vcppo.advantages import decoupled_gae
 
-BATCH, LENGTH, THREADS = 64, 16_384, 2
+BATCH, LENGTH = 64, 16_384
 LAMBDA_ACTOR, LAMBDA_CRITIC = 0.95, 1.0
 
 
@@ -41,21 +37,9 @@ def loop_gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, lam: float)
     return torch.stack(advantages[::-1], dim=1) * mask_BT
 
 
-def median_seconds(run: Callable[[], object], repeats: int) -> float:
-    """Return the median wall time of `run`, after one call to warm up."""
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
 def main() -> None:
     """Check that both ways agree, time them, print a table and a line of JSON."""
-    torch.set_num_threads(THREADS)
-    torch.manual_seed(0)
+    start()
     lengths_B = torch.randint(1, LENGTH + 1, (BATCH,))
     mask_BT = torch.arange(LENGTH) < lengths_B[:, None]
     values_BT = torch.randn(BATCH, LENGTH)
@@ -88,8 +72,7 @@ def main() -> None:
     print(f"{'loop over T':<24}{loop_s * 1e3:>10.2f} ms")
     print(f"{'decoupled_gae':<24}{gae_s * 1e3:>10.2f} ms   {speedup:.0f} x faster")
     print(f"{'one cumsum':<24}{cumsum_s * 1e3:>10.2f} ms")
-    results = {"loop_s": loop_s, "gae_s": gae_s, "cumsum_s": cumsum_s, "speedup": speedup}
-    print(json.dumps(results))
+    print_json({"loop_s": loop_s, "gae_s": gae_s, "cumsum_s": cumsum_s, "speedup": speedup})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,182 @@
+"""What the benchmarks share: timing, peak memory, tables, and the reference workloads.
+
+Speed is always a ratio between ways of doing the same thing, timed in turn in one process, so that
+whatever else the machine does falls on all of them. Peak memory only ever grows within a process,
+so each point of it has a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+THREADS = 2
+
+
+def start() -> None:
+    """Fix the threads and the seed of a benchmark; call it first."""
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+
+
+# Time --------------------------------------------------------------------------------------------
+
+
+def median_seconds(run: Callable[[], object], repeats: int) -> float:
+    """Return the median wall time of `run`, after one call to warm up."""
+    return statistics.median(alternating_seconds({"run": run}, repeats)["run"])
+
+
+def alternating_seconds(
+    runs: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Return wall times of several ways of doing one thing, a b c a b c ..., `repeats` of each.
+
+    A run that cannot be timed from outside may return its own seconds, a float.
+
+    Args:
+        runs: What to time, by name.
+        repeats: Timed calls of each.
+        warm_up: Calls of each before them.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(-warm_up, repeats):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            result = run()
+            seconds = time.perf_counter() - began
+            if repeat >= 0:
+                times[name].append(result if isinstance(result, float) else seconds)
+    return times
+
+
+def speedup(times: Mapping[str, Sequence[float]], reference: str, ours: str) -> float:
+    """Return the ratio of two medians, above 1 if `ours` is faster."""
+    return statistics.median(times[reference]) / statistics.median(times[ours])
+
+
+# Memory ------------------------------------------------------------------------------------------
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process has held at once (resident set)."""
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def in_own_process(module: str, *arguments: object) -> dict[str, Any]:
+    """Run `python -m MODULE ARGUMENTS` and return the JSON object on its last line.
+
+    Raises:
+        RuntimeError: if it fails; the message ends with what it said.
+    """
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip()[-2000:]
+        raise RuntimeError(f"{' '.join(command[1:])} ended with {done.returncode}: {said}")
+    point: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return point
+
+
+# Output ------------------------------------------------------------------------------------------
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows under a title; the first column is text, the others are numbers."""
+    cells = [[*header], *([_cell(value) for value in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    print(title)
+    for first, *others in cells:
+        columns = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
+        print("  ".join([f"{first:<{widths[0]}}", *columns]))
+
+
+def print_json(results: Mapping[str, object]) -> None:
+    """Print the last line of a benchmark, floats to four significant digits."""
+    rounded = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in results.items()}
+    print(json.dumps(rounded))
+
+
+def _cell(value: object) -> str:
+    if not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+# Workloads ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Prompts to a small decoder with random weights.
+
+    Attributes:
+        name: W or W-tail.
+        config: Of the model. All token ids below its vocabulary size are as good as equally likely.
+        prompts: Token ids of the prompts; none contains <eos> or <pad>.
+        max_response_length: In tokens.
+        eos_token_id: On W outside the vocabulary: no response ends before its limit.
+        pad_token_id: Inside the vocabulary, and sampled like any other id.
+    """
+
+    name: str
+    config: Qwen2Config
+    prompts: list[list[int]]
+    max_response_length: int
+    eos_token_id: int
+    pad_token_id: int
+
+    def model(self) -> Qwen2ForCausalLM:
+        """Build the model: the same weights at every call."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model: Qwen2ForCausalLM = Qwen2ForCausalLM(self.config).eval()
+        return model
+
+
+def workload(
+    name: str,
+    prompts: int = 64,
+    prompt_length: int = 32,
+    max_response_length: int = 256,
+) -> Workload:
+    """Return a reference workload.
+
+    Args:
+        name: "W", 512 tokens of vocabulary and every response as long as it may be; or "W-tail", 64
+            of them, so that <eos> comes with a probability of about 1/64 a token and lengths have a
+            long tail.
+        prompts: Their number.
+        prompt_length: In tokens.
+        max_response_length: In tokens.
+    """
+    vocab_size = {"W": 512, "W-tail": 64}[name]
+    eos, pad = (vocab_size, 0) if name == "W" else (1, 0)
+    config = Qwen2Config(
+        vocab_size=vocab_size,
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=512,
+        max_position_embeddings=max(4096, prompt_length + max_response_length),
+        eos_token_id=None if name == "W" else eos,
+        bos_token_id=None,
+        pad_token_id=None,  # it would freeze that token's embedding
+    )
+    ids_BP = torch.randint(
+        2, vocab_size, (prompts, prompt_length), generator=torch.Generator().manual_seed(0)
+    )
+    return Workload(name, config, ids_BP.tolist(), max_response_length, eos, pad)
