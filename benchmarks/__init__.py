@@ -5,3 +5,4 @@ import os
 # Read when torch is imported. By default a waiting thread spins, which makes two threads up
 # to fifty times slower than one where other processes want the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -29,6 +29,7 @@ from lightning_vcppo.actor_module import (
 )
 from lightning_vcppo.logprobs import token_logprobs
 from lightning_vcppo.microbatch import token_balanced_micro_batches
+from lightning_vcppo.packing import reads_packed_rows
 from lightning_vcppo.rollout import Rollout, pad
 from lightning_vcppo.seeding import stream
 from lightning_vcppo.settings import (
@@ -294,8 +295,12 @@ class ActorCriticModule(ActorModule):
         yield from [filler] * missing
 
     def _micro_batch_rows(self, rollout: Rollout) -> list[Tensor]:
+        assert self.actor is not None
+        networks = [self.actor] if self.critic is None else [self.actor, self.critic.model]
         rows = token_balanced_micro_batches(
-            rollout.lengths_B.tolist(), self.update.ppo_max_token_len_per_gpu
+            rollout.lengths_B.tolist(),
+            self.update.ppo_max_token_len_per_gpu,
+            padded=not all(map(reads_packed_rows, networks)),
         )
         return [torch.tensor(r, dtype=torch.long, device=self.device) for r in rows]
 

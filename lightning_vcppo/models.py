@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from lightning_vcppo import value_heads
+from lightning_vcppo.packing import PackedLayout, enable_packing, reads_packed_rows
 from lightning_vcppo.problems import THINK_CLOSE, THINK_OPEN
 from lightning_vcppo.settings import ValueSettings
 
@@ -67,7 +68,7 @@ def load_actor(name_or_path: str) -> PreTrainedModel:
     """
     actor: PreTrainedModel = _load(AutoModelForCausalLM, name_or_path, "causal language model")
     _check_plain_head(actor, name_or_path)
-    return actor
+    return enable_packing(actor)
 
 
 def build_actor(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -90,7 +91,7 @@ def build_actor(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -
         _build_config(config, special_tokens, "actor")
     )
     _check_plain_head(actor, "actor config")
-    return actor
+    return enable_packing(actor)
 
 
 class Critic(nn.Module):
@@ -108,7 +109,7 @@ class Critic(nn.Module):
                 f"critic: {type(model).__name__} keeps its head elsewhere than in `score`; "
                 "use a decoder of the Llama, Qwen, Gemma, Mistral or SmolLM kind"
             )
-        self.model = model
+        self.model = enable_packing(model)
         self.settings = settings
         model.config.value_head = describe_head(settings)
 
@@ -239,10 +240,20 @@ def response_hidden(
     Returns:
         (N, H), in row order: for response token t the state of prompt + tokens before t.
     """
-    # Padding stands on the right of every row, so causal attention needs no mask.
-    hidden_BLH: Tensor = backbone(input_ids=input_ids_BL, use_cache=False).last_hidden_state
     row_N, token_N = mask_BT.nonzero(as_tuple=True)
-    return hidden_BLH[row_N, prompt_lengths_B[row_N] - 1 + token_N]
+    before_N = prompt_lengths_B[row_N] - 1 + token_N
+    if not reads_packed_rows(backbone):
+        # Padding stands on the right of every row, so causal attention needs no mask.
+        hidden_BLH: Tensor = backbone(input_ids=input_ids_BL, use_cache=False).last_hidden_state
+        return hidden_BLH[row_N, before_N]
+    # What follows the last state wanted is not read.
+    place_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
+    last_B = torch.where(mask_BT, place_T, 0).amax(1)
+    lengths_B = prompt_lengths_B + last_B
+    layout = PackedLayout.of(lengths_B.tolist(), input_ids_BL.device)
+    inputs = layout.inputs(layout.pack(input_ids_BL))
+    hidden_1NH: Tensor = backbone(**inputs, use_cache=False).last_hidden_state
+    return hidden_1NH[0, layout.starts_B[row_N] + before_N]
 
 
 def disable_dropout(model: nn.Module) -> None:

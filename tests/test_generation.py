@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_vcppo.generation import TransformersEngine
-from lightning_vcppo.generation.transformers_engine import sample_tokens
+from lightning_vcppo.generation.sampling import sample_tokens
 from lightning_vcppo.settings import SamplingSettings
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15]]
@@ -87,7 +87,7 @@ def test_responses_end_with_the_stop_token_and_padding_follows(model, eos):
 def test_sampled_frequencies_are_the_softmax():
     logits_RV = torch.tensor([0.0, 1.0, 2.0, -30.0]).expand(20_000, 4)
     uniform_R = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
-    token_R, logprob_R = sample_tokens(logits_RV, uniform_R, SamplingSettings(temperature=2.0))
+    token_R, logprob_R, _ = sample_tokens(logits_RV, uniform_R, SamplingSettings(temperature=2.0))
     probs_V = (logits_RV[0] / 2).softmax(0)
     frequencies_V = torch.bincount(token_R, minlength=4) / 20_000
     torch.testing.assert_close(frequencies_V, probs_V, atol=0.01, rtol=0)
@@ -97,7 +97,7 @@ def test_sampled_frequencies_are_the_softmax():
 def test_top_p_keeps_the_smallest_sufficient_set():
     logits_RV = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(1000, 4)
     uniform_R = torch.linspace(0, 1 - 1e-6, 1000)
-    token_R, _ = sample_tokens(logits_RV, uniform_R, SamplingSettings(top_p=0.7))
+    token_R, _, _ = sample_tokens(logits_RV, uniform_R, SamplingSettings(top_p=0.7))
     counts = torch.bincount(token_R, minlength=4).tolist()
     assert counts[2:] == [0, 0]
     assert counts[0] / 1000 == pytest.approx(0.5 / 0.8, abs=0.01)

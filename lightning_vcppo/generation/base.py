@@ -24,12 +24,15 @@ class Generations:
         logprobs_BT: Log-probability of each under the sampler at the sampling temperature, before
             top-p took the tail away; 0 on padding.
         finished_B: True where the end-of-sequence token was sampled.
+        entropy_BT: Entropy of the distribution it was drawn from, in nats, before top-p; 0 on
+            padding. None from an engine that does not know it.
     """
 
     response_ids_BT: Tensor
     response_mask_BT: Tensor
     logprobs_BT: Tensor
     finished_B: Tensor
+    entropy_BT: Tensor | None = None
 
 
 class GenerationEngine(Protocol):

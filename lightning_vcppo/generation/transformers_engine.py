@@ -1,137 +1,259 @@
-"""Batched sampling from a transformers model with a key-value cache.
+"""Sampling from a transformers model with continuous batching.
 
-Shapes: B sequences at first, R sequences still running, P prompt tokens, T response tokens,
-V vocabulary.
+1. A fixed number of rows decodes together. A finished sequence leaves its row, a waiting one takes
+   it: responses of very different lengths, the normal case, do not wait for the longest.
+2. A prompt is read once, whatever the number of its samples.
+3. Each sequence draws its tokens from a random stream of its own.
+
+Shapes: B sequences, R rows, C columns (see slots.py), T response tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lightning_vcppo.generation.base import Generations
-from lightning_vcppo.seeding import stream
+from lightning_vcppo.generation.decoding import PrefilledPrompt, decoder_of, prefill
+from lightning_vcppo.generation.sampling import sample_tokens, uniform_numbers
+from lightning_vcppo.generation.slots import SlotCache
 from lightning_vcppo.settings import SamplingSettings
+
+PREFILL_TOKENS = 16384
+"""Prompts are read in passes of about so many tokens."""
 
 
 class TransformersEngine:
     """Samples from the very model that is trained; nothing has to be copied or kept in step.
 
-    Each sequence draws its tokens from a random stream of its own. Finished sequences leave the
-    batch as soon as they are a quarter of it.
+    Args:
+        model: A causal language model.
+        pad_token_id: Filler behind finished responses.
+        eos_token_ids: Tokens that end a response.
+        max_num_seqs: Rows that decode together.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, pad_token_id: int, eos_token_ids: set[int]
+        self,
+        model: PreTrainedModel,
+        *,
+        pad_token_id: int,
+        eos_token_ids: set[int],
+        max_num_seqs: int = 256,
     ) -> None:
-        """Wrap a causal language model."""
+        """Wrap the model."""
         self._model = model
         self._pad = pad_token_id
         self._eos = sorted(eos_token_ids)
+        self._max_num_seqs = max_num_seqs
 
     @torch.no_grad()
     def generate(
         self, prompt_ids: Sequence[Sequence[int]], seeds: Sequence[int], settings: SamplingSettings
     ) -> Generations:
         """Sample one response a prompt, see `GenerationEngine.generate`."""
-        device = self._model.device
-        size, limit = len(prompt_ids), settings.max_response_length
-        ids_BT = torch.full((size, limit), self._pad, device=device)
-        logprobs_BT = torch.zeros(size, limit, device=device, dtype=torch.float32)
-        length_B = torch.zeros(size, dtype=torch.long, device=device)
-        finished_B = torch.zeros(size, dtype=torch.bool, device=device)
-        uniforms_BT = _uniforms(seeds, limit).to(device)
-        eos = torch.tensor(self._eos, device=device)
+        batch = _Batch(self._model, prompt_ids, seeds, settings, self._max_num_seqs, self._eos)
+        while batch.waiting or batch.running:
+            if batch.should_refill():
+                batch.refill(self._pad)
+            else:
+                batch.step()
+        return batch.generations(self._pad)
 
-        tokens_RP, mask_RP = _left_pad(prompt_ids, self._pad, device)
-        row_R = torch.arange(size, device=device)
-        cache = DynamicCache(config=self._model.config)
-        inputs_R, position_R = tokens_RP, (mask_RP.cumsum(1) - 1).clamp_min(0)
-        for t in range(limit):
-            logits_RV = self._model(
-                input_ids=inputs_R,
-                attention_mask=mask_RP,
-                position_ids=position_R,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
-            token_R, logprob_R = sample_tokens(logits_RV, uniforms_BT[row_R, t], settings)
-            ids_BT[row_R, t], logprobs_BT[row_R, t] = token_R, logprob_R
-            running_R = ~torch.isin(token_R, eos) & ~finished_B[row_R]
-            length_B[row_R[~finished_B[row_R]]] = t + 1
-            finished_B[row_R[~running_R]] = True
-            still_running = int(running_R.sum())
-            if still_running == 0:
-                break
-            mask_RP = torch.cat([mask_RP, torch.ones_like(mask_RP[:, :1])], dim=1)
-            inputs_R, position_R = token_R[:, None], position_R[:, -1:] + 1
-            if still_running <= 0.75 * len(row_R):
-                keep = running_R.nonzero()[:, 0]
-                cache.batch_select_indices(keep)
-                row_R, inputs_R = row_R[keep], inputs_R[keep]
-                mask_RP, position_R = mask_RP[keep], position_R[keep]
-        longest = int(length_B.max())
-        response_mask_BT = torch.arange(longest, device=device) < length_B[:, None]
+
+class _Batch:
+    """Sequences that run, wait or have ended."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompt_ids: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        settings: SamplingSettings,
+        max_num_seqs: int,
+        eos: Sequence[int],
+    ) -> None:
+        self.model, self.settings = model, settings
+        self.decode = decoder_of(model)
+        self.prompts = [tuple(ids) for ids in prompt_ids]
+        self.waiting = deque(range(len(self.prompts)))
+        self.running: dict[int, int] = {}  # row -> sequence
+        self.begins: dict[int, int] = {}  # row -> column of the first response token
+        self.prefilled: dict[tuple[int, ...], PrefilledPrompt] = {}
+        self.unread = Counter(self.prompts)
+        self.device, self.limit = model.device, settings.max_response_length
+
+        size = len(self.prompts)
+        self.ids_BT = torch.zeros(size, self.limit, dtype=torch.long, device=self.device)
+        self.logprobs_BT = torch.zeros(size, self.limit, device=self.device)
+        self.entropy_BT = torch.zeros(size, self.limit, device=self.device)
+        self.lengths = [0] * size
+        self.finished = [False] * size
+        self.uniforms_BT = uniform_numbers(seeds, self.limit).to(self.device)
+        self.eos = torch.tensor(eos, dtype=torch.long, device=self.device)
+
+        self.rows = min(size, max_num_seqs)
+        width = max(map(len, self.prompts))
+        self.cache = SlotCache(model.config, self.rows, width, self.limit, _like(model))
+        columns = self.cache.columns.capacity + 1
+        # What was sampled, each token in the column into which it will be read.
+        self.ids_RC = torch.zeros(self.rows, columns, dtype=torch.long, device=self.device)
+        self.logprobs_RC = torch.zeros(self.rows, columns, device=self.device)
+        self.entropy_RC = torch.zeros(self.rows, columns, device=self.device)
+        self.sequence_R = torch.zeros(self.rows, dtype=torch.long, device=self.device)
+        self.begin_R = torch.full_like(self.sequence_R, width)
+        self.prompt_length_R = torch.zeros_like(self.sequence_R)
+        self.running_R = torch.zeros(self.rows, dtype=torch.bool, device=self.device)
+
+    def should_refill(self) -> bool:
+        """Tell whether enough rows are free to make reading new prompts worth a forward pass."""
+        free = self.rows - len(self.running)
+        return bool(self.waiting) and (not self.running or free >= max(1, self.rows // 8))
+
+    def refill(self, pad: int) -> None:
+        """Give the free rows to waiting sequences and sample their first tokens."""
+        free = [row for row in range(self.rows) if row not in self.running]
+        joining = [(row, self.waiting.popleft()) for row in free[: len(self.waiting)]]
+        self._read({self.prompts[sequence] for _, sequence in joining}, pad)
+        prompts = [self.prefilled[self.prompts[sequence]] for _, sequence in joining]
+        rows, sequences = (list(each) for each in zip(*joining, strict=True))
+        lengths = [len(prompt) for prompt in prompts]
+
+        self._make_room()
+        column = self.cache.columns.column
+        row_M, column_M = self.cache.join(rows, lengths)
+        for index, layer in enumerate(self.cache.layers):
+            layer.write(
+                row_M,
+                column_M,
+                torch.cat([prompt.keys[index] for prompt in prompts]),
+                torch.cat([prompt.values[index] for prompt in prompts]),
+            )
+        rows_R = torch.tensor(rows, device=self.device)
+        sequence_R = torch.tensor(sequences, device=self.device)
+        self.sequence_R[rows_R] = sequence_R
+        self.begin_R[rows_R] = column
+        self.prompt_length_R[rows_R] = torch.tensor(lengths, device=self.device)
+        self.running_R[rows_R] = True
+        self.running |= dict(joining)
+        self.begins |= dict.fromkeys(rows, column)
+        self._track_first()
+        for sequence in sequences:
+            self._forget(self.prompts[sequence])
+
+        logits_RV = torch.stack([prompt.logits_V for prompt in prompts])
+        sampled = sample_tokens(logits_RV, self.uniforms_BT[sequence_R, 0], self.settings)
+        for buffer_RC, new_R in zip(self._buffers(), sampled, strict=True):
+            buffer_RC[rows_R, column] = new_R
+        self._retire(column)
+
+    def step(self) -> None:
+        """Read the tokens of the present column and sample those of the next."""
+        if not self.waiting and len(self.running) <= 0.75 * self.rows:
+            self._keep(sorted(self.running))
+        self._make_room()
+        column = self.cache.columns.column
+        position_R = (column - self.begin_R + self.prompt_length_R).clamp_min_(0)
+        logits_RV = self.decode(self.model, self.cache, self.ids_RC[:, column], position_R)
+        place_R = (column + 1 - self.begin_R).clamp_(0, self.limit - 1)
+        uniform_R = self.uniforms_BT[self.sequence_R, place_R]
+        sampled = sample_tokens(logits_RV, uniform_R, self.settings)
+        for buffer_RC, new_R in zip(self._buffers(), sampled, strict=True):
+            buffer_RC[:, column + 1] = new_R
+        self.cache.columns.column += 1
+        self._retire(column + 1)
+
+    def generations(self, pad: int) -> Generations:
+        """Return what all sequences sampled."""
+        lengths_B = torch.tensor(self.lengths, device=self.device)
+        longest = max(self.lengths)
+        mask_BT = torch.arange(longest, device=self.device) < lengths_B[:, None]
         return Generations(
-            ids_BT[:, :longest].masked_fill(~response_mask_BT, self._pad),
-            response_mask_BT,
-            logprobs_BT[:, :longest].masked_fill(~response_mask_BT, 0.0),
-            finished_B,
+            self.ids_BT[:, :longest].masked_fill(~mask_BT, pad),
+            mask_BT,
+            self.logprobs_BT[:, :longest],
+            torch.tensor(self.finished, device=self.device),
+            self.entropy_BT[:, :longest],
         )
 
+    def _read(self, prompts: set[tuple[int, ...]], pad: int) -> None:
+        """Prefill the prompts that nobody has read yet, longest first."""
+        unread = sorted(prompts - self.prefilled.keys(), key=lambda ids: (-len(ids), ids))
+        while unread:
+            count = max(1, PREFILL_TOKENS // len(unread[0]))
+            some, unread = unread[:count], unread[count:]
+            self.prefilled |= dict(zip(some, prefill(self.model, some, pad), strict=True))
 
-def sample_tokens(
-    logits_RV: Tensor, uniform_R: Tensor, settings: SamplingSettings
-) -> tuple[Tensor, Tensor]:
-    """Turn one uniform number a row into a token, by the inverse of the cumulative distribution.
+    def _forget(self, prompt: tuple[int, ...]) -> None:
+        """Drop a prompt whose last sample has begun."""
+        self.unread[prompt] -= 1
+        if not self.unread[prompt]:
+            self.prefilled.pop(prompt, None)
 
-    Args:
-        logits_RV: Logits of the next token.
-        uniform_R: Numbers in [0, 1).
-        settings: Temperature (0: the most probable token) and top-p.
+    def _retire(self, column: int) -> None:
+        """Take out the rows whose newest token, in `column`, is their last."""
+        newest_R = self.ids_RC[:, column]
+        ended_R = self.running_R & torch.isin(newest_R, self.eos)
+        full = [row for row in self.running if column - self.begins[row] + 1 == self.limit]
+        ended = ended_R.nonzero()[:, 0].tolist() if bool(ended_R.any()) else []
+        for row in {*ended, *full}:
+            sequence = self.running.pop(row)
+            begin = self.begins.pop(row)
+            length = column - begin + 1
+            self.lengths[sequence] = length
+            self.finished[sequence] = row in ended
+            results = (self.ids_BT, self.logprobs_BT, self.entropy_BT)
+            for result_BT, buffer_RC in zip(results, self._buffers(), strict=True):
+                result_BT[sequence, :length] = buffer_RC[row, begin : column + 1]
+            self.running_R[row] = False
+        if ended or full:
+            self._track_first()
 
-    Returns:
-        Tokens (R,) and their log-probabilities at the temperature, before top-p (R,).
-    """
-    logits_RV = logits_RV.float()
-    if settings.temperature == 0:
-        token_R = logits_RV.argmax(-1)
-    else:
-        logits_RV = logits_RV / settings.temperature
-        probs_RV = logits_RV.softmax(-1)
-        if settings.top_p < 1:
-            probs_RV = _nucleus(probs_RV, settings.top_p)
-        cumulative_RV = probs_RV.cumsum(-1)
-        threshold_R = uniform_R * cumulative_RV[:, -1]
-        token_R = torch.searchsorted(cumulative_RV, threshold_R[:, None], right=True)[:, 0]
-        token_R = token_R.clamp_max(logits_RV.shape[-1] - 1)
-    logprob_R = logits_RV.gather(-1, token_R[:, None])[:, 0] - logits_RV.logsumexp(-1)
-    return token_R, logprob_R
+    def _track_first(self) -> None:
+        starts = [
+            self.begins[row] - len(self.prompts[sequence]) for row, sequence in self.running.items()
+        ]
+        self.first = min(starts, default=self.cache.columns.column)
+
+    def _make_room(self) -> None:
+        """Have a column for the next token, wherever that moves the running rows."""
+        moved = self.cache.make_room(self.first if self.running else self.cache.columns.column)
+        if not moved and self.ids_RC.shape[1] == self.cache.columns.capacity + 1:
+            return
+        live = slice(self.first, self.cache.columns.column - moved + 1)
+        self.ids_RC, self.logprobs_RC, self.entropy_RC = (
+            _shifted(buffer_RC, live, moved, self.cache.columns.capacity + 1)
+            for buffer_RC in self._buffers()
+        )
+        self.begin_R += moved
+        self.begins = {row: begin + moved for row, begin in self.begins.items()}
+        self._track_first()
+
+    def _keep(self, rows: list[int]) -> None:
+        """Drop the free rows."""
+        rows_R = torch.tensor(rows, device=self.device)
+        self.cache.keep(rows_R)
+        self.ids_RC, self.logprobs_RC, self.entropy_RC = (b[rows_R] for b in self._buffers())
+        self.sequence_R, self.begin_R = self.sequence_R[rows_R], self.begin_R[rows_R]
+        self.prompt_length_R = self.prompt_length_R[rows_R]
+        self.running_R = self.running_R[rows_R]
+        self.running = {new: self.running[old] for new, old in enumerate(rows)}
+        self.begins = {new: self.begins[old] for new, old in enumerate(rows)}
+        self.rows = len(rows)
+
+    def _buffers(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.ids_RC, self.logprobs_RC, self.entropy_RC
 
 
-def _nucleus(probs_RV: Tensor, top_p: float) -> Tensor:
-    """Zero the tail outside the smallest set of tokens whose probabilities reach top_p."""
-    ordered_RV, order_RV = probs_RV.sort(dim=-1, descending=True)
-    tail_RV = ordered_RV.cumsum(-1) - ordered_RV >= top_p
-    return probs_RV.scatter(-1, order_RV, ordered_RV.masked_fill(tail_RV, 0.0))
+def _like(model: PreTrainedModel) -> Tensor:
+    return model.get_output_embeddings().weight
 
 
-def _uniforms(seeds: Sequence[int], count: int) -> Tensor:
-    """Return (B, count) uniform numbers, each row from its own stream."""
-    return torch.stack(
-        [torch.rand(count, generator=stream("tokens", seed), dtype=torch.float32) for seed in seeds]
-    )
-
-
-def _left_pad(
-    prompt_ids: Sequence[Sequence[int]], pad: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return prompts padded on the left, (B, P), and the mask of their tokens (int64)."""
-    width = max(len(ids) for ids in prompt_ids)
-    tokens = [[pad] * (width - len(ids)) + list(ids) for ids in prompt_ids]
-    mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompt_ids]
-    return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)
+def _shifted(buffer_RC: Tensor, live: slice, moved: int, columns: int) -> Tensor:
+    new_RC = buffer_RC.new_zeros(len(buffer_RC), columns)
+    new_RC[:, live.start + moved : live.stop + moved] = buffer_RC[:, live]
+    return new_RC

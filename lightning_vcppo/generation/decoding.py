@@ -1,0 +1,156 @@
+"""The forward passes of generation: prompts in, keys and values out; one token a row in, logits out.
+
+Shapes: R rows, U prompts, N tokens of all prompts, V vocabulary, H key-value heads, D size of a head,
+E hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import DynamicCache, PreTrainedModel
+
+from lightning_vcppo.generation.slots import SlotCache
+from lightning_vcppo.packing import PackedLayout, reads_packed_rows
+
+Decode: TypeAlias = Callable[[PreTrainedModel, SlotCache, Tensor, Tensor], Tensor]
+
+LEAN_FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
+"""Decoders whose layer is: norm, q k v, rotation, attention, o; norm, MLP."""
+
+
+@dataclass(frozen=True)
+class PrefilledPrompt:
+    """What the responses to a prompt begin with.
+
+    Attributes:
+        keys: Of each layer, (tokens, H, D).
+        values: Of each layer, (tokens, H, D).
+        logits_V: Of the first response token.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    logits_V: Tensor
+
+    def __len__(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.keys[0])
+
+
+def prefill(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int
+) -> list[PrefilledPrompt]:
+    """Read prompts of any lengths in one forward pass, packed if the model can."""
+    device = model.device
+    cache = DynamicCache()
+    lengths = [len(ids) for ids in prompts]
+    if reads_packed_rows(model):
+        layout = PackedLayout.of(lengths, device)
+        starts = layout.starts_B.tolist()
+        ids_N = torch.empty_like(layout.position_ids_N)
+        for start, ids in zip(starts, prompts, strict=True):
+            ids_N[start : start + len(ids)] = torch.tensor(ids, device=device)
+        last_U = layout.starts_B + torch.tensor(lengths, device=device) - 1
+        logits_UV = model(
+            **layout.inputs(ids_N), past_key_values=cache, use_cache=True, logits_to_keep=last_U
+        ).logits[0]
+    else:
+        width = max(lengths)
+        starts = [width * (row + 1) - length for row, length in enumerate(lengths)]
+        tokens = [[pad] * (width - len(ids)) + list(ids) for ids in prompts]
+        mask = [[0] * (width - length) + [1] * length for length in lengths]
+        mask_UP = torch.tensor(mask, device=device)
+        logits_UV = model(
+            input_ids=torch.tensor(tokens, device=device),
+            attention_mask=mask_UP,
+            position_ids=(mask_UP.cumsum(1) - 1).clamp_min(0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+    keys = [layer.keys.transpose(1, 2).flatten(0, 1) for layer in cache.layers]
+    values = [layer.values.transpose(1, 2).flatten(0, 1) for layer in cache.layers]
+    return [
+        PrefilledPrompt(
+            [x[start : start + length] for x in keys],
+            [x[start : start + length] for x in values],
+            logits_V,
+        )
+        for start, length, logits_V in zip(starts, lengths, logits_UV, strict=True)
+    ]
+
+
+def decoder_of(model: PreTrainedModel) -> Decode:
+    """Return the fastest way of decoding that a model allows.
+
+    Walking through the layers ourselves saves a quarter of the time of a small model. Not with
+    sharded weights: they are gathered by the hooks of whole layers.
+    """
+    sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    lean = model.config.model_type in LEAN_FAMILIES and not sharded
+    return decode_lean if lean else decode
+
+
+def decode(
+    model: PreTrainedModel, cache: SlotCache, token_R: Tensor, position_R: Tensor
+) -> Tensor:
+    """Read one token a row into the cache's present column and return the next one's logits.
+
+    Returns:
+        (R, V).
+    """
+    by_kind = {
+        "full_attention" if window is None else "sliding_attention": mask
+        for window, mask in cache.masks().items()
+    }
+    logits_R1V: Tensor = model(
+        input_ids=token_R[:, None],
+        position_ids=position_R[:, None],
+        attention_mask=by_kind if len(by_kind) > 1 else next(iter(by_kind.values())),
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
+    return logits_R1V[:, -1]
+
+
+def decode_lean(
+    model: PreTrainedModel, cache: SlotCache, token_R: Tensor, position_R: Tensor
+) -> Tensor:
+    """Do what `decode` does with the model's modules, but without its forward's bookkeeping."""
+    decoder, rows = model.get_decoder(), len(token_R)
+    masks = cache.masks()
+    hidden_RE = decoder.embed_tokens(token_R)
+    cos_R1D, sin_R1D = decoder.rotary_emb(hidden_RE, position_R[:, None])
+    with torch.inference_mode():
+        for layer, slots in zip(decoder.layers, cache.layers, strict=True):
+            attention = layer.self_attn
+            normed_RE = layer.input_layernorm(hidden_RE)
+            query = attention.q_proj(normed_RE).view(rows, -1, attention.head_dim)
+            key = attention.k_proj(normed_RE).view(rows, -1, attention.head_dim)
+            value = attention.v_proj(normed_RE).view(rows, -1, attention.head_dim)
+            if hasattr(attention, "q_norm"):
+                query, key = attention.q_norm(query), attention.k_norm(key)
+            keys, values = slots.append(_rotate(key, cos_R1D, sin_R1D), value)
+            # The query heads that share a key head go along the dimension of time.
+            attended = torch.nn.functional.scaled_dot_product_attention(
+                _rotate(query, cos_R1D, sin_R1D).unflatten(1, (keys.shape[1], -1)),
+                keys,
+                values,
+                attn_mask=masks[slots.window],
+                scale=attention.scaling,
+            )
+            hidden_RE = hidden_RE + attention.o_proj(attended.reshape(rows, -1))
+            hidden_RE = hidden_RE + layer.mlp(layer.post_attention_layernorm(hidden_RE))
+        logits_RV: Tensor = model.get_output_embeddings()(decoder.norm(hidden_RE))
+    return logits_RV
+
+
+def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cos + torch.cat((-second, first), dim=-1) * sin

@@ -1,0 +1,60 @@
+"""From logits to tokens, one random stream a sequence.
+
+Shapes: B sequences, R rows of a decoding step, T response tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_vcppo.seeding import stream
+from lightning_vcppo.settings import SamplingSettings
+
+
+def sample_tokens(
+    logits_RV: Tensor, uniform_R: Tensor, settings: SamplingSettings
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Turn one uniform number a row into a token, by the inverse of the cumulative distribution.
+
+    Args:
+        logits_RV: Logits of the next token.
+        uniform_R: Numbers in [0, 1).
+        settings: Temperature (0: the most probable token) and top-p.
+
+    Returns:
+        Tokens (R,), their log-probabilities at the temperature and the entropy of the distribution
+        in nats, both before top-p (R,).
+    """
+    logits_RV = logits_RV.float()
+    if settings.temperature not in (0, 1):
+        logits_RV = logits_RV / settings.temperature
+    logprobs_RV = logits_RV - logits_RV.logsumexp(-1, keepdim=True)
+    probs_RV = logprobs_RV.exp()
+    entropy_R = -torch.linalg.vecdot(probs_RV, logprobs_RV.clamp_min(-1e4))  # 0 x -inf is 0 here
+    if settings.temperature == 0:
+        token_R = logits_RV.argmax(-1)
+    else:
+        if settings.top_p < 1:
+            probs_RV = _nucleus(probs_RV, settings.top_p)
+        cumulative_RV = probs_RV.cumsum(-1)
+        threshold_R1 = uniform_R[:, None] * cumulative_RV[:, -1:]
+        token_R = torch.searchsorted(cumulative_RV, threshold_R1, right=True)[:, 0]
+        token_R = token_R.clamp_max(logits_RV.shape[-1] - 1)
+    return token_R, logprobs_RV.gather(-1, token_R[:, None])[:, 0], entropy_R
+
+
+def uniform_numbers(seeds: Sequence[int], count: int) -> Tensor:
+    """Return (B, count) uniform numbers, each row from its own stream."""
+    return torch.stack(
+        [torch.rand(count, generator=stream("tokens", seed), dtype=torch.float32) for seed in seeds]
+    )
+
+
+def _nucleus(probs_RV: Tensor, top_p: float) -> Tensor:
+    """Zero the tail outside the smallest set of tokens whose probabilities reach top_p."""
+    ordered_RV, order_RV = probs_RV.sort(dim=-1, descending=True)
+    tail_RV = ordered_RV.cumsum(-1) - ordered_RV >= top_p
+    return probs_RV.scatter(-1, order_RV, ordered_RV.masked_fill(tail_RV, 0.0))

@@ -1,0 +1,188 @@
+"""The state of a decoding batch: one column a step, one row a running sequence.
+
+All rows of a batch write their next token into the same column, whenever they began. A prompt that
+joins later is written to the columns just before, so a row is a sequence that ends at the present:
+
+    row 0   . . p p p r r r r r r        p prompt, r response, . hidden by the mask
+    row 1   . . . . . . p p r r r        first = 2, column = 11
+    row 2   . . . . p p p p p r r
+
+Hence a step writes keys and values with a slice, not a scatter, and rows join and leave at any
+time. When the columns are used up, the live ones move to the front of new storage.
+
+Shapes: R rows, C columns, H key-value heads, D size of a head, M tokens written at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+GROWTH = 256
+"""New storage has room for at least this many steps."""
+
+
+class Columns:
+    """Where the batch stands.
+
+    Attributes:
+        first: No running row began before it.
+        column: Where the next tokens' keys and values go.
+        capacity: Columns of the storage.
+    """
+
+    def __init__(self, column: int, capacity: int) -> None:
+        """Begin with `column` columns that hold nothing yet."""
+        self.first = column
+        self.column = column
+        self.capacity = capacity
+
+
+class SlotLayer(DynamicLayer):
+    """Keys and values of one layer in preallocated storage."""
+
+    def __init__(self, columns: Columns, rows: int, window: int | None) -> None:
+        """Allocate nothing yet: the first keys tell their shape and type."""
+        super().__init__()
+        self.columns, self.rows, self.window = columns, rows, window
+
+    def write(self, rows_M: Tensor, columns_M: Tensor, keys_MHD: Tensor, values_MHD: Tensor) -> None:
+        """Write tokens of prompts."""
+        if not self.is_initialized:
+            shape = (self.rows, keys_MHD.shape[1], self.columns.capacity)
+            self.keys = keys_MHD.new_zeros(*shape, keys_MHD.shape[2])
+            self.values = values_MHD.new_zeros(*shape, values_MHD.shape[2])
+            self.is_initialized = True
+        self.keys[rows_M, :, columns_M] = keys_MHD
+        self.values[rows_M, :, columns_M] = values_MHD
+
+    def append(self, keys_RHD: Tensor, values_RHD: Tensor) -> tuple[Tensor, Tensor]:
+        """Write one token a row and return what it may attend to, (R, H, columns, D)."""
+        self.keys[:, :, self.columns.column] = keys_RHD
+        self.values[:, :, self.columns.column] = values_RHD
+        seen = self.seen()
+        return self.keys[:, :, seen], self.values[:, :, seen]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Do the same with (R, H, 1, D), as models call it."""
+        return self.append(key_states[:, :, 0], value_states[:, :, 0])
+
+    def seen(self) -> slice:
+        """Return the columns that the present token may attend to; rows hide some by the mask."""
+        end = self.columns.column + 1
+        first = self.columns.first
+        return slice(first if self.window is None else max(first, end - self.window), end)
+
+    def move(self, source: slice, target: slice, capacity: int) -> None:
+        """Move columns into new storage."""
+        self.keys = _moved(self.keys, source, target, capacity, dim=2)
+        self.values = _moved(self.values, source, target, capacity, dim=2)
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep some rows, in the order given."""
+        self.rows = len(rows)
+        self.keys, self.values = self.keys[rows], self.values[rows]
+
+
+class SlotCache(Cache):
+    """A key-value cache whose rows come and go, with the mask that belongs to it."""
+
+    def __init__(
+        self, config: PreTrainedConfig, rows: int, prompt_width: int, limit: int, like: Tensor
+    ) -> None:
+        """Make room for `rows` sequences.
+
+        Args:
+            config: Of the model.
+            rows: Sequences that run at the same time.
+            prompt_width: Tokens of the longest prompt that will ever join.
+            limit: Tokens of the longest response.
+            like: Gives type and device of the mask.
+
+        Raises:
+            ValueError: if the model has layers of another kind than attention over all, or the
+                last so many, tokens.
+        """
+        self.columns = Columns(prompt_width, prompt_width + min(limit, GROWTH))
+        kinds = (DynamicLayer, DynamicSlidingWindowLayer)
+        layers = DynamicCache(config=config).layers
+        if odd := sorted({type(x).__name__ for x in layers if type(x) not in kinds}):
+            raise ValueError(
+                f"{config.model_type}: the transformers engine does not know how to cache "
+                f"{', '.join(odd)}; use a model with ordinary attention, or another engine"
+            )
+        super().__init__(
+            layers=[
+                SlotLayer(self.columns, rows, getattr(layer, "sliding_window", None))
+                for layer in layers
+            ]
+        )
+        self.prompt_width = prompt_width
+        self.mask_RC = like.new_zeros(rows, self.columns.capacity)
+
+    def masks(self) -> dict[int | None, Tensor]:
+        """Return the additive mask of the present column, (R, 1, 1, columns), by layer window."""
+        by_window = {layer.window: layer.seen() for layer in self.layers}
+        return {
+            window: self.mask_RC[:, None, None, columns] for window, columns in by_window.items()
+        }
+
+    def join(self, rows: Sequence[int], lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Begin prompts of the given lengths in some rows.
+
+        Returns:
+            Row and column of each of their tokens, (M,) each, for `SlotLayer.write`.
+        """
+        device = self.mask_RC.device
+        rows_R = torch.tensor(rows, device=device)
+        starts_R = self.columns.column - torch.tensor(lengths, device=device)
+        hidden_RC = torch.arange(self.columns.capacity, device=device) < starts_R[:, None]
+        self.mask_RC[rows_R] = torch.zeros_like(self.mask_RC[rows_R]).masked_fill_(
+            hidden_RC, float("-inf")
+        )
+        row_M, column_M = (~hidden_RC[:, : self.columns.column]).nonzero(as_tuple=True)
+        return rows_R[row_M], column_M
+
+    def make_room(self, first: int) -> int:
+        """Forget the columns before `first`, and have room for a next one.
+
+        Returns:
+            By how much the columns that are left have moved to the right.
+        """
+        columns = self.columns
+        columns.first = first
+        if columns.column < columns.capacity:
+            return 0
+        live = columns.column - first
+        column = max(live, self.prompt_width)  # a prompt must fit before it
+        capacity = column + max(GROWTH, live // 2)
+        source, target = slice(first, columns.column), slice(column - live, column)
+        for layer in self.layers:
+            layer.move(source, target, capacity)
+        self.mask_RC = _moved(self.mask_RC, source, target, capacity, dim=1)
+        self.mask_RC[:, : target.start] = float("-inf")
+        moved = target.start - source.start
+        columns.first, columns.column, columns.capacity = target.start, column, capacity
+        return moved
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep some rows, in the order given."""
+        for layer in self.layers:
+            layer.keep(rows)
+        self.mask_RC = self.mask_RC[rows]
+
+
+def _moved(storage: Tensor, source: slice, target: slice, capacity: int, dim: int) -> Tensor:
+    """Return new storage with `source` of the old one at `target`, zero elsewhere."""
+    shape = list(storage.shape)
+    shape[dim] = capacity
+    new = storage.new_zeros(shape)
+    length = source.stop - source.start
+    new.narrow(dim, target.start, length).copy_(storage.narrow(dim, source.start, length))
+    return new

@@ -1,0 +1,233 @@
+"""Sequences of different lengths in one row, without padding: what transformers needs to read them.
+
+1. Everything but attention treats tokens one by one, so a micro-batch is one row of N tokens.
+2. Attention must keep sequences apart. They are packed from the longest to the shortest, so
+   neighbours have about the same length: a group of neighbours is padded for attention alone, and
+   causal attention needs no mask for padding on the right.
+3. Padding and its removal are both gathers, forward and backward, for each knows the other's index.
+
+Models take part through an attention function of their own, `PACKED_SDPA`; without a layout it is
+transformers' own `sdpa`.
+
+Shapes: B sequences, L tokens of the longest, N tokens of all, G sequences of a group, W its longest,
+H heads, D size of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+PACKED_SDPA = "packed_sdpa"
+SHORTEST_OF_GROUP = 0.7
+"""A sequence shorter than this share of its group's longest begins a new group."""
+PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbours in a packed row that attention pads to one length.
+
+    Attributes:
+        rows: Sequences G.
+        width: Tokens W of the longest.
+        tokens: Tokens of all.
+        token_of_place: (G W,) index among the group's tokens, 0 on padding; None without padding.
+        place_of_token: (tokens,) the way back.
+        padding: (G W, 1, 1) True on padding.
+    """
+
+    rows: int
+    width: int
+    tokens: int
+    token_of_place: Tensor | None
+    place_of_token: Tensor | None
+    padding: Tensor | None
+
+    def pad(self, tokens_NHD: Tensor) -> Tensor:
+        """Return the group's sequences as (G, H, W, D)."""
+        if self.token_of_place is not None:
+            tokens_NHD = _Gather.apply(  # type: ignore[no-untyped-call]
+                tokens_NHD, self.token_of_place, self.place_of_token, None
+            )
+        return tokens_NHD.unflatten(0, (self.rows, self.width)).transpose(1, 2)
+
+    def unpad(self, padded_GWHD: Tensor) -> Tensor:
+        """Return the tokens of a padded group."""
+        places = padded_GWHD.flatten(0, 1)
+        if self.place_of_token is None:
+            return places
+        tokens: Tensor = _Gather.apply(  # type: ignore[no-untyped-call]
+            places, self.place_of_token, self.token_of_place, self.padding
+        )
+        return tokens
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """Where each sequence of a micro-batch stands in its packed row.
+
+    Attributes:
+        starts_B: First place of each sequence, in the order they were given.
+        rows_N: Sequence of each token.
+        position_ids_N: Its position there.
+        groups: How attention cuts the row.
+    """
+
+    starts_B: Tensor
+    rows_N: Tensor
+    position_ids_N: Tensor
+    groups: tuple[Group, ...]
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device) -> PackedLayout:
+        """Lay out sequences of the given lengths, each at least 1."""
+        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+        order_B = torch.tensor(order, device=device)
+        lengths_B = torch.tensor(lengths, device=device)[order_B]
+        packed_starts_B = lengths_B.cumsum(0) - lengths_B
+        starts_B = torch.empty_like(order_B)
+        starts_B[order_B] = packed_starts_B
+        place_N = torch.arange(sum(lengths), device=device)
+        groups, first = [], 0
+        for row in range(1, len(order) + 1):
+            longest = lengths[order[first]]
+            if row == len(order) or lengths[order[row]] < SHORTEST_OF_GROUP * longest:
+                groups.append(_group([lengths[i] for i in order[first:row]], device))
+                first = row
+        return cls(
+            starts_B,
+            order_B.repeat_interleave(lengths_B),
+            place_N - packed_starts_B.repeat_interleave(lengths_B),
+            tuple(groups),
+        )
+
+    def pack(self, ids_BL: Tensor) -> Tensor:
+        """Return the packed row (N,) of sequences padded on the right."""
+        return ids_BL[self.rows_N, self.position_ids_N]
+
+    def inputs(self, ids_N: Tensor) -> dict[str, Any]:
+        """Return the arguments for a model's forward pass over the packed row."""
+        return {
+            "input_ids": ids_N[None],
+            "position_ids": self.position_ids_N[None],
+            # A mask of four dimensions is passed on as it is, so none is built; nobody reads it.
+            "attention_mask": ids_N.new_empty(1, 1, 0, 0),
+            "packed_layout": self,
+        }
+
+
+def enable_packing(model: PreTrainedModel) -> PreTrainedModel:
+    """Let a model read packed rows, if it is of a kind that can, and return it.
+
+    It can if every layer is ordinary or sliding-window attention through transformers' attention
+    interface; a recurrent layer, say, would carry one sequence's state into the next.
+    """
+    layer_types = getattr(model.config, "layer_types", None) or ["full_attention"]
+    if (
+        getattr(model, "_supports_attention_backend", False)
+        and getattr(model, "_supports_sdpa", False)
+        and model.config._attn_implementation == "sdpa"
+        and PACKABLE_LAYERS.issuperset(layer_types)
+    ):
+        model.set_attn_implementation(PACKED_SDPA)
+    return model
+
+
+def reads_packed_rows(model: nn.Module) -> bool:
+    """Tell whether `enable_packing` found the model fit."""
+    return getattr(model.config, "_attn_implementation", None) == PACKED_SDPA
+
+
+def packed_sdpa(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    packed_layout: PackedLayout | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend within each sequence of a packed row: an attention function of transformers.
+
+    Args:
+        module: The attention layer.
+        query: (1, H, N, D); key and value may have fewer heads.
+        key: As query.
+        value: As query.
+        attention_mask: Read only without a layout.
+        packed_layout: Where the sequences stand; None means rows that are not packed.
+        sliding_window: Tokens that a token sees, itself included.
+        kwargs: Passed on to `sdpa`.
+
+    Returns:
+        (1, N, H, D), and no weights.
+    """
+    if packed_layout is None:
+        kwargs["sliding_window"] = sliding_window
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    sizes = [group.tokens for group in packed_layout.groups]
+    parts = zip(
+        packed_layout.groups,
+        *(x[0].transpose(0, 1).split(sizes) for x in (query, key, value)),
+        strict=True,
+    )
+    outputs = []
+    for group, query_NHD, key_NHD, value_NHD in parts:
+        band_WW = None
+        if sliding_window is not None and group.width > sliding_window:
+            place_W = torch.arange(group.width, device=query.device)
+            behind_WW = place_W[:, None] - place_W
+            band_WW = ((behind_WW >= 0) & (behind_WW < sliding_window))[None, None]
+        attended_GWHD, _ = sdpa_attention_forward(
+            module, group.pad(query_NHD), group.pad(key_NHD), group.pad(value_NHD), band_WW, **kwargs
+        )
+        outputs.append(group.unpad(attended_GWHD))
+    return torch.cat(outputs)[None], None
+
+
+class _Gather(torch.autograd.Function):
+    """Rows by index, whose gradient is a gather too: `inverse` finds the place of each input row."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor, unused: Tensor | None
+    ) -> Tensor:
+        """Return `rows[index]`; input rows where `unused` is True are in no output row."""
+        ctx.save_for_backward(inverse, unused)
+        return rows.index_select(0, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        """Return the gradient of the input rows."""
+        inverse, unused = ctx.saved_tensors
+        grad = grad.index_select(0, inverse)
+        return (grad if unused is None else grad.masked_fill_(unused, 0.0)), None, None, None
+
+
+def _group(lengths: list[int], device: torch.device) -> Group:
+    """Index the places of a group, longest sequence first."""
+    rows, width, tokens = len(lengths), lengths[0], sum(lengths)
+    if rows * width == tokens:
+        return Group(rows, width, tokens, None, None, None)
+    lengths_G = torch.tensor(lengths, device=device)
+    is_token_GW = torch.arange(width, device=device) < lengths_G[:, None]
+    place_of_token = is_token_GW.flatten().nonzero()[:, 0]
+    token_of_place = (is_token_GW.flatten().cumsum(0) - 1) * is_token_GW.flatten()
+    return Group(
+        rows, width, tokens, token_of_place, place_of_token, ~is_token_GW.reshape(-1, 1, 1)
+    )
+
+
+AttentionInterface.register(PACKED_SDPA, packed_sdpa)
+AttentionMaskInterface.register(PACKED_SDPA, sdpa_mask)
