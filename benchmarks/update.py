@@ -8,11 +8,13 @@ response, about 60 on average), two threads of the CPU, float32, AdamW.
                place, log_softmax, gather; micro-batches of 16 rows, in the order of sampling
 
 Both do the same update; that is checked. Tokens a second count real tokens, prompts included. Model
-FLOPs are 6 a weight and token (forward 2, backward 4), attention as 12 x hidden x (mean length / 2)
-a layer and token; embeddings count nothing, the head counts for response tokens. The peak is the
-best of a few float32 matrix products. Everything but attention processes real tokens alone; the real
-share is that of attention's places, the only ones that are padded. `--layers smollm2` adds an update of four layers of
-SmolLM2-135M's size. The last line is JSON: `speedup`, `real_share`, `mfu`, ...
+FLOPs are 6 a weight and token (forward 2, backward 4), and 12 x hidden x (mean length / 2) a layer
+and token for attention; embeddings count nothing, the head counts for response tokens. The peak is
+the best of a few float32 matrix products. Everything but attention processes real tokens alone; the
+real share is that of attention's places, the only ones that are padded.
+
+`--layers smollm2` adds an update of four layers of SmolLM2-135M's size. The last line is JSON:
+`speedup`, `real_share`, `mfu`, ...
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from typing_extensions import override
 
 from benchmarks.measure import alternating_seconds, print_json, print_table, start, workload
-from lightning_vcppo import VCPPOModule, losses, models
+from lightning_vcppo import VCPPOModule, losses
 from lightning_vcppo.actor_module import write_folder
 from lightning_vcppo.cold_start import default_tokenizer
 from lightning_vcppo.microbatch import masked_mean

@@ -141,6 +141,7 @@ class ActorModule(L.LightningModule):
             response_mask_BT=sampled.response_mask_BT,
             sampler_logprobs_BT=sampled.logprobs_BT,
             finished_B=sampled.finished_B,
+            entropy_BT=sampled.entropy_BT,
             positions_B=positions_B,
             group_ids_B=positions_B // n,
             scores_B=scores_B,

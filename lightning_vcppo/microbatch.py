@@ -232,8 +232,9 @@ def token_balanced_micro_batches(
 
     The size of a micro-batch is the number of its tokens, or, where rows are padded to the longest
     of them, rows x longest row. Sequences are taken from the longest to the shortest, so that
-    neighbours are alike and memory peaks at once. Of all such partitions into as few micro-batches as `max_tokens` allows, or into
-    `num_micro_batches`, the one with the smallest largest micro-batch is returned.
+    neighbours are alike and memory peaks at once. Of all such partitions into as few micro-batches
+    as `max_tokens` allows, or into `num_micro_batches`, the one with the smallest largest
+    micro-batch is returned.
 
     Args:
         lengths: Tokens of each sequence.

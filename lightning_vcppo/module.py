@@ -179,7 +179,9 @@ class VCPPOModule(ActorCriticModule):
         mask_BT = rollout.response_mask_BT
         rewards_BT = torch.where(last_token(mask_BT), rollout.scores_B[:, None], 0.0)
         if self.phase is Phase.POLICY_OPTIMIZATION:
-            old_logprobs_BT, entropy_BT = self.in_micro_batches(self.actor_logprobs, rollout)
+            old_logprobs_BT, entropy_BT = rollout.sampler_logprobs_BT, rollout.entropy_BT
+            if entropy_BT is None or not self.sampler_is_exact():
+                old_logprobs_BT, entropy_BT = self.in_micro_batches(self.actor_logprobs, rollout)
             rollout = rollout.with_(old_logprobs_BT=old_logprobs_BT, entropy_BT=entropy_BT)
             if self.reference is not None:
                 ref_logprobs_BT, _ = self.in_micro_batches(self.reference_logprobs, rollout)
@@ -196,6 +198,16 @@ class VCPPOModule(ActorCriticModule):
             noise_weights_B = losses.prompt_noise_weights(rollout.scores_B, rollout.group_ids_B)
             rollout = rollout.with_(noise_weights_B=noise_weights_B)
         return rollout.with_(rewards_BT=rewards_BT)
+
+    def sampler_is_exact(self) -> bool:
+        """Tell whether sampling has left the policy's own log-probabilities, but for rounding."""
+        assert self.actor is not None
+        return (
+            self.policy.reuse_sampler_logprobs
+            and self.policy.importance_correction == "off"
+            and self.actor.dtype.itemsize >= 4
+            and not torch.is_autocast_enabled(self.device.type)
+        )
 
     @torch.no_grad()
     def estimate_advantages(self, rollout: Rollout) -> Rollout:

@@ -9,8 +9,8 @@
 Models take part through an attention function of their own, `PACKED_SDPA`; without a layout it is
 transformers' own `sdpa`.
 
-Shapes: B sequences, L tokens of the longest, N tokens of all, G sequences of a group, W its longest,
-H heads, D size of a head.
+Shapes: B sequences, L tokens of the longest, N tokens of all, G sequences of a group, W tokens of
+its longest, H heads, D size of a head.
 """
 
 from __future__ import annotations
@@ -189,14 +189,19 @@ def packed_sdpa(
             behind_WW = place_W[:, None] - place_W
             band_WW = ((behind_WW >= 0) & (behind_WW < sliding_window))[None, None]
         attended_GWHD, _ = sdpa_attention_forward(
-            module, group.pad(query_NHD), group.pad(key_NHD), group.pad(value_NHD), band_WW, **kwargs
+            module,
+            group.pad(query_NHD),
+            group.pad(key_NHD),
+            group.pad(value_NHD),
+            band_WW,
+            **kwargs,
         )
         outputs.append(group.unpad(attended_GWHD))
     return torch.cat(outputs)[None], None
 
 
 class _Gather(torch.autograd.Function):
-    """Rows by index, whose gradient is a gather too: `inverse` finds the place of each input row."""
+    """Rows by index; their gradient is a gather too, for `inverse` finds each input row's place."""
 
     @staticmethod
     def forward(

@@ -61,7 +61,8 @@ class Rollout:
         rewards_BT: Token rewards: the score on the last token, KL penalty if it is in the reward.
         old_logprobs_BT: Log-probability under the policy before the update.
         ref_logprobs_BT: Under the frozen reference, if there is one.
-        entropy_BT: Entropy of the policy's distribution before the update, in nats.
+        entropy_BT: Entropy of the policy's distribution before the update, in nats; the sampler's,
+            if it knows it, until the policy's own is read.
         values_BT: V(s_t) before the update; s_t is the prompt and the tokens before token t.
         advantages_BT: For the policy, before whitening.
         returns_BT: Targets of the critic.

@@ -147,6 +147,9 @@ class PolicySettings:
         positive_example_nll_weight: VAPO's language-model loss on correct responses (0.1 there).
         importance_correction: Correct the sampler's mismatch with truncated or masked weights.
         importance_cap: Their bound C.
+        reuse_sampler_logprobs: Take log-probabilities and entropy before the update from sampling
+            instead of another forward pass, where they are the same numbers but for rounding: in
+            float32, from the transformers engine, without importance correction.
         mask_truncated: EasyPPO: truncated responses leave the policy loss, not the critic's.
     """
 
@@ -161,6 +164,7 @@ class PolicySettings:
     positive_example_nll_weight: float = 0.0
     importance_correction: Literal["off", "truncate", "mask"] = "off"
     importance_cap: float = 2.0
+    reuse_sampler_logprobs: bool = True
     mask_truncated: bool = False
 
     def __post_init__(self) -> None:

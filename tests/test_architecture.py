@@ -18,7 +18,9 @@ PACKAGE = ROOT / "lightning_vcppo"
 LAYERS = [
     {"microbatch", "problems", "seeding", "settings"},
     {"advantages", "logprobs", "losses", "rewards", "rollout", "value_heads"},
-    {"dynamic_sampling", "generation", "metrics", "models", "records", "sharding"},
+    {"packing"},
+    {"models"},
+    {"dynamic_sampling", "generation", "metrics", "records", "sharding"},
     {"dashboards", "dataloaders", "sources"},
     {"actor_module", "data"},
     {"actor_critic", "cold_start"},

@@ -2,12 +2,44 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
-from lightning_vcppo.generation import TransformersEngine
-from lightning_vcppo.generation.sampling import sample_tokens
+from lightning_vcppo.generation import TransformersEngine, decoding, slots, transformers_engine
+from lightning_vcppo.generation.sampling import sample_tokens, uniform_numbers
+from lightning_vcppo.packing import enable_packing
 from lightning_vcppo.settings import SamplingSettings
 
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+MIXED = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+CONFIGS = {
+    "qwen2": Qwen2Config(**SIZES),
+    "qwen3": Qwen3Config(**SIZES, head_dim=8),
+    "llama": LlamaConfig(**SIZES),
+    "mistral, window": MistralConfig(**SIZES, sliding_window=6),
+    "gemma2, eager": Gemma2Config(**SIZES, **MIXED, head_dim=8, final_logit_softcapping=None),
+    "gemma3, mixed windows": Gemma3TextConfig(**SIZES, **MIXED, head_dim=8),
+    "gpt2": GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=128),
+}
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15]]
 
 
@@ -101,3 +133,105 @@ def test_top_p_keeps_the_smallest_sufficient_set():
     counts = torch.bincount(token_R, minlength=4).tolist()
     assert counts[2:] == [0, 0]
     assert counts[0] / 1000 == pytest.approx(0.5 / 0.8, abs=0.01)
+
+
+def one_by_one(model, prompts, seeds, settings, stops):
+    """Sample each response alone, with a forward pass over all of it for every token."""
+    for prompt, seed in zip(prompts, seeds, strict=True):
+        uniform_T = uniform_numbers([seed], settings.max_response_length)[0]
+        ids, logprobs, entropies = list(prompt), [], []
+        for uniform in uniform_T:
+            logits_1V = model(torch.tensor([ids])).logits[:, -1]
+            token, logprob, entropy = sample_tokens(logits_1V, uniform[None], settings)
+            ids.append(int(token))
+            logprobs.append(float(logprob))
+            entropies.append(float(entropy))
+            if ids[-1] in stops:
+                break
+        yield ids[len(prompt) :], logprobs, entropies
+
+
+@pytest.mark.parametrize("rows", [3, 64])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_every_response_is_the_one_sampled_alone(kind, rows, monkeypatch):
+    """Few rows, so that sequences wait; little room, so that storage moves and grows."""
+    monkeypatch.setattr(slots, "GROWTH", 5)
+    monkeypatch.setattr(transformers_engine, "READ_AHEAD_TOKENS", 12)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[kind]).eval()
+    enable_packing(model)
+    generator = torch.Generator().manual_seed(3)
+    prompts = [
+        torch.randint(3, 40, (length,), generator=generator).tolist()
+        for length in (4, 1, 9, 2, 2, 7, 1, 3)
+    ]
+    prompts = [prompts[0], prompts[0], *prompts]  # one of them three times
+    settings = SamplingSettings(max_response_length=40, temperature=0.8)
+    stops = {1, 2}
+    engine = TransformersEngine(model, pad_token_id=0, eos_token_ids=stops, max_num_seqs=rows)
+    sampled = engine.generate(prompts, range(10), settings)
+    lengths = sampled.response_mask_BT.sum(1).tolist()
+    assert min(lengths) < 15 and max(lengths) > 25
+    with torch.no_grad():
+        expected = one_by_one(model, prompts, range(10), settings, stops)
+        for row, (ids, logprobs, entropies) in enumerate(expected):
+            mask_T = sampled.response_mask_BT[row]
+            assert sampled.response_ids_BT[row][mask_T].tolist() == ids
+            assert bool(sampled.finished_B[row]) == (ids[-1] in stops)
+            for actual_BT, wanted in (
+                (sampled.logprobs_BT, logprobs),
+                (sampled.entropy_BT, entropies),
+            ):
+                torch.testing.assert_close(
+                    actual_BT[row][mask_T], torch.tensor(wanted), atol=1e-4, rtol=1e-4
+                )
+                assert actual_BT[row][~mask_T].eq(0).all()
+
+
+def test_the_lean_decoder_is_the_models_own_forward(monkeypatch):
+    model = AutoModelForCausalLM.from_config(CONFIGS["qwen3"]).eval()
+    assert decoding.decoder_of(model) is decoding.decode_lean
+    settings = SamplingSettings(max_response_length=20)
+    lean = engine_for(model, 1).generate(PROMPTS, [1, 2, 3, 4], settings)
+    monkeypatch.setattr(decoding, "LEAN_FAMILIES", set())
+    plain = engine_for(model, 1).generate(PROMPTS, [1, 2, 3, 4], settings)
+    assert torch.equal(lean.response_ids_BT, plain.response_ids_BT)
+    torch.testing.assert_close(lean.logprobs_BT, plain.logprobs_BT, atol=1e-5, rtol=0)
+
+
+def test_a_prompt_is_read_once_however_often_it_is_sampled(monkeypatch):
+    read = []
+    original = transformers_engine.prefill
+    monkeypatch.setattr(
+        transformers_engine,
+        "prefill",
+        lambda model, prompts, pad: read.extend(prompts) or original(model, prompts, pad),
+    )
+    model = AutoModelForCausalLM.from_config(CONFIGS["llama"]).eval()
+    prompts = [ids for ids in PROMPTS for _ in range(5)]
+    engine = TransformersEngine(model, pad_token_id=0, eos_token_ids={1}, max_num_seqs=3)
+    engine.generate(prompts, range(20), SamplingSettings(max_response_length=8))
+    assert sorted(read) == sorted(map(tuple, PROMPTS))
+
+
+def test_what_was_sampled_can_be_trained_on():
+    """Tensors that remember inference mode could not be saved for a backward pass."""
+    model = AutoModelForCausalLM.from_config(CONFIGS["qwen2"]).eval()
+    sampled = engine_for(model, 1).generate(PROMPTS, [1, 2, 3, 4], SamplingSettings())
+    assert not any(
+        tensor.is_inference()
+        for tensor in (sampled.response_ids_BT, sampled.logprobs_BT, sampled.entropy_BT)
+    )
+
+
+def test_other_layers_than_attention_are_refused():
+    config = Qwen2Config(**SIZES, layer_types=["linear_attention", "full_attention"])
+    with pytest.raises(ValueError, match="does not know how to cache LinearAttentionLayer"):
+        slots.SlotCache(config, 2, 4, 8, torch.zeros(1))
+
+
+def test_entropy_by_hand():
+    logits_RV = torch.tensor([[0.0, 0.0, float("-inf"), float("-inf")], [5.0, -1e9, -1e9, -1e9]])
+    _, logprob_R, entropy_R = sample_tokens(logits_RV, torch.tensor([0.1, 0.5]), SamplingSettings())
+    torch.testing.assert_close(entropy_R, torch.tensor([2.0, 1.0]).log())
+    torch.testing.assert_close(logprob_R, torch.tensor([0.5, 1.0]).log())

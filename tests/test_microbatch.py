@@ -181,7 +181,9 @@ def test_weighted_sum_reads_nothing_outside_the_mask() -> None:
     assert torch.equal(terms_BT.grad, torch.tensor([[0.5, 0.25, 0.0, 0.0]]))
 
 
-def padded_size(micro_batch: list[int], lengths: list[int]) -> int:
+def size(micro_batch: list[int], lengths: list[int], padded: bool) -> int:
+    if not padded:
+        return sum(lengths[index] for index in micro_batch)
     return len(micro_batch) * max((lengths[index] for index in micro_batch), default=0)
 
 
@@ -190,28 +192,37 @@ def padded_size(micro_batch: list[int], lengths: list[int]) -> int:
     lengths=st.lists(st.integers(0, 300), max_size=40),
     max_tokens=st.integers(1, 1000),
     forced=st.none() | st.integers(1, 12),
+    padded=st.booleans(),
 )
 def test_micro_batches_partition_within_their_bound(
-    lengths: list[int], max_tokens: int, forced: int | None
+    lengths: list[int], max_tokens: int, forced: int | None, padded: bool
 ) -> None:
-    micro_batches = token_balanced_micro_batches(lengths, max_tokens, num_micro_batches=forced)
+    def cut(forced: int | None) -> list[list[int]]:
+        return token_balanced_micro_batches(
+            lengths, max_tokens, num_micro_batches=forced, padded=padded
+        )
+
+    micro_batches = cut(forced)
     assert sorted(index for micro_batch in micro_batches for index in micro_batch) == list(
         range(len(lengths))
     )
     assert len(micro_batches) >= (forced or 0)
     for micro_batch in micro_batches:
-        assert padded_size(micro_batch, lengths) <= max_tokens or len(micro_batch) == 1
-    again = token_balanced_micro_batches(lengths, max_tokens, num_micro_batches=forced)
-    assert again == micro_batches
-    needed = len(token_balanced_micro_batches(lengths, max_tokens))
+        assert size(micro_batch, lengths, padded) <= max_tokens or len(micro_batch) == 1
+    assert cut(forced) == micro_batches
+    needed = len(cut(None))
     assert len(micro_batches) == max(needed, forced or 0)
 
 
 def test_micro_batches_are_balanced_and_little_padded() -> None:
     lengths = [100, 10, 90, 10, 100, 10, 90, 10]
-    assert token_balanced_micro_batches(lengths, 1000, num_micro_batches=2) == [
+    assert token_balanced_micro_batches(lengths, 1000, num_micro_batches=2, padded=True) == [
         [0, 4, 2, 6],
         [1, 3, 5, 7],
+    ]
+    assert token_balanced_micro_batches(lengths, 1000, num_micro_batches=2) == [
+        [0, 4],
+        [2, 6, 1, 3, 5, 7],  # 220 tokens against 200, without a place of padding
     ]
     assert token_balanced_micro_batches([5] * 6, 20) == [[0, 1, 2], [3, 4, 5]]  # not 4 and 2
 

@@ -1,7 +1,7 @@
-"""The forward passes of generation: prompts in, keys and values out; one token a row in, logits out.
+"""The forward passes of generation: of whole prompts, and of one token a row.
 
-Shapes: R rows, U prompts, N tokens of all prompts, V vocabulary, H key-value heads, D size of a head,
-E hidden.
+Shapes: R rows, U prompts, N tokens of all prompts, V vocabulary, H key-value heads, D size of a
+head, E hidden.
 """
 
 from __future__ import annotations
@@ -97,9 +97,7 @@ def decoder_of(model: PreTrainedModel) -> Decode:
     return decode_lean if lean else decode
 
 
-def decode(
-    model: PreTrainedModel, cache: SlotCache, token_R: Tensor, position_R: Tensor
-) -> Tensor:
+def decode(model: PreTrainedModel, cache: SlotCache, token_R: Tensor, position_R: Tensor) -> Tensor:
     """Read one token a row into the cache's present column and return the next one's logits.
 
     Returns:
@@ -136,10 +134,12 @@ def decode_lean(
             value = attention.v_proj(normed_RE).view(rows, -1, attention.head_dim)
             if hasattr(attention, "q_norm"):
                 query, key = attention.q_norm(query), attention.k_norm(key)
-            keys, values = slots.append(_rotate(key, cos_R1D, sin_R1D), value)
+            heads = query.shape[1]
+            rotated = _rotate(torch.cat((query, key), dim=1), cos_R1D, sin_R1D)
+            keys, values = slots.append(rotated[:, heads:], value)
             # The query heads that share a key head go along the dimension of time.
             attended = torch.nn.functional.scaled_dot_product_attention(
-                _rotate(query, cos_R1D, sin_R1D).unflatten(1, (keys.shape[1], -1)),
+                rotated[:, :heads].unflatten(1, (keys.shape[1], -1)),
                 keys,
                 values,
                 attn_mask=masks[slots.window],

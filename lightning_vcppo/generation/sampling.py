@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_vcppo.microbatch import float_dtype
 from lightning_vcppo.seeding import stream
 from lightning_vcppo.settings import SamplingSettings
 
@@ -26,9 +27,9 @@ def sample_tokens(
 
     Returns:
         Tokens (R,), their log-probabilities at the temperature and the entropy of the distribution
-        in nats, both before top-p (R,).
+        in nats, both before top-p (R,), float32 or better.
     """
-    logits_RV = logits_RV.float()
+    logits_RV = logits_RV.to(float_dtype(logits_RV))
     if settings.temperature not in (0, 1):
         logits_RV = logits_RV / settings.temperature
     logprobs_RV = logits_RV - logits_RV.logsumexp(-1, keepdim=True)

@@ -50,7 +50,9 @@ class SlotLayer(DynamicLayer):
         super().__init__()
         self.columns, self.rows, self.window = columns, rows, window
 
-    def write(self, rows_M: Tensor, columns_M: Tensor, keys_MHD: Tensor, values_MHD: Tensor) -> None:
+    def write(
+        self, rows_M: Tensor, columns_M: Tensor, keys_MHD: Tensor, values_MHD: Tensor
+    ) -> None:
         """Write tokens of prompts."""
         if not self.is_initialized:
             shape = (self.rows, keys_MHD.shape[1], self.columns.capacity)

@@ -24,7 +24,9 @@ from lightning_vcppo.generation.slots import SlotCache
 from lightning_vcppo.settings import SamplingSettings
 
 PREFILL_TOKENS = 16384
-"""Prompts are read in passes of about so many tokens."""
+"""Prompts are read in passes of at most so many tokens."""
+READ_AHEAD_TOKENS = 2048
+"""When prompts are read, those that will be next are read with them, up to so many tokens."""
 
 
 class TransformersEngine:
@@ -89,8 +91,9 @@ class _Batch:
 
         size = len(self.prompts)
         self.ids_BT = torch.zeros(size, self.limit, dtype=torch.long, device=self.device)
-        self.logprobs_BT = torch.zeros(size, self.limit, device=self.device)
-        self.entropy_BT = torch.zeros(size, self.limit, device=self.device)
+        dtype = torch.promote_types(model.dtype, torch.float32)
+        self.logprobs_BT = torch.zeros(size, self.limit, dtype=dtype, device=self.device)
+        self.entropy_BT = torch.zeros_like(self.logprobs_BT)
         self.lengths = [0] * size
         self.finished = [False] * size
         self.uniforms_BT = uniform_numbers(seeds, self.limit).to(self.device)
@@ -102,8 +105,8 @@ class _Batch:
         columns = self.cache.columns.capacity + 1
         # What was sampled, each token in the column into which it will be read.
         self.ids_RC = torch.zeros(self.rows, columns, dtype=torch.long, device=self.device)
-        self.logprobs_RC = torch.zeros(self.rows, columns, device=self.device)
-        self.entropy_RC = torch.zeros(self.rows, columns, device=self.device)
+        self.logprobs_RC = torch.zeros(self.rows, columns, dtype=dtype, device=self.device)
+        self.entropy_RC = torch.zeros_like(self.logprobs_RC)
         self.sequence_R = torch.zeros(self.rows, dtype=torch.long, device=self.device)
         self.begin_R = torch.full_like(self.sequence_R, width)
         self.prompt_length_R = torch.zeros_like(self.sequence_R)
@@ -118,7 +121,7 @@ class _Batch:
         """Give the free rows to waiting sequences and sample their first tokens."""
         free = [row for row in range(self.rows) if row not in self.running]
         joining = [(row, self.waiting.popleft()) for row in free[: len(self.waiting)]]
-        self._read({self.prompts[sequence] for _, sequence in joining}, pad)
+        self._read([self.prompts[sequence] for _, sequence in joining], pad)
         prompts = [self.prefilled[self.prompts[sequence]] for _, sequence in joining]
         rows, sequences = (list(each) for each in zip(*joining, strict=True))
         lengths = [len(prompt) for prompt in prompts]
@@ -148,7 +151,7 @@ class _Batch:
         logits_RV = torch.stack([prompt.logits_V for prompt in prompts])
         sampled = sample_tokens(logits_RV, self.uniforms_BT[sequence_R, 0], self.settings)
         for buffer_RC, new_R in zip(self._buffers(), sampled, strict=True):
-            buffer_RC[rows_R, column] = new_R
+            buffer_RC[rows_R, column] = new_R.to(buffer_RC)
         self._retire(column)
 
     def step(self) -> None:
@@ -180,12 +183,23 @@ class _Batch:
             self.entropy_BT[:, :longest],
         )
 
-    def _read(self, prompts: set[tuple[int, ...]], pad: int) -> None:
-        """Prefill the prompts that nobody has read yet, longest first."""
-        unread = sorted(prompts - self.prefilled.keys(), key=lambda ids: (-len(ids), ids))
-        while unread:
-            count = max(1, PREFILL_TOKENS // len(unread[0]))
-            some, unread = unread[:count], unread[count:]
+    def _read(self, prompts: list[tuple[int, ...]], pad: int) -> None:
+        """Prefill the prompts that nobody has read yet, and then some that will be needed soon."""
+        unread = {ids for ids in prompts if ids not in self.prefilled}
+        if not unread:
+            return
+        tokens = sum(map(len, unread))
+        for sequence in self.waiting:
+            ids = self.prompts[sequence]
+            if tokens + len(ids) > READ_AHEAD_TOKENS:
+                break
+            if ids not in self.prefilled and ids not in unread:
+                unread.add(ids)
+                tokens += len(ids)
+        longest_first = sorted(unread, key=lambda ids: (-len(ids), ids))
+        while longest_first:
+            count = max(1, PREFILL_TOKENS // len(longest_first[0]))
+            some, longest_first = longest_first[:count], longest_first[count:]
             self.prefilled |= dict(zip(some, prefill(self.model, some, pad), strict=True))
 
     def _forget(self, prompt: tuple[int, ...]) -> None:
