@@ -60,6 +60,12 @@ def write_problems(path, texts):
     return str(path)
 
 
+def held_out(data):
+    """Return the batches of the only validation set."""
+    (loader,) = data.val_dataloader()
+    return list(loader)
+
+
 def indices(loader):
     return [batch.indices for batch in loader]
 
@@ -99,17 +105,17 @@ def test_a_template_that_refuses_is_a_users_mistake():
 def test_generated_problems_are_split_without_overlap():
     data = data_module()
     train = {p.problem for batch in data.train_dataloader() for p in batch.problems}
-    val = {p.problem for batch in data.val_dataloader() for p in batch.problems}
+    val = {p.problem for batch in held_out(data) for p in batch.problems}
     assert len(train) == 20 and len(val) == 5 and not train & val
     again = data_module()
     assert indices(again.train_dataloader()) == indices(data.train_dataloader())
     other = data_module(seed=1)
-    assert {p.problem for b in other.val_dataloader() for p in b.problems} != val
+    assert {p.problem for b in held_out(other) for p in b.problems} != val
 
 
 def test_prompt_ids_are_the_rendered_prompt():
     tokenizer = byte_tokenizer()
-    batch = next(iter(data_module(tokenizer=tokenizer).val_dataloader()))
+    batch = held_out(data_module(tokenizer=tokenizer))[0]
     for problem, ids in zip(batch.problems, batch.prompt_ids, strict=True):
         assert tokenizer.decode(ids) == f"{problem.problem}\n<think>\n"
 
@@ -122,7 +128,7 @@ def test_special_tokens_come_from_the_tokenizer_or_from_its_template():
     )
     for template in (None, "<bos>" + CHAT):
         tokenizer.chat_template = template
-        batch = next(iter(data_module(tokenizer=tokenizer).val_dataloader()))
+        batch = held_out(data_module(tokenizer=tokenizer))[0]
         assert [ids.count(tokenizer.bos_token_id) for ids in batch.prompt_ids] == [1, 1]
 
 
@@ -195,16 +201,16 @@ def test_several_files_are_joined_and_predicted_in_order(tmp_path):
 def test_problems_are_set_aside_from_a_file(tmp_path):
     path = write_problems(tmp_path / "a.jsonl", [f"Find {i}" for i in range(12)])
     data = data_module(path=path, val_size=3, prompts_per_rollout=9)
-    train, val = next(iter(data.train_dataloader())), list(data.test_dataloader())
-    sources = [p.source for batch in [train, *val] for p in batch.problems]
+    train, (test,) = next(iter(data.train_dataloader())), data.test_dataloader()
+    sources = [p.source for batch in [train, *test] for p in batch.problems]
     assert len(set(sources)) == 12
     with pytest.raises(ValueError, match="val_size: 12 of 12 problems leaves none to train on"):
         data_module(path=path, val_size=12)
 
 
 def validation_problems(stage, **arguments):
-    loader = data_module(stage, **arguments).val_dataloader()
-    return [problem for batch in loader for problem in batch.problems]
+    batches = held_out(data_module(stage, **arguments))
+    return [problem for batch in batches for problem in batch.problems]
 
 
 @pytest.mark.parametrize("path", [None, "reasoning_gym:gcd"])
@@ -233,11 +239,40 @@ def test_the_seed_is_the_runs(monkeypatch):
 def test_validation_alone_reads_no_training_problems(tmp_path):
     val = write_problems(tmp_path / "val.jsonl", ["a", "b"])
     data = data_module("validate", path="no/such/file.jsonl", val_path=val)
-    assert indices(data.val_dataloader()) == [[0, 1]]
+    assert indices(held_out(data)) == [[0, 1]]
 
 
 def test_no_validation():
     assert data_module(val_size=0).val_dataloader() == []
+
+
+def test_evaluation_sets_stand_beside_the_held_out_problems(tmp_path):
+    paths = {
+        n: write_problems(tmp_path / f"{n}.jsonl", [f"{n} {i}" for i in range(3)]) for n in "ab"
+    }
+    for stage, loaders in (("fit", "val"), ("test", "test")):
+        data = data_module(stage, evaluation_sets={**paths, "sums": None})
+        sets = [list(loader) for loader in getattr(data, f"{loaders}_dataloader")()]
+        assert [s[0].evaluation_set for s in sets] == ["held_out", "a", "b", "sums"]
+        assert [sum(map(len, s)) for s in sets] == [5, 3, 3, 5]
+        assert [p.problem for batch in sets[1] for p in batch.problems] == ["a 0", "a 1", "a 2"]
+        assert indices(sets[1]) == [[0, 1], [2]]
+    alone = data_module("validate", val_size=0, evaluation_sets=paths).val_dataloader()
+    assert [next(iter(loader)).evaluation_set for loader in alone] == ["a", "b"]
+
+
+def test_problems_of_evaluation_sets_are_not_trained_on(tmp_path):
+    train = write_problems(tmp_path / "train.jsonl", [f"Find {i}" for i in range(9)])
+    a = write_problems(tmp_path / "a.jsonl", ["find 3!", "find 4!"])
+    data = data_module(path=train, val_size=2, prompts_per_rollout=1, evaluation_sets={"a": a})
+    seen = {p.problem for batch in data.train_dataloader() for p in batch.problems}
+    assert len(seen) in (5, 6, 7) and not seen & {"Find 3", "Find 4"}
+
+
+@pytest.mark.parametrize("name", ["aime/24", "", "held_out"])
+def test_the_name_of_an_evaluation_set_is_part_of_a_metrics_name(name):
+    with pytest.raises(ValueError, match="evaluation_sets: expected names of letters"):
+        AIMEDataModule(evaluation_sets={name: "a.jsonl"})
 
 
 # Mistakes
