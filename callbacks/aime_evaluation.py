@@ -185,7 +185,7 @@ def _summary_table(summaries: dict[str, EvaluationSummary], *, title: str) -> Ta
     k = max(summary.k for summary in summaries.values())
     headers = ("set", "problems", f"avg@{k}", f"pass@{k}", f"maj@{k}", "tokens", "cut off")
     caption = "percent, with 95 % intervals over problems"
-    table = Table(*headers, title=title, caption=caption, box=SIMPLE_HEAD)
+    table = Table(*headers, title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name, summary in summaries.items():
         table.add_row(
             name,

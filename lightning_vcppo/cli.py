@@ -7,10 +7,11 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal, NoReturn
 
 import torch
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace, auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -21,6 +22,7 @@ from lightning_vcppo import callbacks, dashboards
 from lightning_vcppo.cold_start import ColdStartModule, RewardModelModule  # noqa: F401 (class names)
 from lightning_vcppo.data import AIMEDataModule
 from lightning_vcppo.module import VCPPOModule
+from lightning_vcppo.regrade import regrade
 from lightning_vcppo.sharding import refuse_strategy
 
 USER_ERROR = 2
@@ -38,10 +40,27 @@ FORCED_CALLBACKS = {
 }
 
 
-class VCPPOArgumentParser(LightningArgumentParser):
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "regrade": regrade,
+}
+"""What `vcppo` does beside LightningCLI's subcommands; a function's arguments are the flags."""
+
+
+class OneLineParser(ArgumentParser):
     """Answers a mistake with one line instead of a page of usage."""
 
     _reading = ""
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End the program, or raise where jsonargparse only tries something out."""
+        if not self.exit_on_error or _debugging():
+            super().error(message, ex)
+        _fail(self._reading + message)
+
+
+class VCPPOArgumentParser(OneLineParser, LightningArgumentParser):
+    """Says in which config a mistake is."""
 
     @override
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Namespace:
@@ -50,13 +69,6 @@ class VCPPOArgumentParser(LightningArgumentParser):
         config: Namespace = super().parse_path(cfg_path, *args, **kwargs)
         self._reading = ""
         return config
-
-    @override
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End the program, or raise where jsonargparse only tries something out."""
-        if not self.exit_on_error or _debugging():
-            super().error(message, ex)
-        _fail(self._reading + message)
 
 
 class VCPPOCLI(LightningCLI):
@@ -117,7 +129,11 @@ def main(args: ArgsType = None) -> None:
         auto_configure_optimizers=False,
         save_config_kwargs={"overwrite": True},
         parser_class=VCPPOArgumentParser,
-        parser_kwargs={"parser_mode": "omegaconf+", "prog": "vcppo"},
+        parser_kwargs={
+            "parser_mode": "omegaconf+",
+            "prog": "vcppo",
+            "epilog": f"Other commands: vcppo {', vcppo '.join(COMMANDS)}.",
+        },
         seed_everything_default=0,
         trainer_defaults={
             "default_root_dir": "runs/default",
@@ -136,7 +152,13 @@ def run() -> None:
     With VCPPO_DEBUG in the environment it ends in a traceback.
     """
     try:
-        main()
+        name, *arguments = sys.argv[1:] or [""]
+        if name in COMMANDS:
+            auto_cli(
+                COMMANDS[name], args=arguments, parser_class=OneLineParser, prog=f"vcppo {name}"
+            )
+        else:
+            main()
     except MISTAKES as error:
         if _debugging():
             raise

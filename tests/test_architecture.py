@@ -17,9 +17,9 @@ PACKAGE = ROOT / "lightning_vcppo"
 # A file imports from the rows above its own alone. A folder counts as one file.
 LAYERS = [
     {"microbatch", "problems", "seeding", "settings"},
-    {"advantages", "logprobs", "losses", "rewards", "rollout", "value_heads"},
-    {"dynamic_sampling", "generation", "metrics", "models", "records", "sharding"},
-    {"dashboards", "dataloaders", "sources"},
+    {"advantages", "logprobs", "losses", "prompts", "rewards", "rollout", "value_heads"},
+    {"dynamic_sampling", "evaluation", "generation", "metrics", "models", "records", "sharding"},
+    {"dashboards", "dataloaders", "regrade", "sources"},
     {"actor_module", "data"},
     {"actor_critic", "cold_start"},
     {"module"},
