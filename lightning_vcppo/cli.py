@@ -24,6 +24,7 @@ from lightning_vcppo.data import AIMEDataModule
 from lightning_vcppo.module import VCPPOModule
 from lightning_vcppo.regrade import regrade
 from lightning_vcppo.sharding import refuse_strategy
+from lightning_vcppo.workspace import dashboard
 
 USER_ERROR = 2
 MISTAKES = (ValueError, OSError, ImportError, MisconfigurationException)
@@ -41,6 +42,7 @@ FORCED_CALLBACKS = {
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
+    "dashboard": dashboard,
     "regrade": regrade,
 }
 """What `vcppo` does beside LightningCLI's subcommands; a function's arguments are the flags."""
@@ -57,6 +59,18 @@ class OneLineParser(ArgumentParser):
         if not self.exit_on_error or _debugging():
             super().error(message, ex)
         _fail(self._reading + message)
+
+
+class CommandParser(OneLineParser):
+    """Takes `--dry_run` for `--dry_run=true`."""
+
+    @override
+    def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Namespace:
+        """Give switches their value."""
+        switches = {f"--{x.dest}" for x in self._actions if isinstance(x.default, bool)}
+        whole = [f"{text}=true" if text in switches else text for text in args]
+        config: Namespace = super().parse_args(whole, *others, **kwargs)
+        return config
 
 
 class VCPPOArgumentParser(OneLineParser, LightningArgumentParser):
@@ -112,7 +126,10 @@ class VCPPOCLI(LightningCLI):
             kwargs["logger"] = [
                 dashboards.build_logger(name, given["default_root_dir"], part) for name in names
             ]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if self.subcommand == "fit":
+            dashboards.continue_run(trainer, self._get(self.config_init, "ckpt_path"))
+        return trainer
 
 
 def main(args: ArgsType = None) -> None:
@@ -127,6 +144,7 @@ def main(args: ArgsType = None) -> None:
         AIMEDataModule,
         subclass_mode_model=True,
         auto_configure_optimizers=False,
+        save_config_callback=dashboards.ConfigLogger,
         save_config_kwargs={"overwrite": True},
         parser_class=VCPPOArgumentParser,
         parser_kwargs={
@@ -154,9 +172,8 @@ def run() -> None:
     try:
         name, *arguments = sys.argv[1:] or [""]
         if name in COMMANDS:
-            auto_cli(
-                COMMANDS[name], args=arguments, parser_class=OneLineParser, prog=f"vcppo {name}"
-            )
+            prog = f"vcppo {name}"
+            auto_cli(COMMANDS[name], args=arguments, parser_class=CommandParser, prog=prog)
         else:
             main()
     except MISTAKES as error:
