@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from inspect import signature
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -59,18 +60,6 @@ class OneLineParser(ArgumentParser):
         if not self.exit_on_error or _debugging():
             super().error(message, ex)
         _fail(self._reading + message)
-
-
-class CommandParser(OneLineParser):
-    """Takes `--dry_run` for `--dry_run=true`."""
-
-    @override
-    def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Namespace:
-        """Give switches their value."""
-        switches = {f"--{x.dest}" for x in self._actions if isinstance(x.default, bool)}
-        whole = [f"{text}=true" if text in switches else text for text in args]
-        config: Namespace = super().parse_args(whole, *others, **kwargs)
-        return config
 
 
 class VCPPOArgumentParser(OneLineParser, LightningArgumentParser):
@@ -172,14 +161,21 @@ def run() -> None:
     try:
         name, *arguments = sys.argv[1:] or [""]
         if name in COMMANDS:
-            prog = f"vcppo {name}"
-            auto_cli(COMMANDS[name], args=arguments, parser_class=CommandParser, prog=prog)
+            _run_command(name, arguments)
         else:
             main()
     except MISTAKES as error:
         if _debugging():
             raise
         _fail(str(error) or type(error).__name__)
+
+
+def _run_command(name: str, arguments: list[str]) -> None:
+    """Run a function of `COMMANDS`; `--dry_run` alone is `--dry_run=true`."""
+    parameters = signature(COMMANDS[name]).parameters.values()
+    switches = {f"--{p.name}" for p in parameters if isinstance(p.default, bool)}
+    whole = [f"{text}=true" if text in switches else text for text in arguments]
+    auto_cli(COMMANDS[name], args=whole, parser_class=OneLineParser, prog=f"vcppo {name}")
 
 
 def _debugging() -> bool:

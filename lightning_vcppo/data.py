@@ -67,8 +67,7 @@ class AIMEDataModule(pl.LightningDataModule):
             val_path: Validation and test problems; None generates `val_size` others where training
                 problems are generated, and sets as many of them aside where they are read.
             evaluation_sets: More validation and test problems, by name: `{aime24: PATH}` is logged
-                as `eval/aime24/*`. A set without a path is generated, `val_size` problems. All are
-                kept out of training.
+                as `eval/aime24/*`. A set without a path is generated, `val_size` problems.
             problem_field: Where a row holds the problem (`prompt[0].content`); found out if None.
             answer_field: Where a row holds the answer; found out if None.
             drop_invalid: Leave rows without an integer answer in 0..999 out instead of refusing.
@@ -103,15 +102,7 @@ class AIMEDataModule(pl.LightningDataModule):
         ):
             require(size >= least, f"{name}: expected >= {least}, got {size}")
         self.paths, self.val_paths = _as_list(path), _as_list(val_path)
-        self.evaluation_sets = {
-            name: _as_list(paths) for name, paths in (evaluation_sets or {}).items()
-        }
-        for name in self.evaluation_sets:
-            require(
-                bool(re.fullmatch(r"[\w.-]+", name)) and name != HELD_OUT,
-                f"evaluation_sets: expected names of letters, digits, '_', '-' and '.', other than "
-                f"{HELD_OUT}, got {name!r}",
-            )
+        self.evaluation_sets = _named_sets(evaluation_sets or {})
         self.fields = {"problem_field": problem_field, "answer_field": answer_field}
         self.drop_invalid = drop_invalid
         self.split, self.val_split, self.config = split, val_split, config
@@ -326,6 +317,17 @@ class AIMEDataModule(pl.LightningDataModule):
 
     def _eval_loader(self, prompts: PromptBatch) -> EvalLoader:
         return EvalLoader(prompts, self.val_batch_size, *self._place())
+
+
+def _named_sets(evaluation_sets: dict[str, Paths]) -> dict[str, list[str]]:
+    """Check the names, which become parts of metrics' names."""
+    for name in evaluation_sets:
+        require(
+            bool(re.fullmatch(r"[\w.-]+", name)) and name != HELD_OUT,
+            "evaluation_sets: expected names of letters, digits, '_', '-' and '.', other than "
+            f"{HELD_OUT}, got {name!r}",
+        )
+    return {name: _as_list(paths) for name, paths in evaluation_sets.items()}
 
 
 def _as_list(paths: Paths) -> list[str]:

@@ -110,24 +110,24 @@ def build_workspace(project: str, entity: str) -> Workspace:
 
 
 def _section(name: str) -> Section:
-    from wandb_workspaces.reports import v2
+    from wandb_workspaces.reports.v2 import interface
     from wandb_workspaces.workspaces import Section, SectionLayoutSettings
 
-    panels: list[Any] = [
-        v2.LinePlot(title=_title(keys), x=X_AXIS, y=[line for key in keys for line in lines(key)])
-        for keys in SECTIONS[name]
-    ]
+    panels: list[Any] = []
+    for keys in SECTIONS[name]:
+        y = [line for key in keys for line in lines(key)]
+        panels.append(interface.LinePlot(title=_title(keys), x=X_AXIS, y=y))
     for key in PICTURES.get(name, []):
         is_table = key.startswith("eval/")
         panels.append(
-            v2.WeavePanelSummaryTable(table_name=key)
+            interface.WeavePanelSummaryTable(table_name=key)
             if is_table
-            else v2.MediaBrowser(title=key, media_keys=[key])
+            else interface.MediaBrowser(title=key, media_keys=[key])
         )
     text = healthy_ranges([key for keys in SECTIONS[name] for key in keys])
     return Section(
         name=name,
-        panels=[*panels, v2.MarkdownPanel(markdown=text)],
+        panels=[*panels, interface.MarkdownPanel(markdown=text)],
         is_open=True,
         layout_settings=SectionLayoutSettings(columns=4, rows=-(-(len(panels) + 1) // 4)),
     )

@@ -395,7 +395,7 @@ def test_tensorboard_gets_tables_and_figures(tmp_path: Path) -> None:
         make_trainer(tmp_path, AIMEEvaluation(), LearningCurves(), logger=logger), InventingModule()
     )
     events = EventAccumulator(logger.log_dir).Reload()
-    assert "plots/reward" in events.Tags()["images"]
+    assert {"plots/reward", "decay/value_heat_map"} <= set(events.Tags()["images"])
     (first, _) = events.Tensors("eval/samples/text_summary")
     assert "Is 0 even \\| odd?" in first.tensor_proto.string_val[0].decode()
 
@@ -411,6 +411,7 @@ def test_wandb_gets_tables_and_figures_offline(
         fit(trainer, InventingModule())
         assert logger.experiment.summary["eval/samples"]["nrows"] == 4
         assert logger.experiment.summary["plots/reward"]["count"] == 1
+        assert logger.experiment.summary["decay/advantage_heat_map"]["count"] == 1
     finally:
         wandb.finish()
 

@@ -436,28 +436,40 @@ def test_resuming_with_other_data_is_noticed(tmp_path):
 
 def test_two_processes_share_the_prompts(tmp_path):
     script = tmp_path / "two.py"
+    small = write_problems(tmp_path / "small.jsonl", ["a", "b", "c"])
     script.write_text(
         textwrap.dedent(
             f"""
             import sys
             sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
             import json, lightning.pytorch as pl
+            from lightning_vcppo.callbacks import AIMEEvaluation
+            from lightning_vcppo.rollout import ResponseRecord
             from test_data import AIMEDataModule, Recorder
 
+            def record(index, name):  # right on problem 0 alone
+                rest = "test", "?", 7, "7", "7", index == 0, 1, True, name
+                return ResponseRecord(index, 0, *rest)
+
             class Both(Recorder):
-                def validation_step(self, batch, batch_idx):
+                def validation_step(self, batch, batch_idx, dataloader_idx=0):
                     self.validated.append(batch.indices)
+                    return {{"records": [record(i, batch.evaluation_set) for i in batch.indices]}}
 
             module = Both()
             module.validated = []
             trainer = pl.Trainer(
                 accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, logger=False,
                 enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-                num_sanity_val_steps=0,
+                num_sanity_val_steps=0, callbacks=[AIMEEvaluation()], default_root_dir={str(tmp_path)!r},
             )
-            data = AIMEDataModule(train_size=9, val_size=5, prompts_per_rollout=4, val_batch_size=1)
+            data = AIMEDataModule(
+                train_size=9, val_size=5, prompts_per_rollout=4, val_batch_size=1,
+                evaluation_sets={{"small": {small!r}}},
+            )
             trainer.fit(module, data)
-            seen = [[rows for _, _, rows in module.seen], module.validated]
+            metrics = {{k: float(v) for k, v in trainer.callback_metrics.items()}}
+            seen = [[rows for _, _, rows in module.seen], module.validated, metrics]
             open(f"{tmp_path}/{{trainer.global_rank}}.json", "w").write(json.dumps(seen))
             """
         )
@@ -467,7 +479,15 @@ def test_two_processes_share_the_prompts(tmp_path):
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     order = epoch_order(9, 0, 0)
     assert [ranks[0][0][i] + ranks[1][0][i] for i in range(2)] == [order[:4], order[4:8]]
-    assert [share[1] for share in ranks] == [[[0], [2], [4]], [[1], [3], []]]
+    # Held-out problems, then those of the small set: as many batches for both processes.
+    assert [share[1] for share in ranks] == [[[0], [2], [4], [0], [2]], [[1], [3], [], [1], []]]
+    metrics = ranks[0][2]
+    assert metrics == ranks[1][2]
+    assert (metrics["eval/problems"], metrics["eval/small/problems"]) == (5, 3)
+    assert metrics["eval/accuracy"] == pytest.approx(1 / 5)
+    assert metrics["eval/small/accuracy"] == pytest.approx(1 / 3)
+    written = (tmp_path / "evaluation" / "updates_000004.jsonl").read_text().splitlines()
+    assert len(written) == 8
 
 
 def shared(name):
