@@ -66,8 +66,7 @@ class AIMEDataModule(pl.LightningDataModule):
                 these; None generates them. `predict` answers these problems, in their order.
             val_path: Validation and test problems; None generates `val_size` others where training
                 problems are generated, and sets as many of them aside where they are read.
-            evaluation_sets: More validation and test problems, by name: `{aime24: PATH}` is logged
-                as `eval/aime24/*`. A set without a path is generated, `val_size` problems.
+            evaluation_sets: More such problems, by name (of `eval/NAME/*`); None generates them.
             problem_field: Where a row holds the problem (`prompt[0].content`); found out if None.
             answer_field: Where a row holds the answer; found out if None.
             drop_invalid: Leave rows without an integer answer in 0..999 out instead of refusing.
@@ -81,8 +80,7 @@ class AIMEDataModule(pl.LightningDataModule):
             val_batch_size: Prompts that a process evaluates at a time.
             max_prompt_length: Longest prompt, in tokens.
             on_long_prompt: Refuse longer ones, or leave them out with a warning.
-            chat_template: The tokenizer's own ("chat"), none ("plain"), or "auto": its own if it
-                has one. See `render_prompt`.
+            chat_template: "chat" (the tokenizer's), "plain" or "auto", see `render_prompt`.
             instruction: Added to each problem of a chat that does not speak of a box itself.
             system_prompt: System message of a chat.
             tokenizer: Folder, hub id or object; None takes the tokenizer of the model in training.
@@ -90,7 +88,7 @@ class AIMEDataModule(pl.LightningDataModule):
                 run's (`seed_everything`).
 
         Raises:
-            ValueError: A size is out of range, or an evaluation set's name is not fit for a metric.
+            ValueError: A size is out of range, or a set's name not fit for a metric.
         """
         super().__init__()
         for name, size, least in (
@@ -104,9 +102,8 @@ class AIMEDataModule(pl.LightningDataModule):
         self.paths, self.val_paths = _as_list(path), _as_list(val_path)
         self.evaluation_sets = _named_sets(evaluation_sets or {})
         self.fields = {"problem_field": problem_field, "answer_field": answer_field}
-        self.drop_invalid = drop_invalid
         self.split, self.val_split, self.config = split, val_split, config
-        self.generated = generated
+        self.drop_invalid, self.generated = drop_invalid, generated
         self.train_size, self.val_size = train_size, val_size
         self.prompts_per_rollout, self.val_batch_size = prompts_per_rollout, val_batch_size
         self.max_prompt_length, self.on_long_prompt = max_prompt_length, on_long_prompt

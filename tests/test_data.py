@@ -461,7 +461,8 @@ def test_two_processes_share_the_prompts(tmp_path):
             trainer = pl.Trainer(
                 accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, logger=False,
                 enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-                num_sanity_val_steps=0, callbacks=[AIMEEvaluation()], default_root_dir={str(tmp_path)!r},
+                num_sanity_val_steps=0, callbacks=[AIMEEvaluation()],
+                default_root_dir={str(tmp_path)!r},
             )
             data = AIMEDataModule(
                 train_size=9, val_size=5, prompts_per_rollout=4, val_batch_size=1,
