@@ -115,7 +115,7 @@ def _section(name: str) -> Section:
 
     panels: list[Any] = []
     for keys in SECTIONS[name]:
-        y = [line for key in keys for line in lines(key)]
+        y: list[Any] = [line for key in keys for line in lines(key)]
         panels.append(interface.LinePlot(title=_title(keys), x=X_AXIS, y=y))
     for key in PICTURES.get(name, []):
         is_table = key.startswith("eval/")
