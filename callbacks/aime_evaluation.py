@@ -1,25 +1,47 @@
-"""Turn the responses of a validation or test epoch into avg@k, pass@k and maj@k."""
+"""Turn the responses of a validation or test epoch into avg@k, pass@k and maj@k.
+
+Here is when and where; the numbers are made in `lightning_vcppo/evaluation.py`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich import get_console
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from typing_extensions import override
 
 from lightning_vcppo.dashboards import log_table
-from lightning_vcppo.metrics import EvaluationSummary, summarize
-from lightning_vcppo.records import gather_records, write_records
-from lightning_vcppo.rollout import ResponseRecord
+from lightning_vcppo.evaluation import (
+    GROUP_COLUMNS,
+    PROBLEM_COLUMNS,
+    Cell,
+    Estimate,
+    EvaluationSummary,
+    by_set,
+    group_table,
+    problem_table,
+    summarize,
+)
+from lightning_vcppo.records import gather_records, write_csv, write_records
+from lightning_vcppo.rollout import HELD_OUT, ResponseRecord
 
 if TYPE_CHECKING:
     from lightning_vcppo.module import VCPPOModule
 
-SAMPLE_COLUMNS = ("problem", "answer", "prediction", "correct", "length", "response")
+SAMPLE_COLUMNS = (
+    "evaluation_set",
+    "problem",
+    "answer",
+    "prediction",
+    "correct",
+    "length",
+    "response",
+)
 
 
 class AIMEEvaluation(Callback):
@@ -27,12 +49,15 @@ class AIMEEvaluation(Callback):
 
     Works with every module whose `validation_step` and `test_step` return `{"records": [...]}`.
     Each response counts once, whatever the number of ranks, and every rank logs the same numbers,
-    so `eval/accuracy` can be a checkpoint's `monitor`.
+    so `eval/accuracy` can be a checkpoint's `monitor`. It is of the held-out problems or, without
+    any, of the first of the named sets; each of these is logged as `eval/NAME/*`.
 
     Args:
-        sample_table_rows: Problems whose first response is sent to the dashboard; 0 sends none.
-        dirpath: Folder for `rollouts_000060.jsonl`, the responses after rollout 60; None means
-            `evaluation/` in the trainer's root folder.
+        sample_table_rows: Problems of each set whose first response is sent to the dashboard; 0
+            sends none.
+        dirpath: Folder for `rollouts_000060.jsonl`, the responses after rollout 60, and the tables
+            `rollouts_000060_by_problem.csv` and `..._by_group.csv` (years, sources); None
+            means `evaluation/` in the trainer's root folder.
 
     Raises:
         ValueError: If `sample_table_rows` is negative, or an evaluation ends without a response.
@@ -96,21 +121,56 @@ class AIMEEvaluation(Callback):
     def _report(self, trainer: Trainer, pl_module: LightningModule, *, group: str) -> None:
         """Log, print and write the responses of all ranks."""
         records, self._records = gather_records(self._records), []
-        summary = summarize(records)
+        of_sets = by_set(records)
+        if not of_sets:
+            raise ValueError("the evaluation has ended without a response")
+        summaries = {name: summarize(of_set) for name, of_set in of_sets.items()}
         unit, done = _progress(trainer, pl_module)
-        metrics = {f"{group}/{name}": float(value) for name, value in asdict(summary).items()}
+        metrics = _metrics(summaries, group)
         if unit == "rollouts":  # Where updates count, Lightning's own x axis is right.
             metrics["step"] = float(done)
         pl_module.log_dict(metrics, sync_dist=True)
         if not trainer.is_global_zero:
             return
-        get_console().print(_summary_table(summary, title=f"{group} after {done} {unit}"))
+        get_console().print(_summary_table(summaries, title=f"{group} after {done} {unit}"))
         folder = Path(self._dirpath or Path(trainer.default_root_dir, "evaluation"))
-        prefix = "" if group == "eval" else f"{group}_"
-        write_records(folder / f"{prefix}{unit}_{done:06d}.jsonl", records)
-        first_samples = [record for record in records if record.sample == 0]
-        if rows := [_sample_row(record) for record in first_samples[: self._sample_table_rows]]:
-            log_table(trainer, f"{group}/samples", SAMPLE_COLUMNS, rows, step=done)
+        name = f"{'' if group == 'eval' else f'{group}_'}{unit}_{done:06d}"
+        write_records(folder / f"{name}.jsonl", records)
+        tables = {
+            "by_problem": (
+                PROBLEM_COLUMNS,
+                _stack(problem_table, of_sets),
+            ),
+            "by_group": (GROUP_COLUMNS, _stack(group_table, of_sets)),
+        }
+        for title, (columns, rows) in tables.items():
+            write_csv(folder / f"{name}_{title}.csv", columns, rows)
+            log_table(trainer, f"{group}/{title}", columns, rows, step=done)
+        samples = [
+            [getattr(record, column) for column in SAMPLE_COLUMNS]
+            for of_set in of_sets.values()
+            for record in [r for r in of_set if r.sample == 0][: self._sample_table_rows]
+        ]
+        if samples:
+            log_table(trainer, f"{group}/samples", SAMPLE_COLUMNS, samples, step=done)
+
+
+def _stack(
+    table: Callable[[Sequence[ResponseRecord]], list[list[Cell]]],
+    of_sets: dict[str, list[ResponseRecord]],
+) -> list[list[Cell]]:
+    """Put the rows of all sets under each other."""
+    return [row for of_set in of_sets.values() for row in table(of_set)]
+
+
+def _metrics(summaries: dict[str, EvaluationSummary], group: str) -> dict[str, float]:
+    """Name the numbers: the first set's `eval/*`, each named set's `eval/NAME/*`."""
+    first, *_ = summaries.values()
+    metrics = {f"{group}/{key}": value for key, value in first.metrics().items()}
+    for name, summary in summaries.items():
+        if name not in ("", HELD_OUT):
+            metrics |= {f"{group}/{name}/{key}": v for key, v in summary.metrics().items()}
+    return metrics
 
 
 def _progress(trainer: Trainer, pl_module: LightningModule) -> tuple[str, int]:
@@ -120,21 +180,22 @@ def _progress(trainer: Trainer, pl_module: LightningModule) -> tuple[str, int]:
     return "updates", trainer.global_step
 
 
-def _sample_row(record: ResponseRecord) -> list[str | int | bool | None]:
-    return [getattr(record, name) for name in SAMPLE_COLUMNS]
-
-
-def _summary_table(summary: EvaluationSummary, *, title: str) -> Table:
-    k = summary.k
-    cells = {
-        "problems": str(summary.problems),
-        "k": str(k),
-        f"avg@{k}": f"{summary.accuracy:.1%}",
-        f"pass@{k}": f"{summary.pass_at_k:.1%}",
-        f"maj@{k}": f"{summary.maj_at_k:.1%}",
-        "length": f"{summary.response_length:.0f}",
-        "truncated": f"{summary.truncation_rate:.1%}",
-    }
-    table = Table(*cells, title=title)
-    table.add_row(*cells.values())
+def _summary_table(summaries: dict[str, EvaluationSummary], *, title: str) -> Table:
+    """Show a row a set."""
+    k = max(summary.k for summary in summaries.values())
+    headers = ("set", "problems", f"avg@{k}", f"pass@{k}", f"maj@{k}", "tokens", "cut off")
+    caption = "percent, with 95 % intervals over problems"
+    table = Table(*headers, title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name, summary in summaries.items():
+        table.add_row(
+            name,
+            str(summary.problems),
+            *(_percent(summary.rates[rate]) for rate in ("accuracy", "pass_at_k", "maj_at_k")),
+            f"{summary.response_length:.0f}",
+            f"{100 * summary.truncation_rate:.1f}",
+        )
     return table
+
+
+def _percent(rate: Estimate) -> str:
+    return f"{100 * rate.value:.1f} [dim]({100 * rate.low:.0f}-{100 * rate.high:.0f})[/]"

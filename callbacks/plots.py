@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_vcppo.dashboards import log_figure
+from lightning_vcppo.dashboards import log_figure, log_positions
 from lightning_vcppo.metrics import NUM_DECILES, actor_lambda, position_profile, reward_weights
 
 if TYPE_CHECKING:
@@ -60,9 +60,19 @@ class _History:
     advantage_profiles: list[list[float]] = field(default_factory=list)
     evaluations: list[list[float]] = field(default_factory=list)  # [rollouts done, accuracy]
 
+    def position_rows(self) -> list[dict[str, Any]]:
+        """Return the profiles as `log_positions` takes them."""
+        profiles = zip(self.value_profiles, self.advantage_profiles, strict=True)
+        return [
+            {"rollout": rollout, "deciles": {"value": {"all": v}, "advantage": {"all": a}}}
+            for rollout, (v, a) in zip(self.rollouts, profiles, strict=True)
+        ]
+
 
 class LearningCurves(Callback):
     """Write PNG plots after each evaluation and at the end of `fit`; send the last to the logger.
+
+    Profiles by position go to the logger after each evaluation.
 
     The history is part of the checkpoint, so a resumed run draws the whole curve. Profiles are
     means over all ranks. A module without rollouts is left alone.
@@ -126,12 +136,16 @@ class LearningCurves(Callback):
         if (accuracy := trainer.callback_metrics.get("eval/accuracy")) is not None:
             history.evaluations.append([float(history.rollouts[-1]), float(accuracy)])
         self._save(trainer, pl_module)
+        log_positions(trainer, history.position_rows(), step=history.rollouts[-1])
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw, and send the figures to the loggers."""
+        history = self._history
         for name, figure in self._save(trainer, pl_module).items():
-            log_figure(trainer, f"plots/{name}", figure, step=self._history.rollouts[-1])
+            log_figure(trainer, f"plots/{name}", figure, step=history.rollouts[-1])
+        if history.rollouts:
+            log_positions(trainer, history.position_rows(), step=history.rollouts[-1])
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Figure]:
         """Write every figure from the first rank; return them by name."""

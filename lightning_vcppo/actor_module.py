@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from lightning_vcppo import models, rewards
 from lightning_vcppo.generation import GenerationEngine, TransformersEngine
-from lightning_vcppo.rollout import PromptBatch, ResponseRecord, Rollout
+from lightning_vcppo.rollout import HELD_OUT, PromptBatch, ResponseRecord, Rollout
 from lightning_vcppo.seeding import stream_seed
 from lightning_vcppo.settings import OptimizerSettings, SamplingSettings
 
@@ -64,12 +64,16 @@ class ActorModule(L.LightningModule):
             models.disable_dropout(self.actor.train())
 
     @override
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
+    def validation_step(
+        self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Any]:
         """Sample and grade responses, with the same random numbers at every evaluation."""
         return {"records": self.evaluate_prompts(batch)}
 
     @override
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> dict[str, Any]:
+    def test_step(
+        self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Any]:
         """Do the same as `validation_step`."""
         return self.validation_step(batch, batch_idx)
 
@@ -167,12 +171,18 @@ class ActorModule(L.LightningModule):
         if not len(batch):
             return []
         n = self.evaluation.num_generations
-        rollout = self.sample(batch, self.evaluation, "evaluation")
+        # A set has streams of its own, so it samples the same whatever stands beside it.
+        named = batch.evaluation_set not in ("", HELD_OUT)
+        stream = ("evaluation", batch.evaluation_set) if named else ("evaluation",)
+        rollout = self.sample(batch, self.evaluation, *stream)
         return [
             ResponseRecord(
+                evaluation_set=batch.evaluation_set,
                 index=batch.indices[row // n],
                 sample=row % n,
+                seed=stream_seed(*stream, batch.indices[row // n], row % n),
                 source=problem.source,
+                year=problem.year,
                 problem=problem.problem,
                 answer=problem.answer,
                 response=rollout.responses[row],

@@ -7,10 +7,12 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Callable
+from inspect import signature
 from typing import Any, Literal, NoReturn
 
 import torch
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace, auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -21,7 +23,9 @@ from lightning_vcppo import callbacks, dashboards
 from lightning_vcppo.cold_start import ColdStartModule, RewardModelModule  # noqa: F401 (class names)
 from lightning_vcppo.data import AIMEDataModule
 from lightning_vcppo.module import VCPPOModule
+from lightning_vcppo.regrade import regrade
 from lightning_vcppo.sharding import refuse_strategy
+from lightning_vcppo.workspace import dashboard
 
 USER_ERROR = 2
 MISTAKES = (ValueError, OSError, ImportError, MisconfigurationException)
@@ -38,10 +42,28 @@ FORCED_CALLBACKS = {
 }
 
 
-class VCPPOArgumentParser(LightningArgumentParser):
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "dashboard": dashboard,
+    "regrade": regrade,
+}
+"""What `vcppo` does beside LightningCLI's subcommands; a function's arguments are the flags."""
+
+
+class OneLineParser(ArgumentParser):
     """Answers a mistake with one line instead of a page of usage."""
 
     _reading = ""
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End the program, or raise where jsonargparse only tries something out."""
+        if not self.exit_on_error or _debugging():
+            super().error(message, ex)
+        _fail(self._reading + message)
+
+
+class VCPPOArgumentParser(OneLineParser, LightningArgumentParser):
+    """Says in which config a mistake is."""
 
     @override
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Namespace:
@@ -50,13 +72,6 @@ class VCPPOArgumentParser(LightningArgumentParser):
         config: Namespace = super().parse_path(cfg_path, *args, **kwargs)
         self._reading = ""
         return config
-
-    @override
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End the program, or raise where jsonargparse only tries something out."""
-        if not self.exit_on_error or _debugging():
-            super().error(message, ex)
-        _fail(self._reading + message)
 
 
 class VCPPOCLI(LightningCLI):
@@ -100,7 +115,10 @@ class VCPPOCLI(LightningCLI):
             kwargs["logger"] = [
                 dashboards.build_logger(name, given["default_root_dir"], part) for name in names
             ]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if self.subcommand == "fit":
+            dashboards.continue_run(trainer, self._get(self.config_init, "ckpt_path"))
+        return trainer
 
 
 def main(args: ArgsType = None) -> None:
@@ -115,9 +133,14 @@ def main(args: ArgsType = None) -> None:
         AIMEDataModule,
         subclass_mode_model=True,
         auto_configure_optimizers=False,
+        save_config_callback=dashboards.ConfigLogger,
         save_config_kwargs={"overwrite": True},
         parser_class=VCPPOArgumentParser,
-        parser_kwargs={"parser_mode": "omegaconf+", "prog": "vcppo"},
+        parser_kwargs={
+            "parser_mode": "omegaconf+",
+            "prog": "vcppo",
+            "epilog": f"Other commands: vcppo {', vcppo '.join(COMMANDS)}.",
+        },
         seed_everything_default=0,
         trainer_defaults={
             "default_root_dir": "runs/default",
@@ -136,11 +159,23 @@ def run() -> None:
     With VCPPO_DEBUG in the environment it ends in a traceback.
     """
     try:
-        main()
+        name, *arguments = sys.argv[1:] or [""]
+        if name in COMMANDS:
+            _run_command(name, arguments)
+        else:
+            main()
     except MISTAKES as error:
         if _debugging():
             raise
         _fail(str(error) or type(error).__name__)
+
+
+def _run_command(name: str, arguments: list[str]) -> None:
+    """Run a function of `COMMANDS`; `--dry_run` alone is `--dry_run=true`."""
+    parameters = signature(COMMANDS[name]).parameters.values()
+    switches = {f"--{p.name}" for p in parameters if isinstance(p.default, bool)}
+    whole = [f"{text}=true" if text in switches else text for text in arguments]
+    auto_cli(COMMANDS[name], args=whole, parser_class=OneLineParser, prog=f"vcppo {name}")
 
 
 def _debugging() -> bool:

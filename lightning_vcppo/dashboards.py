@@ -1,20 +1,24 @@
-"""What goes to a dashboard beside scalars: tables and figures.
+"""What goes to a dashboard beside scalars: tables, figures, the config and a run's identity.
 
-The only file that names Weights & Biases. Each function serves every logger of the trainer that can
-show the thing, online or offline, on the first rank alone, and passes over the others (CSV).
+With `workspace.py` the only file that names Weights & Biases. Each function serves every logger of
+the trainer that can show the thing, online or offline, on the first rank alone, and passes over the
+others (CSV).
 """
 
 from __future__ import annotations
 
 import netrc
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
-from lightning.pytorch import Trainer
+import torch
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
@@ -23,6 +27,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Cell = str | int | float | bool | None
+
+RUN_ID = Path("wandb", "run_id")
+"""Where a run's folder holds the id of its training's run on Weights & Biases."""
+MAX_STAGES = 5
+"""Lines of a line plot by position: the run is cut into at most as many stages."""
 
 
 def log_table(
@@ -55,6 +64,116 @@ def log_figure(trainer: Trainer, key: str, figure: Figure, *, step: int) -> None
             logger.log_image(key, [figure], step=step)
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_figure(key, figure, step)
+
+
+def log_positions(trainer: Trainer, rows: Sequence[Mapping[str, Any]], *, step: int) -> None:
+    """Send each quantity by position in the response: a heat map over rollouts, lines of stages.
+
+    Every logger that shows pictures gets the heat map `decay/{quantity}_heat_map`; Weights & Biases
+    draws the lines `decay/{quantity}_lines` itself.
+
+    Args:
+        trainer: Whose loggers.
+        rows: A rollout each: `{"rollout": 7, "deciles": {"value": {"all": [ten means], ...}}}`. An
+            empty decile is NaN or None. Only the split "all" is drawn.
+        step: Position on the loggers' x axis.
+    """
+    if not trainer.is_global_zero or not rows:
+        return
+    for quantity in rows[-1]["deciles"]:
+        with_it = [row for row in rows if quantity in row["deciles"]]
+        rollouts = [int(row["rollout"]) for row in with_it]
+        means_RD = torch.tensor(
+            [
+                [torch.nan if mean is None else mean for mean in row["deciles"][quantity]["all"]]
+                for row in with_it
+            ]
+        )
+        if means_RD.isnan().all():
+            continue
+        figure = _heat_map(quantity, rollouts, means_RD)
+        log_figure(trainer, f"decay/{quantity}_heat_map", figure, step=step)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                chart: Any = _stage_lines(quantity, rollouts, means_RD)
+                logger.log_metrics({f"decay/{quantity}_lines": chart}, step)
+
+
+def _heat_map(quantity: str, rollouts: Sequence[int], means_RD: torch.Tensor) -> Figure:
+    """Draw R rollouts from left to right, the D deciles of the response from bottom to top."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    ax = figure.subplots()
+    largest = float(means_RD.nan_to_num().abs().max()) or 1.0
+    signed = bool((means_RD < 0).any())
+    mesh = ax.pcolormesh(
+        [*(rollout - 0.5 for rollout in rollouts), rollouts[-1] + 0.5],
+        [100 * i / means_RD.shape[1] for i in range(means_RD.shape[1] + 1)],
+        means_RD.T.numpy(),
+        cmap="RdBu" if signed else "viridis",
+        vmin=-largest if signed else 0.0,
+        vmax=largest,
+    )
+    ax.set_title(f"{quantity.capitalize()} by position", loc="left", fontweight="bold")
+    ax.set_xlabel("rollouts")
+    ax.set_ylabel("position in the response (% of its length)")
+    figure.colorbar(mesh, label=f"mean {quantity}")
+    return figure
+
+
+def _stage_lines(quantity: str, rollouts: Sequence[int], means_RD: torch.Tensor) -> Any:
+    """Return a chart of Weights & Biases: the mean profile of each stage of the run."""
+    import wandb
+
+    deciles = means_RD.shape[1]
+    stages = min(MAX_STAGES, len(rollouts))
+    parts = [
+        slice(i * len(rollouts) // stages, (i + 1) * len(rollouts) // stages) for i in range(stages)
+    ]
+    return wandb.plot.line_series(
+        xs=[100 * (i + 0.5) / deciles for i in range(deciles)],
+        ys=[means_RD[part].nanmean(0).tolist() for part in parts],
+        keys=[f"rollouts {rollouts[part][0]}-{rollouts[part][-1]}" for part in parts],
+        title=f"{quantity.capitalize()} by position",
+        xname="position in the response (% of its length)",
+    )
+
+
+class ConfigLogger(SaveConfigCallback):
+    """Sends the resolved config, which it also writes into the run's folder, to the dashboard."""
+
+    @override
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Send the config, and note which run of the dashboard is this training."""
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_hyperparams(config)
+                if stage == "fit":
+                    path = Path(trainer.default_root_dir, RUN_ID)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(str(logger.version), encoding="utf-8")
+
+
+def continue_run(trainer: Trainer, ckpt_path: str | None) -> None:
+    """Let a resumed training go on in its own run of Weights & Biases.
+
+    Must be called before the loggers start. A logger with an id of its own keeps that.
+
+    Args:
+        trainer: Whose loggers.
+        ckpt_path: The checkpoint to resume from, whose run's folder holds the id; a word such as
+            "last" looks into the trainer's.
+    """
+    if ckpt_path is None:
+        return
+    checkpoint = Path(ckpt_path).absolute()
+    folders = checkpoint.parents if checkpoint.exists() else [Path(trainer.default_root_dir)]
+    ids = [folder / RUN_ID for folder in folders if (folder / RUN_ID).is_file()]
+    for logger in trainer.loggers:
+        if ids and isinstance(logger, WandbLogger) and logger.version is None:
+            logger._id = logger._wandb_init["id"] = ids[0].read_text(encoding="utf-8")
 
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:

@@ -14,24 +14,22 @@ import unicodedata
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from jinja2 import TemplateError
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_vcppo.dataloaders import EvalLoader, TrainLoader
 from lightning_vcppo.models import load_tokenizer
-from lightning_vcppo.problems import THINK_OPEN, Problem, ProblemSettings, generate_problems
-from lightning_vcppo.rollout import PromptBatch
+from lightning_vcppo.problems import Problem, ProblemSettings, generate_problems
+from lightning_vcppo.prompts import INSTRUCTION, Template, render_prompt, uses_chat
+from lightning_vcppo.rollout import HELD_OUT, PromptBatch
 from lightning_vcppo.seeding import stream_seed
 from lightning_vcppo.settings import require
 from lightning_vcppo.sources import is_generator, load_problems
 
 __all__ = ["INSTRUCTION", "AIMEDataModule", "load_problems", "render_prompt"]
 
-INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
-
-Template = Literal["auto", "chat", "plain"]
+Paths = str | list[str] | None
 
 
 class AIMEDataModule(pl.LightningDataModule):
@@ -39,8 +37,9 @@ class AIMEDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        path: str | list[str] | None = None,
-        val_path: str | list[str] | None = None,
+        path: Paths = None,
+        val_path: Paths = None,
+        evaluation_sets: dict[str, Paths] | None = None,
         problem_field: str | None = None,
         answer_field: str | None = None,
         drop_invalid: bool = False,
@@ -67,6 +66,7 @@ class AIMEDataModule(pl.LightningDataModule):
                 these; None generates them. `predict` answers these problems, in their order.
             val_path: Validation and test problems; None generates `val_size` others where training
                 problems are generated, and sets as many of them aside where they are read.
+            evaluation_sets: More such problems, by name (of `eval/NAME/*`); None generates them.
             problem_field: Where a row holds the problem (`prompt[0].content`); found out if None.
             answer_field: Where a row holds the answer; found out if None.
             drop_invalid: Leave rows without an integer answer in 0..999 out instead of refusing.
@@ -80,8 +80,7 @@ class AIMEDataModule(pl.LightningDataModule):
             val_batch_size: Prompts that a process evaluates at a time.
             max_prompt_length: Longest prompt, in tokens.
             on_long_prompt: Refuse longer ones, or leave them out with a warning.
-            chat_template: The tokenizer's own ("chat"), none ("plain"), or "auto": its own if it
-                has one. See `render_prompt`.
+            chat_template: "chat" (the tokenizer's), "plain" or "auto", see `render_prompt`.
             instruction: Added to each problem of a chat that does not speak of a box itself.
             system_prompt: System message of a chat.
             tokenizer: Folder, hub id or object; None takes the tokenizer of the model in training.
@@ -89,7 +88,7 @@ class AIMEDataModule(pl.LightningDataModule):
                 run's (`seed_everything`).
 
         Raises:
-            ValueError: A size is out of range.
+            ValueError: A size is out of range, or a set's name not fit for a metric.
         """
         super().__init__()
         for name, size, least in (
@@ -100,12 +99,11 @@ class AIMEDataModule(pl.LightningDataModule):
             ("max_prompt_length", max_prompt_length, 1),
         ):
             require(size >= least, f"{name}: expected >= {least}, got {size}")
-        self.paths = [path] if isinstance(path, str) else list(path or [])
-        self.val_paths = [val_path] if isinstance(val_path, str) else list(val_path or [])
+        self.paths, self.val_paths = _as_list(path), _as_list(val_path)
+        self.evaluation_sets = _named_sets(evaluation_sets or {})
         self.fields = {"problem_field": problem_field, "answer_field": answer_field}
-        self.drop_invalid = drop_invalid
         self.split, self.val_split, self.config = split, val_split, config
-        self.generated = generated
+        self.drop_invalid, self.generated = drop_invalid, generated
         self.train_size, self.val_size = train_size, val_size
         self.prompts_per_rollout, self.val_batch_size = prompts_per_rollout, val_batch_size
         self.max_prompt_length, self.on_long_prompt = max_prompt_length, on_long_prompt
@@ -113,7 +111,8 @@ class AIMEDataModule(pl.LightningDataModule):
         self.instruction, self.system_prompt = instruction, system_prompt
         self.tokenizer = tokenizer
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
-        self._train = self._val = self._predict = PromptBatch([], [], [])
+        self._train = self._predict = PromptBatch([], [], [])
+        self._val: list[PromptBatch] = []
         self._resumed: dict[str, int] = {}
 
     # Lightning's hooks ---------------------------------------------------------------------------
@@ -129,8 +128,8 @@ class AIMEDataModule(pl.LightningDataModule):
             problems = self._problems(self.paths, self.split, self.train_size, self.seed)
             self._predict = self._render(problems)
             return
-        train, val = self._split(with_train=stage == "fit")
-        self._val = self._render(val)
+        train, of_sets = self._split(with_train=stage == "fit")
+        self._val = [self._render(val, name) for name, val in of_sets.items() if val]
         if stage == "fit":
             self._train = self._render(train)
             require(
@@ -155,12 +154,12 @@ class AIMEDataModule(pl.LightningDataModule):
         )
 
     @override
-    def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
-        """Return this process's share of the validation prompts."""
-        return self._eval_loader(self._val) if len(self._val) else []
+    def val_dataloader(self) -> list[EvalLoader]:
+        """Return this process's share of each set of validation prompts, the held-out one first."""
+        return [self._eval_loader(prompts) for prompts in self._val]
 
     @override
-    def test_dataloader(self) -> EvalLoader | list[EvalLoader]:
+    def test_dataloader(self) -> list[EvalLoader]:
         """Return the same as `val_dataloader`."""
         return self.val_dataloader()
 
@@ -206,12 +205,12 @@ class AIMEDataModule(pl.LightningDataModule):
             )
         ]
 
-    def _split(self, *, with_train: bool) -> tuple[list[Problem], list[Problem]]:
-        """Return training problems, without near-duplicates of the others, and validation ones."""
+    def _split(self, *, with_train: bool) -> tuple[list[Problem], dict[str, list[Problem]]]:
+        """Return training problems, without near-duplicates of the others, and validation sets."""
+        # Generators get a seed far away (reasoning-gym's item i of seed s is item i - 1 of seed
+        # s + 1), so validation problems depend neither on train_size nor on the stage.
+        far = stream_seed(self.seed, "validation") % 2**31
         if self.val_paths or all(map(is_generator, self.paths)):
-            # Generators get a seed far away (reasoning-gym's item i of seed s is item i - 1 of seed
-            # s + 1), so validation problems depend neither on train_size nor on the stage.
-            far = stream_seed(self.seed, "validation") % 2**31
             of_val = (self.val_paths or self.paths, self.val_split, self.val_size, far)
             of_train = (self.paths, self.split, self.train_size, self.seed)
             val = self._problems(*of_val) if self.val_size else []
@@ -219,17 +218,22 @@ class AIMEDataModule(pl.LightningDataModule):
         else:
             pool = self._problems(self.paths, self.split, self.train_size, self.seed)
             val, train = self._set_aside(pool, with_train=with_train)
-        known = {fingerprint(problem.problem) for problem in val}
+        of_sets = {HELD_OUT: val} | {
+            name: self._problems(paths, self.val_split, self.val_size, far)
+            for name, paths in self.evaluation_sets.items()
+        }
+        evaluated = [problem for problems in of_sets.values() for problem in problems]
+        known = {fingerprint(problem.problem) for problem in evaluated}
         kept = [problem for problem in train if fingerprint(problem.problem) not in known]
         if with_train:
             rank_zero_info(
                 f"data: {len(kept)} training problems ({len(train) - len(kept)} near-duplicates of "
-                f"validation problems left out), {len(val)} validation problems"
+                f"validation problems left out), {len(evaluated)} validation problems"
             )
             require(
                 bool(kept), f"all {len(train)} training problems are near-duplicates of validation"
             )
-        return kept, val
+        return kept, of_sets
 
     def _set_aside(
         self, pool: list[Problem], *, with_train: bool
@@ -253,7 +257,7 @@ class AIMEDataModule(pl.LightningDataModule):
         random.Random(f"{self.seed}/split").shuffle(pool)
         return pool[: self.val_size], pool[self.val_size :]
 
-    def _render(self, problems: list[Problem]) -> PromptBatch:
+    def _render(self, problems: list[Problem], evaluation_set: str = "") -> PromptBatch:
         """Tokenise the prompts of problems and refuse or drop those that are too long."""
         tokenizer = self._tokenizer()
         chat = uses_chat(tokenizer, self.chat_template)
@@ -282,7 +286,8 @@ class AIMEDataModule(pl.LightningDataModule):
                 "--data.max_prompt_length or leave them out with --data.on_long_prompt=drop",
             )
             rank_zero_warn(f"left out {len(texts) - len(rows)} long prompts; {message}")
-        return PromptBatch([problems[row] for row in rows], [ids[row] for row in rows], rows)
+        kept = [problems[row] for row in rows]
+        return PromptBatch(kept, [ids[row] for row in rows], rows, evaluation_set)
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         if isinstance(self.tokenizer, str):
@@ -311,6 +316,21 @@ class AIMEDataModule(pl.LightningDataModule):
         return EvalLoader(prompts, self.val_batch_size, *self._place())
 
 
+def _named_sets(evaluation_sets: dict[str, Paths]) -> dict[str, list[str]]:
+    """Check the names, which become parts of metrics' names."""
+    for name in evaluation_sets:
+        require(
+            bool(re.fullmatch(r"[\w.-]+", name)) and name != HELD_OUT,
+            "evaluation_sets: expected names of letters, digits, '_', '-' and '.', other than "
+            f"{HELD_OUT}, got {name!r}",
+        )
+    return {name: _as_list(paths) for name, paths in evaluation_sets.items()}
+
+
+def _as_list(paths: Paths) -> list[str]:
+    return [paths] if isinstance(paths, str) else list(paths or [])
+
+
 _FIGURE = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
 _SENTENCE_END = re.compile(r"(?<=[.?!\n])")
 _HOW_TO_ANSWER = re.compile(r"\\boxed|step by step|final answer|answer:", re.IGNORECASE)
@@ -331,59 +351,3 @@ def fingerprint(text: str) -> str:
 def _squash(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).casefold()
     return re.sub(r"[^\w+\-*/^=<>]|_", "", text)
-
-
-# Prompts
-
-
-def uses_chat(tokenizer: PreTrainedTokenizerBase, chat_template: Template) -> bool:
-    """Tell whether prompts follow the tokenizer's chat template.
-
-    Raises:
-        ValueError: They should, but it has none.
-    """
-    has_template = bool(tokenizer.chat_template)
-    require(
-        has_template or chat_template != "chat",
-        "chat_template: the tokenizer has none; expected plain or auto",
-    )
-    return has_template and chat_template != "plain"
-
-
-def render_prompt(
-    problem: str,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    chat_template: Template = "auto",
-    instruction: str = INSTRUCTION,
-    system_prompt: str | None = None,
-) -> str:
-    r"""Write the text that a model is asked to continue.
-
-    Chat: the tokenizer's template around the problem and the instruction, which is added unless the
-    problem speaks of a box itself, up to where the assistant's turn begins.
-
-    Plain: the problem and an opening thinking tag, `"{problem}\n<think>\n"`; the response is
-    "...</think>\n\boxed{123}" by training, not by instruction.
-
-    Args:
-        problem: The question.
-        tokenizer: Has the chat template.
-        chat_template: "chat", "plain", or "auto" for a chat if the tokenizer has a template.
-        instruction: How to answer; "" adds nothing.
-        system_prompt: The chat's system message; None leaves it to the template.
-
-    Raises:
-        ValueError: The tokenizer has no chat template, or that refuses the messages.
-    """
-    if not uses_chat(tokenizer, chat_template):
-        return f"{problem}\n{THINK_OPEN}\n"
-    asks = not instruction or r"\boxed" in problem
-    messages = [{"role": "user", "content": problem if asks else f"{problem}\n{instruction}"}]
-    if system_prompt is not None:
-        messages.insert(0, {"role": "system", "content": system_prompt})
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
-        raise ValueError(f"the tokenizer's chat template refuses the prompt: {error}") from error
-    return str(text)

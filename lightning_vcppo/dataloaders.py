@@ -118,6 +118,7 @@ def select(prompts: PromptBatch, rows: Sequence[int]) -> PromptBatch:
         [prompts.problems[row] for row in rows],
         [prompts.prompt_ids[row] for row in rows],
         [prompts.indices[row] for row in rows],
+        prompts.evaluation_set,
     )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TextIO
 
 import torch.distributed as dist
 
@@ -28,20 +31,52 @@ def gather_records(records: list[ResponseRecord]) -> list[ResponseRecord]:
 def unique_records(records: Iterable[ResponseRecord]) -> list[ResponseRecord]:
     """Keep the first record of each sample of each problem, in order of problem and sample.
 
-    A distributed sampler repeats problems until every rank has as many; counted twice, they would
-    shift the accuracy.
+    Evaluation sets stay in the order in which they appear. A distributed sampler repeats problems
+    until every rank has as many; counted twice, they would shift the accuracy.
     """
-    first: dict[tuple[int, int], ResponseRecord] = {}
+    sets: dict[str, int] = {}
+    first: dict[tuple[int, int, int], ResponseRecord] = {}
     for record in records:
-        first.setdefault((record.index, record.sample), record)
+        place = sets.setdefault(record.evaluation_set, len(sets))
+        first.setdefault((place, record.index, record.sample), record)
     return [first[key] for key in sorted(first)]
 
 
 def write_records(path: Path, records: Iterable[ResponseRecord]) -> None:
     """Write records as JSON Lines, one object a line; the file appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.tmp")
-    with unfinished.open("w", encoding="utf-8") as file:
+    with _complete(path) as file:
         for record in records:
             file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+
+
+def read_records(path: Path) -> list[ResponseRecord]:
+    """Read what `write_records` has written.
+
+    Raises:
+        ValueError: If a line is not a record; the message names file and line.
+        OSError: If the file cannot be read.
+    """
+    records = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                records.append(ResponseRecord(**json.loads(line)))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}:{number}: expected a graded response, {error}") from error
+    return records
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table as CSV; the file appears complete or not at all."""
+    with _complete(path) as file:
+        csv.writer(file).writerows([columns, *rows])
+
+
+@contextlib.contextmanager
+def _complete(path: Path) -> Iterator[TextIO]:
+    """Open a file that takes its name when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.tmp")
+    with unfinished.open("w", encoding="utf-8", newline="") as file:
+        yield file
     os.replace(unfinished, path)

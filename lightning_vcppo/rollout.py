@@ -15,6 +15,9 @@ from torch import Tensor
 
 from lightning_vcppo.problems import Problem
 
+HELD_OUT = "held_out"
+"""Name of the evaluation set that comes with the training problems."""
+
 
 class PromptBatch:
     """Problems of a data set, with their rendered and tokenised prompts.
@@ -23,7 +26,11 @@ class PromptBatch:
     """
 
     def __init__(
-        self, problems: list[Problem], prompt_ids: list[list[int]], indices: list[int]
+        self,
+        problems: list[Problem],
+        prompt_ids: list[list[int]],
+        indices: list[int],
+        evaluation_set: str = "",
     ) -> None:
         """Collect a batch.
 
@@ -31,10 +38,12 @@ class PromptBatch:
             problems: The problems.
             prompt_ids: Token ids of each prompt, without padding.
             indices: Position of each problem in its data set.
+            evaluation_set: Name of the evaluation set that they belong to, if any.
         """
         self.problems = problems
         self.prompt_ids = prompt_ids
         self.indices = indices
+        self.evaluation_set = evaluation_set
 
     def __len__(self) -> int:
         """Number of prompts."""
@@ -176,7 +185,7 @@ def last_token(response_mask_BT: Tensor) -> Tensor:
 
 @dataclass  # not frozen: Lightning rebuilds what `predict_step` returns, field by field
 class ResponseRecord:
-    """One graded response of an evaluation, in plain types.
+    """One graded response of an evaluation, in plain types: enough to grade it again.
 
     Attributes:
         index: Position of the problem in its data set; the same for all its samples.
@@ -189,6 +198,9 @@ class ResponseRecord:
         correct: Whether the reward function found it right.
         length: Tokens of the response.
         finished: False if the response was truncated.
+        evaluation_set: Name of the evaluation set, if any.
+        year: Of the competition, if the source tells it.
+        seed: Of the random stream that the response was sampled from.
     """
 
     index: int
@@ -201,3 +213,6 @@ class ResponseRecord:
     correct: bool
     length: int
     finished: bool
+    evaluation_set: str = ""
+    year: int | None = None
+    seed: int | None = None

@@ -126,7 +126,7 @@ def _read_row(
     if not isinstance(solution, str) and isinstance(value, str) and "####" in value:
         solution = value.rpartition("####")[0]  # GSM8K works the answer out in front of it
     solution = solution.strip() if isinstance(solution, str) else None
-    return Problem(text, answer, solution or None, source)
+    return Problem(text, answer, solution or None, source, find_year(row, source))
 
 
 def _field(row: Row, wanted: str | None, usual: Iterable[str]) -> object:
@@ -205,6 +205,31 @@ def parse_answer(value: object) -> int | None:
     boxed = last_boxed(text)
     normalized = normalize_answer(text if boxed is None else boxed)
     return int(normalized) if re.fullmatch("[0-9]{1,3}", normalized) else None
+
+
+_YEAR = re.compile(r"(?<!\d)((?:19|20)\d\d)(?!\d)|(?:aime|amc)[ _-]?(\d\d)(?!\d)", re.IGNORECASE)
+
+
+def find_year(row: Row, source: str = "") -> int | None:
+    """Return the year of the competition that a row or the name of its source tells.
+
+    Args:
+        row: Read are the fields `year`, `competition`, `contest`, `url`, `link` and `id`.
+        source: Such as "aime24.jsonl:7".
+
+    Returns:
+        The year, or None where no text names one, or one names several.
+    """
+    fields = {name.lower(): value for name, value in row.items()}
+    places = ("year", "competition", "contest", "url", "link", "id")
+    texts = [str(fields[place]) for place in places if fields.get(place)]
+    for text in [*texts, source.rpartition(":")[0]]:
+        found = {int(year or f"20{short}") for year, short in _YEAR.findall(text)}
+        # A number alone, but for a year's own field, is the number of a row.
+        is_number = text.isdecimal() and text != str(fields.get("year"))
+        if len(found) == 1 and not is_number:
+            return found.pop()
+    return None
 
 
 # From a source to rows

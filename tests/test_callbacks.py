@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from lightning_vcppo.callbacks import (
     RolloutProgressBar,
 )
 from lightning_vcppo.problems import Problem
-from lightning_vcppo.records import gather_records, unique_records, write_records
+from lightning_vcppo.records import gather_records, read_records, unique_records, write_records
 from lightning_vcppo.rollout import ResponseRecord, Rollout
 from lightning_vcppo.settings import AdvantageSettings
 
@@ -45,6 +46,7 @@ class InventingModule(LightningModule):
         self.rollout: Rollout | None = None
         self.rollouts_done = 0
         self.phase = Phase.POLICY_OPTIMIZATION
+        self.sets = ["held_out"]
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -65,8 +67,11 @@ class InventingModule(LightningModule):
         optimizer.step()  # counts as a batch for the loggers, as the real updates do
 
     @override
-    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, list[ResponseRecord]]:
-        return {"records": self.predict_step(batch, batch_idx)}
+    def validation_step(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, list[ResponseRecord]]:
+        records = self.predict_step(batch, batch_idx)
+        return {"records": [replace(r, evaluation_set=self.sets[dataloader_idx]) for r in records]}
 
     test_step = validation_step
 
@@ -258,6 +263,8 @@ def test_an_evaluation_is_logged_written_and_printed(
         "problems": 4,
         "k": 2,
         "accuracy": 0.25,
+        "accuracy_low": 0,  # every draw may miss both
+        "accuracy_high": 0.5,
         "pass_at_k": 0.5,
         "maj_at_k": 0.25,
         "response_length": 25,
@@ -269,12 +276,42 @@ def test_an_evaluation_is_logged_written_and_printed(
 
     folder = tmp_path / "evaluation"
     assert sorted(p.name for p in folder.iterdir()) == [
-        "rollouts_000002.jsonl",
-        "rollouts_000004.jsonl",
+        f"rollouts_{rollout:06d}{kind}"
+        for rollout in (2, 4)
+        for kind in (".jsonl", "_by_group.csv", "_by_problem.csv")
     ]
-    lines = (folder / "rollouts_000002.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [ResponseRecord(**json.loads(line)) for line in lines]
-    assert records == [invent_record(i, sample) for i in range(4) for sample in range(2)]
+    records = [invent_record(i, sample) for i in range(4) for sample in range(2)]
+    written = read_records(folder / "rollouts_000002.jsonl")
+    assert written == [replace(record, evaluation_set="held_out") for record in records]
+    with (folder / "rollouts_000002_by_problem.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["accuracy"]) for row in rows] == [0.5, 0, 0.5, 0]
+
+
+def test_several_sets_are_evaluated_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = InventingModule()
+    module.sets = ["held_out", "aime24"]
+    checkpoint = ModelCheckpoint(tmp_path, monitor="eval/aime24/accuracy")
+    trainer = make_trainer(tmp_path, AIMEEvaluation(sample_table_rows=1), checkpoint)
+    trainer.fit(module, problems(1000), [problems(4), problems(1)])
+    assert logged(tmp_path, "eval/accuracy") == {2: 0.25, 4: 0.25}
+    assert logged(tmp_path, "eval/aime24/accuracy") == {2: 0.5, 4: 0.5}
+    assert logged(tmp_path, "eval/aime24/problems") == {2: 1, 4: 1}
+    assert checkpoint.best_model_score == 0.5
+    assert "aime24" in capsys.readouterr().out
+    records = read_records(tmp_path / "evaluation" / "rollouts_000004.jsonl")
+    assert [r.evaluation_set for r in records] == ["held_out"] * 8 + ["aime24"] * 2
+
+
+def test_without_held_out_problems_the_first_set_is_the_one_to_select_by(tmp_path: Path) -> None:
+    module = InventingModule()
+    module.sets = ["b", "a"]
+    trainer = make_trainer(tmp_path, AIMEEvaluation())
+    trainer.validate(module, [problems(1), problems(4)], verbose=False)
+    metrics = trainer.callback_metrics
+    assert [metrics[f"eval/{name}accuracy"] for name in ("", "b/", "a/")] == [0.5, 0.5, 0.25]
 
 
 def test_the_sanity_check_is_not_an_evaluation(tmp_path: Path) -> None:
@@ -288,7 +325,7 @@ def test_a_test_does_not_overwrite_an_evaluation(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, AIMEEvaluation(dirpath=str(tmp_path / "here")))
     (metrics,) = trainer.test(InventingModule(), problems(), verbose=False)
     assert metrics["test/accuracy"] == 0.25
-    assert [p.name for p in (tmp_path / "here").iterdir()] == ["test_rollouts_000000.jsonl"]
+    assert [p.name for p in (tmp_path / "here").glob("*.jsonl")] == ["test_rollouts_000000.jsonl"]
 
 
 def test_a_checkpoint_can_monitor_the_accuracy(tmp_path: Path) -> None:
@@ -332,6 +369,12 @@ def test_records_of_all_ranks_count_once() -> None:
     assert gather_records(records) == unique  # one process
 
 
+def test_the_same_problem_number_of_two_sets_is_two_problems() -> None:
+    records = [replace(invent_record(i, 0), evaluation_set=name) for name in "ba" for i in (1, 0)]
+    unique = unique_records([*records, *records])
+    assert [(r.evaluation_set, r.index) for r in unique] == [("b", 0), ("b", 1), ("a", 0), ("a", 1)]
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     write_records(path, [invent_record(0, 0)])
@@ -352,7 +395,7 @@ def test_tensorboard_gets_tables_and_figures(tmp_path: Path) -> None:
         make_trainer(tmp_path, AIMEEvaluation(), LearningCurves(), logger=logger), InventingModule()
     )
     events = EventAccumulator(logger.log_dir).Reload()
-    assert "plots/reward" in events.Tags()["images"]
+    assert {"plots/reward", "decay/value_heat_map"} <= set(events.Tags()["images"])
     (first, _) = events.Tensors("eval/samples/text_summary")
     assert "Is 0 even \\| odd?" in first.tensor_proto.string_val[0].decode()
 
@@ -368,6 +411,7 @@ def test_wandb_gets_tables_and_figures_offline(
         fit(trainer, InventingModule())
         assert logger.experiment.summary["eval/samples"]["nrows"] == 4
         assert logger.experiment.summary["plots/reward"]["count"] == 1
+        assert logger.experiment.summary["decay/advantage_heat_map"]["count"] == 1
     finally:
         wandb.finish()
 

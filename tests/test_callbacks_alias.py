@@ -52,3 +52,5 @@ def test_a_wheel_holds_the_real_files_in_the_place_of_the_alias(tmp_path: Path) 
     sources = {path.name: path.read_bytes() for path in FOLDER.glob("*.py")}
     assert {path.name: path.read_bytes() for path in packaged.glob("*.py")} == sources
     assert not (tmp_path / "lib" / "callbacks").exists()
+    definitions = tmp_path / "lib" / "lightning_vcppo" / "docs" / "metrics.md"
+    assert definitions.read_bytes() == (ROOT / "docs" / "metrics.md").read_bytes()

@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import wandb
+import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from lightning_vcppo import cli
+from lightning_vcppo.definitions import define, read_definitions
 from lightning_vcppo.sources import load_problems
+from lightning_vcppo.workspace import PICTURES, SECTIONS, healthy_ranges, lines
 from tests.tiny_runs import (
     CONFIGS,
     ROLLOUTS,
@@ -21,6 +25,7 @@ from tests.tiny_runs import (
     assert_finite,
     logged,
     logged_keys,
+    offline_run,
     vcppo,
 )
 
@@ -72,12 +77,15 @@ def reward_model(cold_start, tmp_path_factory):
 def trained(cold_start, tmp_path_factory):
     """A run of both phases with all loggers and every switch that logs something of its own."""
     folder = tmp_path_factory.mktemp("trained")
+    problems = folder / "aime24.jsonl"
+    problems.write_text('{"problem": "1 + 1?", "answer": 2}\n')
     vcppo(
         *("fit", "--config", CONFIGS / "vcppo.yaml", f"--model.actor={cold_start / 'actor'}"),
         *(*ROLLOUTS, "--loggers=[csv,wandb,tensorboard]", "--trainer.max_epochs=2"),
         *("--model.policy.kl_coef=0.01", "--model.policy.importance_correction=truncate"),
         *("--model.policy.clip_ratio_c=3", "--model.policy.positive_example_nll_weight=0.1"),
         *("--model.actor_optimizer.lr=1e-3", "--model.value.cliprange_value=0.2"),
+        *("--model.evaluation.num_generations=3", f"--data.evaluation_sets={{aime24: {problems}}}"),
         f"--trainer.default_root_dir={folder}",
     )
     wandb.finish()
@@ -99,13 +107,54 @@ def test_a_run_leaves_what_it_promises(trained, cold_start):
     for name in ("config.yaml", "actor", "critic", "value_pretraining/critic", "plots/reward.png"):
         assert (trained / name).exists(), name
     assert not torch.equal(weights(trained / "actor"), weights(cold_start / "actor"))
-    assert len(records(trained / "evaluation" / "rollouts_000006.jsonl")) == 2
+    evaluated = records(trained / "evaluation" / "rollouts_000006.jsonl")
+    assert [(r["evaluation_set"], r["index"], r["sample"]) for r in evaluated] == [
+        *(("held_out", i, sample) for i in range(2) for sample in range(3)),
+        *(("aime24", 0, sample) for sample in range(3)),
+    ]
+    assert {r["year"] for r in evaluated} == {None, 2024}
+    assert len({r["seed"] for r in evaluated}) == 9
     assert list((trained / "tensorboard").glob("events.*"))
 
 
 def test_an_offline_run_is_ready_for_wandb_sync(trained):
     (run,) = (trained / "wandb").glob("offline-run-*")
-    assert list(run.glob("run-*.wandb"))
+    assert run.name.endswith((trained / "wandb" / "run_id").read_text())
+    config, _ = offline_run(run)
+    saved = yaml.safe_load((trained / "config.yaml").read_text())
+    assert {key: config[key] for key in saved} == saved
+    assert config["model"]["init_args"]["policy"]["kl_coef"] == 0.01
+
+
+def test_each_panel_of_the_dashboard_is_logged_and_defined(trained):
+    (run,) = (trained / "wandb").glob("offline-run-*")
+    _, keys = offline_run(run)
+    panels = [key for plots in SECTIONS.values() for plot in plots for key in plot]
+    assert {line for key in panels for line in lines(key)} <= keys
+    assert {key for pictures in PICTURES.values() for key in pictures} <= keys
+    assert [key for key in panels if not define(key).meaning] == []
+    text = healthy_ranges(panels)
+    assert "| `rollout/truncation_rate` | share of responses cut off" in text
+    assert "decay/value_lines_table" in keys
+
+
+def test_regrading_finds_the_written_accuracy(trained, capsys, monkeypatch):
+    file = trained / "evaluation" / "rollouts_000006.jsonl"
+    (last,) = (row for row in logged(trained) if row["step"] == 6 and "eval/accuracy" in row)
+    command = ["vcppo", "regrade", str(file), "--reward=tests.tiny_runs.parity"]
+    monkeypatch.setattr(sys, "argv", command)
+    cli.run()
+    shares = {
+        "held_out": 100 * last["eval/accuracy"],
+        "aime24": 100 * last["eval/aime24/accuracy"],
+    }
+    assert capsys.readouterr().out.splitlines() == [
+        f"{name}: avg@3 {share:.2f} % (written: {share:.2f} %)" for name, share in shares.items()
+    ]
+    monkeypatch.setattr(sys, "argv", command[:3])  # another reward: these answers are all wrong
+    cli.run()
+    differing = [r for r in records(file) if r["correct"]]
+    assert capsys.readouterr().out.count("now wrong") == len(differing) > 0
 
 
 def test_evaluation_and_prediction_leave_the_training_alone(trained, tmp_path):
@@ -168,10 +217,11 @@ def test_a_fitted_critic_needs_no_value_pretraining(trained, cold_start, tmp_pat
 def test_a_resumed_run_goes_on_where_it_was(tiny_actor, tmp_path):
     def fit(folder, rollouts, *arguments):
         vcppo(
-            *("fit", f"--model.actor={tiny_actor}", *ROLLOUTS, "--loggers=[csv]", *arguments),
+            *("fit", f"--model.actor={tiny_actor}", *ROLLOUTS, *arguments),
             *(f"--trainer.limit_train_batches={rollouts}", "--model.actor_optimizer.lr=1e-3"),
             f"--trainer.default_root_dir={tmp_path / folder}",
         )
+        wandb.finish()
 
     fit("whole", 2, "--trainer.max_epochs=2")
     fit("parts", 2)
@@ -186,6 +236,9 @@ def test_a_resumed_run_goes_on_where_it_was(tiny_actor, tmp_path):
     ]
     assert last[0] == pytest.approx(last[1], rel=1e-6)
     assert torch.equal(*(weights(tmp_path / run / "actor") for run in ("whole", "parts")))
+    runs = (tmp_path / "parts" / "wandb").glob("offline-run-*/run-*.wandb")
+    assert len({run.name for run in runs}) == 1  # W&B continues a run of the same id
+    assert len(list((tmp_path / "parts" / "wandb").glob("offline-run-*"))) == 2
 
 
 def test_a_fast_dev_run_writes_nothing(tiny_actor, tmp_path):
@@ -218,21 +271,11 @@ def test_two_processes_end_with_equal_weights(tiny_actor, tmp_path):
 # Documentation
 
 
-def documented_keys():
-    """Return the keys in the first column of the tables of docs/metrics.md."""
-    keys = set()
-    for line in (ROOT / "docs" / "metrics.md").read_text().splitlines():
-        key = line.split("`")[1] if line.startswith("| `") else ""
-        if key.endswith("{0..9}"):
-            keys |= {key.replace("{0..9}", str(decile)) for decile in range(10)}
-        elif "/" in key or key == "step":
-            keys.add(key)
-    return keys
-
-
 def test_every_metric_is_documented_and_every_documented_metric_is_logged(
     cold_start, reward_model, trained
 ):
     runs = (cold_start, reward_model, trained)
-    keys = set().union(*map(logged_keys, runs)) - {"epoch"}
-    assert keys == documented_keys()
+    keys = {k.replace("/aime24/", "/") for run in runs for k in logged_keys(run)} - {"epoch"}
+    rows = read_definitions()
+    assert {key for key in keys if not any(row.covers(key) for row in rows)} == set()
+    assert {row.key for row in rows if not any(map(row.covers, keys))} == set()

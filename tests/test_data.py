@@ -60,6 +60,12 @@ def write_problems(path, texts):
     return str(path)
 
 
+def held_out(data):
+    """Return the batches of the only validation set."""
+    (loader,) = data.val_dataloader()
+    return list(loader)
+
+
 def indices(loader):
     return [batch.indices for batch in loader]
 
@@ -99,17 +105,17 @@ def test_a_template_that_refuses_is_a_users_mistake():
 def test_generated_problems_are_split_without_overlap():
     data = data_module()
     train = {p.problem for batch in data.train_dataloader() for p in batch.problems}
-    val = {p.problem for batch in data.val_dataloader() for p in batch.problems}
+    val = {p.problem for batch in held_out(data) for p in batch.problems}
     assert len(train) == 20 and len(val) == 5 and not train & val
     again = data_module()
     assert indices(again.train_dataloader()) == indices(data.train_dataloader())
     other = data_module(seed=1)
-    assert {p.problem for b in other.val_dataloader() for p in b.problems} != val
+    assert {p.problem for b in held_out(other) for p in b.problems} != val
 
 
 def test_prompt_ids_are_the_rendered_prompt():
     tokenizer = byte_tokenizer()
-    batch = next(iter(data_module(tokenizer=tokenizer).val_dataloader()))
+    batch = held_out(data_module(tokenizer=tokenizer))[0]
     for problem, ids in zip(batch.problems, batch.prompt_ids, strict=True):
         assert tokenizer.decode(ids) == f"{problem.problem}\n<think>\n"
 
@@ -122,7 +128,7 @@ def test_special_tokens_come_from_the_tokenizer_or_from_its_template():
     )
     for template in (None, "<bos>" + CHAT):
         tokenizer.chat_template = template
-        batch = next(iter(data_module(tokenizer=tokenizer).val_dataloader()))
+        batch = held_out(data_module(tokenizer=tokenizer))[0]
         assert [ids.count(tokenizer.bos_token_id) for ids in batch.prompt_ids] == [1, 1]
 
 
@@ -195,16 +201,16 @@ def test_several_files_are_joined_and_predicted_in_order(tmp_path):
 def test_problems_are_set_aside_from_a_file(tmp_path):
     path = write_problems(tmp_path / "a.jsonl", [f"Find {i}" for i in range(12)])
     data = data_module(path=path, val_size=3, prompts_per_rollout=9)
-    train, val = next(iter(data.train_dataloader())), list(data.test_dataloader())
-    sources = [p.source for batch in [train, *val] for p in batch.problems]
+    train, (test,) = next(iter(data.train_dataloader())), data.test_dataloader()
+    sources = [p.source for batch in [train, *test] for p in batch.problems]
     assert len(set(sources)) == 12
     with pytest.raises(ValueError, match="val_size: 12 of 12 problems leaves none to train on"):
         data_module(path=path, val_size=12)
 
 
 def validation_problems(stage, **arguments):
-    loader = data_module(stage, **arguments).val_dataloader()
-    return [problem for batch in loader for problem in batch.problems]
+    batches = held_out(data_module(stage, **arguments))
+    return [problem for batch in batches for problem in batch.problems]
 
 
 @pytest.mark.parametrize("path", [None, "reasoning_gym:gcd"])
@@ -233,11 +239,40 @@ def test_the_seed_is_the_runs(monkeypatch):
 def test_validation_alone_reads_no_training_problems(tmp_path):
     val = write_problems(tmp_path / "val.jsonl", ["a", "b"])
     data = data_module("validate", path="no/such/file.jsonl", val_path=val)
-    assert indices(data.val_dataloader()) == [[0, 1]]
+    assert indices(held_out(data)) == [[0, 1]]
 
 
 def test_no_validation():
     assert data_module(val_size=0).val_dataloader() == []
+
+
+def test_evaluation_sets_stand_beside_the_held_out_problems(tmp_path):
+    paths = {
+        n: write_problems(tmp_path / f"{n}.jsonl", [f"{n} {i}" for i in range(3)]) for n in "ab"
+    }
+    for stage, loaders in (("fit", "val"), ("test", "test")):
+        data = data_module(stage, evaluation_sets={**paths, "sums": None})
+        sets = [list(loader) for loader in getattr(data, f"{loaders}_dataloader")()]
+        assert [s[0].evaluation_set for s in sets] == ["held_out", "a", "b", "sums"]
+        assert [sum(map(len, s)) for s in sets] == [5, 3, 3, 5]
+        assert [p.problem for batch in sets[1] for p in batch.problems] == ["a 0", "a 1", "a 2"]
+        assert indices(sets[1]) == [[0, 1], [2]]
+    alone = data_module("validate", val_size=0, evaluation_sets=paths).val_dataloader()
+    assert [next(iter(loader)).evaluation_set for loader in alone] == ["a", "b"]
+
+
+def test_problems_of_evaluation_sets_are_not_trained_on(tmp_path):
+    train = write_problems(tmp_path / "train.jsonl", [f"Find {i}" for i in range(9)])
+    a = write_problems(tmp_path / "a.jsonl", ["find 3!", "find 4!"])
+    data = data_module(path=train, val_size=2, prompts_per_rollout=1, evaluation_sets={"a": a})
+    seen = {p.problem for batch in data.train_dataloader() for p in batch.problems}
+    assert len(seen) in (5, 6, 7) and not seen & {"Find 3", "Find 4"}
+
+
+@pytest.mark.parametrize("name", ["aime/24", "", "held_out"])
+def test_the_name_of_an_evaluation_set_is_part_of_a_metrics_name(name):
+    with pytest.raises(ValueError, match="evaluation_sets: expected names of letters"):
+        AIMEDataModule(evaluation_sets={name: "a.jsonl"})
 
 
 # Mistakes
@@ -401,28 +436,41 @@ def test_resuming_with_other_data_is_noticed(tmp_path):
 
 def test_two_processes_share_the_prompts(tmp_path):
     script = tmp_path / "two.py"
+    small = write_problems(tmp_path / "small.jsonl", ["a", "b", "c"])
     script.write_text(
         textwrap.dedent(
             f"""
             import sys
             sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
             import json, lightning.pytorch as pl
+            from lightning_vcppo.callbacks import AIMEEvaluation
+            from lightning_vcppo.rollout import ResponseRecord
             from test_data import AIMEDataModule, Recorder
 
+            def record(index, name):  # right on problem 0 alone
+                rest = "test", "?", 7, "7", "7", index == 0, 1, True, name
+                return ResponseRecord(index, 0, *rest)
+
             class Both(Recorder):
-                def validation_step(self, batch, batch_idx):
+                def validation_step(self, batch, batch_idx, dataloader_idx=0):
                     self.validated.append(batch.indices)
+                    return {{"records": [record(i, batch.evaluation_set) for i in batch.indices]}}
 
             module = Both()
             module.validated = []
             trainer = pl.Trainer(
                 accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, logger=False,
                 enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-                num_sanity_val_steps=0,
+                num_sanity_val_steps=0, callbacks=[AIMEEvaluation()],
+                default_root_dir={str(tmp_path)!r},
             )
-            data = AIMEDataModule(train_size=9, val_size=5, prompts_per_rollout=4, val_batch_size=1)
+            data = AIMEDataModule(
+                train_size=9, val_size=5, prompts_per_rollout=4, val_batch_size=1,
+                evaluation_sets={{"small": {small!r}}},
+            )
             trainer.fit(module, data)
-            seen = [[rows for _, _, rows in module.seen], module.validated]
+            metrics = {{k: float(v) for k, v in trainer.callback_metrics.items()}}
+            seen = [[rows for _, _, rows in module.seen], module.validated, metrics]
             open(f"{tmp_path}/{{trainer.global_rank}}.json", "w").write(json.dumps(seen))
             """
         )
@@ -432,7 +480,15 @@ def test_two_processes_share_the_prompts(tmp_path):
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     order = epoch_order(9, 0, 0)
     assert [ranks[0][0][i] + ranks[1][0][i] for i in range(2)] == [order[:4], order[4:8]]
-    assert [share[1] for share in ranks] == [[[0], [2], [4]], [[1], [3], []]]
+    # Held-out problems, then those of the small set: as many batches for both processes.
+    assert [share[1] for share in ranks] == [[[0], [2], [4], [0], [2]], [[1], [3], [], [1], []]]
+    metrics = ranks[0][2]
+    assert metrics == ranks[1][2]
+    assert (metrics["eval/problems"], metrics["eval/small/problems"]) == (5, 3)
+    assert metrics["eval/accuracy"] == pytest.approx(1 / 5)
+    assert metrics["eval/small/accuracy"] == pytest.approx(1 / 3)
+    written = (tmp_path / "evaluation" / "updates_000004.jsonl").read_text().splitlines()
+    assert len(written) == 8
 
 
 def shared(name):

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_vcppo.problems import Problem
-from lightning_vcppo.sources import load_problems, parse_answer, problem_text
+from lightning_vcppo.sources import find_year, load_problems, parse_answer, problem_text
 
 SHARED_DATA = Path(
     os.environ.get("VCPPO_SHARED_DATA", Path(__file__).parents[1].parent / "shared/data")
@@ -211,6 +211,26 @@ def test_parse_answer_accepts_exactly_three_digits(number):
     )
 
 
+@pytest.mark.parametrize(
+    ("row", "source", "year"),
+    [
+        ({"year": 1983, "id": 60}, "", 1983),
+        ({"year": "2007"}, "a.jsonl:1", 2007),
+        ({"competition": "aime_2025_I"}, "", 2025),
+        ({"url": "https://a.b/2024_AIME_I_Problems/Problem_1"}, "", 2024),
+        ({"ID": "2024-II-4"}, "", 2024),
+        ({"id": 2024}, "", None),  # the number of a row
+        ({}, "aime24_qwq.jsonl:2023", 2024),
+        ({}, "math-ai/aime25:1", 2025),
+        ({}, "aime_1983_2023.json:2", None),  # which of them?
+        ({}, "gsm8k.jsonl:1999", None),
+        ({}, "", None),
+    ],
+)
+def test_the_year_is_found_where_a_source_tells_it(row, source, year):
+    assert find_year(row, source) == year
+
+
 # Mistakes
 
 
@@ -320,6 +340,19 @@ def test_real_aime_sets_load_whole(name, count, with_solution):
 def test_real_sets_with_other_answers_need_drop_invalid(name, count):
     assert "drop_invalid=true" in message(shared(name))
     assert len(load_problems(shared(name), drop_invalid=True)) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "years"),
+    [
+        ("aime24_qwen25math.jsonl", {2024}),
+        ("aime24_qwq.jsonl", {2024}),
+        ("aime25_matharena.csv", {2025}),
+        ("aime_1983_2023_deepscaler.json", set(range(1983, 2024))),
+    ],
+)
+def test_years_of_real_sets(name, years):
+    assert {problem.year for problem in load_problems(shared(name))} == years
 
 
 def test_two_copies_of_aime24_agree():

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import math
+import struct
 import sys
 from pathlib import Path
 from unittest import mock
@@ -83,3 +84,31 @@ class WeightsWatcher(Callback):
         path = Path(trainer.default_root_dir, f"weights_{trainer.global_rank}.jsonl")
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def offline_run(folder: Path) -> tuple[dict[str, object], set[str]]:
+    """Return the config and the logged keys of an offline run of Weights & Biases.
+
+    Its file is a LevelDB log (blocks of 32 KiB, 7 bytes in front of each fragment) of protocol
+    buffers.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (path,) = folder.glob("run-*.wandb")
+    data, at, message = path.read_bytes(), 7, b""
+    config: dict[str, object] = {}
+    keys: set[str] = set()
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+        message += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last fragment
+            record = Record.FromString(message)
+            config |= {item.key: json.loads(item.value_json) for item in record.config.update}
+            config |= {i.key: json.loads(i.value_json) for i in record.run.config.update}
+            keys |= {item.key or item.nested_key[0] for item in record.history.item}
+            message = b""
+    return config, keys

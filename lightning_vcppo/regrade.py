@@ -1,0 +1,51 @@
+"""Grade the responses in a file again: does it hold what a run has reported?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from lightning_vcppo.evaluation import by_set, summarize
+from lightning_vcppo.records import read_records
+from lightning_vcppo.rewards import extract_answer, load_reward
+from lightning_vcppo.rollout import ResponseRecord
+
+
+def regrade(file: str, reward: str = "lightning_vcppo.rewards.verify") -> list[ResponseRecord]:
+    """Grade the responses in a file again, and print both accuracies and what differs.
+
+    Args:
+        file: Graded responses, `evaluation/*.jsonl` of a run or the output of `vcppo predict`.
+        reward: Import path of `(response: str, answer: int) -> float`; positive means correct.
+
+    Returns:
+        The records with the new verdicts.
+
+    Raises:
+        ValueError: If the file holds anything else, or nothing.
+    """
+    function = load_reward(reward)
+    records = read_records(Path(file))
+    if not records:
+        raise ValueError(f"{file}: no responses")
+    again = [
+        replace(
+            record,
+            prediction=extract_answer(record.response),
+            correct=function(record.response, record.answer) > 0,
+        )
+        for record in records
+    ]
+    written = by_set(records)
+    for name, of_set in by_set(again).items():
+        before, now = summarize(written[name]), summarize(of_set)
+        was, is_now = (100 * summary.rates["accuracy"].value for summary in (before, now))
+        print(f"{name or file}: avg@{now.k} {is_now:.2f} % (written: {was:.2f} %)")
+    for old, new in zip(records, again, strict=True):
+        if old.correct != new.correct:
+            verdict = "right" if new.correct else "wrong"
+            print(
+                f"{new.source}, sample {new.sample}: now {verdict} "
+                f"({new.prediction}; the answer is {new.answer})"
+            )
+    return again
