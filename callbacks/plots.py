@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
 from typing_extensions import override
 
 from lightning_vcppo.dashboards import log_figure
-from lightning_vcppo.metrics import NUM_DECILES, actor_lambda, position_profile, reward_weights
+from lightning_vcppo.profiles import (
+    NUM_DECILES,
+    absolute_bins,
+    actor_lambda,
+    profile_rollout,
+    reward_weights,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +36,9 @@ BLUE, ORANGE, GREY, SHADE = "#0072B2", "#D55E00", "#666666", "#F1E4C3"
 DECAY_LAMBDAS = (0.9, 0.95, 0.99, 0.999, 1.0)
 MAX_STAGES = 5
 """Lines of a profile plot: the run is cut into at most as many stages."""
+MAX_BINS = 50
+"""Points of a line over tokens."""
+PROFILED = ("value", "advantage")
 BESIDE: dict[str, Any] = {"frameon": False, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
 """Where the legend of crossing lines hides none of them."""
 
@@ -56,8 +64,13 @@ class _History:
     scalars: dict[str, list[float]] = field(
         default_factory=lambda: {key: [] for key, _, _ in LEARNING_CURVES.values()}
     )
-    value_profiles: list[list[float]] = field(default_factory=list)
-    advantage_profiles: list[list[float]] = field(default_factory=list)
+    by_decile: dict[str, list[list[float]]] = field(
+        default_factory=lambda: {name: [] for name in PROFILED}
+    )
+    by_token: dict[str, list[list[float]]] = field(
+        default_factory=lambda: {name: [] for name in PROFILED}
+    )
+    bins: list[int] = field(default_factory=list)  # of `by_token`: tokens of each, and how many
     evaluations: list[list[float]] = field(default_factory=list)  # [rollouts done, accuracy]
 
 
@@ -111,11 +124,10 @@ class LearningCurves(Callback):
         history = self._history
         history.rollouts.append(cast("VCPPOModule", pl_module).rollouts_done)
         history.phases.append(self._phase)
+        metrics = trainer.callback_metrics  # collected anew at each access
         for key, curve in history.scalars.items():
-            curve.append(float(trainer.callback_metrics.get(key, math.nan)))
-        mask_BT = rollout.response_mask_BT
-        history.value_profiles.append(_profile(rollout.values_BT, mask_BT))
-        history.advantage_profiles.append(_profile(rollout.advantages_BT, mask_BT))
+            curve.append(float(metrics.get(key, math.nan)))
+        self._remember_profiles(cast("VCPPOModule", pl_module), rollout, trainer.world_size)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -133,6 +145,30 @@ class LearningCurves(Callback):
         for name, figure in self._save(trainer, pl_module).items():
             log_figure(trainer, f"plots/{name}", figure, step=self._history.rollouts[-1])
 
+    def _remember_profiles(self, module: VCPPOModule, rollout: Rollout, ranks: int) -> None:
+        history, limit = self._history, module.sampling.max_response_length
+        bin_width, num_bins = absolute_bins(limit, None, MAX_BINS)
+        if history.bins != [bin_width, num_bins]:  # at first, or resumed with another limit
+            history.bins = [bin_width, num_bins]
+            for name in PROFILED:
+                history.by_token[name] = [[math.nan] * num_bins for _ in history.rollouts[1:]]
+        found = {"value": rollout.values_BT, "advantage": rollout.advantages_BT}
+        profiles = profile_rollout(
+            rollout,
+            {name: tokens_BT for name, tokens_BT in found.items() if tokens_BT is not None},
+            bin_width=bin_width,
+            num_bins=num_bins,
+            ranks=ranks,
+            reduce=module.sum_over_ranks,
+        )
+        for kept, measured, size in (
+            (history.by_decile, profiles.deciles, NUM_DECILES),
+            (history.by_token, profiles.absolute, num_bins),
+        ):
+            for name in PROFILED:
+                means = measured[name]["all"] if name in measured else [None] * size
+                kept[name].append([math.nan if mean is None else mean for mean in means])
+
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Figure]:
         """Write every figure from the first rank; return them by name."""
         if not trainer.is_global_zero or not self._history.rollouts:
@@ -144,12 +180,6 @@ class LearningCurves(Callback):
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png", dpi=150)
         return figures
-
-
-def _profile(tokens_BT: Tensor | None, response_mask_BT: Tensor) -> list[float]:
-    if tokens_BT is None:
-        return [math.nan] * NUM_DECILES
-    return position_profile(tokens_BT, response_mask_BT)
 
 
 def _draw(history: _History, settings: AdvantageSettings) -> Iterator[tuple[str, Figure]]:
@@ -168,12 +198,19 @@ def _draw(history: _History, settings: AdvantageSettings) -> Iterator[tuple[str,
                 ax.set_ylim(bottom=0)
             ax.legend(frameon=False)
             yield name, figure
-    for name, profiles in (
-        ("value", history.value_profiles),
-        ("advantage", history.advantage_profiles),
+    for place, kept, width, unit in (
+        ("position", history.by_decile, 100 / NUM_DECILES, "% of its length"),
+        ("token", history.by_token, history.bins[0], "tokens"),
     ):
-        if not all(math.isnan(mean) for profile in profiles for mean in profile):
-            yield f"{name}_by_position", _draw_profiles(name, history.rollouts, profiles)
+        for name, profiles in kept.items():
+            if not all(math.isnan(mean) for profile in profiles for mean in profile):
+                figure, ax = _axes(
+                    f"{name.capitalize()} by {place}",
+                    f"position in the response ({unit})",
+                    f"mean {name}",
+                )
+                _draw_profiles(ax, history.rollouts, profiles, width)
+                yield f"{name}_by_{place}", figure
     lengths = [x for x in history.scalars["rollout/response_length"] if not math.isnan(x)]
     if lengths and settings.estimator == "gae":
         yield "reward_decay", _draw_reward_decay(round(lengths[-1]), settings)
@@ -215,18 +252,13 @@ def _shade_value_pretraining(ax: Axes, history: _History) -> None:
 
 
 def _draw_profiles(
-    name: str, rollouts: Sequence[int], profiles: Sequence[Sequence[float]]
-) -> Figure:
+    ax: Axes, rollouts: Sequence[int], profiles: Sequence[Sequence[float]], width: float
+) -> None:
     """Draw mean profiles of the run's stages, from light (early) to dark (late)."""
     from matplotlib import colormaps
 
-    figure, ax = _axes(
-        f"{name.capitalize()} by position",
-        "position in the response (% of its length)",
-        f"mean {name}",
-    )
     ax.axhline(0, color=GREY, linewidth=0.8)
-    centers = [100 * (i + 0.5) / NUM_DECILES for i in range(NUM_DECILES)]
+    centers = [width * (i + 0.5) for i in range(len(profiles[0]))]
     stages = min(MAX_STAGES, len(rollouts))
     for stage in range(stages):
         part = slice(stage * len(rollouts) // stages, (stage + 1) * len(rollouts) // stages)
@@ -235,9 +267,8 @@ def _draw_profiles(
         span = f"{first}" if first == last else f"{first} to {last}"
         color = colormaps["viridis_r"](0.15 + 0.85 * stage / max(1, stages - 1))
         ax.plot(centers, mean, ".-", color=color, linewidth=1.8, label=f"rollouts {span}")
-    ax.set_xlim(0, 100)
+    ax.set_xlim(0, width * len(centers))
     ax.legend(**BESIDE)
-    return figure
 
 
 def _draw_reward_decay(length: int, settings: AdvantageSettings) -> Figure:

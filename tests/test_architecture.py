@@ -16,9 +16,9 @@ PACKAGE = ROOT / "lightning_vcppo"
 
 # A file imports from the rows above its own alone. A folder counts as one file.
 LAYERS = [
-    {"microbatch", "problems", "seeding", "settings"},
-    {"advantages", "logprobs", "losses", "rewards", "rollout", "value_heads"},
-    {"dynamic_sampling", "generation", "metrics", "models", "records", "sharding"},
+    {"calibration", "diagnostics", "microbatch", "problems", "seeding", "settings"},
+    {"advantages", "guard_rules", "logprobs", "losses", "rewards", "rollout", "value_heads"},
+    {"dynamic_sampling", "generation", "metrics", "models", "profiles", "records", "sharding"},
     {"dashboards", "dataloaders", "sources"},
     {"actor_module", "data"},
     {"actor_critic", "cold_start"},
@@ -33,6 +33,7 @@ NEVER_IN_MODULES = {"data", "dashboards", "dataloaders", "sources"}
 # Files that a reader can try without a Trainer or a model: what they need beside Python itself.
 PURE = {
     "advantages": {"torch"},
+    "calibration": {"torch"},
     "logprobs": {"torch"},
     "losses": {"torch"},
     "microbatch": {"torch"},
