@@ -135,7 +135,11 @@ class CriticCalibration(Callback):
         module, ranks = cast("VCPPOModule", pl_module), trainer.world_size
         self._remember(self._forecasts(module, rollout, ranks))
         calibration = calibrate(join_forecasts(self._window), self._num_bins)
-        entry: dict[str, Any] = {"rollout": module.rollouts_done, "phase": self._phase, **asdict(calibration)}
+        entry: dict[str, Any] = {
+            "rollout": module.rollouts_done,
+            "phase": self._phase,
+            **asdict(calibration),
+        }
         metrics = calibration.scalars()
         if self._audit_every and module.rollouts_done % self._audit_every == 0:
             audit = self._audit(module, rollout, ranks)

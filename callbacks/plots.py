@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREY, SHADE = "#0072B2", "#D55E00", "#666666", "#F1E4C3"
 DECAY_LAMBDAS = (0.9, 0.95, 0.99, 0.999, 1.0)
+DRAWING_SHARE = 0.005
+"""Of the time of a run, for drawing before its end."""
 MAX_STAGES = 5
 """Lines of a profile plot: the run is cut into at most as many stages."""
 MAX_BINS = 50
@@ -64,10 +67,10 @@ class _History:
     scalars: dict[str, list[float]] = field(
         default_factory=lambda: {key: [] for key, _, _ in LEARNING_CURVES.values()}
     )
-    by_decile: dict[str, list[list[float]]] = field(
+    by_decile: dict[str, list[list[float | None]]] = field(
         default_factory=lambda: {name: [] for name in PROFILED}
     )
-    by_token: dict[str, list[list[float]]] = field(
+    by_token: dict[str, list[list[float | None]]] = field(
         default_factory=lambda: {name: [] for name in PROFILED}
     )
     bins: list[int] = field(default_factory=list)  # of `by_token`: tokens of each, and how many
@@ -75,8 +78,9 @@ class _History:
 
 
 class LearningCurves(Callback):
-    """Write PNG plots after each evaluation and at the end of `fit`; send the last to the logger.
+    """Write PNG plots at the end of `fit`, send them to the logger; draw them now and then before.
 
+    In between it draws after an evaluation, when half a percent of the time allows for it.
     The history is part of the checkpoint, so a resumed run draws the whole curve. Profiles are
     means over all ranks. A module without rollouts is left alone.
 
@@ -89,6 +93,8 @@ class LearningCurves(Callback):
         self._dirpath = dirpath
         self._history = _History()
         self._phase = ""
+        self._drawn_at = time.monotonic()
+        self._drawing_s = 2.0  # about that much, the first time
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -137,7 +143,8 @@ class LearningCurves(Callback):
             return
         if (accuracy := trainer.callback_metrics.get("eval/accuracy")) is not None:
             history.evaluations.append([float(history.rollouts[-1]), float(accuracy)])
-        self._save(trainer, pl_module)
+        if (time.monotonic() - self._drawn_at) * DRAWING_SHARE >= self._drawing_s:
+            self._save(trainer, pl_module)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -151,7 +158,7 @@ class LearningCurves(Callback):
         if history.bins != [bin_width, num_bins]:  # at first, or resumed with another limit
             history.bins = [bin_width, num_bins]
             for name in PROFILED:
-                history.by_token[name] = [[math.nan] * num_bins for _ in history.rollouts[1:]]
+                history.by_token[name] = [[None] * num_bins for _ in history.rollouts[1:]]
         found = {"value": rollout.values_BT, "advantage": rollout.advantages_BT}
         profiles = profile_rollout(
             rollout,
@@ -166,19 +173,21 @@ class LearningCurves(Callback):
             (history.by_token, profiles.absolute, num_bins),
         ):
             for name in PROFILED:
-                means = measured[name]["all"] if name in measured else [None] * size
-                kept[name].append([math.nan if mean is None else mean for mean in means])
+                kept[name].append(measured[name]["all"] if name in measured else [None] * size)
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Figure]:
         """Write every figure from the first rank; return them by name."""
         if not trainer.is_global_zero or not self._history.rollouts:
             return {}
+        start = time.monotonic()
         folder = Path(self._dirpath or Path(trainer.default_root_dir, "plots"))
         folder.mkdir(parents=True, exist_ok=True)
         settings = cast("VCPPOModule", pl_module).advantage
         figures = dict(_draw(self._history, settings))
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png", dpi=150)
+        self._drawn_at = time.monotonic()
+        self._drawing_s = self._drawn_at - start
         return figures
 
 
@@ -203,7 +212,7 @@ def _draw(history: _History, settings: AdvantageSettings) -> Iterator[tuple[str,
         ("token", history.by_token, history.bins[0], "tokens"),
     ):
         for name, profiles in kept.items():
-            if not all(math.isnan(mean) for profile in profiles for mean in profile):
+            if any(mean is not None for profile in profiles for mean in profile):
                 figure, ax = _axes(
                     f"{name.capitalize()} by {place}",
                     f"position in the response ({unit})",
@@ -252,17 +261,18 @@ def _shade_value_pretraining(ax: Axes, history: _History) -> None:
 
 
 def _draw_profiles(
-    ax: Axes, rollouts: Sequence[int], profiles: Sequence[Sequence[float]], width: float
+    ax: Axes, rollouts: Sequence[int], profiles: Sequence[Sequence[float | None]], width: float
 ) -> None:
     """Draw mean profiles of the run's stages, from light (early) to dark (late)."""
     from matplotlib import colormaps
 
     ax.axhline(0, color=GREY, linewidth=0.8)
+    numbers = [[math.nan if mean is None else mean for mean in profile] for profile in profiles]
     centers = [width * (i + 0.5) for i in range(len(profiles[0]))]
     stages = min(MAX_STAGES, len(rollouts))
     for stage in range(stages):
         part = slice(stage * len(rollouts) // stages, (stage + 1) * len(rollouts) // stages)
-        mean = torch.tensor(profiles[part]).nanmean(0).tolist()
+        mean = torch.tensor(numbers[part]).nanmean(0).tolist()
         first, last = rollouts[part][0], rollouts[part][-1]
         span = f"{first}" if first == last else f"{first} to {last}"
         color = colormaps["viridis_r"](0.15 + 0.85 * stage / max(1, stages - 1))

@@ -159,7 +159,9 @@ def _scalars(profiles: RolloutProfiles) -> dict[str, float]:
             means |= {f"{name}_decile_{i}": deciles[name]["all"][i] for i in range(NUM_DECILES)}
     for name in ("bias", "entropy"):
         if name in deciles:
-            means[f"{name}_first"], means[f"{name}_last"] = (deciles[name]["all"][i] for i in (0, -1))
+            means[f"{name}_first"], means[f"{name}_last"] = (
+                deciles[name]["all"][i] for i in (0, -1)
+            )
     return {name: mean for name, mean in means.items() if mean is not None}
 
 

@@ -108,11 +108,11 @@ def bootstrapped_targets(facts: Facts, limits: Limits) -> str | None:
 
 def unready_critic(facts: Facts, limits: Limits) -> str | None:
     """The actor is about to move, or moves on, by a critic that explains nothing."""
+    if facts.critic_lr is None or not facts.actor_moves or facts.advantage.explained_variance_gate:
+        return None
     seen = facts.last if facts.pretraining else facts.now
     explained = seen.get("critic/explained_variance")
-    if explained is None or not facts.actor_moves or facts.advantage.explained_variance_gate:
-        return None
-    if explained > limits.explained_variance:
+    if explained is None or explained > limits.explained_variance:
         return None
     cure = "raise --value_pretraining.max_rollouts or --model.critic_optimizer.lr"
     return (

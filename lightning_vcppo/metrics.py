@@ -23,6 +23,7 @@ from lightning_vcppo.microbatch import Reduce, explained_variance, identity, mas
 from lightning_vcppo.rewards import normalize_answer
 from lightning_vcppo.rollout import ResponseRecord, Rollout
 
+
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     """Estimate, without bias, the probability that at least one of k samples is right.
 
