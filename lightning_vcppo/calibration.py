@@ -154,7 +154,8 @@ def _ranks(x: Tensor) -> Tensor:
     """Return the mean rank of each number among its equals, from 0."""
     _, group, count = x.unique(return_inverse=True, return_counts=True)
     last = count.cumsum(0) - 1
-    return ((2 * last - count + 1) / 2)[group]
+    rank: Tensor = (2 * last - count + 1) / 2
+    return rank[group]
 
 
 def _tensors(forecasts: Forecasts) -> tuple[Tensor, Tensor, Tensor]:
@@ -184,8 +185,9 @@ class Audit:
     standard_error: float
 
     def scalars(self) -> dict[str, float]:
-        """Return the numbers that are known."""
-        return {k: float(v) for k, v in asdict(self).items() if v is not None}
+        """Return the measures that are known."""
+        measures = {k: v for k, v in asdict(self).items() if k != "prefixes"}
+        return {k: float(v) for k, v in measures.items() if v is not None}
 
 
 def audit_values(values_P: Tensor, rewards_PM: Tensor) -> Audit:

@@ -6,6 +6,7 @@ flag to change. docs/metrics.md has a table of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
@@ -177,15 +178,17 @@ def shrinking_responses(facts: Facts, limits: Limits) -> str | None:
     start, now = (seen.get("rollout/response_length") for seen in (facts.start, facts.now))
     if start is None or now is None or now >= limits.length_ratio * start:
         return None
-    accuracies = [seen.get("rollout/accuracy") for seen in (facts.start, facts.now)]
-    beside = "" if None in accuracies else " (accuracy {:.0%}, then {:.0%})".format(*accuracies)
+    before, after = (seen.get("rollout/accuracy", math.nan) for seen in (facts.start, facts.now))
     if facts.critic_lr is None:
         cure = "lower --model.actor_optimizer.lr"
     elif facts.fits_critic:
         cure = "look at decay/*, then raise --value_pretraining.max_rollouts"
     else:
         cure = ENABLE
-    return f"mean length fell from {start:.0f} tokens at the start to {now:.0f}{beside}; {cure}"
+    return (
+        f"mean length fell from {start:.0f} tokens at the start to {now:.0f}, and accuracy went "
+        f"from {before:.0%} to {after:.0%}; {cure}"
+    )
 
 
 def rising_truncation(facts: Facts, limits: Limits) -> str | None:
