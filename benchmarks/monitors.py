@@ -14,7 +14,6 @@ The last line is JSON:
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections import defaultdict
@@ -22,11 +21,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from omegaconf import OmegaConf
 
+from benchmarks.measure import THREADS, print_json, print_table, start
 from lightning_vcppo import cli
 from lightning_vcppo.actor_module import write_folder
 from lightning_vcppo.cold_start import default_tokenizer
@@ -34,7 +33,7 @@ from lightning_vcppo.models import build_actor
 from lightning_vcppo.module import VCPPOModule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-ROLLOUTS, VOCABULARY, THREADS = 16, 320, 2
+ROLLOUTS, VOCABULARY = 16, 320
 NO_MONITORS = {"value_pretraining", "aime_evaluation", "model_export", "response_writer"}
 """Forced callbacks that train, evaluate or export."""
 AFTER_TRAINING = {"on_train_end", "on_fit_end"}
@@ -86,7 +85,7 @@ def write_actor(folder: Path) -> None:
 
 def main() -> None:
     """Run, print a table and a line of JSON."""
-    torch.manual_seed(0)
+    start()
     watch = Stopwatch()
     monitors = watch_everything(watch)
     with tempfile.TemporaryDirectory() as temporary:
@@ -107,12 +106,14 @@ def main() -> None:
     logging_ms = 1e3 * seconds["logging"] / ROLLOUTS
     rollout_s = seconds["training_step"] / ROLLOUTS
     overhead = (sum(hooks_ms.values()) + logging_ms) / 1e3 / rollout_s
-    for name, milliseconds in {**hooks_ms, "logging": logging_ms}.items():
-        share = milliseconds / 1e3 / rollout_s
-        print(f"{name:<22}{milliseconds:>8.2f} ms a rollout  {share:>7.2%}")
-    print(f"{'all':<22}{1e3 * overhead * rollout_s:>8.2f} ms of {rollout_s:.2f} s   {overhead:.2%}")
+    parts = {**hooks_ms, "logging": logging_ms, "all": 1e3 * overhead * rollout_s}
+    print_table(
+        f"{ROLLOUTS} rollouts of {rollout_s:.2f} s",
+        ("", "ms a rollout", "% of it"),
+        [(name, ms, ms / 10 / rollout_s) for name, ms in parts.items()],
+    )
     results = {"overhead": overhead, "rollout_s": rollout_s, "hooks_ms": hooks_ms}
-    print(json.dumps(results | {"logging_ms": logging_ms, "at_end_s": seconds["end"]}))
+    print_json(results | {"logging_ms": logging_ms, "at_end_s": seconds["end"]})
 
 
 if __name__ == "__main__":

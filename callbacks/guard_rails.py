@@ -12,15 +12,13 @@ from rich import get_console
 from rich.text import Text
 from typing_extensions import override
 
-from lightning_vcppo.guard_rules import WATCHED, Facts, Limits, broken_rules
+from lightning_vcppo.guard_rules import MISMATCH_KL, WATCHED, Facts, Limits, broken_rules
 from lightning_vcppo.losses import kl_estimate
 from lightning_vcppo.microbatch import masked_mean
 
 if TYPE_CHECKING:
     from lightning_vcppo.module import VCPPOModule
     from lightning_vcppo.rollout import Rollout
-
-MISMATCH = "mismatch/mismatch_kl_k3"
 
 
 class GuardRails(Callback):
@@ -134,10 +132,12 @@ class GuardRails(Callback):
         """Read the rollout's metrics, and keep the first and the latest of each."""
         metrics = trainer.callback_metrics
         last = {key: float(metrics[key]) for key in WATCHED if key in metrics}
-        if MISMATCH not in last and rollout.old_logprobs_BT is not None:  # it is not corrected for
+        if (
+            MISMATCH_KL not in last and rollout.old_logprobs_BT is not None
+        ):  # it is not corrected for
             kl_BT = kl_estimate(rollout.sampler_logprobs_BT, rollout.old_logprobs_BT, "k3")
             mean = masked_mean(kl_BT, rollout.response_mask_BT, reduce=module.sum_over_ranks)
-            last[MISMATCH] = float(mean)
+            last[MISMATCH_KL] = float(mean)
         last = {key: number for key, number in last.items() if math.isfinite(number)}
         for key, number in last.items():
             self._latest[key] = [*self._latest[key], number][-self._limits.window :]

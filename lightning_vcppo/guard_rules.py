@@ -83,14 +83,16 @@ class Facts:
 
 Rule = Callable[[Facts, Limits], str | None]
 
+MISMATCH_KL = "mismatch/mismatch_kl_k3"
 WATCHED = (
     "rollout/response_length",
     "rollout/accuracy",
     "rollout/truncation_rate",
     "critic/explained_variance",
+    "value_pretraining/explained_variance",
     "policy/clipfrac",
     "policy/approx_kl",
-    "mismatch/mismatch_kl_k3",
+    MISMATCH_KL,
 )
 """Metrics that the rules read."""
 
@@ -111,8 +113,10 @@ def unready_critic(facts: Facts, limits: Limits) -> str | None:
     """The actor is about to move, or moves on, by a critic that explains nothing."""
     if facts.critic_lr is None or not facts.actor_moves or facts.advantage.explained_variance_gate:
         return None
-    seen = facts.last if facts.pretraining else facts.now
-    explained = seen.get("critic/explained_variance")
+    explained = facts.now.get("critic/explained_variance")
+    if facts.pretraining:  # it ends: the last word counts, on held-out responses if there is one
+        explained = facts.last.get("critic/explained_variance", explained)
+        explained = facts.last.get("value_pretraining/explained_variance", explained)
     if explained is None or explained > limits.explained_variance:
         return None
     cure = "raise --value_pretraining.max_rollouts or --model.critic_optimizer.lr"
@@ -214,7 +218,7 @@ def large_policy_kl(facts: Facts, limits: Limits) -> str | None:
 
 def sampler_mismatch(facts: Facts, limits: Limits) -> str | None:
     """The probabilities of sampler and trainer differ at the same weights."""
-    kl = facts.now.get("mismatch/mismatch_kl_k3")
+    kl = facts.now.get(MISMATCH_KL)
     if kl is None or kl <= limits.mismatch_kl:
         return None
     return (

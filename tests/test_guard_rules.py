@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lightning_vcppo.guard_rules import RULES, Facts, Limits, broken_rules
+from lightning_vcppo.guard_rules import MISMATCH_KL, RULES, Facts, Limits, broken_rules
 from lightning_vcppo.settings import AdvantageSettings
 from tests.tiny_runs import ROOT
 
@@ -17,7 +17,7 @@ HEALTHY = {
     "critic/explained_variance": 0.4,
     "policy/clipfrac": 0.1,
     "policy/approx_kl": 0.01,
-    "mismatch/mismatch_kl_k3": 1e-4,
+    MISMATCH_KL: 1e-4,
 }
 
 
@@ -49,6 +49,7 @@ def explained(value: float) -> dict[str, Any]:
 
 
 NO_CRITIC = {"critic_lr": None}
+HELD_OUT = "value_pretraining/explained_variance"
 LENGTH = "rollout/response_length"
 CASES: list[tuple[str, dict[str, Any], dict[str, Any], tuple[str, ...]]] = [
     # rule, facts that break it, facts nearby that do not, what the message must name
@@ -75,6 +76,12 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], tuple[str, ...]]] = [
         {"pretraining": True, "last": HEALTHY | explained(-0.1)},
         explained(-0.1) | {"pretraining": True},
         ("-0.10",),
+    ),
+    (
+        "unready_critic",  # and that on held-out responses, if there are any
+        {"pretraining": True, "last": HEALTHY | {HELD_OUT: -0.2}},
+        {"pretraining": True, "last": HEALTHY | explained(-0.2) | {HELD_OUT: 0.2}},
+        ("-0.20",),
     ),
     (
         "unheard_reward",
@@ -144,8 +151,8 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], tuple[str, ...]]] = [
     ),
     (
         "sampler_mismatch",
-        {"mismatch/mismatch_kl_k3": 0.02},
-        {"mismatch/mismatch_kl_k3": 0.01},
+        {MISMATCH_KL: 0.02},
+        {MISMATCH_KL: 0.01},
         ("0.02", "--model.policy.importance_correction=truncate"),
     ),
 ]
