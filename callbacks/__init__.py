@@ -1,6 +1,8 @@
 """Callbacks, imported as `lightning_vcppo.callbacks`; one a file."""
 
 from .aime_evaluation import AIMEEvaluation
+from .critic_calibration import CriticCalibration
+from .guard_rails import GuardRails
 from .model_export import ModelExport
 from .plots import LearningCurves
 from .progress import RolloutProgressBar
@@ -10,6 +12,8 @@ from .value_pretraining import ValuePretraining
 
 __all__ = [
     "AIMEEvaluation",
+    "CriticCalibration",
+    "GuardRails",
     "LearningCurves",
     "ModelExport",
     "ResponseWriter",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
@@ -13,11 +14,16 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
 from typing_extensions import override
 
 from lightning_vcppo.dashboards import log_figure, log_positions
-from lightning_vcppo.metrics import NUM_DECILES, actor_lambda, position_profile, reward_weights
+from lightning_vcppo.profiles import (
+    NUM_DECILES,
+    absolute_bins,
+    actor_lambda,
+    profile_rollout,
+    reward_weights,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,8 +35,13 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREY, SHADE = "#0072B2", "#D55E00", "#666666", "#F1E4C3"
 DECAY_LAMBDAS = (0.9, 0.95, 0.99, 0.999, 1.0)
+DRAWING_SHARE = 0.005
+"""Of the time of a run, for drawing before its end."""
 MAX_STAGES = 5
 """Lines of a profile plot: the run is cut into at most as many stages."""
+MAX_BINS = 50
+"""Points of a line over tokens."""
+PROFILED = ("value", "advantage")
 BESIDE: dict[str, Any] = {"frameon": False, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
 """Where the legend of crossing lines hides none of them."""
 
@@ -56,24 +67,28 @@ class _History:
     scalars: dict[str, list[float]] = field(
         default_factory=lambda: {key: [] for key, _, _ in LEARNING_CURVES.values()}
     )
-    value_profiles: list[list[float]] = field(default_factory=list)
-    advantage_profiles: list[list[float]] = field(default_factory=list)
+    by_decile: dict[str, list[list[float | None]]] = field(
+        default_factory=lambda: {name: [] for name in PROFILED}
+    )
+    by_token: dict[str, list[list[float | None]]] = field(
+        default_factory=lambda: {name: [] for name in PROFILED}
+    )
+    bins: list[int] = field(default_factory=list)  # of `by_token`: tokens of each, and how many
     evaluations: list[list[float]] = field(default_factory=list)  # [rollouts done, accuracy]
 
     def position_rows(self) -> list[dict[str, Any]]:
         """Return the profiles as `log_positions` takes them."""
-        profiles = zip(self.value_profiles, self.advantage_profiles, strict=True)
         return [
-            {"rollout": rollout, "deciles": {"value": {"all": v}, "advantage": {"all": a}}}
-            for rollout, (v, a) in zip(self.rollouts, profiles, strict=True)
+            {"rollout": rollout, "deciles": {n: {"all": self.by_decile[n][i]} for n in PROFILED}}
+            for i, rollout in enumerate(self.rollouts)
         ]
 
 
 class LearningCurves(Callback):
-    """Write PNG plots after each evaluation and at the end of `fit`; send the last to the logger.
+    """Write PNG plots at the end of `fit`, send them to the logger; draw them now and then before.
 
-    Profiles by position go to the logger after each evaluation.
-
+    In between it draws, and sends profiles by position, after an evaluation, when half a percent
+    of the time allows for it.
     The history is part of the checkpoint, so a resumed run draws the whole curve. Profiles are
     means over all ranks. A module without rollouts is left alone.
 
@@ -86,6 +101,8 @@ class LearningCurves(Callback):
         self._dirpath = dirpath
         self._history = _History()
         self._phase = ""
+        self._drawn_at = time.monotonic()
+        self._drawing_s = 2.0  # about that much, the first time
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -121,11 +138,10 @@ class LearningCurves(Callback):
         history = self._history
         history.rollouts.append(cast("VCPPOModule", pl_module).rollouts_done)
         history.phases.append(self._phase)
+        metrics = trainer.callback_metrics  # collected anew at each access
         for key, curve in history.scalars.items():
-            curve.append(float(trainer.callback_metrics.get(key, math.nan)))
-        mask_BT = rollout.response_mask_BT
-        history.value_profiles.append(_profile(rollout.values_BT, mask_BT))
-        history.advantage_profiles.append(_profile(rollout.advantages_BT, mask_BT))
+            curve.append(float(metrics.get(key, math.nan)))
+        self._remember_profiles(cast("VCPPOModule", pl_module), rollout, trainer.world_size)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -135,8 +151,9 @@ class LearningCurves(Callback):
             return
         if (accuracy := trainer.callback_metrics.get("eval/accuracy")) is not None:
             history.evaluations.append([float(history.rollouts[-1]), float(accuracy)])
-        self._save(trainer, pl_module)
-        log_positions(trainer, history.position_rows(), step=history.rollouts[-1])
+        if (time.monotonic() - self._drawn_at) * DRAWING_SHARE >= self._drawing_s:
+            self._save(trainer, pl_module)
+            log_positions(trainer, history.position_rows(), step=history.rollouts[-1])
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -147,23 +164,43 @@ class LearningCurves(Callback):
         if history.rollouts:
             log_positions(trainer, history.position_rows(), step=history.rollouts[-1])
 
+    def _remember_profiles(self, module: VCPPOModule, rollout: Rollout, ranks: int) -> None:
+        history, limit = self._history, module.sampling.max_response_length
+        bin_width, num_bins = absolute_bins(limit, None, MAX_BINS)
+        if history.bins != [bin_width, num_bins]:  # at first, or resumed with another limit
+            history.bins = [bin_width, num_bins]
+            for name in PROFILED:
+                history.by_token[name] = [[None] * num_bins for _ in history.rollouts[1:]]
+        found = {"value": rollout.values_BT, "advantage": rollout.advantages_BT}
+        profiles = profile_rollout(
+            rollout,
+            {name: tokens_BT for name, tokens_BT in found.items() if tokens_BT is not None},
+            bin_width=bin_width,
+            num_bins=num_bins,
+            ranks=ranks,
+            reduce=module.sum_over_ranks,
+        )
+        for kept, measured, size in (
+            (history.by_decile, profiles.deciles, NUM_DECILES),
+            (history.by_token, profiles.absolute, num_bins),
+        ):
+            for name in PROFILED:
+                kept[name].append(measured[name]["all"] if name in measured else [None] * size)
+
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Figure]:
         """Write every figure from the first rank; return them by name."""
         if not trainer.is_global_zero or not self._history.rollouts:
             return {}
+        start = time.monotonic()
         folder = Path(self._dirpath or Path(trainer.default_root_dir, "plots"))
         folder.mkdir(parents=True, exist_ok=True)
         settings = cast("VCPPOModule", pl_module).advantage
         figures = dict(_draw(self._history, settings))
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png", dpi=150)
+        self._drawn_at = time.monotonic()
+        self._drawing_s = self._drawn_at - start
         return figures
-
-
-def _profile(tokens_BT: Tensor | None, response_mask_BT: Tensor) -> list[float]:
-    if tokens_BT is None:
-        return [math.nan] * NUM_DECILES
-    return position_profile(tokens_BT, response_mask_BT)
 
 
 def _draw(history: _History, settings: AdvantageSettings) -> Iterator[tuple[str, Figure]]:
@@ -182,12 +219,19 @@ def _draw(history: _History, settings: AdvantageSettings) -> Iterator[tuple[str,
                 ax.set_ylim(bottom=0)
             ax.legend(frameon=False)
             yield name, figure
-    for name, profiles in (
-        ("value", history.value_profiles),
-        ("advantage", history.advantage_profiles),
+    for place, kept, width, unit in (
+        ("position", history.by_decile, 100 / NUM_DECILES, "% of its length"),
+        ("token", history.by_token, history.bins[0], "tokens"),
     ):
-        if not all(math.isnan(mean) for profile in profiles for mean in profile):
-            yield f"{name}_by_position", _draw_profiles(name, history.rollouts, profiles)
+        for name, profiles in kept.items():
+            if any(mean is not None for profile in profiles for mean in profile):
+                figure, ax = _axes(
+                    f"{name.capitalize()} by {place}",
+                    f"position in the response ({unit})",
+                    f"mean {name}",
+                )
+                _draw_profiles(ax, history.rollouts, profiles, width)
+                yield f"{name}_by_{place}", figure
     lengths = [x for x in history.scalars["rollout/response_length"] if not math.isnan(x)]
     if lengths and settings.estimator == "gae":
         yield "reward_decay", _draw_reward_decay(round(lengths[-1]), settings)
@@ -229,29 +273,24 @@ def _shade_value_pretraining(ax: Axes, history: _History) -> None:
 
 
 def _draw_profiles(
-    name: str, rollouts: Sequence[int], profiles: Sequence[Sequence[float]]
-) -> Figure:
+    ax: Axes, rollouts: Sequence[int], profiles: Sequence[Sequence[float | None]], width: float
+) -> None:
     """Draw mean profiles of the run's stages, from light (early) to dark (late)."""
     from matplotlib import colormaps
 
-    figure, ax = _axes(
-        f"{name.capitalize()} by position",
-        "position in the response (% of its length)",
-        f"mean {name}",
-    )
     ax.axhline(0, color=GREY, linewidth=0.8)
-    centers = [100 * (i + 0.5) / NUM_DECILES for i in range(NUM_DECILES)]
+    numbers = [[math.nan if mean is None else mean for mean in profile] for profile in profiles]
+    centers = [width * (i + 0.5) for i in range(len(profiles[0]))]
     stages = min(MAX_STAGES, len(rollouts))
     for stage in range(stages):
         part = slice(stage * len(rollouts) // stages, (stage + 1) * len(rollouts) // stages)
-        mean = torch.tensor(profiles[part]).nanmean(0).tolist()
+        mean = torch.tensor(numbers[part]).nanmean(0).tolist()
         first, last = rollouts[part][0], rollouts[part][-1]
         span = f"{first}" if first == last else f"{first} to {last}"
         color = colormaps["viridis_r"](0.15 + 0.85 * stage / max(1, stages - 1))
         ax.plot(centers, mean, ".-", color=color, linewidth=1.8, label=f"rollouts {span}")
-    ax.set_xlim(0, 100)
+    ax.set_xlim(0, width * len(centers))
     ax.legend(**BESIDE)
-    return figure
 
 
 def _draw_reward_decay(length: int, settings: AdvantageSettings) -> Figure:

@@ -7,31 +7,93 @@ position although nothing but the end of a response is rewarded.
 
 from __future__ import annotations
 
-import math
-from statistics import fmean
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from lightning_vcppo.metrics import (
+from lightning_vcppo.diagnostics import FOLDER, RolloutLog
+from lightning_vcppo.profiles import (
+    NUM_DECILES,
+    PositionProfiles,
+    Profile,
+    RewardReach,
+    absolute_bins,
     actor_lambda,
-    effective_horizon,
-    position_profile,
+    profile_rollout,
+    reward_reach,
     reward_weights,
+    token_quantities,
 )
 
 if TYPE_CHECKING:
     from lightning_vcppo.module import VCPPOModule
     from lightning_vcppo.rollout import Rollout
-    from lightning_vcppo.settings import AdvantageSettings
+
+FILE = "positions.jsonl"
+MAX_BINS = 50
+WEIGHTS = {"actor_weight": "actor", "critic_weight": "critic"}
+"""Quantities that are weights of the terminal reward, and whose they are."""
+
+
+@dataclass(frozen=True)
+class RolloutProfiles:
+    """What the monitor knows about one rollout, over all ranks.
+
+    Attributes:
+        rollout: Its number, from 1.
+        phase: In which it was made.
+        reach: How far the reward reaches.
+        positions: Means by position: value, return, bias (V - return), advantage, entropy, and the
+            weights of the reward for actor and critic, as far as the rollout has them.
+    """
+
+    rollout: int
+    phase: str
+    reach: RewardReach
+    positions: PositionProfiles
 
 
 class RewardDecayMonitor(Callback):
-    """Log `decay/*`, see docs/metrics.md; positions are deciles of each response's own length.
+    """Log `decay/*`, and write all profiles to `diagnostics/positions.jsonl`; see docs/metrics.md.
 
+    `latest` holds the profiles of the last rollout on every rank, for whoever wants to draw them.
     A module without rollouts is left alone.
     """
+
+    def __init__(self, bin_width: int | None = None, dirpath: str | None = None) -> None:
+        """Set the bins.
+
+        Args:
+            bin_width: Tokens of an absolute bin; None makes at most 50 bins of
+                `sampling.max_response_length`.
+            dirpath: Folder of the file; None means `diagnostics/` in the trainer's root folder.
+
+        Raises:
+            ValueError: If `bin_width` is less than 1.
+        """
+        if bin_width is not None and bin_width < 1:
+            raise ValueError(f"bin_width: expected >= 1 token, got {bin_width}")
+        self.latest: RolloutProfiles | None = None
+        self._bin_width = bin_width
+        self._dirpath = dirpath
+        self._phase = ""
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop what an earlier run wrote about rollouts that are still to come."""
+        if trainer.is_global_zero and hasattr(pl_module, "rollout"):
+            self._log(trainer).rewind(cast("VCPPOModule", pl_module).rollouts_done)
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember the phase, which may change when the rollout ends."""
+        if hasattr(pl_module, "phase"):
+            self._phase = cast("VCPPOModule", pl_module).phase.value
 
     @override
     def on_train_batch_end(
@@ -46,41 +108,78 @@ class RewardDecayMonitor(Callback):
         rollout: Rollout | None = getattr(pl_module, "rollout", None)
         if rollout is None:
             return
-        reach = _reward_reach(rollout, cast("VCPPOModule", pl_module).advantage)
-        metrics = reach | _position_profiles(rollout)
-        pl_module.log_dict({f"decay/{k}": v for k, v in metrics.items()}, sync_dist=True)
+        self.latest = self._measure(cast("VCPPOModule", pl_module), rollout, trainer.world_size)
+        metrics = {f"decay/{key}": value for key, value in _scalars(self.latest).items()}
+        pl_module.log_dict(metrics, batch_size=len(rollout))
+        if trainer.is_global_zero:
+            self._log(trainer).append(_entry(self.latest))
+
+    def _measure(self, module: VCPPOModule, rollout: Rollout, ranks: int) -> RolloutProfiles:
+        """Compute everything; three sums over ranks."""
+        settings, mask_BT = module.advantage, rollout.response_mask_BT
+        group = settings.estimator == "group"
+        bootstrapped = self._phase != "value_pretraining" and not group
+        lambda_critic = settings.lambda_critic if bootstrapped else 1.0
+        gamma = 1.0 if group else settings.gamma
+        lambda_actor_B = actor_lambda(rollout.response_lengths_B, settings)
+        reduce = module.sum_over_ranks
+        weights = {
+            "actor_weight": reward_weights(mask_BT, lambda_actor_B, gamma=gamma),
+            "critic_weight": reward_weights(mask_BT, lambda_critic, gamma=gamma),
+        }
+        limit = module.sampling.max_response_length
+        bin_width, num_bins = absolute_bins(limit, self._bin_width, MAX_BINS)
+        return RolloutProfiles(
+            module.rollouts_done,
+            self._phase,
+            reward_reach(mask_BT, lambda_actor_B, lambda_critic, gamma=gamma, reduce=reduce),
+            profile_rollout(
+                rollout,
+                token_quantities(rollout, gamma) | weights,
+                bin_width=bin_width,
+                num_bins=num_bins,
+                ranks=ranks,
+                reduce=reduce,
+            ),
+        )
+
+    def _log(self, trainer: Trainer) -> RolloutLog:
+        return RolloutLog(Path(self._dirpath or Path(trainer.default_root_dir, FOLDER)) / FILE)
 
 
-def _reward_reach(rollout: Rollout, settings: AdvantageSettings) -> dict[str, float]:
-    """Return how much of the terminal reward the lambdas let through to the tokens.
+def _scalars(profiles: RolloutProfiles) -> dict[str, float]:
+    """Return what is worth a curve of its own, without the deciles that no token fell into."""
+    deciles = profiles.positions.deciles
+    means: dict[str, float | None] = {}
+    if "value" in deciles:  # else every token gets the whole reward
+        reach = asdict(profiles.reach)
+        means |= {k: v for k, v in reach.items() if k.endswith(("_horizon", "_first", "_mean"))}
+    for name in ("value", "advantage"):
+        if name in deciles:
+            means |= {f"{name}_decile_{i}": deciles[name]["all"][i] for i in range(NUM_DECILES)}
+    for name in ("bias", "entropy"):
+        if name in deciles:
+            means[f"{name}_first"], means[f"{name}_last"] = (
+                deciles[name]["all"][i] for i in (0, -1)
+            )
+    return {name: mean for name, mean in means.items() if mean is not None}
 
-    The group advantage has neither lambda nor critic, so there is nothing to measure.
-    """
-    if settings.estimator == "group":
-        return {}
-    mask_BT, gamma = rollout.response_mask_BT, settings.gamma
-    lambda_B = actor_lambda(rollout.response_lengths_B, settings)
-    actor_BT = reward_weights(mask_BT, lambda_B, gamma=gamma)
-    critic_BT = reward_weights(mask_BT, settings.lambda_critic, gamma=gamma)
+
+def _entry(profiles: RolloutProfiles) -> dict[str, Any]:
+    """Return the line of the file."""
+    positions, reach = profiles.positions, profiles.reach
+    deciles, decile_weights = _split_off_weights(positions.deciles)
+    absolute, absolute_weights = _split_off_weights(positions.absolute)
     return {
-        "actor_reward_share_first": actor_BT[:, 0].mean().item(),
-        "actor_reward_share_mean": actor_BT[mask_BT].mean().item(),
-        "critic_reward_share_first": critic_BT[:, 0].mean().item(),
-        "actor_horizon": fmean(effective_horizon(lam, gamma) for lam in lambda_B.tolist()),
+        "rollout": profiles.rollout,
+        "phase": profiles.phase,
+        **asdict(reach),
+        "deciles": deciles,
+        "absolute": {"bin_width": positions.bin_width, "count": positions.count, **absolute},
+        "reward_weight": {"deciles": decile_weights, "absolute": absolute_weights},
     }
 
 
-def _position_profiles(rollout: Rollout) -> dict[str, float]:
-    """Return means by decile of position, without the deciles that no token fell into."""
-    mask_BT, values_BT, returns_BT = rollout.response_mask_BT, rollout.values_BT, rollout.returns_BT
-    means: dict[str, float] = {}
-    for name, tokens_BT in (("value", values_BT), ("advantage", rollout.advantages_BT)):
-        if tokens_BT is not None:
-            profile = position_profile(tokens_BT, mask_BT)
-            means |= {f"{name}_decile_{i}": mean for i, mean in enumerate(profile)}
-    bias_BT = None if values_BT is None or returns_BT is None else returns_BT - values_BT
-    for name, tokens_BT in (("bias", bias_BT), ("entropy", rollout.entropy_BT)):
-        if tokens_BT is not None:
-            profile = position_profile(tokens_BT, mask_BT)
-            means |= {f"{name}_first": profile[0], f"{name}_last": profile[-1]}
-    return {name: mean for name, mean in means.items() if not math.isnan(mean)}
+def _split_off_weights(profile: Profile) -> tuple[Profile, Profile]:
+    others = {name: splits for name, splits in profile.items() if name not in WEIGHTS}
+    return others, {short: profile[name] for name, short in WEIGHTS.items()}

@@ -105,6 +105,27 @@ def decoupled_gae(
     return advantages_BT.sub_(values_BT).masked_fill_(~response_mask_BT, 0.0), returns_BT
 
 
+@torch.no_grad()
+def monte_carlo_returns(
+    rewards_BT: Tensor, response_mask_BT: Tensor, *, gamma: float = 1.0
+) -> Tensor:
+    """Compute sum_l gamma^l r_{t+l}, what lambda_critic = 1 fits the critic to.
+
+    Args:
+        rewards_BT: Reward of each token.
+        response_mask_BT: Boolean; True on the tokens that the model generated and that count.
+        gamma: Discount of one token, in [0, 1].
+
+    Returns:
+        returns_BT, detached, float32 (float64 if the rewards are), 0 outside the mask.
+    """
+    no_values_BT = torch.zeros_like(rewards_BT)
+    (returns_BT,) = _lambda_returns(
+        rewards_BT, no_values_BT, response_mask_BT, gamma, {"lambda": 1.0}, None
+    )
+    return returns_BT
+
+
 def length_adaptive_lambda(lengths_B: Tensor, alpha: float) -> Tensor:
     """Compute lambda_actor = 1 - 1/(alpha l), clamped to [0, 1] (VAPO, arXiv 2504.05118).
 

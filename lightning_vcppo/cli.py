@@ -34,6 +34,8 @@ MISTAKES = (ValueError, OSError, ImportError, MisconfigurationException)
 FORCED_CALLBACKS = {
     "value_pretraining": callbacks.ValuePretraining,
     "reward_decay_monitor": callbacks.RewardDecayMonitor,
+    "critic_calibration": callbacks.CriticCalibration,
+    "guard_rails": callbacks.GuardRails,
     "aime_evaluation": callbacks.AIMEEvaluation,
     "learning_curves": callbacks.LearningCurves,
     "model_export": callbacks.ModelExport,

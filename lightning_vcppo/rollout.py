@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_vcppo.microbatch import Reduce, identity
 from lightning_vcppo.problems import Problem
 
 HELD_OUT = "held_out"
@@ -181,6 +182,25 @@ def pad(values_N: Tensor, response_mask_BT: Tensor) -> Tensor:
 def last_token(response_mask_BT: Tensor) -> Tensor:
     """Return (B, T), True on the last masked token of each row alone."""
     return response_mask_BT & (response_mask_BT.flip(1).cumsum(1).flip(1) == 1)
+
+
+def of_all_ranks(
+    rows_BK: Tensor, positions_B: Tensor, *, ranks: int = 1, reduce: Reduce = identity
+) -> Tensor:
+    """Return what all ranks know about their responses, in the order of the rollout.
+
+    Args:
+        rows_BK: One number, or K, for each response of this rank; as many responses on every rank.
+        positions_B: `Rollout.positions_B`.
+        ranks: How many ranks there are.
+        reduce: Sums a small tensor over them.
+
+    Returns:
+        (ranks B, K), the same on all ranks.
+    """
+    whole = rows_BK.new_zeros(ranks * len(rows_BK), *rows_BK.shape[1:])
+    whole[positions_B] = rows_BK
+    return reduce(whole)
 
 
 @dataclass  # not frozen: Lightning rebuilds what `predict_step` returns, field by field

@@ -9,7 +9,13 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 
 from lightning_vcppo import AIMEDataModule
-from lightning_vcppo.callbacks import ValuePretraining
+from lightning_vcppo.callbacks import (
+    CriticCalibration,
+    GuardRails,
+    LearningCurves,
+    RewardDecayMonitor,
+    ValuePretraining,
+)
 from lightning_vcppo.settings import UpdateSettings
 from tests.test_module import EVERYTHING, make_module, weights
 
@@ -33,7 +39,14 @@ def main(actor: str, folder: Path, ranks: int) -> None:
         max_epochs=1,
         limit_train_batches=3,
         limit_val_batches=0,
-        callbacks=[ValuePretraining(max_rollouts=1, dirpath=str(folder))],
+        default_root_dir=folder / f"{ranks}_ranks",
+        callbacks=[
+            ValuePretraining(max_rollouts=1, dirpath=str(folder)),
+            RewardDecayMonitor(),
+            CriticCalibration(),
+            GuardRails(),
+            LearningCurves(),
+        ],
     )
     trainer.fit(module, AIMEDataModule(train_size=40, val_size=4, prompts_per_rollout=8))
     result = {

@@ -15,6 +15,7 @@ from lightning_vcppo.advantages import (
     gae,
     group_advantages,
     length_adaptive_lambda,
+    monte_carlo_returns,
 )
 from lightning_vcppo.microbatch import Reduce
 from tests.ranks import on_ranks
@@ -396,3 +397,10 @@ def test_gate_takes_the_same_side_on_all_ranks() -> None:
     whole_BT, gate_open = compute(slice(None), lambda statistics: statistics)
     assert_close(torch.cat([part_BT for part_BT, _ in parts]), whole_BT)
     assert all(bool(part_open) == bool(gate_open) for _, part_open in parts)
+
+
+def test_monte_carlo_returns_by_hand() -> None:
+    rewards_BT = torch.tensor([[0.0, 1.0, 4.0], [2.0, 7.0, 0.0]])
+    mask_BT = torch.tensor([[True, True, True], [True, False, False]])
+    assert monte_carlo_returns(rewards_BT, mask_BT).tolist() == [[5, 5, 4], [2, 0, 0]]
+    assert monte_carlo_returns(rewards_BT, mask_BT, gamma=0.5).tolist() == [[1.5, 3, 4], [2, 0, 0]]

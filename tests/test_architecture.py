@@ -16,11 +16,20 @@ PACKAGE = ROOT / "lightning_vcppo"
 
 # A file imports from the rows above its own alone. A folder counts as one file.
 LAYERS = [
-    {"definitions", "microbatch", "problems", "seeding", "settings"},
-    {"advantages", "logprobs", "losses", "prompts", "rewards", "rollout", "value_heads"},
+    {"calibration", "definitions", "diagnostics", "microbatch", "problems", "seeding", "settings"},
+    {
+        "advantages",
+        "guard_rules",
+        "logprobs",
+        "losses",
+        "prompts",
+        "rewards",
+        "rollout",
+        "value_heads",
+    },
     {"packing"},
     {"models"},
-    {"dynamic_sampling", "evaluation", "generation", "metrics", "records", "sharding"},
+    {"dynamic_sampling", "evaluation", "generation", "metrics", "profiles", "records", "sharding"},
     {"dashboards", "dataloaders", "regrade", "sources", "workspace"},
     {"actor_module", "data"},
     {"actor_critic", "cold_start"},
@@ -35,6 +44,7 @@ NEVER_IN_MODULES = {"data", "dashboards", "dataloaders", "sources"}
 # Files that a reader can try without a Trainer or a model: what they need beside Python itself.
 PURE = {
     "advantages": {"torch"},
+    "calibration": {"torch"},
     "logprobs": {"torch"},
     "losses": {"torch"},
     "microbatch": {"torch"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,12 @@ from lightning_vcppo.callbacks import (
 from lightning_vcppo.problems import Problem
 from lightning_vcppo.records import gather_records, read_records, unique_records, write_records
 from lightning_vcppo.rollout import ResponseRecord, Rollout
-from lightning_vcppo.settings import AdvantageSettings
+from lightning_vcppo.settings import (
+    AdvantageSettings,
+    OptimizerSettings,
+    SamplingSettings,
+    ValueSettings,
+)
 
 
 class InventingModule(LightningModule):
@@ -47,6 +51,17 @@ class InventingModule(LightningModule):
         self.rollouts_done = 0
         self.phase = Phase.POLICY_OPTIMIZATION
         self.sets = ["held_out"]
+        self.sampling = SamplingSettings(max_response_length=60)
+        self.value = None if advantage.estimator == "group" else ValueSettings()
+        self.optimizer_settings = {
+            "policy": OptimizerSettings(1e-6),
+            "critic": OptimizerSettings(2e-6),
+        }
+        self.critic_is_pretrained = False
+
+    def sum_over_ranks(self, statistics: torch.Tensor) -> torch.Tensor:
+        """There is one rank."""
+        return statistics
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -133,7 +148,7 @@ def invent_rollout(number: int, settings: AdvantageSettings, size: int = 6) -> R
         lambda_actor=settings.lambda_actor,
         lambda_critic=settings.lambda_critic,
     )
-    return Rollout(
+    rollout = Rollout(
         problems=(Problem("1 + 6?", 7),) * size,
         responses=("\\boxed{7}",) * size,
         input_ids_BL=torch.zeros_like(mask_BT, dtype=torch.long),
@@ -146,10 +161,14 @@ def invent_rollout(number: int, settings: AdvantageSettings, size: int = 6) -> R
         scores_B=scores_B,
         correct_B=correct_B,
         entropy_BT=mask_BT.float(),
+        rewards_BT=rewards_BT,
         values_BT=values_BT,
         advantages_BT=advantages_BT,
         returns_BT=returns_BT,
     )
+    if settings.estimator == "group":  # there is no critic
+        rollout = rollout.with_(values_BT=None, returns_BT=None)
+    return rollout
 
 
 def invent_record(index: int, sample: int) -> ResponseRecord:
@@ -224,14 +243,14 @@ def test_reward_decay_is_measured_on_the_rollout(tmp_path: Path) -> None:
         logged(tmp_path, "decay/entropy_first")[3] == logged(tmp_path, "decay/entropy_last")[3] == 1
     )
 
-    assert rollout.values_BT is not None and rollout.returns_BT is not None
+    assert rollout.values_BT is not None
     first = [
         (row, t) for row, length in enumerate(lengths) for t in range(length) if 10 * t < length
     ]
     value = sum(rollout.values_BT[at].item() for at in first) / len(first)
-    returns = sum(rollout.returns_BT[at].item() for at in first) / len(first)
+    returns = sum(rollout.scores_B[row].item() for row, _ in first) / len(first)
     assert logged(tmp_path, "decay/value_decile_0")[3] == pytest.approx(value, rel=1e-4)
-    assert logged(tmp_path, "decay/bias_first")[3] == pytest.approx(returns - value, rel=1e-4)
+    assert logged(tmp_path, "decay/bias_first")[3] == pytest.approx(value - returns, rel=1e-4)
 
 
 def test_reward_decay_follows_each_length_when_lambda_is_adaptive(tmp_path: Path) -> None:
@@ -425,6 +444,8 @@ PLOTS = {
     "explained_variance",
     "value_by_position",
     "advantage_by_position",
+    "value_by_token",
+    "advantage_by_token",
     "reward_decay",
 }
 
@@ -458,6 +479,21 @@ def test_learning_curves_go_on_after_a_resume(tmp_path: Path) -> None:
     assert resumed.state_dict()["evaluations"] == [[2.0, 0.25], [4.0, 0.25]]
 
 
+def test_profiles_start_anew_when_a_resumed_run_has_other_bins(tmp_path: Path) -> None:
+    first, second = LearningCurves(), LearningCurves()
+    fit(make_trainer(tmp_path, first, limit_train_batches=2), InventingModule())
+    second.load_state_dict(first.state_dict())
+    module = InventingModule()
+    module.sampling = SamplingSettings(max_response_length=500)
+    fit(make_trainer(tmp_path, second, limit_train_batches=2), module)
+    history = second.state_dict()
+    assert history["bins"] == [10, 50]
+    profiles = history["by_token"]["value"]
+    assert [len(profile) for profile in profiles] == [50] * 4
+    assert [profile[0] is None for profile in profiles] == [True, True, False, False]
+    assert (tmp_path / "plots" / "value_by_token.png").exists()
+
+
 def test_a_rollout_belongs_to_the_phase_in_which_it_began(tmp_path: Path) -> None:
     curves = LearningCurves()
     fit(make_trainer(tmp_path, PretrainTwice(), curves), InventingModule())
@@ -465,18 +501,12 @@ def test_a_rollout_belongs_to_the_phase_in_which_it_began(tmp_path: Path) -> Non
 
 
 def test_learning_curves_without_a_critic(tmp_path: Path) -> None:
-    class CriticFree(InventingModule):
-        def training_step(self, batch: Any, batch_idx: int) -> None:
-            super().training_step(batch, batch_idx)
-            assert self.rollout is not None
-            self.rollout = self.rollout.with_(values_BT=None, returns_BT=None)
-
     curves = LearningCurves(dirpath=str(tmp_path / "pictures"))
-    module = CriticFree(AdvantageSettings(estimator="group"))
+    module = InventingModule(AdvantageSettings(estimator="group"))
     fit(make_trainer(tmp_path, curves, RewardDecayMonitor()), module)
     drawn = {path.stem for path in (tmp_path / "pictures").iterdir()}
-    assert drawn == PLOTS - {"value_by_position", "reward_decay"}
-    assert all(math.isnan(mean) for mean in curves.state_dict()["value_profiles"][0])
+    assert drawn == PLOTS - {"value_by_position", "value_by_token", "reward_decay"}
+    assert curves.state_dict()["by_decile"]["value"] == [[None] * 10] * 4
 
 
 # The others --------------------------------------------------------------------------------------

@@ -1,0 +1,120 @@
+"""Time what the monitors take of a rollout: `python -m benchmarks.monitors`.
+
+A run of VC-PPO with the sizes of configs/demo/rl.yaml from random weights: 128 responses of up to
+144 tokens a rollout, 16 rollouts, an evaluation after every eighth. On a busy machine a run with
+monitors and one without differ by more than the monitors, so the clock runs inside their hooks.
+The last line is JSON:
+
+    overhead    seconds in hooks during training, and in logging, by seconds of `training_step`
+    rollout_s   seconds of `training_step`, a rollout
+    hooks_ms    for each callback, milliseconds a rollout
+    logging_ms  what Lightning does to hand metrics to the loggers, those of the module included
+    at_end_s    seconds after the last rollout: the final plots
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback
+from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
+from omegaconf import OmegaConf
+
+from benchmarks.measure import THREADS, print_json, print_table, start
+from lightning_vcppo import cli
+from lightning_vcppo.actor_module import write_folder
+from lightning_vcppo.cold_start import default_tokenizer
+from lightning_vcppo.models import build_actor
+from lightning_vcppo.module import VCPPOModule
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+ROLLOUTS, VOCABULARY = 16, 320
+NO_MONITORS = {"value_pretraining", "aime_evaluation", "model_export", "response_writer"}
+"""Forced callbacks that train, evaluate or export."""
+AFTER_TRAINING = {"on_train_end", "on_fit_end"}
+
+
+class Stopwatch:
+    """Adds up the seconds that methods take, by name."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def watch(self, owner: type, method: str, name: str) -> None:
+        """Replace a method of a class by one that is timed."""
+        original: Callable[..., Any] = getattr(owner, method)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self.seconds[name] += time.perf_counter() - start
+
+        setattr(owner, method, timed)
+
+
+def watch_everything(watch: Stopwatch) -> list[str]:
+    """Time rollouts, logging and every hook of the monitors; return the monitors' names."""
+    watch.watch(VCPPOModule, "training_step", "training_step")
+    for method in ("update_train_step_metrics", "update_train_epoch_metrics"):
+        watch.watch(_LoggerConnector, method, "logging")
+    monitors = [name for name in cli.FORCED_CALLBACKS if name not in NO_MONITORS]
+    for name in monitors:
+        callback = cli.FORCED_CALLBACKS[name]
+        for hook in (attribute for attribute in dir(Callback) if attribute.startswith("on_")):
+            if getattr(callback, hook) is not getattr(Callback, hook):
+                watch.watch(callback, hook, "end" if hook in AFTER_TRAINING else name)
+    return monitors
+
+
+def write_actor(folder: Path) -> None:
+    """Write the demo's model with random weights."""
+    config = OmegaConf.load(CONFIGS / "demo" / "cold_start.yaml")
+    sizes = OmegaConf.to_container(config.model.init_args.actor)
+    assert isinstance(sizes, dict)
+    tokenizer = default_tokenizer(VOCABULARY)
+    write_folder(folder, build_actor({str(k): v for k, v in sizes.items()}, tokenizer), tokenizer)
+
+
+def main() -> None:
+    """Run, print a table and a line of JSON."""
+    start()
+    watch = Stopwatch()
+    monitors = watch_everything(watch)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_actor(folder / "actor")
+        cli.main(
+            [
+                *("fit", f"--config={CONFIGS / 'vcppo.yaml'}"),
+                *(f"--config={CONFIGS / 'demo' / 'rl.yaml'}", f"--model.actor={folder / 'actor'}"),
+                *(f"--trainer.default_root_dir={folder}", f"--threads={THREADS}"),
+                *(f"--trainer.limit_train_batches={ROLLOUTS}", "--trainer.val_check_interval=8"),
+                *("--data.val_size=8", "--data.val_batch_size=8", "--loggers=[csv]"),
+                *("--value_pretraining.max_rollouts=5", "--trainer.enable_model_summary=false"),
+            ]
+        )
+    seconds = watch.seconds
+    hooks_ms = {name: 1e3 * seconds[name] / ROLLOUTS for name in monitors}
+    logging_ms = 1e3 * seconds["logging"] / ROLLOUTS
+    rollout_s = seconds["training_step"] / ROLLOUTS
+    overhead = (sum(hooks_ms.values()) + logging_ms) / 1e3 / rollout_s
+    parts = {**hooks_ms, "logging": logging_ms, "all": 1e3 * overhead * rollout_s}
+    print_table(
+        f"{ROLLOUTS} rollouts of {rollout_s:.2f} s",
+        ("", "ms a rollout", "% of it"),
+        [(name, ms, ms / 10 / rollout_s) for name, ms in parts.items()],
+    )
+    results = {"overhead": overhead, "rollout_s": rollout_s, "hooks_ms": hooks_ms}
+    print_json(results | {"logging_ms": logging_ms, "at_end_s": seconds["end"]})
+
+
+if __name__ == "__main__":
+    main()

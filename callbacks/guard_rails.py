@@ -1,0 +1,168 @@
+"""Say what goes wrong, with the number seen and the flag to change."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich import get_console
+from rich.text import Text
+from typing_extensions import override
+
+from lightning_vcppo.guard_rules import MISMATCH_KL, WATCHED, Facts, Limits, broken_rules
+from lightning_vcppo.losses import kl_estimate
+from lightning_vcppo.microbatch import masked_mean
+
+if TYPE_CHECKING:
+    from lightning_vcppo.module import VCPPOModule
+    from lightning_vcppo.rollout import Rollout
+
+
+class GuardRails(Callback):
+    """Check the rules of `guard_rules.py` after each rollout.
+
+    A broken rule is warned of once, and again only when it had been whole for some rollouts in
+    between. `guard_rails/violations` is the number of rules that the rollout breaks. A module
+    without rollouts is left alone.
+    """
+
+    def __init__(
+        self, on_violation: Literal["warn", "stop", "off"] = "warn", limits: Limits = Limits()
+    ) -> None:
+        """Choose what to do.
+
+        Args:
+            on_violation: Warn; or warn and end the run, as early stopping does, with an evaluation
+                and its checkpoint; or look at nothing.
+            limits: Beyond which number a rule is broken.
+        """
+        self._on_violation = on_violation
+        self._limits = limits
+        self._first: dict[str, list[float]] = defaultdict(list)
+        self._latest: dict[str, list[float]] = defaultdict(list)
+        self._whole_for: dict[str, int] = {}  # rule that has been broken -> rollouts since
+        self._fresh_critic = False
+        self._fits_critic = False
+        self._pretraining = False
+        self._reason = ""  # to stop
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has been seen and said."""
+        return {
+            "first": dict(self._first),
+            "latest": dict(self._latest),
+            "whole_for": dict(self._whole_for),
+            "fits_critic": self._fits_critic,
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what has been seen and said."""
+        self._first = defaultdict(list, state_dict["first"])
+        self._latest = defaultdict(list, state_dict["latest"])
+        self._whole_for = dict(state_dict["whole_for"])
+        self._fits_critic = state_dict["fits_critic"]
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at what the critic starts from."""
+        if self._on_violation == "off" or not hasattr(pl_module, "rollout"):
+            return
+        module = cast("VCPPOModule", pl_module)
+        fitted = module.value is not None and module.critic_is_pretrained
+        self._fresh_critic = not fitted
+        self._fits_critic = self._fits_critic or fitted
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember the phase, which may change when the rollout ends."""
+        if hasattr(pl_module, "phase"):
+            phase = cast("VCPPOModule", pl_module).phase.value
+            self._pretraining = phase == "value_pretraining"
+            self._fits_critic = self._fits_critic or self._pretraining
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Check the rules on the rollout that was just learned from."""
+        rollout: Rollout | None = getattr(pl_module, "rollout", None)
+        if rollout is None or self._on_violation == "off":
+            return
+        module = cast("VCPPOModule", pl_module)
+        last = self._see(trainer, module, rollout)
+        broken = broken_rules(self._facts(module, last), self._limits)
+        pl_module.log("guard_rails/violations", float(len(broken)), batch_size=len(rollout))
+        stop = self._on_violation == "stop"
+        for name, message in broken.items():
+            if name not in self._whole_for or (stop and not self._reason):
+                _say(trainer, f"guard rail {name}, rollout {module.rollouts_done}: {message}")
+        since = {name: rollouts + 1 for name, rollouts in self._whole_for.items()}
+        since |= dict.fromkeys(broken, 0)
+        self._whole_for = {k: n for k, n in since.items() if n < self._limits.cured_after}
+        if stop:
+            self._reason = ", ".join(broken) or self._reason
+            # The same on all ranks already, but a rank that went on alone would hang the others.
+            if trainer.strategy.reduce_boolean_decision(bool(broken), all=False):
+                trainer.should_stop = True
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say why the run has ended."""
+        if self._reason and trainer.should_stop:
+            rollouts = cast("VCPPOModule", pl_module).rollouts_done
+            _say(
+                trainer,
+                f"Stopped after rollout {rollouts} by guard rail {self._reason}; "
+                "--guard_rails.on_violation=warn goes on.",
+            )
+
+    def _see(self, trainer: Trainer, module: VCPPOModule, rollout: Rollout) -> dict[str, float]:
+        """Read the rollout's metrics, and keep the first and the latest of each."""
+        metrics = trainer.callback_metrics
+        last = {key: float(metrics[key]) for key in WATCHED if key in metrics}
+        if (
+            MISMATCH_KL not in last and rollout.old_logprobs_BT is not None
+        ):  # it is not corrected for
+            kl_BT = kl_estimate(rollout.sampler_logprobs_BT, rollout.old_logprobs_BT, "k3")
+            mean = masked_mean(kl_BT, rollout.response_mask_BT, reduce=module.sum_over_ranks)
+            last[MISMATCH_KL] = float(mean)
+        last = {key: number for key, number in last.items() if math.isfinite(number)}
+        for key, number in last.items():
+            self._latest[key] = [*self._latest[key], number][-self._limits.window :]
+            if len(self._first[key]) < self._limits.window:
+                self._first[key].append(number)
+        return last
+
+    def _facts(self, module: VCPPOModule, last: dict[str, float]) -> Facts:
+        value, optimizers = module.value, module.optimizer_settings
+        return Facts(
+            advantage=module.advantage,
+            actor_lr=optimizers["policy"].lr,
+            critic_lr=None if value is None else optimizers["critic"].lr,
+            cliprange_value=None if value is None else value.cliprange_value,
+            fresh_critic=self._fresh_critic,
+            fits_critic=self._fits_critic,
+            pretraining=self._pretraining,
+            actor_moves=module.phase.value != "value_pretraining",
+            last=last,
+            now={key: fmean(seen) for key, seen in self._latest.items()},
+            start={key: fmean(seen) for key, seen in self._first.items()},
+        )
+
+
+def _say(trainer: Trainer, message: str) -> None:
+    """Print a line from the first rank, above the progress bar."""
+    if trainer.is_global_zero:
+        get_console().print(Text(message, style="bold yellow"), soft_wrap=True)
