@@ -1,0 +1,47 @@
+"""`vcppo report`: one HTML page about one or more runs, to be opened offline and passed on.
+
+reading.py reads folders, summary.py computes, drawing.py draws, figures.py explains, page.py prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_vcppo.report.page import render
+from lightning_vcppo.report.reading import read_runs
+
+
+def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
+    """Write the report of runs.
+
+    Args:
+        folders: Of the runs; several are drawn into the same axes.
+        output: The page; None means `report.html` in the first folder.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        ValueError: If a folder is no run's or a file in it cannot be read.
+        ImportError: Without the extra `report`.
+    """
+    page = render(read_runs(folders))
+    output = output or folders[0] / "report.html"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page, encoding="utf-8")
+    return output
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run `vcppo report`.
+
+    Args:
+        args: Arguments behind the subcommand, instead of the process's own.
+    """
+    parser = argparse.ArgumentParser("vcppo report", description=write_report.__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
+    parser.add_argument("--output", type=Path, help="the page; default: report.html in the first")
+    arguments = parser.parse_args(args)
+    print(f"The report is in {write_report(arguments.runs, arguments.output)}")
