@@ -1,7 +1,7 @@
 """A live view of a run: phase, progress and time left, and how its main numbers move.
 
-In a terminal the numbers stand below Lightning's bar, each with its last rollouts as a sparkline. In a
-log file or a pipe there is a plain line now and then instead, without control codes.
+In a terminal the numbers stand below Lightning's bar, each with its last rollouts as a sparkline.
+In a log file or a pipe there is a plain line now and then instead, without control codes.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class RolloutProgressBar(RichProgressBar):
 
 
 def sparkline(values: Sequence[float] | deque[float]) -> str:
-    """Draw numbers as bars between the lowest and the highest of them; a gap where there is none."""
+    """Draw numbers as bars between their lowest and their highest; a gap where there is none."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return ""

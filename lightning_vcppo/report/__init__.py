@@ -1,11 +1,14 @@
 """`vcppo report`: one HTML page about one or more runs, to be opened offline and passed on.
 
-reading.py reads folders, summary.py computes, drawing.py draws, figures.py explains, page.py prints.
+reading.py reads folders, summary.py computes, drawing.py draws, figures.py explains, page.py
+writes.
+It needs neither torch nor a Trainer, and so starts at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,14 +37,22 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     return output
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Run `vcppo report`.
+def main(args: Sequence[str]) -> None:
+    """Run `vcppo report`; a user's mistake ends in one line and exit code 2.
 
     Args:
-        args: Arguments behind the subcommand, instead of the process's own.
+        args: What follows the subcommand.
     """
-    parser = argparse.ArgumentParser("vcppo report", description=write_report.__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
+    parser = argparse.ArgumentParser(
+        "vcppo report", description="Write one HTML page about one or more runs."
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--output", type=Path, help="the page; default: report.html in the first")
     arguments = parser.parse_args(args)
-    print(f"The report is in {write_report(arguments.runs, arguments.output)}")
+    try:
+        page = write_report(arguments.runs, arguments.output)
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("VCPPO_DEBUG"):
+            raise
+        parser.exit(2, f"vcppo: error: {error}\n")
+    print(f"The report is in {page}")

@@ -11,8 +11,14 @@ from html import escape
 from typing import Any
 
 from lightning_vcppo.report.reading import DECILES, Run
-from lightning_vcppo.report.summary import profiles, reach, reliability, smooth, stages
-from lightning_vcppo.report.summary import mean_profile as mean_of
+from lightning_vcppo.report.summary import (
+    mean_profile,
+    profiles,
+    reach,
+    reliability,
+    smooth,
+    stages,
+)
 
 Spec = dict[str, Any]
 Trace = dict[str, Any]
@@ -255,7 +261,7 @@ def right_and_wrong(runs: Sequence[Run]) -> Spec | None:
                 traces.append(
                     {
                         "x": CENTERS,
-                        "y": mean_of(profile for _, profile in last),
+                        "y": mean_profile(profile for _, profile in last),
                         "mode": "lines",
                         "line": {"color": color(place), "width": 2.2, "dash": dash},
                         "name": plain(f"{run.name}: {split}"),
@@ -346,7 +352,7 @@ def reward_decay(runs: Sequence[Run]) -> Spec | None:
     return spec(
         traces,
         x="tokens before the end of the response",
-        y="weight of the reward, (γλ)<sup>T−t</sup>",
+        y="weight of the reward, (γλ)<sup>T-t</sup>",
         yaxis={"range": [-0.03, 1.06], "hoverformat": ".2%", "tickformat": ".0%"},
         annotations=labels,
         shapes=lines,

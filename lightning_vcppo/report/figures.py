@@ -76,7 +76,7 @@ def _results(runs: Sequence[Run]) -> Iterator[Figure]:
         "rollout/accuracy",
         "Accuracy",
         "share of right answers",
-        "Lines are the responses sampled in training (faint: each rollout, strong: mean of the last tenth);"
+        "Lines are the responses sampled in training (faint: each rollout, strong: moving average);"
         " points are held-out problems with 95 % intervals. It should rise once the policy moves,"
         " and stand still while the critic is pretrained, for the policy is frozen then.",
         form=".0%",
@@ -124,7 +124,7 @@ def _critic(runs: Sequence[Run]) -> Iterator[Figure]:
         (
             "loss",
             "Value pretraining: loss",
-            "½ (V − R)²",
+            "½ (V - R)²",
             "Falls fast while V finds the range of the returns, then slowly while it learns which"
             " tokens carry value. The paper finds that the slow part matters; where the loss on"
             " held-out rollouts rises again, the critic overfits.",
@@ -145,9 +145,9 @@ def _critic(runs: Sequence[Run]) -> Iterator[Figure]:
         "calibration",
         "Calibration of the critic",
         "Prompts grouped by the pass rate that V(prompt) predicts, against the rate at which their"
-        " responses were right, at the end of the run; large points are many prompts. On the diagonal"
-        " V means what it says; a critic that cannot tell hard prompts from easy ones has one"
-        " point. The calibration error should be below 0.1, the rank correlation above 0.2.",
+        " responses were right, at the end of the run; large points are many prompts. On the"
+        " diagonal V means what it says; a critic that cannot tell hard prompts from easy ones has"
+        " one point. The calibration error should be below 0.1, the rank correlation above 0.2.",
         _panels(plot),
         _calibration_facts(runs),
         "" if plot else "no diagnostics/calibration.jsonl",
@@ -175,9 +175,9 @@ def _along_the_response(runs: Sequence[Run]) -> Iterator[Figure]:
         (
             "bias",
             "Bias by position",
-            "mean V − R",
-            "What the critic promises too much, on average. Near 0 everywhere is healthy; a slope says that it"
-            " does not know how far along a response is.",
+            "mean V - R",
+            "What the critic promises too much, on average. Near 0 everywhere is healthy; a slope"
+            " says that V drifts along a response although the truth does not.",
         ),
     ):
         panels = [Panel(plot, place) for place, plot in drawing.by_position(runs, quantity, label)]

@@ -68,12 +68,12 @@ def render(runs: Sequence[Run]) -> str:
 
 def percent(share: float | None, digits: int = 1) -> str:
     """Write a share as a percentage."""
-    return "–" if share is None else f"{100 * share:.{digits}f} %"
+    return "" if share is None else f"{100 * share:.{digits}f} %"
 
 
 def signed(number: float, digits: int = 1) -> str:
-    """Write a number with its sign, a minus being a minus."""
-    return f"{number:+.{digits}f}".replace("-", "−")
+    """Write a number with its sign."""
+    return f"{number:+.{digits}f}"
 
 
 def _hash(script: str) -> str:
@@ -95,7 +95,7 @@ def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Return the settings in which runs differ, each with its value in every run."""
     flat = [dict(_flatten(run.config)) for run in runs]
     keys = dict.fromkeys(key for settings in flat for key in settings)
-    values = {key: [settings.get(key, "–") for settings in flat] for key in keys}
+    values = {key: [settings.get(key, "") for settings in flat] for key in keys}
     return [(key, row) for key, row in values.items() if len(set(row)) > 1]
 
 

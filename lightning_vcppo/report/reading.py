@@ -284,7 +284,7 @@ HELD_OUT = "held_out"
 
 
 def read_evaluations(folder: Path) -> list[Evaluation]:
-    """Read the evaluations of a run, set by set and in order; those of `vcppo test` are left out."""
+    """Read the evaluations of a run, set by set and in order; not those of `vcppo test`."""
     of_sets: dict[str, list[Evaluation]] = {}
     for path in sorted((folder / "evaluation").glob("*.jsonl")):
         if not (match := EVALUATION_FILE.fullmatch(path.name)):
