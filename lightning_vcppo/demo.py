@@ -117,11 +117,11 @@ def _table(before: list[dict[str, Any]], afters: dict[str, list[dict[str, Any]]]
     table = Table("", title=f"Held-out problems: {len(before)}")
     table.add_column("cold start", justify="right")
     for name in afters:
-        table.add_column(f"after {name}", justify="right")
+        table.add_column(name, justify="right")
         table.add_column("change", justify="right")
     for title, key, scale, form in (
         ("accuracy (%)", "correct", 100, "{:.1f}"),
-        ("response length (tokens)", "length", 1, "{:.0f}"),
+        ("length (tokens)", "length", 1, "{:.0f}"),
         ("finished (%)", "finished", 100, "{:.1f}"),
     ):
         was = scale * fmean(record[key] for record in before)
