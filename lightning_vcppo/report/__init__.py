@@ -1,8 +1,7 @@
 """`vcppo report`: one HTML page about one or more runs, to be opened offline and passed on.
 
-reading.py reads folders, summary.py computes, drawing.py draws, figures.py explains, page.py
-writes.
-It needs neither torch nor a Trainer, and so starts at once.
+reading.py reads folders, summary.py computes, drawing.py and positions.py draw, figures.py
+explains, page.py writes. It needs neither torch nor a Trainer, and so starts at once.
 """
 
 from __future__ import annotations

@@ -10,15 +10,8 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
-from lightning_vcppo.report.reading import DECILES, Run
-from lightning_vcppo.report.summary import (
-    mean_profile,
-    profiles,
-    reach,
-    reliability,
-    smooth,
-    stages,
-)
+from lightning_vcppo.report.reading import Run
+from lightning_vcppo.report.summary import reliability, smooth
 
 Spec = dict[str, Any]
 Trace = dict[str, Any]
@@ -26,9 +19,6 @@ Trace = dict[str, Any]
 COLORS = ("#3274c8", "#d9692a", "#2b9a72", "#a860c4", "#b8930f", "#cf4558", "#3a9fb5", "#8a8178")
 """One a run, in order; legible on white and on black, and told apart by the colour-blind."""
 GREY = "#8c8c8c"
-DECAY_LAMBDAS = (0.9, 0.95, 0.99, 0.999)
-CENTERS = [100 * (i + 0.5) / DECILES for i in range(DECILES)]
-POSITION = "position in the response (% of its length)"
 
 
 def color(place: int) -> str:
@@ -210,153 +200,6 @@ def pretraining(runs: Sequence[Run], ending: str, label: str) -> Spec | None:
 def _is_of_pretraining(key: str, ending: str) -> bool:
     """Tell whether a key is a metric of value pretraining with that ending."""
     return key.startswith("value_pretraining/") and key.endswith(ending)
-
-
-# Along the response
-
-
-def by_position(runs: Sequence[Run], quantity: str, label: str) -> list[tuple[int, Spec]]:
-    """Draw a quantity along the response, early to late: a panel a run, with the same y range.
-
-    Returns:
-        The run's place and its panel, for the runs that know it.
-    """
-    cut = [(place, stages(run, quantity)) for place, run in enumerate(runs)]
-    cut = [(place, found) for place, found in cut if found]
-    means = [m for _, found in cut for _, stage in found for m in stage if not math.isnan(m)]
-    if not means:
-        return []
-    margin = 0.06 * (max(means) - min(means)) or 0.1
-    limits = [min(*means, 0.0) - margin, max(*means, 0.0) + margin]
-    panels = []
-    for place, found in cut:
-        traces = [
-            {
-                "x": CENTERS,
-                "y": profile,
-                "mode": "lines+markers",
-                "marker": {"size": 5},
-                "line": {"color": color(place), "width": 2.2},
-                "opacity": 0.25 + 0.75 * (number + 1) / len(found),
-                "name": span,
-            }
-            for number, (span, profile) in enumerate(found)
-        ]
-        yaxis = {"range": limits, "hoverformat": ".3f", "zeroline": True}
-        panels.append((place, spec(traces, x=POSITION, y=label, yaxis=yaxis, xaxis=PERCENT)))
-    return panels
-
-
-PERCENT: Spec = {"range": [0, 100], "dtick": 20}
-
-
-def right_and_wrong(runs: Sequence[Run]) -> Spec | None:
-    """Draw V of right and of wrong responses along them, over the last quarter of each run."""
-    traces = []
-    for place, run in enumerate(runs):
-        for split, dash in (("correct", "solid"), ("incorrect", "dot")):
-            found = profiles(run, "value", split)
-            last = found[-max(1, len(found) // 4) :]
-            if last:
-                traces.append(
-                    {
-                        "x": CENTERS,
-                        "y": mean_profile(profile for _, profile in last),
-                        "mode": "lines",
-                        "line": {"color": color(place), "width": 2.2, "dash": dash},
-                        "name": plain(f"{run.name}: {split}"),
-                    }
-                )
-    if not traces:
-        return None
-    return spec(traces, x=POSITION, y="mean V", yaxis={"hoverformat": ".3f"}, xaxis=PERCENT)
-
-
-# Reach of the reward
-
-
-def reward_decay(runs: Sequence[Run]) -> Spec | None:
-    """Draw the weight of the terminal reward by distance from the end.
-
-    Grey lines are lambdas to compare with; each run has its actor's (solid), its critic's (dashed)
-    and a mark at the mean length of its responses.
-    """
-    reaches = [(place, run, reach(run)) for place, run in enumerate(runs)]
-    known = [(place, run, found) for place, run, found in reaches if found]
-    if not known:
-        return None
-    longest = math.ceil(1.15 * max(found.length for _, _, found in known))
-    distance = [round(i * longest / 100) for i in range(101)]
-    traces: list[Trace] = [
-        {
-            "x": distance,
-            "y": [lam**d for d in distance],
-            "mode": "lines",
-            "line": {"color": GREY, "width": 1},
-            "opacity": 0.6,
-            "name": f"λ = {lam:g}",
-            "showlegend": False,
-        }
-        for lam in DECAY_LAMBDAS
-    ]
-    for place, run, found in known:
-        weights = zip(("actor", "critic"), (found.actor, found.critic), found.shares, strict=True)
-        for who, lam, share in weights:
-            traces.append(
-                {
-                    "x": distance,
-                    "y": [lam**d for d in distance],
-                    "mode": "lines",
-                    "line": {
-                        "color": color(place),
-                        "width": 3 if who == "actor" else 2,
-                        "dash": "solid" if who == "actor" else "dash",
-                    },
-                    "name": plain(f"{run.name}: {who}, λ = {lam:.4g}"),
-                }
-            )
-            traces.append(
-                {
-                    "x": [found.length - 1],
-                    "y": [share],
-                    "mode": "markers",
-                    "marker": {"color": color(place), "size": 9},
-                    "name": plain(f"{run.name}: {who}, first token"),
-                    "showlegend": False,
-                }
-            )
-    labels = [
-        {
-            "x": (x := min(longest, math.log(0.5) / math.log(lam))),  # where half is left
-            "y": lam**x,
-            "text": f"{lam:g}",
-            "showarrow": False,
-            "font": {"size": 10, "color": GREY},
-            "xshift": 14 if x < longest else -14,
-            "yshift": 8,
-        }
-        for lam in DECAY_LAMBDAS
-    ]
-    lines = [
-        {
-            "type": "line",
-            "x0": found.length - 1,
-            "x1": found.length - 1,
-            "yref": "paper",
-            "y0": 0,
-            "y1": 1,
-            "line": {"color": color(place), "width": 1, "dash": "dot"},
-        }
-        for place, _, found in known
-    ]
-    return spec(
-        traces,
-        x="tokens before the end of the response",
-        y="weight of the reward, (γλ)<sup>T-t</sup>",
-        yaxis={"range": [-0.03, 1.06], "hoverformat": ".2%", "tickformat": ".0%"},
-        annotations=labels,
-        shapes=lines,
-    )
 
 
 # Calibration

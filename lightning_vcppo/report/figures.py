@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from lightning_vcppo.report import drawing
+from lightning_vcppo.report import drawing, positions
 from lightning_vcppo.report.drawing import Spec
 from lightning_vcppo.report.reading import Run
 from lightning_vcppo.report.summary import reach
@@ -118,7 +118,6 @@ def _critic(runs: Sequence[Run]) -> Iterator[Figure]:
         "How much of the spread of the returns V foresees, on rollouts that it has not learned"
         " from: 1 is all, 0 no more than their mean. Healthy is above 0.3 when the policy begins to"
         " move. It may fall later: a policy that errs less leaves less to foresee.",
-        absent="no critic has been trained",
     )
     for ending, title, label, text in (
         (
@@ -180,10 +179,12 @@ def _along_the_response(runs: Sequence[Run]) -> Iterator[Figure]:
             " says that V drifts along a response although the truth does not.",
         ),
     ):
-        panels = [Panel(plot, place) for place, plot in drawing.by_position(runs, quantity, label)]
+        panels = [
+            Panel(plot, place) for place, plot in positions.by_position(runs, quantity, label)
+        ]
         text = f"Pale lines are early in the run, strong ones late. {text}"
         yield Figure(f"{quantity}_by_position", title, text, panels, missing=_no_positions(panels))
-    plot = drawing.right_and_wrong(runs)
+    plot = positions.right_and_wrong(runs)
     yield Figure(
         "right_and_wrong",
         "Right and wrong responses in the critic's eyes",
@@ -193,7 +194,7 @@ def _along_the_response(runs: Sequence[Run]) -> Iterator[Figure]:
         _panels(plot),
         missing=_no_positions(_panels(plot)),
     )
-    plot = drawing.reward_decay(runs)
+    plot = positions.reward_decay(runs)
     yield Figure(
         "reward_decay",
         "Reach of the reward",
@@ -239,11 +240,10 @@ def _curve(
     *,
     form: str = ".3f",
     evaluations: bool = False,
-    absent: str = "",
 ) -> Figure:
     anchor = key.split("/")[1]
     if not drawing.has(runs, key):
-        return Figure(anchor, title, text, [], missing=absent or f"{key} has not been logged")
+        return Figure(anchor, title, text, [], missing=f"{key} has no values")
     return Figure(anchor, title, text, [Panel(drawing.curves(runs, key, label, form, evaluations))])
 
 
