@@ -163,8 +163,8 @@ class RolloutProgressBar(RichProgressBar):
         """Say how far the whole run is, over all epochs, and how long the rest will take."""
         unit = "rollout" if hasattr(pl_module, "rollout") else "update"
         done = trainer.fit_loop.total_batch_idx + 1
-        epochs = math.inf if trainer.max_epochs in (None, -1) else cast(int, trainer.max_epochs)
-        total = trainer.num_training_batches * epochs
+        epochs = trainer.max_epochs
+        total = trainer.num_training_batches * (math.inf if epochs in (None, -1) else epochs)
         if not math.isfinite(total):
             return f"{unit} {done}"
         pace = (self._ended_at[-1] - self._ended_at[0]) / (len(self._ended_at) - 1)

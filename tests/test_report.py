@@ -213,7 +213,7 @@ def test_stages_are_means_over_equal_parts(tmp_path):
     run = read(write_run(tmp_path / "run"))
     found = stages(run, "value", "incorrect")
     assert [span for span, _ in found] == [
-        f"rollouts {a} to {b}" for a, b in ((1, 3), (4, 6), (7, 9), (10, 12))
+        f"{a} to {b}" for a, b in ((1, 3), (4, 6), (7, 9), (10, 12))
     ]
     assert found[0][1][0] == pytest.approx(2.0)  # of 1, 2 and 3
     assert math.isnan(found[0][1][9])
@@ -237,8 +237,17 @@ def test_reach_of_the_reward(tmp_path):
     assert with_advantage(estimator="group") is None
 
 
-def test_calibration_is_that_of_the_end(tmp_path):
-    assert reliability(read(write_run(tmp_path / "run"))) == [(0.2, 0.1, 4), (0.8, 0.4, 4)]
+def test_calibration_when_the_policy_starts_and_at_the_end(tmp_path):
+    run = read(write_run(tmp_path / "run"))
+    at_start = [{"predicted": 0.5, "observed": 0.25, "count": 3}]
+    run.calibrations[:0] = [{"rollout": i, "bins": at_start} for i in (3, 4, 5)]
+    run.calibrations[1]["bins"] = [*at_start, {"predicted": None, "observed": None, "count": 0}]
+    assert reliability(run) == [
+        ("as the policy starts", [(0.5, 0.25, 3)]),
+        ("at the end", [(0.2, 0.1, 4), (0.8, 0.4, 4)]),
+    ]
+    ppo = read(write_run(tmp_path / "ppo", pretraining=0))
+    assert [moment for moment, _ in reliability(ppo)] == ["at the end"]
 
 
 def test_differences_between_configs(tmp_path):
@@ -269,7 +278,7 @@ class Page(HTMLParser):
         if self._inside == "script":
             self.scripts.append((self.tags[-1][1], data))
         elif self._inside is None:
-            self.text += data
+            self.text += data.replace("\N{NO-BREAK SPACE}", " ")
 
     @property
     def plots(self):
@@ -336,7 +345,7 @@ def test_no_text_of_a_run_becomes_markup(html):
     assert page.text.count("document.title = 'owned'") >= 10  # shown, as text
     (data,) = [text for attrs, text in page.scripts if attrs.get("id") == "plots"]
     assert "<" not in data
-    names = {trace["name"] for plot in page.plots for trace in plot["data"]}
+    names = {trace.get("name") for plot in page.plots for trace in plot["data"]}
     assert escape(HOSTILE, quote=False) in names  # for plotly, too, reads markup
 
 

@@ -38,8 +38,10 @@ def spec(traces: Sequence[Trace], *, x: str, y: str, **layout: Any) -> Spec:
         traces: What is drawn.
         x: Label of the x axis.
         y: Label of the y axis.
-        layout: Other parts; `xaxis` and `yaxis` are added to the axes.
+        layout: Other parts; `xaxis`, `yaxis` and `legend` are added to what is there.
     """
+    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
+    legend |= layout.pop("legend", {})
     axes = {
         "xaxis": {"title": {"text": x}, "zeroline": False, **layout.pop("xaxis", {})},
         "yaxis": {"title": {"text": y}, "zeroline": False, **layout.pop("yaxis", {})},
@@ -51,7 +53,7 @@ def spec(traces: Sequence[Trace], *, x: str, y: str, **layout: Any) -> Spec:
             "margin": {"l": 56, "r": 16, "t": 12, "b": 44},
             "hovermode": "x unified",
             "showlegend": len(names) > 1,
-            "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+            "legend": legend,
             **axes,
             **layout,
         },
@@ -207,8 +209,12 @@ def _is_of_pretraining(key: str, ending: str) -> bool:
 
 def calibration(runs: Sequence[Run]) -> Spec | None:
     """Draw the pass rate that was observed against the one that the critic predicted."""
-    found = [(place, run, reliability(run)) for place, run in enumerate(runs)]
-    found = [(place, run, bins) for place, run, bins in found if bins]
+    found = [
+        (place, run, moment, bins)
+        for place, run in enumerate(runs)
+        for moment, bins in reliability(run)
+        if bins
+    ]
     if not found:
         return None
     traces: list[Trace] = [
@@ -217,11 +223,11 @@ def calibration(runs: Sequence[Run]) -> Spec | None:
             "y": [0, 1],
             "mode": "lines",
             "line": {"color": GREY, "width": 1, "dash": "dash"},
-            "name": "calibrated",
+            "showlegend": False,
             "hoverinfo": "skip",
         }
     ]
-    for place, run, bins in found:
+    for place, run, moment, bins in found:
         most = max(count for _, _, count in bins)
         traces.append(
             {
@@ -230,10 +236,12 @@ def calibration(runs: Sequence[Run]) -> Spec | None:
                 "mode": "lines+markers",
                 "line": {"color": color(place), "width": 1.6},
                 "marker": {"size": [6 + 12 * math.sqrt(count / most) for _, _, count in bins]},
+                "opacity": 1 if moment == "at the end" else 0.45,
                 "text": [f"{count} prompts" for _, _, count in bins],
-                "name": plain(run.name),
+                "name": plain(f"{run.name}: {moment}"),
             }
         )
     axis = {"range": [-0.04, 1.04], "tickformat": ".0%"}
-    layout: Spec = {"hovermode": "closest", "xaxis": axis, "yaxis": dict(axis)}
+    layout: Spec = {"hovermode": "closest", "xaxis": axis, "yaxis": dict(axis), "showlegend": True}
+    layout["legend"] = {"itemsizing": "constant"}
     return spec(traces, x="pass rate that V predicts", y="pass rate observed", **layout)

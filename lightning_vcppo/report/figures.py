@@ -144,9 +144,10 @@ def _critic(runs: Sequence[Run]) -> Iterator[Figure]:
         "calibration",
         "Calibration of the critic",
         "Prompts grouped by the pass rate that V(prompt) predicts, against the rate at which their"
-        " responses were right, at the end of the run; large points are many prompts. On the"
-        " diagonal V means what it says; a critic that cannot tell hard prompts from easy ones has"
-        " one point. The calibration error should be below 0.1, the rank correlation above 0.2.",
+        " responses were right; large points are many prompts, pale ones are as the policy starts."
+        " On the diagonal V means what it says; a critic that cannot tell hard prompts from easy"
+        " ones has one point. The calibration error should be below 0.1, the rank correlation above"
+        " 0.2.",
         _panels(plot),
         _calibration_facts(runs),
         "" if plot else "no diagnostics/calibration.jsonl",
@@ -260,7 +261,7 @@ def _calibration_facts(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         last = run.calibrations[-1] if run.calibrations else {}
         parts = [
-            f"{title} {last[key]:.2f}"
+            f"{title} {round(last[key], 2) + 0.0:.2f}"  # + 0.0: no minus before zero
             for key, title in (
                 ("ece", "expected calibration error"),
                 ("brier", "Brier score"),

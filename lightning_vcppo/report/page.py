@@ -68,7 +68,7 @@ def render(runs: Sequence[Run]) -> str:
 
 def percent(share: float | None, digits: int = 1) -> str:
     """Write a share as a percentage."""
-    return "" if share is None else f"{100 * share:.{digits}f} %"
+    return "" if share is None else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def signed(number: float, digits: int = 1) -> str:

@@ -43,8 +43,12 @@ def by_position(runs: Sequence[Run], quantity: str, label: str) -> list[tuple[in
             }
             for number, (span, profile) in enumerate(found)
         ]
-        yaxis = {"range": limits, "hoverformat": ".3f", "zeroline": True}
-        panels.append((place, spec(traces, x=POSITION, y=label, yaxis=yaxis, xaxis=PERCENT)))
+        layout: Spec = {
+            "xaxis": PERCENT,
+            "yaxis": {"range": limits, "hoverformat": ".3f", "zeroline": True},
+            "legend": {"title": {"text": "rollouts", "side": "left"}},
+        }
+        panels.append((place, spec(traces, x=POSITION, y=label, **layout)))
     return panels
 
 

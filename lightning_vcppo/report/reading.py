@@ -171,8 +171,8 @@ def _with_logged(
         prefix = "eval/" if evaluation.name == first else f"eval/{evaluation.name}/"
         low, high = row.get(f"{prefix}accuracy_low"), row.get(f"{prefix}accuracy_high")
         interval = evaluation.interval if low is None or high is None else (low, high)
-        rates = {name: row.get(f"{prefix}{name}") for name in ("pass_at_k", "maj_at_k")}
-        known.append(replace(evaluation, interval=interval, **rates))
+        pass_at_k, maj_at_k = row.get(f"{prefix}pass_at_k"), row.get(f"{prefix}maj_at_k")
+        known.append(replace(evaluation, interval=interval, pass_at_k=pass_at_k, maj_at_k=maj_at_k))
     return known
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from lightning_vcppo.report.reading import DECILES, Run
 
@@ -127,7 +128,7 @@ def stages(run: Run, quantity: str, split: str = "all") -> list[tuple[str, list[
     for i in range(parts):
         stage = found[i * len(found) // parts : (i + 1) * len(found) // parts]
         first, last = stage[0][0], stage[-1][0]
-        span = f"rollout {first}" if first == last else f"rollouts {first} to {last}"
+        span = f"{first}" if first == last else f"{first} to {last}"
         cut.append((span, mean_profile(profile for _, profile in stage)))
     return cut
 
@@ -187,7 +188,19 @@ def reach(run: Run) -> Reach | None:
 # Calibration
 
 
-def reliability(run: Run) -> list[tuple[float, float, int]]:
-    """Return predicted and observed pass rate and prompts of a run's last calibration, by bin."""
-    bins = run.calibrations[-1]["bins"] if run.calibrations else []
-    return [(b["predicted"], b["observed"], b["count"]) for b in bins if b["count"]]
+def reliability(run: Run) -> list[tuple[str, list[tuple[float, float, int]]]]:
+    """Return the reliability curve when the policy starts, after value pretraining, and at the end.
+
+    Returns:
+        The moment, and predicted and observed pass rate and number of prompts of each bin.
+    """
+    moments = [("as the policy starts", r) for r in run.calibrations[:-1] if _is_start(run, r)]
+    moments += [("at the end", row) for row in run.calibrations[-1:]]
+    return [
+        (moment, [(b["predicted"], b["observed"], b["count"]) for b in row["bins"] if b["count"]])
+        for moment, row in moments
+    ]
+
+
+def _is_start(run: Run, row: dict[str, Any]) -> bool:
+    return bool(row["rollout"] == run.policy_start)
