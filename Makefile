@@ -7,10 +7,10 @@ RUN ?= runs/demo
 WORKERS ?= 2
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 
-.PHONY: help install demo test lint types smollm2 clean
+.PHONY: help install demo demo-compare test lint types smollm2 clean
 
 help:  ## list the targets
-	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 install: $(VENV)/.installed  ## make .venv with the tested versions
 
@@ -23,6 +23,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install  ## cold start, value pretraining, VC-PPO and evaluation on the embedded default
 	$(BIN)/python -m lightning_vcppo.demo --seed $(SEED) --output $(RUN)
+
+demo-compare: install  ## the same, and plain PPO beside it in one report
+	$(BIN)/python -m lightning_vcppo.demo --seed $(SEED) --output $(RUN) --compare
 
 test: install  ## run all tests, in WORKERS processes of one thread each
 	$(BIN)/python -m pytest -n $(WORKERS)

@@ -141,7 +141,7 @@ def main(args: ArgsType = None) -> None:
         parser_kwargs={
             "parser_mode": "omegaconf+",
             "prog": "vcppo",
-            "epilog": f"Other commands: vcppo {', vcppo '.join(COMMANDS)}.",
+            "epilog": f"Other commands: vcppo {', vcppo '.join([*COMMANDS, 'report'])}.",
         },
         seed_everything_default=0,
         trainer_defaults={

@@ -1,4 +1,4 @@
-"""The whole job on the embedded default: cold start, value pretraining, VC-PPO, before and after.
+"""The whole job on the embedded default: cold start, value pretraining, VC-PPO, a report of it.
 
     python -m lightning_vcppo.demo --seed 0 --output runs/demo
 
@@ -35,13 +35,16 @@ QUICK = {
 }
 
 
-def demo(seed: int = 0, output: str = "runs/demo", quick: bool = False) -> None:
+def demo(
+    seed: int = 0, output: str = "runs/demo", quick: bool = False, compare: bool = False
+) -> None:
     """Cold-start a tiny policy, pretrain its critic, run VC-PPO, and compare before and after.
 
     Args:
         seed: Of everything.
         output: Folder of the run.
         quick: Only a few steps of each part: does it run, not what does it reach.
+        compare: Also run plain PPO from the same cold start, into `output` with `_ppo` behind it.
     """
     console = Console()
     start = time.perf_counter()
@@ -51,30 +54,40 @@ def demo(seed: int = 0, output: str = "runs/demo", quick: bool = False) -> None:
     extra = QUICK if quick else {"cold_start": [], "rl": []}
 
     console.rule("Cold start: a policy that knows the skill but is unreliable")
-    _vcppo(
+    _fit(
         [f"--config={_config('demo/cold_start.yaml')}", *common, *extra["cold_start"]],
         cold_start_dir,
     )
-    console.rule("Value pretraining, then VC-PPO")
-    _vcppo(
-        [f"--config={_config(name)}" for name in ("vcppo.yaml", "demo/rl.yaml")]
-        + [f"--model.actor={cold_start_dir / 'actor'}", *common, *extra["rl"]],
-        run_dir,
-    )
+    algorithms = {"VC-PPO": ("vcppo.yaml", run_dir)}
+    if compare:
+        algorithms["plain PPO"] = ("ppo.yaml", run_dir.with_name(f"{run_dir.name}_ppo"))
+    for name, (config, folder) in algorithms.items():
+        console.rule(f"Value pretraining, then {name}" if folder == run_dir else name)
+        _fit(
+            [f"--config={_config(part)}" for part in (config, "demo/rl.yaml")]
+            + [f"--model.actor={cold_start_dir / 'actor'}", *common, *extra["rl"]],
+            folder,
+        )
 
-    before, after = _last_evaluation(cold_start_dir), _last_evaluation(run_dir)
-    same_problems = [r["problem"] for r in before] == [r["problem"] for r in after]
-    assert same_problems, "both evaluations are on the same held-out problems"
-    console.print(_table(before, after))
+    folders = [folder for _, folder in algorithms.values()]
+    before, *afters = (_last_evaluation(folder) for folder in [cold_start_dir, *folders])
+    for after in afters:
+        same_problems = [r["problem"] for r in before] == [r["problem"] for r in after]
+        assert same_problems, "all evaluations are on the same held-out problems"
+    console.print(_table(before, dict(zip(algorithms, afters, strict=True))))
     minutes = (time.perf_counter() - start) / 60
     console.print(
         f"{minutes:.1f} minutes; plots, metrics, checkpoints and models are in {run_dir}/"
     )
+    _vcppo(["report", *map(str, folders)])
 
 
-def _vcppo(arguments: list[str], run_dir: Path) -> None:
-    """Run one `vcppo fit`; its output is the user's to see, its failure ends the demo."""
-    command = ["fit", *arguments, f"--trainer.default_root_dir={run_dir}"]
+def _fit(arguments: list[str], run_dir: Path) -> None:
+    _vcppo(["fit", *arguments, f"--trainer.default_root_dir={run_dir}"])
+
+
+def _vcppo(command: list[str]) -> None:
+    """Run one `vcppo` command; its output is the user's to see, its failure ends the demo."""
     print(f"$ vcppo {shlex.join(command)}", flush=True)
     # Threads that spin while they wait make a busy machine ten times slower.
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
@@ -99,21 +112,25 @@ def _last_evaluation(run_dir: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines]
 
 
-def _table(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> Table:
-    """Compare two evaluations."""
-    table = Table(title=f"Held-out problems: {len(before)}")
-    for column in ("", "cold start", "after VC-PPO", "change"):
-        table.add_column(column, justify="right" if column else "left")
+def _table(before: list[dict[str, Any]], afters: dict[str, list[dict[str, Any]]]) -> Table:
+    """Compare the evaluations after each algorithm with the one before."""
+    table = Table("", title=f"Held-out problems: {len(before)}")
+    table.add_column("cold start", justify="right")
+    for name in afters:
+        table.add_column(name, justify="right")
+        table.add_column("change", justify="right")
     for title, key, scale, form in (
         ("accuracy (%)", "correct", 100, "{:.1f}"),
-        ("response length (tokens)", "length", 1, "{:.0f}"),
+        ("length (tokens)", "length", 1, "{:.0f}"),
         ("finished (%)", "finished", 100, "{:.1f}"),
     ):
-        was, now = (scale * fmean(record[key] for record in records) for records in (before, after))
-        change = form.format(now - was)
-        table.add_row(
-            title, form.format(was), form.format(now), change if now < was else f"+{change}"
-        )
+        was = scale * fmean(record[key] for record in before)
+        cells = [form.format(was)]
+        for after in afters.values():
+            now = scale * fmean(record[key] for record in after)
+            change = form.format(now - was)
+            cells += [form.format(now), change if now < was else f"+{change}"]
+        table.add_row(title, *cells)
     return table
 
 
@@ -125,8 +142,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of everything")
     parser.add_argument("--output", default="runs/demo", help="folder of the run")
     parser.add_argument("--quick", action="store_true", help="a few steps of each part only")
+    parser.add_argument("--compare", action="store_true", help="also run plain PPO")
     arguments = parser.parse_args()
-    demo(arguments.seed, arguments.output, arguments.quick)
+    demo(arguments.seed, arguments.output, arguments.quick, arguments.compare)
 
 
 if __name__ == "__main__":

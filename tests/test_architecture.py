@@ -35,7 +35,7 @@ LAYERS = [
     {"actor_critic", "cold_start"},
     {"module"},
     {"__init__", "callbacks"},
-    {"cli"},
+    {"cli", "report"},
     {"__main__", "demo"},
 ]
 MODULES = {"actor_module", "actor_critic", "cold_start", "module"}

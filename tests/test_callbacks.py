@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning_vcppo.callbacks.progress import sparkline
 from matplotlib.image import imread
 from torch.utils.data import DataLoader
 from typing_extensions import override
@@ -523,14 +526,67 @@ def test_the_progress_bar_is_short_and_names_the_phase(tmp_path: Path) -> None:
     assert shown["EV"] == "0.60"
 
 
-def test_the_progress_bar_does_not_fill_a_log_file(
+def test_a_log_file_gets_a_plain_line_now_and_then(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = make_trainer(
-        tmp_path, RolloutProgressBar(), enable_progress_bar=True, limit_train_batches=50
+        tmp_path,
+        PretrainTwice(),
+        RolloutProgressBar(),
+        enable_progress_bar=True,
+        limit_train_batches=25,
+        max_epochs=2,
     )
     fit(trainer, InventingModule())
-    assert len(capsys.readouterr().out.splitlines()) < 10
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if line.startswith("rollout ")]
+    # The first rollout, the one after which the phase has changed, and the last.
+    assert [line.split()[1] for line in lines] == ["1/50", "2/50", "50/50"]
+    assert "left · value pretraining · reward" in lines[0]
+    assert "left · policy optimization · reward" in lines[1]
+    assert "50/50 · policy optimization · reward" in lines[2]  # nothing is left
+    assert "\x1b" not in out
+
+
+def test_a_log_file_gets_every_line_that_is_due(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bar = RolloutProgressBar(line_every_s=0)
+    fit(make_trainer(tmp_path, bar, enable_progress_bar=True), InventingModule())
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("rollout ") for line in lines) == 4
+
+
+@pytest.mark.parametrize("leave", [False, True])
+def test_a_terminal_shows_the_numbers_below_the_bar(
+    leave: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
+    bar = RolloutProgressBar(leave=leave)
+    fit(make_trainer(tmp_path, bar, enable_progress_bar=True, max_epochs=2), InventingModule())
+    out = capsys.readouterr().out
+    last = re.sub(r"\x1b\[[\d;?]*\w", "", out[out.rindex("Epoch 1/1") :]).split("\n")
+    assert last[0].rstrip().endswith("4/4")  # beside the bar there is nothing else
+    assert last[1].startswith("rollout 8/8 · policy optimization")
+    assert last[2].split()[0] == "reward" and len(last[2].split()[2]) == 8  # a bar a rollout
+    assert [line.split()[0] for line in last[2:6]] == ["reward", "acc", "len", "EV"]
+
+
+def test_no_bar_and_no_lines_where_it_is_switched_off(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bar = RolloutProgressBar(refresh_rate=0, line_every_s=0)
+    fit(make_trainer(tmp_path, bar, enable_progress_bar=True), InventingModule())
+    assert "rollout" not in capsys.readouterr().out
+
+
+def test_a_sparkline_spans_its_numbers() -> None:
+    assert sparkline([0.0, 1.0, math.nan, 7.0]) == "▁▂ █"
+    assert sparkline([3.0, 3.0]) == "▁▁"
+    assert sparkline([math.inf]) == ""
 
 
 def test_models_are_exported_at_the_end(tmp_path: Path) -> None:

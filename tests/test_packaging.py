@@ -42,6 +42,11 @@ def pins() -> dict[str, str]:
     }
 
 
+def folder_of(package: str) -> Path:
+    """Return a package's folder in the checkout."""
+    return ROOT.joinpath(*package.split("."))
+
+
 @pytest.mark.parametrize("requirement", direct_requirements(), ids=str)
 def test_the_tested_version_is_in_the_range(requirement: Requirement) -> None:
     assert pins()[canonicalize_name(requirement.name)] in requirement.specifier
@@ -68,7 +73,11 @@ def test_a_wheel_holds_every_package() -> None:
     folders = {path.parent.relative_to(ROOT) for path in package.rglob("*.py")}
     packages = {".".join(folder.parts) for folder in folders}
     assert packages | {"lightning_vcppo.docs"} == set(PYPROJECT["tool"]["setuptools"]["packages"])
-    assert (package / "py.typed").exists()
+    patterns = dict(PYPROJECT["tool"]["setuptools"]["package-data"])
+    patterns.pop("lightning_vcppo.docs")
+    data = {p for name, globs in patterns.items() for g in globs for p in folder_of(name).glob(g)}
+    others = {p for p in package.rglob("*.*") if p.suffix not in (".py", ".pyc")}
+    assert others == data
 
 
 def test_the_version_is_the_same_everywhere() -> None:

@@ -1,0 +1,286 @@
+"""Which figures a report has, and what to see in each, in plain words.
+
+The words explain VC-PPO (arXiv 2503.01491); the healthy ranges are those of docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from lightning_vcppo.report import drawing, positions
+from lightning_vcppo.report.drawing import Spec
+from lightning_vcppo.report.reading import Run
+from lightning_vcppo.report.summary import reach
+
+
+class Panel(NamedTuple):
+    """A plot: its specification, and the place of the run that it belongs to, if it is one's."""
+
+    spec: Spec
+    place: int | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Plots that belong together, or the reason why there are none.
+
+    Attributes:
+        key: Its anchor in the page.
+        title: What it shows.
+        text: What to see, and the healthy range.
+        panels: Its plots.
+        facts: A line on each run.
+        missing: Why there is no plot.
+    """
+
+    key: str
+    title: str
+    text: str
+    panels: list[Panel]
+    facts: list[str] = field(default_factory=list)
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """Figures under one heading."""
+
+    title: str
+    figures: list[Figure]
+
+
+def sections(runs: Sequence[Run]) -> list[Section]:
+    """Return the figures that the runs have something for, and what the others lack."""
+    found = [
+        Section("Results", list(_results(runs))),
+        Section("The critic", list(_critic(runs))),
+        Section("Along the response", list(_along_the_response(runs))),
+        Section("The updates", list(_updates(runs))),
+    ]
+    return [section for section in found if section.figures]
+
+
+def _results(runs: Sequence[Run]) -> Iterator[Figure]:
+    if drawing.has(runs, "cold_start/loss"):
+        yield _curve(
+            runs,
+            "cold_start/loss",
+            "Cold start",
+            "loss (nats a token)",
+            "Cross-entropy of the worked solutions. It should fall and level off.",
+        )
+    yield _curve(
+        runs,
+        "rollout/accuracy",
+        "Accuracy",
+        "share of right answers",
+        "Lines are the responses sampled in training (faint: each rollout, strong: moving average);"
+        " points are held-out problems with 95 % intervals. It should rise once the policy moves,"
+        " and stand still while the critic is pretrained, for the policy is frozen then.",
+        form=".0%",
+        evaluations=True,
+    )
+    yield _curve(
+        runs,
+        "rollout/reward_mean",
+        "Reward",
+        "mean reward of a rollout",
+        "The mean score of a rollout, shaping included; +1 right, -1 wrong. At either end nothing"
+        " is left to learn from.",
+    )
+    yield _curve(
+        runs,
+        "rollout/response_length",
+        "Response length",
+        "mean tokens of a response",
+        "Healthy is steady or rising. A fall by half is the signature of the collapse that the"
+        " paper describes (5000 to 1100 tokens within 80 steps); accuracy follows it down.",
+        form=".1f",
+    )
+    yield _curve(
+        runs,
+        "rollout/truncation_rate",
+        "Truncated responses",
+        "share cut off at the limit",
+        "Healthy is below 10 %. Above 20 % the limit decides the reward rather than the answer.",
+        form=".1%",
+    )
+
+
+def _critic(runs: Sequence[Run]) -> Iterator[Figure]:
+    yield _curve(
+        runs,
+        "critic/explained_variance",
+        "Explained variance of the critic",
+        "explained variance",
+        "How much of the spread of the returns V foresees, on rollouts that it has not learned"
+        " from: 1 is all, 0 no more than their mean. Healthy is above 0.3 when the policy begins to"
+        " move. It may fall later: a policy that errs less leaves less to foresee.",
+    )
+    for ending, title, label, text in (
+        (
+            "loss",
+            "Value pretraining: loss",
+            "½ (V - R)²",
+            "Falls fast while V finds the range of the returns, then slowly while it learns which"
+            " tokens carry value. The paper finds that the slow part matters; where the loss on"
+            " held-out rollouts rises again, the critic overfits.",
+        ),
+        (
+            "explained_variance",
+            "Value pretraining: explained variance",
+            "explained variance",
+            "On rollouts of the frozen policy. It rises, then levels off: the critic is ready, and"
+            " the phase may end.",
+        ),
+    ):
+        plot = drawing.pretraining(runs, ending, label)
+        missing = "" if plot else "no run has pretrained its critic"
+        yield Figure(f"pretraining_{ending}", title, text, _panels(plot), missing=missing)
+    plot = drawing.calibration(runs)
+    yield Figure(
+        "calibration",
+        "Calibration of the critic",
+        "Prompts grouped by the pass rate that V(prompt) predicts, against the rate at which their"
+        " responses were right; large points are many prompts, pale ones are as the policy starts."
+        " On the diagonal V means what it says; a critic that cannot tell hard prompts from easy"
+        " ones has one point. The calibration error should be below 0.1, the rank correlation above"
+        " 0.2.",
+        _panels(plot),
+        _calibration_facts(runs),
+        "" if plot else "no diagnostics/calibration.jsonl",
+    )
+
+
+def _along_the_response(runs: Sequence[Run]) -> Iterator[Figure]:
+    for quantity, title, label, text in (
+        (
+            "value",
+            "Value by position",
+            "mean V",
+            "Nearly level is healthy. A steep rise from the first to the last token is the"
+            " initialisation bias of a critic that has not been pretrained (the paper: -1.5 to"
+            " -0.6): nothing but the end is rewarded, so the mean of V has no reason to drift.",
+        ),
+        (
+            "advantage",
+            "Advantage by position",
+            "mean advantage",
+            "Near 0 everywhere is healthy. Where early tokens lie above 0 and late ones below,"
+            " early tokens are pushed up, late ones down, and responses shrink (the paper: +0.7 to"
+            " -0.5).",
+        ),
+        (
+            "bias",
+            "Bias by position",
+            "mean V - R",
+            "What the critic promises too much, on average. Near 0 everywhere is healthy; a slope"
+            " says that V drifts along a response although the truth does not.",
+        ),
+    ):
+        panels = [
+            Panel(plot, place) for place, plot in positions.by_position(runs, quantity, label)
+        ]
+        text = f"Pale lines are early in the run, strong ones late. {text}"
+        yield Figure(f"{quantity}_by_position", title, text, panels, missing=_no_positions(panels))
+    plot = positions.right_and_wrong(runs)
+    yield Figure(
+        "right_and_wrong",
+        "Right and wrong responses in the critic's eyes",
+        "V along responses that turned out right (solid) and wrong (dotted), in the last quarter of"
+        " the run. Where the lines part, the critic sees what will become of a response; lines that"
+        " lie together up to the end mean that it grades only the problem.",
+        _panels(plot),
+        missing=_no_positions(_panels(plot)),
+    )
+    plot = positions.reward_decay(runs)
+    yield Figure(
+        "reward_decay",
+        "Reach of the reward",
+        "The weight with which the reward at the end counts so many tokens before it, for the"
+        " actor's lambda (solid), the critic's targets (dashed) and some others (grey). The point"
+        " is the first token of a response of mean length. The critic's share should be 100 %, the"
+        " actor's not nothing: 0.95 over 100 tokens leaves 0.6 %.",
+        _panels(plot),
+        _reach_facts(runs),
+        "" if plot else "neither config.yaml nor diagnostics/ names lambdas",
+    )
+
+
+def _updates(runs: Sequence[Run]) -> Iterator[Figure]:
+    for key, title, label, text, form in (
+        (
+            "policy/entropy",
+            "Entropy",
+            "nats a token",
+            "How undecided the policy is. A slow fall is healthy; near 0 with a standing accuracy,"
+            " no exploration is left.",
+            ".3f",
+        ),
+        (
+            "policy/approx_kl",
+            "Size of an update",
+            "KL (nats a token)",
+            "How far the updates of one rollout move the policy. Healthy is 0 to 0.05; above 0.1"
+            " they are too large for the data.",
+            ".2e",
+        ),
+    ):
+        if drawing.has(runs, key):
+            yield _curve(runs, key, title, label, text, form=form)
+
+
+def _curve(
+    runs: Sequence[Run],
+    key: str,
+    title: str,
+    label: str,
+    text: str,
+    *,
+    form: str = ".3f",
+    evaluations: bool = False,
+) -> Figure:
+    anchor = key.split("/")[1]
+    if not drawing.has(runs, key):
+        return Figure(anchor, title, text, [], missing=f"{key} has no values")
+    return Figure(anchor, title, text, [Panel(drawing.curves(runs, key, label, form, evaluations))])
+
+
+def _panels(plot: Spec | None) -> list[Panel]:
+    return [Panel(plot)] if plot else []
+
+
+def _no_positions(panels: Sequence[Panel]) -> str:
+    return "" if panels else "no diagnostics/positions.jsonl"
+
+
+def _calibration_facts(runs: Sequence[Run]) -> list[str]:
+    facts = []
+    for run in runs:
+        last = run.calibrations[-1] if run.calibrations else {}
+        parts = [
+            f"{title} {round(last[key], 2) + 0.0:.2f}"  # + 0.0: no minus before zero
+            for key, title in (
+                ("ece", "expected calibration error"),
+                ("brier", "Brier score"),
+                ("rank_correlation", "rank correlation"),
+            )
+            if last.get(key) is not None
+        ]
+        if parts:
+            facts.append(f"{run.name}: {', '.join(parts)}")
+    return facts
+
+
+def _reach_facts(runs: Sequence[Run]) -> list[str]:
+    facts = []
+    for run in runs:
+        if found := reach(run):
+            actor, critic = found.shares
+            facts.append(
+                f"{run.name}: of the reward, {actor:.2%} reach the first of {found.length:.0f}"
+                f" tokens with the actor's lambda, {critic:.2%} with the critic's"
+            )
+    return facts

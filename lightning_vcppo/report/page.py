@@ -1,0 +1,107 @@
+"""Put figures, tables and words into one page that needs nothing from outside."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_vcppo.report.drawing import color
+from lightning_vcppo.report.figures import sections
+from lightning_vcppo.report.reading import Run
+from lightning_vcppo.report.summary import headline
+
+HERE = Path(__file__).parent
+INSTALL = "vcppo report needs plotly and jinja2: pip install 'lightning-vcppo[report]'"
+
+
+def render(runs: Sequence[Run]) -> str:
+    """Write the report of runs as HTML.
+
+    The page names no address and forbids the browser to load anything or to run any script but its
+    own two, so text in it, whatever it is, stays text.
+
+    Args:
+        runs: One or more, in the order of their colours.
+
+    Raises:
+        ImportError: Without plotly or jinja2.
+    """
+    try:
+        import jinja2
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise ImportError(INSTALL) from None
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    environment.filters |= {"percent": percent, "signed": signed}
+    scripts = [get_plotlyjs(), (HERE / "page.js").read_text(encoding="utf-8")]
+    found = sections(runs)
+    plots = [panel.spec for part in found for figure in part.figures for panel in figure.panels]
+    page: str = environment.get_template("page.html").render(
+        runs=runs,
+        colors=[color(place) for place in range(len(runs))],
+        headlines=[headline(run) for run in runs],
+        sections=found,
+        plots=plots,
+        evaluations=[(place, e) for place, run in enumerate(runs) for e in run.evaluations],
+        samples=[_samples(run) for run in runs],
+        differences=differences(runs),
+        configs=[yaml.safe_dump(run.config, sort_keys=False) if run.config else "" for run in runs],
+        style=(HERE / "page.css").read_text(encoding="utf-8"),
+        scripts=scripts,
+        script_hashes=[_hash(script) for script in scripts],
+    )
+    return page
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """Write a share as a percentage."""
+    return "" if share is None else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def signed(number: float, digits: int = 1) -> str:
+    """Write a number with its sign."""
+    return f"{number:+.{digits}f}"
+
+
+def _hash(script: str) -> str:
+    """Return a script's name in the page's content security policy."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
+
+
+# Tables
+
+
+def _samples(run: Run) -> list[dict[str, Any]]:
+    """Return responses of the run's last evaluation, right ones first."""
+    first_set = [e for e in run.evaluations if e.name == run.evaluations[0].name]
+    return first_set[-1].samples if first_set else []
+
+
+def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """Return the settings in which runs differ, each with its value in every run."""
+    flat = [dict(_flatten(run.config)) for run in runs]
+    keys = dict.fromkeys(key for settings in flat for key in settings)
+    values = {key: [settings.get(key, "") for settings in flat] for key in keys}
+    return [(key, row) for key, row in values.items() if len(set(row)) > 1]
+
+
+def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    elif prefix:
+        yield prefix, node if isinstance(node, str) else json.dumps(node, default=str)

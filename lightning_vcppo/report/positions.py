@@ -1,0 +1,141 @@
+"""Draw what happens along a response: profiles by position, and the reach of the reward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from lightning_vcppo.report.drawing import GREY, Spec, Trace, color, plain, spec
+from lightning_vcppo.report.reading import DECILES, Run
+from lightning_vcppo.report.summary import LAST_PART, mean_profile, profiles, reach, stages
+
+CENTERS = [100 * (i + 0.5) / DECILES for i in range(DECILES)]
+POSITION = "position in the response (% of its length)"
+PERCENT: Spec = {"range": [0, 100], "dtick": 20}
+DECAY_LAMBDAS = (0.9, 0.95, 0.99, 0.999)
+"""To compare a run's own with."""
+
+
+def by_position(runs: Sequence[Run], quantity: str, label: str) -> list[tuple[int, Spec]]:
+    """Draw a quantity along the response, early to late: a panel a run, with the same y range.
+
+    Returns:
+        The run's place and its panel, for the runs that know it.
+    """
+    cut = [(place, stages(run, quantity)) for place, run in enumerate(runs)]
+    cut = [(place, found) for place, found in cut if found]
+    means = [m for _, found in cut for _, stage in found for m in stage if not math.isnan(m)]
+    if not means:
+        return []
+    margin = 0.06 * (max(means) - min(means)) or 0.1
+    limits = [min(*means, 0.0) - margin, max(*means, 0.0) + margin]
+    panels = []
+    for place, found in cut:
+        traces = [
+            {
+                "x": CENTERS,
+                "y": profile,
+                "mode": "lines+markers",
+                "marker": {"size": 5},
+                "line": {"color": color(place), "width": 2.2},
+                "opacity": 0.25 + 0.75 * (number + 1) / len(found),
+                "name": span,
+            }
+            for number, (span, profile) in enumerate(found)
+        ]
+        layout: Spec = {
+            "xaxis": PERCENT,
+            "yaxis": {"range": limits, "hoverformat": ".3f", "zeroline": True},
+            "legend": {"title": {"text": "rollouts", "side": "left"}},
+        }
+        panels.append((place, spec(traces, x=POSITION, y=label, **layout)))
+    return panels
+
+
+def right_and_wrong(runs: Sequence[Run]) -> Spec | None:
+    """Draw V of right and of wrong responses along them, over the last quarter of each run."""
+    traces = []
+    for place, run in enumerate(runs):
+        for split, dash in (("correct", "solid"), ("incorrect", "dot")):
+            found = profiles(run, "value", split)
+            last = found[-max(1, len(found) // LAST_PART) :]
+            if last:
+                traces.append(
+                    {
+                        "x": CENTERS,
+                        "y": mean_profile(profile for _, profile in last),
+                        "mode": "lines",
+                        "line": {"color": color(place), "width": 2.2, "dash": dash},
+                        "name": plain(f"{run.name}: {split}"),
+                    }
+                )
+    if not traces:
+        return None
+    return spec(traces, x=POSITION, y="mean V", yaxis={"hoverformat": ".3f"}, xaxis=PERCENT)
+
+
+# Reach of the reward
+
+
+def reward_decay(runs: Sequence[Run]) -> Spec | None:
+    """Draw the weight of the terminal reward by distance from the end.
+
+    Grey lines are lambdas to compare with; each run has its actor's (solid), its critic's (dashed)
+    and a mark at the mean length of its responses.
+    """
+    found = [(place, run, reach(run)) for place, run in enumerate(runs)]
+    known = [(place, run, its) for place, run, its in found if its]
+    if not known:
+        return None
+    longest = math.ceil(1.15 * max(its.length for _, _, its in known))
+    traces: list[Trace] = [
+        {
+            **_decay(lam, longest),
+            "line": {"color": GREY, "width": 1},
+            "opacity": 0.6,
+            "name": f"λ = {lam:g}",
+            "showlegend": False,
+        }
+        for lam in DECAY_LAMBDAS
+    ]
+    shapes = []
+    for place, run, its in known:
+        for who, lam, share, line in (
+            ("actor", its.actor, its.shares[0], {"width": 3}),
+            ("critic", its.critic, its.shares[1], {"width": 2, "dash": "dash"}),
+        ):
+            name = plain(f"{run.name}: {who}, λ = {lam:.4g}")
+            line = {"color": color(place), **line}
+            traces.append({**_decay(lam, longest), "line": line, "name": name})
+            dot = {"x": [its.length - 1], "y": [share], "mode": "markers", "showlegend": False}
+            traces.append({**dot, "marker": {"color": color(place), "size": 9}, "name": name})
+        ends = {"x0": its.length - 1, "x1": its.length - 1, "yref": "paper", "y0": 0, "y1": 1}
+        line = {"color": color(place), "width": 1, "dash": "dot"}
+        shapes.append({"type": "line", **ends, "line": line})
+    return spec(
+        traces,
+        x="tokens before the end of the response",
+        y="weight of the reward, (γλ)<sup>T-t</sup>",
+        yaxis={"range": [-0.03, 1.06], "hoverformat": ".2%", "tickformat": ".0%"},
+        annotations=[_lambda_label(lam, longest) for lam in DECAY_LAMBDAS],
+        shapes=shapes,
+    )
+
+
+def _decay(lam: float, longest: int) -> Trace:
+    distance = [round(i * longest / 100) for i in range(101)]
+    return {"x": distance, "y": [lam**d for d in distance], "mode": "lines"}
+
+
+def _lambda_label(lam: float, longest: int) -> Spec:
+    """Name a grey line where half of the reward is left, or at its end."""
+    x = min(longest, math.log(0.5) / math.log(lam))
+    return {
+        "x": x,
+        "y": lam**x,
+        "text": f"{lam:g}",
+        "showarrow": False,
+        "font": {"size": 10, "color": GREY},
+        "xshift": 14 if x < longest else -14,
+        "yshift": 8,
+    }

@@ -1,0 +1,326 @@
+"""Read what a run has left in its folder. Nothing is drawn here, and torch is not needed.
+
+    metrics.csv             one row a rollout; metrics.1.csv, ... of the run before it was resumed
+    config.yaml             optional, as is everything below
+    evaluation/*.jsonl      graded responses, one a line
+    diagnostics/*.jsonl     positions and calibration, one rollout a line
+
+A run may still be going on: a last line without its end is left out.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import yaml
+
+Curve = tuple[list[int], list[float]]
+"""Steps, and the value at each."""
+
+MAX_SAMPLES = 3
+"""Right and wrong responses that are kept of each evaluation."""
+DECILES = 10
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One file of graded responses, in numbers.
+
+    Attributes:
+        name: Of the evaluation set.
+        step: Rollouts (or updates) done.
+        source: The run that has measured it, if that is the one before: "cold_start", say.
+        problems: Number of problems.
+        k: Responses a problem, mean.
+        accuracy: Share of right responses, mean over problems.
+        interval: 95 % interval of the accuracy, as logged, or else 1.96 standard errors.
+        length: Mean tokens of a response.
+        truncation_rate: Share of responses cut off.
+        samples: The first right ones and the first wrong ones, as the file has them.
+        problem_texts: All problems, to see whether two evaluations compare.
+        pass_at_k: Share of problems that one of the k solves, if logged.
+        maj_at_k: Share of problems that their majority solves, if logged.
+    """
+
+    name: str
+    step: int
+    source: str
+    problems: int
+    k: float
+    accuracy: float
+    interval: tuple[float, float]
+    length: float
+    truncation_rate: float
+    samples: list[dict[str, Any]]
+    problem_texts: frozenset[str]
+    pass_at_k: float | None = None
+    maj_at_k: float | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder.
+
+    Attributes:
+        name: The folder's own, or its path where two would be called the same.
+        folder: Where it is.
+        rows: Metrics by step, in order; empty cells are left out.
+        config: Nested, as in config.yaml.
+        evaluations: By set, in order of their step. The first may come from the run that has
+            trained the actor, if it has been evaluated there on the same problems.
+        positions: Rollouts of diagnostics/positions.jsonl.
+        calibrations: Rollouts of diagnostics/calibration.jsonl.
+    """
+
+    name: str
+    folder: Path
+    rows: dict[int, dict[str, float]]
+    config: dict[str, Any] = field(default_factory=dict)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    positions: list[dict[str, Any]] = field(default_factory=list)
+    calibrations: list[dict[str, Any]] = field(default_factory=list)
+
+    def curve(self, key: str) -> Curve:
+        """Return the finite values of a metric, and their steps."""
+        points = [(step, row[key]) for step, row in self.rows.items() if key in row]
+        points = [(step, value) for step, value in points if math.isfinite(value)]
+        if key.startswith("value_pretraining/"):  # Later rows repeat the last value.
+            points = [(step, value) for step, value in points if step in self.pretraining_steps]
+        return [step for step, _ in points], [value for _, value in points]
+
+    @cached_property
+    def pretraining_steps(self) -> frozenset[int]:
+        """Steps at which the critic was pretrained."""
+        seen, steps = 0.0, set()
+        for step, row in self.rows.items():
+            if (count := row.get("value_pretraining/rollouts", seen)) > seen:
+                steps.add(step)
+                seen = count
+        return frozenset(steps)
+
+    @property
+    def policy_start(self) -> int:
+        """Last step before the policy moves; 0 without value pretraining."""
+        return max(self.pretraining_steps, default=0)
+
+    @property
+    def keys(self) -> set[str]:
+        """All metrics of the run."""
+        return set().union(*self.rows.values())
+
+    def setting(self, dotted: str, default: Any = None) -> Any:
+        """Return a field of the config, such as `model.init_args.advantage.gamma`."""
+        value = _field(self.config, dotted)
+        return default if value is None else value
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read several runs.
+
+    Args:
+        folders: Of the runs; each is a run's `trainer.default_root_dir`.
+
+    Raises:
+        ValueError: If one is no run's folder, is given twice, or a file in it cannot be read.
+    """
+    places = [folder.resolve() for folder in folders]
+    for place, folder in zip(places, folders, strict=True):
+        if places.count(place) > 1:
+            raise ValueError(f"{folder}: expected each run once, got it twice")
+    names = [place.name for place in places]
+    return [
+        read_run(folder, name if names.count(name) == 1 else str(folder))
+        for folder, name in zip(folders, names, strict=True)
+    ]
+
+
+def read_run(folder: Path, name: str) -> Run:
+    """Read one run; arguments and errors as for `read_runs`."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; expected the folder of a run")
+    config = _read_config(folder / "config.yaml")
+    rows = _read_metrics(folder)
+    return Run(
+        name=name,
+        folder=folder,
+        rows=rows,
+        config=config,
+        evaluations=_with_start(_with_logged(read_evaluations(folder), rows), config),
+        positions=list(_read_jsonl(folder / "diagnostics" / "positions.jsonl", "deciles")),
+        calibrations=list(_read_jsonl(folder / "diagnostics" / "calibration.jsonl", "bins")),
+    )
+
+
+def _with_logged(
+    evaluations: list[Evaluation], rows: dict[int, dict[str, float]]
+) -> list[Evaluation]:
+    """Take over what the run itself has computed: `eval/*` is of the first set, `eval/NAME/*`."""
+    first = evaluations[0].name if evaluations else ""
+    known = []
+    for evaluation in evaluations:
+        row = rows.get(evaluation.step, {})
+        prefix = "eval/" if evaluation.name == first else f"eval/{evaluation.name}/"
+        low, high = row.get(f"{prefix}accuracy_low"), row.get(f"{prefix}accuracy_high")
+        interval = evaluation.interval if low is None or high is None else (low, high)
+        pass_at_k, maj_at_k = row.get(f"{prefix}pass_at_k"), row.get(f"{prefix}maj_at_k")
+        known.append(replace(evaluation, interval=interval, pass_at_k=pass_at_k, maj_at_k=maj_at_k))
+    return known
+
+
+def _with_start(evaluations: list[Evaluation], config: dict[str, Any]) -> list[Evaluation]:
+    """Put the last evaluation of the actor before this run in front, where both compare."""
+    actor = _field(config, "model.init_args.actor")
+    if not isinstance(actor, str):
+        return evaluations
+    folder = Path(actor).parent
+    earlier = {e.problem_texts: e for e in read_evaluations(folder)}
+    whole: list[Evaluation] = []
+    for evaluation in evaluations:
+        is_first = evaluation.name not in {e.name for e in whole}
+        if is_first and evaluation.step > 0 and evaluation.problem_texts in earlier:
+            start = earlier[evaluation.problem_texts]
+            whole.append(replace(start, name=evaluation.name, step=0, source=folder.name))
+        whole.append(evaluation)
+    return whole
+
+
+# Metrics and config
+
+
+def _field(config: dict[str, Any], dotted: str) -> Any:
+    node: Any = config
+    for part in dotted.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
+def _read_metrics(folder: Path) -> dict[int, dict[str, float]]:
+    """Merge the rows of all metrics files by step; what was logged later counts."""
+    numbered = {
+        int(match[1]): path
+        for path in folder.glob("metrics.*.csv")
+        if (match := re.fullmatch(r"metrics\.(\d+)\.csv", path.name))
+    }
+    paths = [path for _, path in sorted(numbered.items())]
+    paths += [path for path in [folder / "metrics.csv"] if path.exists()]
+    if not paths:
+        raise ValueError(
+            f"{folder}: no metrics.csv; expected the folder of a run with --loggers=[csv]"
+        )
+    rows: dict[int, dict[str, float]] = {}
+    for path in paths:
+        for row in _read_csv(path):
+            rows.setdefault(int(row["step"]), {}).update(row)
+    if not rows:
+        raise ValueError(f"{paths[-1]}: no complete row yet; a run logs its first after a rollout")
+    return dict(sorted(rows.items()))
+
+
+def _read_csv(path: Path) -> Iterator[dict[str, float]]:
+    lines = _read_text(path).split("\n")[:-1]  # what follows the last line's end is half-written
+    for number, cells in enumerate(csv.DictReader(lines), start=2):
+        try:
+            row = {key: float(cell) for key, cell in cells.items() if cell}
+            row["step"] = float(int(row["step"]))
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise ValueError(
+                f"{path}:{number}: expected a row of numbers with a step, as CSVLogger writes it"
+            ) from None
+        yield row
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        config = yaml.safe_load(_read_text(path))
+    except yaml.YAMLError as error:
+        what = str(error).splitlines()[0]
+        raise ValueError(f"{path}: expected YAML as vcppo saves it; {what}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected a mapping of settings, got {type(config).__name__}")
+    return config
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: expected UTF-8 text") from None
+
+
+# JSON Lines
+
+
+def _read_jsonl(path: Path, *required: str) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file, none if there is none; a half-written last line is left out."""
+    if not path.exists():
+        return
+    lines = _read_text(path).split("\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            if number == len(lines):  # empty behind the last line's end, or not yet complete
+                return
+            raise ValueError(f"{path}:{number}: expected one JSON object a line") from None
+        missing = [key for key in required if not isinstance(row, dict) or key not in row]
+        if missing:
+            raise ValueError(f"{path}:{number}: expected an object with {', '.join(missing)}")
+        yield row
+
+
+EVALUATION_FILE = re.compile(r"(?:rollouts|updates)_(\d+)\.jsonl")
+HELD_OUT = "held_out"
+
+
+def read_evaluations(folder: Path) -> list[Evaluation]:
+    """Read the evaluations of a run, set by set and in order; not those of `vcppo test`."""
+    of_sets: dict[str, list[Evaluation]] = {}
+    for path in sorted((folder / "evaluation").glob("*.jsonl")):
+        if not (match := EVALUATION_FILE.fullmatch(path.name)):
+            continue
+        by_set: dict[str, list[dict[str, Any]]] = {}
+        for response in _read_jsonl(path, "problem", "correct"):
+            by_set.setdefault(str(response.get("evaluation_set") or HELD_OUT), []).append(response)
+        for name, responses in by_set.items():
+            of_sets.setdefault(name, []).append(_evaluate(name, int(match[1]), responses))
+    return [evaluation for of_set in of_sets.values() for evaluation in of_set]
+
+
+def _evaluate(name: str, step: int, responses: list[dict[str, Any]]) -> Evaluation:
+    by_problem: dict[Any, list[bool]] = {}
+    for response in responses:
+        by_problem.setdefault(response.get("index", response["problem"]), []).append(
+            bool(response["correct"])
+        )
+    rates = [fmean(graded) for graded in by_problem.values()]
+    accuracy = fmean(rates)
+    spread = 1.96 * stdev(rates) / math.sqrt(len(rates)) if len(rates) > 1 else 1.0
+    samples = [
+        response
+        for verdict in (True, False)
+        for response in [r for r in responses if bool(r["correct"]) == verdict][:MAX_SAMPLES]
+    ]
+    return Evaluation(
+        name=name,
+        step=step,
+        source="",
+        problems=len(rates),
+        k=len(responses) / len(rates),
+        accuracy=accuracy,
+        interval=(max(0.0, accuracy - spread), min(1.0, accuracy + spread)),
+        length=fmean(float(r.get("length", math.nan)) for r in responses),
+        truncation_rate=fmean(not r.get("finished", True) for r in responses),
+        samples=samples,
+        problem_texts=frozenset(str(r["problem"]) for r in responses),
+    )

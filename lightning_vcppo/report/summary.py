@@ -1,0 +1,206 @@
+"""What a run comes down to: headline numbers, profiles by position, the reach of the reward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from lightning_vcppo.report.reading import DECILES, Run
+
+MAX_STAGES = 4
+"""Lines of a profile plot: the run is cut into at most as many stages."""
+LAST_PART = 4
+"""What is said of a run's end is a mean over its last quarter."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A number before and after, and where it was measured."""
+
+    before: float
+    after: float
+    where: str
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The numbers at the top; None where the run has not measured it.
+
+    Attributes:
+        accuracy: On held-out problems, or else on the first and last rollouts.
+        interval: 95 % interval of the accuracy after, if from held-out problems.
+        explained_variance: Of the critic, on the first rollout that the policy learns from.
+        length: Mean tokens of a response, first and last tenth of the rollouts.
+        rollouts: Rollouts done.
+        pretraining: Of them, those of value pretraining.
+    """
+
+    accuracy: Change | None
+    interval: tuple[float, float] | None
+    explained_variance: float | None
+    length: Change | None
+    rollouts: int
+    pretraining: int
+
+
+def headline(run: Run) -> Headline:
+    """Return the numbers that a run is judged by first."""
+    accuracy, interval = _held_out_accuracy(run)
+    policy = [
+        value
+        for step, value in zip(*run.curve("critic/explained_variance"), strict=True)
+        if step > run.policy_start
+    ]
+    return Headline(
+        accuracy=accuracy or _ends(run, "rollout/accuracy", "training rollouts"),
+        interval=interval,
+        explained_variance=policy[0] if policy else None,
+        length=_ends(run, "rollout/response_length", "training rollouts"),
+        rollouts=max(run.rows),
+        pretraining=len(run.pretraining_steps),
+    )
+
+
+def _held_out_accuracy(run: Run) -> tuple[Change | None, tuple[float, float] | None]:
+    first_set = [e for e in run.evaluations if e.name == run.evaluations[0].name]
+    before = [e for e in first_set if e.step <= run.policy_start]
+    if not before or before[-1] is first_set[-1]:
+        return None, None
+    last = first_set[-1]
+    where = f"{last.problems} {last.name.replace('_', '-')} problems"
+    return Change(before[-1].accuracy, last.accuracy, where), last.interval
+
+
+def _ends(run: Run, key: str, where: str) -> Change | None:
+    """Compare the means of the first and the last tenth of a curve."""
+    values = run.curve(key)[1]
+    part = max(1, len(values) // 10)
+    return Change(fmean(values[:part]), fmean(values[-part:]), where) if values else None
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Return the moving average over the last tenth of a curve's points."""
+    window = max(1, len(values) // 10)
+    return [fmean(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))]
+
+
+# Along the response
+
+
+def profiles(run: Run, quantity: str, split: str = "all") -> list[tuple[int, list[float]]]:
+    """Return a quantity's mean in each decile of the response, rollout by rollout.
+
+    Args:
+        run: The run.
+        quantity: value, return, bias, advantage or entropy.
+        split: Which responses: all, correct, incorrect, short or long.
+
+    Returns:
+        Rollout and ten means, NaN where there is none.
+    """
+    found = []
+    for row in run.positions:
+        means = row["deciles"].get(quantity, {}).get(split)
+        if means:
+            found.append((int(row["rollout"]), [math.nan if m is None else m for m in means]))
+    if found or split != "all":
+        return found
+    keys = [f"decay/{quantity}_decile_{i}" for i in range(DECILES)]
+    return [
+        (step, [row.get(key, math.nan) for key in keys])
+        for step, row in run.rows.items()
+        if any(key in row for key in keys)
+    ]
+
+
+def stages(run: Run, quantity: str, split: str = "all") -> list[tuple[str, list[float]]]:
+    """Cut a run into stages of equal length, early to late; arguments as for `profiles`.
+
+    Returns:
+        Rollouts in words, and ten means over them.
+    """
+    found = profiles(run, quantity, split)
+    parts = min(MAX_STAGES, len(found))
+    cut = []
+    for i in range(parts):
+        stage = found[i * len(found) // parts : (i + 1) * len(found) // parts]
+        first, last = stage[0][0], stage[-1][0]
+        span = f"{first}" if first == last else f"{first} to {last}"
+        cut.append((span, mean_profile(profile for _, profile in stage)))
+    return cut
+
+
+def mean_profile(rows: Iterable[Sequence[float]]) -> list[float]:
+    """Return the mean of each column over the rows that have it, NaN where none has."""
+    columns = ([x for x in column if not math.isnan(x)] for column in zip(*rows, strict=True))
+    return [fmean(column) if column else math.nan for column in columns]
+
+
+# Reach of the reward
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far a run's terminal reward reaches.
+
+    Attributes:
+        actor: gamma lambda of the advantages.
+        critic: gamma lambda of the critic's targets.
+        length: Mean tokens of a response at the end of the run.
+    """
+
+    actor: float
+    critic: float
+    length: float
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Weights of the reward at the first token, for the actor and for the critic."""
+        return self.actor ** (self.length - 1), self.critic ** (self.length - 1)
+
+
+def reach(run: Run) -> Reach | None:
+    """Return a run's lambdas and length; None without a critic, or if they are not known.
+
+    The monitor's file knows what the lambdas were, the config what they were to be.
+    """
+    lengths = run.curve("rollout/response_length")[1]
+    last = lengths[-max(1, len(lengths) // LAST_PART) :]
+    settings = run.setting("model.init_args.advantage", {})
+    if not last or settings.get("estimator") == "group":
+        return None
+    length = max(1.0, fmean(last))
+    if run.positions:
+        row = run.positions[-1]
+        gamma, actor, critic = (row.get(k) for k in ("gamma", "lambda_actor", "lambda_critic"))
+    else:
+        gamma, actor, critic = (settings.get(k) for k in ("gamma", "lambda_actor", "lambda_critic"))
+        if alpha := settings.get("length_adaptive_alpha"):
+            actor = min(1.0, max(0.0, 1 - 1 / (alpha * length)))
+    if gamma is None or actor is None or critic is None:
+        return None
+    return Reach(gamma * actor, gamma * critic, length)
+
+
+# Calibration
+
+
+def reliability(run: Run) -> list[tuple[str, list[tuple[float, float, int]]]]:
+    """Return the reliability curve when the policy starts, after value pretraining, and at the end.
+
+    Returns:
+        The moment, and predicted and observed pass rate and number of prompts of each bin.
+    """
+    moments = [("as the policy starts", r) for r in run.calibrations[:-1] if _is_start(run, r)]
+    moments += [("at the end", row) for row in run.calibrations[-1:]]
+    return [
+        (moment, [(b["predicted"], b["observed"], b["count"]) for b in row["bins"] if b["count"]])
+        for moment, row in moments
+    ]
+
+
+def _is_start(run: Run, row: dict[str, Any]) -> bool:
+    return bool(row["rollout"] == run.policy_start)
