@@ -18,9 +18,10 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from benchmarks.measure import (
     alternating_seconds,
@@ -37,9 +38,7 @@ from lightning_vcppo.settings import SamplingSettings
 ROWS = 64
 
 
-def reference(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], limit: int, eos: int | None
-) -> int:
+def reference(model: Any, prompts: Sequence[Sequence[int]], limit: int, eos: int | None) -> int:
     """Sample with `generate` in batches of 64; return the number of response tokens."""
     tokens = 0
     for first in range(0, len(prompts), ROWS):
@@ -63,9 +62,7 @@ def reference(
     return tokens
 
 
-def ours(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], limit: int, eos: int | None
-) -> int:
+def ours(model: Any, prompts: Sequence[Sequence[int]], limit: int, eos: int | None) -> int:
     """Sample with our engine on 64 rows; return the number of response tokens."""
     engine = TransformersEngine(
         model,
@@ -79,16 +76,17 @@ def ours(
 
 
 @torch.no_grad()
-def raw_forward_seconds(model: PreTrainedModel, rows: int, length: int, steps: int) -> float:
+def raw_forward_seconds(model: Any, rows: int, length: int, steps: int) -> float:
     """Return the seconds of `steps` plain decoding passes over a cache of a fixed length."""
     cache = DynamicCache(config=model.config)
     ids_RL = torch.full((rows, length), 5)
     model(ids_RL, past_key_values=cache, use_cache=True, logits_to_keep=1)
     position_R1 = torch.full((rows, 1), length)
+    layers: list[Any] = cache.layers
 
     def step() -> None:
         model(ids_RL[:, :1], past_key_values=cache, position_ids=position_R1, use_cache=True)
-        for layer in cache.layers:
+        for layer in layers:
             layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
 
     return steps * median_seconds(step, repeats=100)
@@ -96,7 +94,7 @@ def raw_forward_seconds(model: PreTrainedModel, rows: int, length: int, steps: i
 
 def compare(
     title: str,
-    model: PreTrainedModel,
+    model: Any,
     prompts: Sequence[Sequence[int]],
     limit: int,
     eos: int | None,
@@ -112,7 +110,7 @@ def compare(
     times = alternating_seconds(
         {"generate": lambda: run("generate"), "ours": lambda: run("ours")}, repeats
     )
-    rows = []
+    rows: list[list[Any]] = []
     for name, seconds in times.items():
         rate = statistics.median(t / s for t, s in zip(tokens[name][1:], seconds, strict=True))
         rows.append([name, statistics.median(seconds), tokens[name][-1], rate])
@@ -128,7 +126,7 @@ def main() -> None:
     parser.add_argument("--model", help="folder of a causal language model")
     arguments = parser.parse_args()
     start()
-    results: dict[str, object] = {}
+    results: dict[str, float] = {}
 
     w = workload("W")
     model = enable_packing(w.model())

@@ -24,6 +24,7 @@ import copy
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,18 +110,22 @@ class Bench(VCPPOModule):
         self.update_network("policy", rollout)
         ended = time.perf_counter()
         if batch_idx == 0:  # warm-up, and the same start for both
+            assert self.actor is not None and self.critic is not None
             ours = nn.utils.parameters_to_vector(
                 [*self.actor.parameters(), *self.critic.parameters()]
             )
             theirs = nn.utils.parameters_to_vector(self.reference_networks.parameters())
-            self.difference = float((ours - theirs).abs().max())
+            self.difference = float((ours - theirs).detach().abs().max())
         else:
             self.times["reference"].append(middle - began)
             self.times["ours"].append(ended - middle)
 
     def reference_update(self, rollout: Rollout) -> None:
         """Update actor and critic the usual way."""
-        actor, critic = self.reference_networks
+        networks: Any = self.reference_networks
+        actor, critic = networks
+        assert rollout.old_logprobs_BT is not None and rollout.advantages_BT is not None
+        assert rollout.returns_BT is not None
         tokens = int(rollout.response_mask_BT.sum())
         for rows in torch.arange(len(rollout)).split(REFERENCE_ROWS):
             mask_BT = rollout.response_mask_BT[rows]
@@ -156,7 +161,7 @@ class Bench(VCPPOModule):
 def model_flops(config: Qwen2Config, rollout: Rollout) -> float:
     """Return the floating-point operations of a model's update on a rollout, both networks."""
     hidden, layers = config.hidden_size, config.num_hidden_layers
-    heads = config.num_attention_heads + 2 * config.num_key_value_heads
+    heads = config.num_attention_heads + 2 * (config.num_key_value_heads or 0)
     head_dim = hidden // config.num_attention_heads
     weights = layers * (
         hidden * head_dim * heads + hidden**2 + 3 * hidden * config.intermediate_size
@@ -173,7 +178,7 @@ def matmul_peak() -> float:
     best = 0.0
     for size in (512, 1024, 2048):
         a, b = torch.randn(size, size), torch.randn(size, size)
-        times = alternating_seconds({"mm": lambda a=a, b=b: a @ b}, repeats=10, warm_up=2)["mm"]
+        times = alternating_seconds({"mm": partial(torch.mm, a, b)}, repeats=10, warm_up=2)["mm"]
         best = max(best, 2 * size**3 / min(times))
     return best
 
@@ -204,7 +209,8 @@ def run(
             default_root_dir=folder,
         )
         nothing = PromptBatch([], [], [])
-        trainer.fit(bench, DataLoader(range(repeats + 1), None, collate_fn=lambda _: nothing))
+        steps: Any = range(repeats + 1)
+        trainer.fit(bench, DataLoader(steps, None, collate_fn=lambda _: nothing))
     assert bench.difference < 1e-5, f"the two updates differ by {bench.difference}"
     tokens = int(rollout.lengths_B.sum())
     peak, flops = matmul_peak(), model_flops(model.config, rollout)

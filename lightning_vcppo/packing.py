@@ -58,7 +58,8 @@ class Group:
             tokens_NHD = _Gather.apply(  # type: ignore[no-untyped-call]
                 tokens_NHD, self.token_of_place, self.place_of_token, None
             )
-        return tokens_NHD.unflatten(0, (self.rows, self.width)).transpose(1, 2)
+        padded_GWHD: Tensor = tokens_NHD.unflatten(0, (self.rows, self.width))
+        return padded_GWHD.transpose(1, 2)
 
     def unpad(self, padded_GWHD: Tensor) -> Tensor:
         """Return the tokens of a padded group."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -74,8 +74,9 @@ def prefill(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-    keys = [layer.keys.transpose(1, 2).flatten(0, 1) for layer in cache.layers]
-    values = [layer.values.transpose(1, 2).flatten(0, 1) for layer in cache.layers]
+    layers: list[Any] = cache.layers  # of class DynamicLayer
+    keys = [layer.keys.transpose(1, 2).flatten(0, 1) for layer in layers]
+    values = [layer.values.transpose(1, 2).flatten(0, 1) for layer in layers]
     return [
         PrefilledPrompt(
             [x[start : start + length] for x in keys],
@@ -126,7 +127,7 @@ def decode_lean(
     hidden_RE = decoder.embed_tokens(token_R)
     cos_R1D, sin_R1D = decoder.rotary_emb(hidden_RE, position_R[:, None])
     with torch.inference_mode():
-        for layer, slots in zip(decoder.layers, cache.layers, strict=True):
+        for layer, slots in zip(decoder.layers, cache.slots, strict=True):
             attention = layer.self_attn
             normed_RE = layer.input_layernorm(hidden_RE)
             query = attention.q_proj(normed_RE).view(rows, -1, attention.head_dim)

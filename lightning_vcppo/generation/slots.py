@@ -45,9 +45,12 @@ class Columns:
 class SlotLayer(DynamicLayer):
     """Keys and values of one layer in preallocated storage."""
 
+    keys: Tensor  # not None once a prompt has been written
+    values: Tensor
+
     def __init__(self, columns: Columns, rows: int, window: int | None) -> None:
         """Allocate nothing yet: the first keys tell their shape and type."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.columns, self.rows, self.window = columns, rows, window
 
     def write(
@@ -119,18 +122,17 @@ class SlotCache(Cache):
                 f"{config.model_type}: the transformers engine does not know how to cache "
                 f"{', '.join(odd)}; use a model with ordinary attention, or another engine"
             )
-        super().__init__(
-            layers=[
-                SlotLayer(self.columns, rows, getattr(layer, "sliding_window", None))
-                for layer in layers
-            ]
-        )
+        self.slots = [
+            SlotLayer(self.columns, rows, getattr(layer, "sliding_window", None))
+            for layer in layers
+        ]
+        super().__init__(layers=[*self.slots])
         self.prompt_width = prompt_width
         self.mask_RC = like.new_zeros(rows, self.columns.capacity)
 
     def masks(self) -> dict[int | None, Tensor]:
         """Return the additive mask of the present column, (R, 1, 1, columns), by layer window."""
-        by_window = {layer.window: layer.seen() for layer in self.layers}
+        by_window = {layer.window: layer.seen() for layer in self.slots}
         return {
             window: self.mask_RC[:, None, None, columns] for window, columns in by_window.items()
         }
@@ -165,7 +167,7 @@ class SlotCache(Cache):
         column = max(live, self.prompt_width)  # a prompt must fit before it
         capacity = column + max(GROWTH, live // 2)
         source, target = slice(first, columns.column), slice(column - live, column)
-        for layer in self.layers:
+        for layer in self.slots:
             layer.move(source, target, capacity)
         self.mask_RC = _moved(self.mask_RC, source, target, capacity, dim=1)
         self.mask_RC[:, : target.start] = float("-inf")
@@ -175,7 +177,7 @@ class SlotCache(Cache):
 
     def keep(self, rows: Tensor) -> None:
         """Keep some rows, in the order given."""
-        for layer in self.layers:
+        for layer in self.slots:
             layer.keep(rows)
         self.mask_RC = self.mask_RC[rows]
 

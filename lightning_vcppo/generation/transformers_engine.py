@@ -101,7 +101,8 @@ class _Batch:
 
         self.rows = min(size, max_num_seqs)
         width = max(map(len, self.prompts))
-        self.cache = SlotCache(model.config, self.rows, width, self.limit, _like(model))
+        weight: Tensor = model.get_output_embeddings().weight
+        self.cache = SlotCache(model.config, self.rows, width, self.limit, weight)
         columns = self.cache.columns.capacity + 1
         # What was sampled, each token in the column into which it will be read.
         self.ids_RC = torch.zeros(self.rows, columns, dtype=torch.long, device=self.device)
@@ -129,7 +130,7 @@ class _Batch:
         self._make_room()
         column = self.cache.columns.column
         row_M, column_M = self.cache.join(rows, lengths)
-        for index, layer in enumerate(self.cache.layers):
+        for index, layer in enumerate(self.cache.slots):
             layer.write(
                 row_M,
                 column_M,
@@ -261,10 +262,6 @@ class _Batch:
 
     def _buffers(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.ids_RC, self.logprobs_RC, self.entropy_RC
-
-
-def _like(model: PreTrainedModel) -> Tensor:
-    return model.get_output_embeddings().weight
 
 
 def _shifted(buffer_RC: Tensor, live: slice, moved: int, columns: int) -> Tensor:
