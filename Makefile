@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 SEED ?= 0
 RUN ?= runs/demo
 WORKERS ?= 2
+VLLM := .venv-vllm
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 
-.PHONY: help install demo demo-compare test lint types smollm2 clean
+.PHONY: help install demo demo-compare test test-vllm lint types smollm2 clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,6 +31,17 @@ demo-compare: install  ## the same, and plain PPO beside it in one report
 test: install  ## run all tests, in WORKERS processes of one thread each
 	$(BIN)/python -m pytest -n $(WORKERS)
 
+test-vllm: $(VLLM)/.installed  ## run the tests of the vLLM engine, in an environment of their own
+	$(VLLM)/bin/python -m pytest tests/test_vllm.py tests/test_engine_choice.py
+
+# vLLM wants an older transformers, and packages for servers and images that nothing here needs. So
+# the list is complete, and nothing beside it is installed.
+$(VLLM)/.installed: pyproject.toml constraints-vllm.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet -c constraints-vllm.txt torch
+	$(VLLM)/bin/pip install --quiet --no-deps -r constraints-vllm.txt -e .
+	touch $@
+
 lint: install  ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,4 +54,4 @@ smollm2: install  ## put SmolLM2-135M-Instruct into models/smollm2_135m (optiona
 	$(BIN)/python -m benchmarks.smollm2 models/smollm2_135m
 
 clean:  ## remove what was built
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

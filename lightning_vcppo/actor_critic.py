@@ -33,6 +33,7 @@ from lightning_vcppo.packing import reads_packed_rows
 from lightning_vcppo.rollout import Rollout, pad
 from lightning_vcppo.seeding import stream
 from lightning_vcppo.settings import (
+    EngineSettings,
     OptimizerSettings,
     SamplingSettings,
     UpdateSettings,
@@ -64,13 +65,14 @@ class ActorCriticModule(ActorModule):
         reward: str,
         sampling: SamplingSettings,
         evaluation: SamplingSettings,
+        engine: EngineSettings,
         value: ValueSettings | None,
         update: UpdateSettings,
         actor_optimizer: OptimizerSettings,
         critic_optimizer: OptimizerSettings,
     ) -> None:
         """Collect the settings, see `VCPPOModule`."""
-        super().__init__(actor, models.load_tokenizer(actor), reward, evaluation)
+        super().__init__(actor, models.load_tokenizer(actor), reward, evaluation, engine)
         self.automatic_optimization = False
         self.critic_source = actor if critic is None else critic
         self.reference_source = reference

@@ -17,10 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_vcppo import models, rewards
-from lightning_vcppo.generation import GenerationEngine, TransformersEngine
+from lightning_vcppo.generation import GenerationEngine, TransformersEngine, VLLMEngine
 from lightning_vcppo.rollout import HELD_OUT, PromptBatch, ResponseRecord, Rollout
 from lightning_vcppo.seeding import stream_seed
-from lightning_vcppo.settings import OptimizerSettings, SamplingSettings
+from lightning_vcppo.settings import EngineSettings, OptimizerSettings, SamplingSettings
 
 
 class ActorModule(L.LightningModule):
@@ -32,6 +32,7 @@ class ActorModule(L.LightningModule):
         tokenizer: PreTrainedTokenizerBase,
         reward: str,
         evaluation: SamplingSettings,
+        engine: EngineSettings,
     ) -> None:
         """Collect the settings; `configure_model` loads or builds the actor.
 
@@ -40,8 +41,16 @@ class ActorModule(L.LightningModule):
             tokenizer: The actor's.
             reward: Import path of `(response: str, answer: int) -> float`; positive means correct.
             evaluation: How responses are sampled in `validate`, `test` and `predict`.
+            engine: What samples them.
+
+        Raises:
+            ValueError: if the engine is vLLM and vLLM is not installed.
         """
         super().__init__()
+        if engine.name == "vllm":
+            VLLMEngine.require_installed()
+        self.engine_settings = engine
+        self.vllm_engine: VLLMEngine | None = None
         self.actor_source = actor
         self.evaluation = evaluation
         self.tokenizer = tokenizer
@@ -93,17 +102,25 @@ class ActorModule(L.LightningModule):
         """Continue the saved run's random streams."""
         self.rollouts_done = checkpoint["rollouts_done"]
         self.run_seed = checkpoint["run_seed"]
+        if self.vllm_engine is not None:
+            self.vllm_engine.forget_weights()
 
     # Sampling ------------------------------------------------------------------------------------
 
     def engine(self) -> GenerationEngine:
-        """Return the engine that samples from the actor."""
+        """Return the engine that samples from the actor as it is now; called on every rank."""
         assert self.actor is not None, "configure_model has run"
-        return TransformersEngine(
-            self.actor,
-            pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_ids=models.stop_token_ids(self.actor, self.tokenizer),
-        )
+        pad_id = self.tokenizer.pad_token_id
+        stop_ids = models.stop_token_ids(self.actor, self.tokenizer)
+        if self.engine_settings.name == "transformers":
+            return TransformersEngine(self.actor, pad_token_id=pad_id, eos_token_ids=stop_ids)
+        if self.vllm_engine is None:
+            self.vllm_engine = VLLMEngine(
+                self.actor, self.engine_settings, pad_token_id=pad_id, eos_token_ids=stop_ids
+            )
+        # Lightning counts every step of every optimizer, so the weights of one step are the same.
+        self.vllm_engine.take_weights((id(self.trainer), self.trainer.global_step))
+        return self.vllm_engine
 
     def sample(self, batch: PromptBatch, settings: SamplingSettings, *stream: int | str) -> Rollout:
         """Sample `num_generations` responses a prompt and grade them.
@@ -169,6 +186,9 @@ class ActorModule(L.LightningModule):
     def evaluate_prompts(self, batch: PromptBatch) -> list[ResponseRecord]:
         """Sample and grade responses with the evaluation settings."""
         if not len(batch):
+            # All ranks hand their shards of the weights over together, so this one has to as well.
+            if isinstance(engine := self.engine(), VLLMEngine):
+                engine.sleep()
             return []
         n = self.evaluation.num_generations
         # A set has streams of its own, so it samples the same whatever stands beside it.

@@ -37,7 +37,7 @@ from lightning_vcppo.problems import (
     generate_problems,
 )
 from lightning_vcppo.rollout import PromptBatch, last_token
-from lightning_vcppo.settings import OptimizerSettings, SamplingSettings
+from lightning_vcppo.settings import EngineSettings, OptimizerSettings, SamplingSettings
 
 
 class SupervisedModule(ActorModule):
@@ -70,6 +70,7 @@ class ColdStartModule(SupervisedModule):
         tokenizer_vocab_size: int = 320,
         reward: str = "lightning_vcppo.rewards.verify",
         evaluation: SamplingSettings = SamplingSettings(),
+        engine: EngineSettings = EngineSettings(),
         optimizer: OptimizerSettings = OptimizerSettings(lr=1e-5),
     ) -> None:
         """Collect the settings; the model is loaded or built by `configure_model`.
@@ -81,6 +82,7 @@ class ColdStartModule(SupervisedModule):
             tokenizer_vocab_size: Upper bound of that tokenizer's vocabulary.
             reward: Import path of `(response: str, answer: int) -> float`, for `validate`.
             evaluation: How responses are sampled in `validate`, `test` and `predict`.
+            engine: What samples them.
             optimizer: Learning rate (cosine to 0 after the warm-up), clipping, optimizer.
 
         Raises:
@@ -90,7 +92,7 @@ class ColdStartModule(SupervisedModule):
             tokenizer = models.load_tokenizer(actor)
         else:
             tokenizer = default_tokenizer(tokenizer_vocab_size)
-        super().__init__(actor, tokenizer, reward, evaluation)
+        super().__init__(actor, tokenizer, reward, evaluation, engine)
         self.optimizer_settings = optimizer
 
     @override
@@ -168,6 +170,7 @@ class RewardModelModule(SupervisedModule):
         reward: str = "lightning_vcppo.rewards.verify",
         sampling: SamplingSettings = SamplingSettings(),
         evaluation: SamplingSettings = SamplingSettings(),
+        engine: EngineSettings = EngineSettings(),
         optimizer: OptimizerSettings = OptimizerSettings(lr=1e-5),
     ) -> None:
         """Collect the settings; the models are loaded by `configure_model`.
@@ -177,9 +180,10 @@ class RewardModelModule(SupervisedModule):
             reward: Import path of `(response: str, answer: int) -> float`.
             sampling: How the training responses are sampled.
             evaluation: How responses are sampled in `validate`, `test` and `predict`.
+            engine: What samples them.
             optimizer: Of the reward model.
         """
-        super().__init__(actor, models.load_tokenizer(actor), reward, evaluation)
+        super().__init__(actor, models.load_tokenizer(actor), reward, evaluation, engine)
         self.sampling = sampling
         self.optimizer_settings = optimizer
         self.reward_model: PreTrainedModel | None = None

