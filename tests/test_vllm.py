@@ -7,6 +7,7 @@ was seen, 1e-5 is allowed, as for the transformers engine.
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import subprocess
 import sys
@@ -66,6 +67,7 @@ def move(model) -> None:
             parameter.add_(0.05 * torch.randn_like(parameter))
 
 
+@torch.no_grad()
 def trainers_logprobs(model, prompt, response, temperature) -> torch.Tensor:
     logits = model(torch.cat([torch.tensor(prompt), response])[None]).logits[0] / temperature
     return logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(1, response[:, None])[:, 0]
@@ -169,6 +171,15 @@ def test_the_trainers_precision_and_random_state_stay_apart(model):
     torch.set_rng_state(state)
 
 
+def test_an_engine_that_goes_leaves_the_process_group_and_the_others_alone(model):
+    first, second = engine_for(model), engine_for(model)
+    expected = greedy(first)
+    del first
+    gc.collect()
+    assert torch.distributed.is_initialized()
+    assert torch.equal(greedy(second), expected)
+
+
 def test_mistakes_are_named(model):
     engine = engine_for(model)
     with pytest.raises(ValueError, match=r"max_model_len: a prompt of 5 tokens .* up to 124"):
@@ -235,11 +246,8 @@ def test_evaluation_reads_what_transformers_reads(actor_folder, tmp_path):
 def test_each_rank_has_an_engine_of_its_own(actor_folder, tmp_path):
     arguments = [
         *("fit", f"--model.actor={actor_folder}", *ROLLOUTS, *FLAGS, "--loggers=[csv]"),
-        *(
-            "--trainer.strategy=ddp",
-            "--trainer.devices=2",
-            "--data.val_size=1",
-        ),  # one has no problem
+        *("--trainer.strategy=ddp", "--trainer.devices=2"),
+        "--data.val_size=1",  # the second rank has no problem
         *("--model.actor_optimizer.lr=0.001", f"--trainer.default_root_dir={tmp_path}"),
         "--trainer.callbacks+=tests.tiny_runs.WeightsWatcher",
     ]

@@ -18,11 +18,13 @@ Shapes: B sequences, T response tokens.
 from __future__ import annotations
 
 import copy
+import gc
 import importlib.util
 import os
 import socket
 import tempfile
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -72,6 +74,7 @@ class VLLMEngine:
         self._version: object = None
         self._can_sleep = settings.sleep and self._device.type == "cuda"
         self._asleep = False
+        gc.collect()  # an engine that nobody uses any more clears what it shares with this one
         with _apart_from_training(self._device), _as_launched_rank(self._device):
             self._llm = _build(actor, settings, enable_sleep_mode=self._can_sleep)
         self._max_model_len: int = self._llm.model_config.max_model_len
@@ -164,21 +167,22 @@ class VLLMEngine:
 
     def _pack(self, completions: Sequence[Any]) -> Generations:
         """Pad what vLLM returned."""
-        lengths = torch.tensor([len(c.token_ids) for c in completions], device=self._device)
-        shape = (len(completions), int(lengths.max()))
-        mask_BT = torch.arange(shape[1], device=self._device) < lengths[:, None]
-        ids_BT = torch.full(shape, self._pad, device=self._device)
-        logprobs_BT = torch.zeros(shape, device=self._device)
-        nan = float("nan")
+        lengths_B = torch.tensor([len(completion.token_ids) for completion in completions])
+        mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
+        ids_BT = torch.full(mask_BT.shape, self._pad)
+        logprobs_BT = torch.zeros(mask_BT.shape, dtype=torch.float32)
         for row, completion in enumerate(completions):
-            length = len(completion.token_ids)
-            known = [nan] * length if completion.logprobs is None else completion.logprobs.logprobs
-            ids_BT[row, :length] = torch.tensor(list(completion.token_ids), device=self._device)
-            logprobs_BT[row, :length] = torch.tensor(known, device=self._device)
-        finished = [completion.finish_reason == "stop" for completion in completions]
-        return Generations(
-            ids_BT, mask_BT, logprobs_BT, torch.tensor(finished, device=self._device)
+            ids_BT[row, mask_BT[row]] = torch.tensor(list(completion.token_ids))
+            # The default dtype may be that of the trainer's precision, so it has to be named.
+            logprobs_BT[row, mask_BT[row]] = torch.tensor(
+                completion.logprobs.logprobs if completion.logprobs else float("nan"),
+                dtype=torch.float32,
+            )
+        finished_B = torch.tensor(
+            [completion.finish_reason == "stop" for completion in completions]
         )
+        tensors = (ids_BT, mask_BT, logprobs_BT, finished_B)
+        return Generations(*(tensor.to(self._device) for tensor in tensors))
 
 
 def full_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -215,9 +219,16 @@ def _build(actor: PreTrainedModel, settings: EngineSettings, *, enable_sleep_mod
             from vllm import LLM
 
             _config_for_vllm(actor, untie=on_cpu).save_pretrained(folder)
-            return LLM(folder, **arguments)
+            llm = LLM(folder, **arguments)
     except (ValueError, TypeError, RuntimeError, NotImplementedError, ImportError) as error:
         raise ValueError(f"--model.engine.name=vllm: vLLM cannot be started: {error}") from error
+    # vLLM takes the process for its own: in the end it would destroy the trainer's process group,
+    # and what is in memory now would never be collected.
+    core = llm.llm_engine.engine_core
+    core._finalizer.detach()
+    weakref.finalize(core, core.engine_core.model_executor.shutdown)
+    gc.unfreeze()
+    return llm
 
 
 def _config_for_vllm(actor: PreTrainedModel, *, untie: bool) -> PreTrainedConfig:
@@ -265,7 +276,8 @@ def _as_launched_rank(device: torch.device) -> Iterator[None]:
         "WORLD_SIZE": str(dist.get_world_size() if launched else 1),
         "LOCAL_RANK": str(device.index or 0),
     }
-    if not launched:  # vLLM forms a group of one process
+    if not launched:  # vLLM forms a group of one process, and Lightning suspects several
+        warnings.filterwarnings("ignore", ".*It is recommended to use `self.log")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
