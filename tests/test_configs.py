@@ -66,7 +66,7 @@ def test_a_fragment_is_what_it_says(path):
     flag = FRAGMENT_FLAGS[path.parent.name]
     config = printed("--model.actor=x", flag, path)
     for key in flag.removeprefix("--").split("."):
-        config = config[key]
+        config = config[key] if key in config else config["init_args"][key]
     assert_contains(config, yaml.safe_load(path.read_text()))
 
 
