@@ -15,7 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from lightning.pytorch import Callback
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm", exc_type=ImportError)
 
@@ -258,3 +262,29 @@ def test_each_rank_has_an_engine_of_its_own(actor_folder, tmp_path):
     assert first == second and len(first.splitlines()) == 3
     with (tmp_path / "metrics.csv").open() as file:
         assert "mismatch/kl_k3" in next(csv.reader(file))
+
+
+def test_each_rank_gathers_a_sharded_actor(actor_folder, model, tmp_path):
+    mp.spawn(_sample_from_shards, (str(actor_folder), str(tmp_path)), nprocs=2)
+    trainer = TransformersEngine(model, pad_token_id=0, eos_token_ids=set())
+    for rank in range(2):
+        sampled = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert torch.equal(sampled["before"], greedy(trainer))
+        assert torch.equal(sampled["after"], sampled["expected"])
+        assert not torch.equal(sampled["after"], sampled["before"])
+
+
+def _sample_from_shards(rank: int, folder: str, output: str) -> None:
+    dist.init_process_group("gloo", f"file://{output}/store", rank=rank, world_size=2)
+    sharded, whole = models.load_actor(folder), models.load_actor(folder)
+    fully_shard(sharded, mesh=init_device_mesh("cpu", (2,)))
+    engine = engine_for(sharded)
+    sampled = {"before": greedy(engine)}
+    with torch.no_grad():
+        for parameter in (*sharded.parameters(), *whole.parameters()):
+            parameter.neg_()
+    engine.take_weights(1)
+    trainer = TransformersEngine(whole, pad_token_id=0, eos_token_ids=set())
+    sampled |= {"after": greedy(engine), "expected": greedy(trainer)}
+    torch.save(sampled, f"{output}/{rank}.pt")
+    dist.destroy_process_group()
