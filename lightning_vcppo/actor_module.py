@@ -113,7 +113,12 @@ class ActorModule(L.LightningModule):
         pad_id = self.tokenizer.pad_token_id
         stop_ids = models.stop_token_ids(self.actor, self.tokenizer)
         if self.engine_settings.name == "transformers":
-            return TransformersEngine(self.actor, pad_token_id=pad_id, eos_token_ids=stop_ids)
+            return TransformersEngine(
+                self.actor,
+                pad_token_id=pad_id,
+                eos_token_ids=stop_ids,
+                max_num_seqs=self.engine_settings.max_num_seqs,
+            )
         if self.vllm_engine is None:
             self.vllm_engine = VLLMEngine(
                 self.actor, self.engine_settings, pad_token_id=pad_id, eos_token_ids=stop_ids

@@ -57,6 +57,8 @@ class EngineSettings:
     Attributes:
         name: "transformers", the trained model itself; "vllm", a copy of it in the same process
             that takes the new weights over after each update.
+        max_num_seqs: Responses that are sampled at the same time; memory of the key-value cache
+            grows with them.
         gpu_memory_utilization: vLLM's share of the device's memory, for its weights and cache (on
             the CPU a share of main memory, taken for good).
         max_model_len: Most tokens of a prompt and its response; None is the model's own limit.
@@ -65,6 +67,7 @@ class EngineSettings:
     """
 
     name: Literal["transformers", "vllm"] = "transformers"
+    max_num_seqs: int = 256
     gpu_memory_utilization: float = 0.3
     max_model_len: int | None = None
     sleep: bool = True
@@ -73,6 +76,7 @@ class EngineSettings:
     def __post_init__(self) -> None:
         """Refuse impossible values."""
         share, length = self.gpu_memory_utilization, self.max_model_len
+        require(self.max_num_seqs >= 1, f"max_num_seqs: expected >= 1, got {self.max_num_seqs}")
         require(0 < share <= 1, f"gpu_memory_utilization: expected a share in (0, 1], got {share}")
         require(length is None or length >= 2, f"max_model_len: expected >= 2 tokens, got {length}")
 

@@ -211,6 +211,7 @@ def _build(actor: PreTrainedModel, settings: EngineSettings, *, enable_sleep_mod
         "enforce_eager": on_cpu,  # compiling does not pay there, and needs a compiler
         "gpu_memory_utilization": settings.gpu_memory_utilization,
         "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_num_seqs,
         **settings.init_args,
     }
     try:
