@@ -83,7 +83,7 @@ class Facts:
 
 Rule = Callable[[Facts, Limits], str | None]
 
-MISMATCH_KL = "mismatch/mismatch_kl_k3"
+MISMATCH_KL = "mismatch/kl_k3"
 WATCHED = (
     "rollout/response_length",
     "rollout/accuracy",

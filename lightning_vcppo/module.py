@@ -214,7 +214,7 @@ class VCPPOModule(ActorCriticModule):
         assert self.actor is not None
         return (
             self.policy.reuse_sampler_logprobs
-            and self.policy.importance_correction == "off"
+            and self.importance_correction == "off"
             and self.actor.dtype.itemsize >= 4
             and not torch.is_autocast_enabled(self.device.type)
         )
