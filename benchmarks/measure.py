@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,8 +73,18 @@ def speedup(times: Mapping[str, Sequence[float]], reference: str, ours: str) -> 
 
 def peak_bytes() -> int:
     """Return the most memory that this process has held at once (resident set)."""
+    status = Path("/proc/self/status")  # getrusage would count what the parent held at the fork
+    if status.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
+        return int(found[1]) * 1024
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak() -> None:
+    """Let `peak_bytes` start again from what the process holds now; Linux only."""
+    forget = Path("/proc/self/clear_refs")
+    if forget.exists():
+        forget.write_text("5")
 
 
 def in_own_process(module: str, *arguments: object) -> dict[str, Any]:
@@ -97,10 +109,10 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[objec
     """Print rows under a title; the first column is text, the others are numbers."""
     cells = [[*header], *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    print(title)
+    print(title)  # flushed below: the next part may take minutes
     for first, *others in cells:
         columns = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
-        print("  ".join([f"{first:<{widths[0]}}", *columns]))
+        print("  ".join([f"{first:<{widths[0]}}", *columns]), flush=True)
 
 
 def print_json(results: Mapping[str, object]) -> None:
