@@ -41,6 +41,7 @@ from lightning_vcppo.logprobs import token_logprobs
 
 HIDDEN, VOCABULARY = 576, 151_936
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TOLERANCE = {"float32": 2e-6, "bfloat16": 0.03}  # of the gradients, relative, in norm
 
 
 def full_logits(
@@ -86,7 +87,7 @@ def check(dtype: str, entropy: str) -> None:
     expected, actual = (make_run(way, dtype, 64, entropy)() for way in WAYS)
     for e, a in zip(expected, actual, strict=True):
         error = (a.double() - e.double()).norm() / e.double().norm()
-        assert error < 4 * torch.finfo(DTYPES[dtype]).eps, f"{dtype}: gradients differ by {error}"
+        assert error < TOLERANCE[dtype], f"{dtype}: gradients differ by {error}"
 
 
 def extra_peak(way: str, dtype: str, tokens: int, entropy: str) -> int:
