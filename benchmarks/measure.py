@@ -8,24 +8,35 @@ so each point of it has a process of its own.
 from __future__ import annotations
 
 import json
+import logging
 import platform
+import re
 import resource
 import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers.utils import logging as transformers_logging
 
 THREADS = 2
 
 
 def start() -> None:
-    """Fix the threads and the seed of a benchmark; call it first."""
+    """Fix threads and seed, and silence the libraries' announcements; call it first."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning.pytorch")
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
 
@@ -71,8 +82,18 @@ def speedup(times: Mapping[str, Sequence[float]], reference: str, ours: str) -> 
 
 def peak_bytes() -> int:
     """Return the most memory that this process has held at once (resident set)."""
+    status = Path("/proc/self/status")  # getrusage would count what the parent held at the fork
+    if status.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
+        return int(found[1]) * 1024
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak() -> None:
+    """Let `peak_bytes` start again from what the process holds now; Linux only."""
+    forget = Path("/proc/self/clear_refs")
+    if forget.exists():
+        forget.write_text("5")
 
 
 def in_own_process(module: str, *arguments: object) -> dict[str, Any]:
@@ -97,10 +118,10 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[objec
     """Print rows under a title; the first column is text, the others are numbers."""
     cells = [[*header], *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    print(title)
+    print(title)  # flushed below: the next part may take minutes
     for first, *others in cells:
         columns = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
-        print("  ".join([f"{first:<{widths[0]}}", *columns]))
+        print("  ".join([f"{first:<{widths[0]}}", *columns]), flush=True)
 
 
 def print_json(results: Mapping[str, object]) -> None:
@@ -180,3 +201,20 @@ def workload(
         2, vocab_size, (prompts, prompt_length), generator=torch.Generator().manual_seed(0)
     )
     return Workload(name, config, ids_BP.tolist(), max_response_length, eos, pad)
+
+
+def word_tokenizer(work: Workload, pad_token_id: int | None = None) -> PreTrainedTokenizerFast:
+    """Return a tokenizer whose ids are words: what trainers want beside a model.
+
+    Args:
+        work: The workload.
+        pad_token_id: Another one than the workload's.
+    """
+    pad = work.pad_token_id if pad_token_id is None else pad_token_id
+    size = max(work.config.vocab_size, work.eos_token_id + 1, pad + 1)
+    words = {f"w{i}": i for i in range(size)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="w2")),
+        pad_token=f"w{pad}",
+        eos_token=f"w{work.eos_token_id}",
+    )

@@ -35,11 +35,11 @@ def gradients(outputs: tuple[Tensor, Tensor], inputs: list[Tensor]) -> tuple[Ten
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
-@pytest.mark.parametrize("chunk_size", [1, 10, N, 512])
-def test_equals_log_softmax(temperature: float, chunk_size: int) -> None:
+@pytest.mark.parametrize("block_size", [1, 10, V, None])
+def test_equals_log_softmax(temperature: float, block_size: int | None) -> None:
     hidden_NH, weight_VH, targets_N = case()
     actual = token_logprobs(
-        hidden_NH, weight_VH, targets_N, temperature=temperature, chunk_size=chunk_size
+        hidden_NH, weight_VH, targets_N, temperature=temperature, block_size=block_size
     )
     expected = naive(hidden_NH, weight_VH, targets_N, temperature)
     assert_close(actual, expected)
@@ -60,7 +60,7 @@ def test_gradcheck() -> None:
     small = hidden_NH[:5].detach().requires_grad_(), weight_VH[:7].detach().requires_grad_()
     assert torch.autograd.gradcheck(
         lambda hidden_NH, weight_VH: token_logprobs(
-            hidden_NH, weight_VH, targets_N[:5] % 7, temperature=0.7, chunk_size=2
+            hidden_NH, weight_VH, targets_N[:5] % 7, temperature=0.7, block_size=2
         ),
         small,
     )
@@ -87,7 +87,7 @@ def test_either_input_may_be_frozen(frozen: int) -> None:
 
 def test_bfloat16_sums_in_float32() -> None:
     hidden_NH, weight_VH, targets_N = case(torch.bfloat16)
-    actual = token_logprobs(hidden_NH, weight_VH, targets_N, chunk_size=8)
+    actual = token_logprobs(hidden_NH, weight_VH, targets_N, block_size=8)
     logits_NV = (hidden_NH @ weight_VH.T).double()  # the model's own bfloat16 logits
     logp_NV = logits_NV.log_softmax(-1)
     assert actual[0].dtype == actual[1].dtype == torch.float32
@@ -105,14 +105,22 @@ def test_bfloat16_sums_in_float32() -> None:
         assert error < 0.03
 
 
-def test_many_chunks_of_bfloat16_do_not_lose_the_weight_gradient() -> None:
+def test_many_tokens_of_bfloat16_do_not_lose_the_weight_gradient() -> None:
     hidden_NH = torch.ones(512, 1, dtype=torch.bfloat16)
     weight_VH = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
     targets_N = torch.zeros(512, dtype=torch.long)
-    logprobs_N, _ = token_logprobs(hidden_NH, weight_VH, targets_N, chunk_size=1)
-    logprobs_N.sum().backward()
+    token_logprobs(hidden_NH, weight_VH, targets_N)[0].sum().backward()
     # Summed in bfloat16, 0.5 + 0.5 + ... would stop at 128.
     assert weight_VH.grad.flatten().tolist() == [256.0, -256.0]
+
+
+def test_many_blocks_of_bfloat16_do_not_lose_the_hidden_gradient() -> None:
+    hidden_NH = torch.zeros(1, 1, dtype=torch.bfloat16, requires_grad=True)
+    weight_VH = torch.ones(1024, 1, dtype=torch.bfloat16)
+    targets_N = torch.zeros(1, dtype=torch.long)
+    token_logprobs(hidden_NH, weight_VH, targets_N, block_size=1)[0].sum().backward()
+    # 1 - 1/1024 - 1/1024 - ... = 0; summed in bfloat16, it would stay at 1.
+    assert abs(hidden_NH.grad.item()) < 0.01
 
 
 def test_autocast_sets_the_type_of_the_products() -> None:
@@ -159,7 +167,7 @@ def test_large_logits_do_not_overflow() -> None:
 
 
 def test_all_logits_are_never_there_at_once() -> None:
-    """No tensor of the computation, saved ones included, is larger than a chunk of logits."""
+    """No tensor of the computation, saved ones included, is larger than a block of logits."""
     hidden_NH, weight_VH, targets_N = case()
     largest = 0
 
@@ -172,7 +180,7 @@ def test_all_logits_are_never_there_at_once() -> None:
             return result
 
     with Watch():
-        outputs = token_logprobs(hidden_NH, weight_VH, targets_N, chunk_size=4)
+        outputs = token_logprobs(hidden_NH, weight_VH, targets_N, block_size=4)
         gradients(outputs, [hidden_NH, weight_VH])
     assert largest == V * H  # the gradient of the weight
 
@@ -183,7 +191,11 @@ def test_wrong_arguments_are_refused() -> None:
         token_logprobs(hidden_NH, weight_VH.T, targets_N)
     with pytest.raises(ValueError, match="targets"):
         token_logprobs(hidden_NH, weight_VH, targets_N[:-1])
+    with pytest.raises(ValueError, match=r"\[0, 101\), got -1 to"):
+        token_logprobs(hidden_NH, weight_VH, targets_N - targets_N.min() - 1)
+    with pytest.raises(ValueError, match="to 101"):
+        token_logprobs(hidden_NH, weight_VH, targets_N - targets_N.max() + V)
     with pytest.raises(ValueError, match="temperature"):
         token_logprobs(hidden_NH, weight_VH, targets_N, temperature=0.0)
-    with pytest.raises(ValueError, match="chunk_size"):
-        token_logprobs(hidden_NH, weight_VH, targets_N, chunk_size=0)
+    with pytest.raises(ValueError, match="block_size"):
+        token_logprobs(hidden_NH, weight_VH, targets_N, block_size=0)
