@@ -16,7 +16,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
+from lightning_vcppo.actor_critic import Phase
 from lightning_vcppo.dashboards import log_figure, log_positions
+from lightning_vcppo.metrics import range_alignment_end
 from lightning_vcppo.profiles import (
     NUM_DECILES,
     absolute_bins,
@@ -57,6 +59,9 @@ LEARNING_CURVES = {
 }
 """File name -> metric key, title and label."""
 
+PRETRAINING = ("loss", "train_loss", "explained_variance", "train_explained_variance", "bias")
+"""The metrics of value pretraining that are drawn, without their group."""
+
 
 @dataclass
 class _History:
@@ -66,6 +71,9 @@ class _History:
     phases: list[str] = field(default_factory=list)
     scalars: dict[str, list[float]] = field(
         default_factory=lambda: {key: [] for key, _, _ in LEARNING_CURVES.values()}
+    )
+    pretraining: dict[str, list[float]] = field(
+        default_factory=lambda: {name: [] for name in PRETRAINING}
     )
     by_decile: dict[str, list[list[float | None]]] = field(
         default_factory=lambda: {name: [] for name in PROFILED}
@@ -141,6 +149,9 @@ class LearningCurves(Callback):
         metrics = trainer.callback_metrics  # collected anew at each access
         for key, curve in history.scalars.items():
             curve.append(float(metrics.get(key, math.nan)))
+        if self._phase == Phase.VALUE_PRETRAINING:
+            for name, curve in history.pretraining.items():
+                curve.append(float(metrics.get(f"value_pretraining/{name}", math.nan)))
         self._remember_profiles(cast("VCPPOModule", pl_module), rollout, trainer.world_size)
 
     @override
@@ -219,6 +230,8 @@ def _draw(history: _History, settings: AdvantageSettings) -> Iterator[tuple[str,
                 ax.set_ylim(bottom=0)
             ax.legend(frameon=False)
             yield name, figure
+    if not all(map(math.isnan, history.pretraining["loss"])):
+        yield "value_pretraining", _draw_value_pretraining(history)
     for place, kept, width, unit in (
         ("position", history.by_decile, 100 / NUM_DECILES, "% of its length"),
         ("token", history.by_token, history.bins[0], "tokens"),
@@ -246,10 +259,14 @@ def _axes(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     ax.set_title(title, loc="left", fontweight="bold")
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
+    _tidy(ax)
+    return figure, ax
+
+
+def _tidy(ax: Axes) -> None:
     ax.grid(color="#DDDDDD", linewidth=0.6)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
-    return figure, ax
 
 
 def _curve(ax: Axes, x: Sequence[int], y: Sequence[float], *, label: str) -> None:
@@ -267,9 +284,44 @@ def _shade_value_pretraining(ax: Axes, history: _History) -> None:
     label: str | None = "value pretraining"
     for phase, run in groupby(zip(history.phases, history.rollouts, strict=True), lambda r: r[0]):
         rollouts = [rollout for _, rollout in run]
-        if phase == "value_pretraining":
+        if phase == Phase.VALUE_PRETRAINING:
             ax.axvspan(rollouts[0] - 0.5, rollouts[-1] + 0.5, color=SHADE, lw=0, label=label)
             label = None
+
+
+def _draw_value_pretraining(history: _History) -> Figure:
+    """Draw loss and explained variance on both parts, and where the range of the values is right.
+
+    The first phase, range alignment, is shaded.
+    """
+    from matplotlib.figure import Figure
+
+    curves = history.pretraining
+    rollouts = [
+        rollout
+        for rollout, phase in zip(history.rollouts, history.phases, strict=True)
+        if phase == Phase.VALUE_PRETRAINING
+    ]
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots(2, 1, sharex=True)
+    figure.suptitle("Value pretraining: first the range, then the knowledge")
+    end = range_alignment_end(curves["loss"], curves["bias"])
+    aligned = rollouts[-1] if end is None else rollouts[end]
+    for ax, name, label in (
+        (axes[0], "loss", "½ (V - R)²"),
+        (axes[1], "explained_variance", "explained variance"),
+    ):
+        _tidy(ax)
+        ax.axvspan(rollouts[0] - 0.5, aligned, color=SHADE, lw=0, label="range alignment")
+        ax.plot(rollouts, curves[f"train_{name}"], ".-", color=ORANGE, label="fitted on")
+        ax.plot(rollouts, curves[name], ".-", color=BLUE, linewidth=2, label="held out")
+        ax.set_ylabel(label)
+    axes[0].set_ylim(bottom=0)
+    axes[0].legend(**BESIDE)
+    axes[1].set_xlim(rollouts[0] - 0.5, rollouts[-1] + 0.5)
+    axes[1].locator_params(axis="x", integer=True)
+    axes[1].set_xlabel("rollouts")
+    return figure
 
 
 def _draw_profiles(

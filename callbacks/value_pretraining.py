@@ -2,91 +2,177 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from lightning_vcppo.actor_critic import Phase
-from lightning_vcppo.microbatch import explained_variance, masked_mean
+from lightning_vcppo.metrics import describe_fit
 from lightning_vcppo.module import VCPPOModule
+from lightning_vcppo.records import gather
+from lightning_vcppo.replay import RolloutStore
 from lightning_vcppo.rollout import Rollout
+from lightning_vcppo.saved_rollouts import SavedRollouts
+from lightning_vcppo.settings import require
+
+
+@dataclass
+class Progress:
+    """How far value pretraining is, in plain numbers.
+
+    Attributes:
+        rollouts: Training steps of the phase.
+        generated_tokens: Response tokens generated in it, over all ranks.
+        best: Highest explained variance of held-out responses.
+        best_rollout: After which rollout.
+        risen_to: The same as `best`, but for rises smaller than `min_delta`.
+        risen_at: After which rollout.
+    """
+
+    rollouts: int = 0
+    generated_tokens: int = 0
+    best: float = float("-inf")
+    best_rollout: int = 0
+    risen_to: float = float("-inf")
+    risen_at: int = 0
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """When value pretraining has gone far enough; fields are those of `ValuePretraining`."""
+
+    max_rollouts: int
+    min_rollouts: int
+    patience: int
+    min_delta: float = 0.01
+    target: float | None = None
+
+    def advance(self, progress: Progress, explained_variance: float) -> bool:
+        """Count a rollout; tell whether its critic is the best so far. NaN is no rise."""
+        progress.rollouts += 1
+        if explained_variance > progress.risen_to + self.min_delta:
+            progress.risen_to, progress.risen_at = explained_variance, progress.rollouts
+        is_best = explained_variance > progress.best
+        if is_best:
+            progress.best, progress.best_rollout = explained_variance, progress.rollouts
+        return is_best
+
+    def is_over(self, progress: Progress) -> bool:
+        """Tell whether the phase ends here."""
+        if progress.rollouts >= self.max_rollouts:
+            return True
+        good = self.target is not None and progress.best >= self.target
+        stale = progress.rollouts - progress.risen_at >= self.patience
+        return (good or stale) and progress.rollouts >= self.min_rollouts
 
 
 class ValuePretraining(Callback):
     """Own the schedule of value pretraining (VC-PPO, section 4.1); the module owns the update.
 
-    While it lasts, the actor is frozen and each rollout's critic targets are Monte-Carlo returns.
-    A rollout is judged before the critic has seen it, so its explained variance is a held-out one.
-    The phase ends after `max_rollouts`, or earlier when explained variance no longer rises. It is
-    skipped when the run starts from a critic that has been pretrained already, and when there is no
-    critic.
+    While it lasts, the actor is frozen and the critic is fitted on Monte-Carlo returns. Each
+    training step adds one rollout to a store and fits the critic on it and on stored ones, so that
+    few have to be generated. Prompts of the first rollout that are held out judge the critic after
+    each step. The phase ends after `max_rollouts`, or earlier when their explained variance is as
+    high as wanted or no longer rises; then the best critic comes back, with its optimizer's state:
+    the policy phase starts as if value pretraining had ended there.
+
+    It is skipped when the run starts from a critic that has been pretrained already, and when there
+    is no critic. Store and best critic are part of the checkpoints that are saved meanwhile.
     """
 
     def __init__(
         self,
         enabled: bool = True,
-        max_rollouts: int = 50,
-        min_rollouts: int = 10,
-        patience: int = 10,
+        max_rollouts: int = 20,
+        min_rollouts: int = 4,
+        patience: int = 4,
         min_delta: float = 0.01,
+        target_explained_variance: float | None = None,
+        replays: int = 4,
+        held_out_share: float = 0.25,
+        rollouts_path: str | None = None,
         dirpath: str | None = None,
     ) -> None:
         """Set the stop rule.
 
         Args:
             enabled: Whether there is such a phase; false is plain PPO.
-            max_rollouts: Rollouts after which the phase ends; 0 is none.
+            max_rollouts: Rollouts (training steps) after which the phase ends; 0 is none.
             min_rollouts: It does not end earlier.
-            patience: It ends when the best explained variance is this many rollouts old.
-            min_delta: A rise smaller than this does not count as better.
+            patience: It ends when explained variance has not risen for this many rollouts.
+            min_delta: A rise smaller than this does not count for `patience`.
+            target_explained_variance: It ends when explained variance is this high.
+            replays: Passes over stored rollouts in each step, beside the one over the new rollout;
+                `critic_epochs` is for the policy phase.
+            held_out_share: Share of the first rollout's prompts that judges the critic and that it
+                is never fitted on, nor on later responses to them.
+            rollouts_path: File of `vcppo predict` with responses of the same policy, to fit on
+                instead of generating. Each step takes one rollout out of it, again and again if
+                need be; the prompts of the step are skipped.
             dirpath: Where the fitted critic is written; None means `value_pretraining` in the run's
                 folder.
 
         Raises:
-            ValueError: for negative numbers.
+            ValueError: for a number out of range.
         """
-        for name, number in {"max_rollouts": max_rollouts, "min_rollouts": min_rollouts}.items():
+        counts = {"max_rollouts": max_rollouts, "min_rollouts": min_rollouts, "replays": replays}
+        for name, number in counts.items():
             if number < 0:
                 raise ValueError(f"{name}: expected >= 0 rollouts, got {number}")
         if patience < 1:
             raise ValueError(f"patience: expected >= 1 rollout, got {patience}")
-        self._max_rollouts = max_rollouts if enabled else 0
-        self._min_rollouts = min_rollouts
-        self._patience = patience
-        self._min_delta = min_delta
+        if not 0 < held_out_share < 1:
+            raise ValueError(f"held_out_share: expected a share in (0, 1), got {held_out_share}")
+        self._stop_rule = StopRule(
+            max_rollouts if enabled else 0,
+            min_rollouts,
+            patience,
+            min_delta,
+            target_explained_variance,
+        )
+        self._rollouts_path = rollouts_path
         self._dirpath = dirpath
-        self._rollouts = 0
-        self._best = float("-inf")
-        self._best_rollout = 0
+        self._progress = Progress()
         self._finished = False
+        self._store = RolloutStore(replays, held_out_share)
+        self._stored_by_rank: list[dict[str, Any]] = []
+        self._best_critic: dict[str, Any] = {}
+        self._saved: SavedRollouts | None = None
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Return the progress of the phase."""
-        return {
-            "rollouts": self._rollouts,
-            "best": self._best,
-            "best_rollout": self._best_rollout,
-            "finished": self._finished,
+        """Return the progress of the phase and, while it lasts, all rollouts and the best critic.
+
+        Every rank must call it: one of them writes the rollouts of all.
+        """
+        state = {"finished": self._finished, "progress": asdict(self._progress)}
+        if self._finished:
+            return state
+        return state | {
+            "stored_by_rank": gather(self._store.state_dict()),
+            "best_critic": self._best_critic,
         }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the progress of the phase."""
-        self._rollouts = state_dict["rollouts"]
-        self._best = state_dict["best"]
-        self._best_rollout = state_dict["best_rollout"]
+        """Restore what `state_dict` has returned."""
         self._finished = state_dict["finished"]
+        self._progress = Progress(**state_dict["progress"])
+        self._stored_by_rank = state_dict.get("stored_by_rank", [])
+        self._best_critic = state_dict.get("best_critic", {})
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, or go on with, the phase."""
         if not isinstance(pl_module, VCPPOModule) or self._finished:
             return
-        if pl_module.critic is None or self._max_rollouts == 0:
+        if pl_module.critic is None or self._stop_rule.max_rollouts == 0:
             self._finished = True
         elif pl_module.critic_is_pretrained:
             rank_zero_info(
@@ -94,46 +180,92 @@ class ValuePretraining(Callback):
             )
             self._finished = True
         else:
-            pl_module.phase = Phase.VALUE_PRETRAINING
+            self._begin(trainer, pl_module)
+
+    def _begin(self, trainer: Trainer, module: VCPPOModule) -> None:
+        if self._stored_by_rank:
+            require(
+                len(self._stored_by_rank) == trainer.world_size,
+                f"the checkpoint is from value pretraining on {len(self._stored_by_rank)} "
+                f"processes; it goes on with as many, not with {trainer.world_size}",
+            )
+            self._store.load_state_dict(self._stored_by_rank[trainer.global_rank])
+            self._stored_by_rank = []
+        if self._rollouts_path is not None:
+            self._saved = SavedRollouts(
+                self._rollouts_path, module.origin(module.sampling), module.run_seed
+            )
+        module.rollout_store = self._store
+        module.phase = Phase.VALUE_PRETRAINING
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Hand a saved rollout of the batch's size to the step, if there are any."""
+        if self._finished or self._saved is None or not isinstance(pl_module, VCPPOModule):
+            return
+        prompts, ranks = len(batch), trainer.world_size
+        self._store.distinct = self._saved.count(prompts * ranks)
+        pl_module.saved_rollout = self._saved.take(
+            self._store.rounds, prompts, trainer.global_rank, ranks
+        )
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Judge the critic on the rollout that it has just seen for the first time."""
+        """Judge the critic after the step's fit, keep it if it is the best, and end the phase."""
         if self._finished or not isinstance(pl_module, VCPPOModule):
             return
         rollout = cast(Rollout, pl_module.rollout)
-        assert rollout.values_BT is not None and rollout.returns_BT is not None
-        values_BT, returns_BT, mask_BT = (
-            rollout.values_BT,
-            rollout.returns_BT,
-            rollout.response_mask_BT,
-        )
-        reduce = pl_module.sum_over_ranks
-        explained = float(explained_variance(values_BT, returns_BT, mask_BT, reduce=reduce))
-        loss = 0.5 * float(masked_mean((values_BT - returns_BT).square(), mask_BT, reduce=reduce))
-        self._rollouts += 1
+        held_out = self._judge(pl_module, self._store.held_out)
+        seen = self._judge(pl_module, self._store.seen)
+        progress = self._progress
+        if progress.rollouts == 0 and math.isnan(held_out["explained_variance"]):
+            rank_zero_warn(
+                "Value pretraining: all held-out responses have the same return, so there is no "
+                "variance to explain and no best critic; hold out more of a larger rollout."
+            )
+        if self._rollouts_path is None:
+            tokens = pl_module.sum_over_ranks(rollout.response_mask_BT.sum())
+            progress.generated_tokens += int(tokens)
+        if self._stop_rule.advance(progress, held_out["explained_variance"]):
+            self._best_critic = pl_module.critic_state()
+        metrics = held_out | {f"train_{name}": value for name, value in seen.items()}
+        metrics |= {
+            "rollouts": float(progress.rollouts),
+            "generated_tokens": float(progress.generated_tokens),
+        }
         pl_module.log_dict(
-            {
-                "value_pretraining/explained_variance": explained,
-                "value_pretraining/loss": loss,
-                "value_pretraining/rollouts": float(self._rollouts),
-            },
+            {f"value_pretraining/{name}": value for name, value in metrics.items()},
             batch_size=len(rollout),
         )
-        if explained > self._best + self._min_delta:
-            self._best, self._best_rollout = explained, self._rollouts
-        stale = self._rollouts - self._best_rollout >= self._patience
-        if self._rollouts >= self._max_rollouts or (stale and self._rollouts >= self._min_rollouts):
-            self._finish(trainer, pl_module, explained)
+        if self._stop_rule.is_over(progress):
+            self._finish(trainer, pl_module)
 
-    def _finish(self, trainer: Trainer, module: VCPPOModule, explained: float) -> None:
+    @torch.no_grad()
+    def _judge(self, module: VCPPOModule, part: Rollout) -> dict[str, float]:
+        """Compare the critic with the returns of stored responses, over all ranks."""
+        part = part.to(module.device)
+        assert part.returns_BT is not None
+        (values_BT,) = module.in_micro_batches(module.critic_values, part)
+        counted_BT = part.response_mask_BT & (part.positions_B >= 0)[:, None]
+        return describe_fit(values_BT, part.returns_BT, counted_BT, reduce=module.sum_over_ranks)
+
+    def _finish(self, trainer: Trainer, module: VCPPOModule) -> None:
         self._finished = True
+        if self._best_critic:
+            module.restore_critic(self._best_critic)
         module.phase = Phase.POLICY_OPTIMIZATION
+        module.rollout_store = module.saved_rollout = self._saved = None
+        self._store.clear()
+        self._best_critic = {}
         folder = Path(self._dirpath or Path(trainer.default_root_dir) / "value_pretraining")
         module.export_critic(folder / "critic")
+        progress = self._progress
         rank_zero_info(
-            f"Value pretraining ended after {self._rollouts} rollouts with explained variance "
-            f"{explained:.2f}; the critic is in {folder / 'critic'}."
+            f"Value pretraining ended after {progress.rollouts} rollouts; the best critic, of "
+            f"rollout {progress.best_rollout} with a held-out explained variance of "
+            f"{progress.best:.2f}, is in {folder / 'critic'}."
         )

@@ -9,13 +9,14 @@ import math
 import time
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import override
@@ -30,6 +31,7 @@ from lightning_vcppo.actor_module import (
 from lightning_vcppo.logprobs import token_logprobs
 from lightning_vcppo.microbatch import token_balanced_micro_batches
 from lightning_vcppo.packing import reads_packed_rows
+from lightning_vcppo.replay import RolloutStore
 from lightning_vcppo.rollout import Rollout, pad
 from lightning_vcppo.seeding import stream
 from lightning_vcppo.settings import (
@@ -86,6 +88,8 @@ class ActorCriticModule(ActorModule):
         self.critic: models.Critic | None = None
         self.reference: PreTrainedModel | None = None
         self.phase = Phase.POLICY_OPTIMIZATION
+        self.rollout_store: RolloutStore | None = None  # the callback's, for value pretraining
+        self.saved_rollout: Rollout | None = None  # to be taken there instead of sampling one
         self.updates_done: dict[Network, int] = {"policy": 0, "critic": 0}
         self.update_metrics: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
@@ -186,6 +190,16 @@ class ActorCriticModule(ActorModule):
         outputs_NK = self.critic(rollout.input_ids_BL, rollout.prompt_lengths_B, mask_BT)
         return (pad(self.critic.values(outputs_NK), mask_BT),)
 
+    def bootstrap(self, rollout: Rollout) -> Tensor:
+        """Return V after the last token of truncated responses and 0 for finished ones, (B,)."""
+        end_BT = torch.nn.functional.one_hot(
+            rollout.response_lengths_B, rollout.response_mask_BT.shape[1] + 1
+        ).bool()
+        (values_BT,) = self.in_micro_batches(
+            self.critic_values, rollout.with_(response_mask_BT=end_BT)
+        )
+        return values_BT.sum(1).masked_fill(rollout.finished_B, 0.0)
+
     def in_micro_batches(
         self, read: Callable[[Rollout], tuple[Tensor, ...]], rollout: Rollout
     ) -> tuple[Tensor, ...]:
@@ -216,16 +230,23 @@ class ActorCriticModule(ActorModule):
 
     # Updating them -------------------------------------------------------------------------------
 
-    def update_network(self, network: Network, rollout: Rollout) -> None:
+    def update_network(
+        self, network: Network, rollout: Rollout, epochs: Sequence[int] | None = None
+    ) -> None:
         """Update actor or critic: epochs x mini-batches x micro-batches.
 
         Targets are fixed before the first update and the networks share nothing, so it makes no
         difference that one network's updates follow the other's instead of alternating with them.
+
+        Args:
+            network: Which one.
+            rollout: What to learn from.
+            epochs: Numbers of the passes, each with its own order; None takes the settings' count.
         """
         optimizer = self._optimizer(network)
         loss_function = self.policy_loss if network == "policy" else self.critic_loss
         history: list[dict[str, float]] = []
-        for mini_batch in self._mini_batches(network, rollout):
+        for mini_batch in self._mini_batches(network, rollout, epochs):
             totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
             optimizer.zero_grad()
             for micro_batch in self._micro_batches(self.weigh_tokens(network, mini_batch), rollout):
@@ -270,15 +291,17 @@ class ActorCriticModule(ActorModule):
             return optimizers
         return optimizers[0 if network == "policy" else 1]
 
-    def _mini_batches(self, network: Network, rollout: Rollout) -> Iterator[Rollout]:
+    def _mini_batches(
+        self, network: Network, rollout: Rollout, epochs: Sequence[int] | None
+    ) -> Iterator[Rollout]:
         """Yield this rank's part of each mini-batch: random rows of the rollout over all ranks."""
         update = self.update
-        epochs, size = update.ppo_epochs, update.ppo_mini_batch_size
+        passes, size = update.ppo_epochs, update.ppo_mini_batch_size
         if network == "critic":
-            epochs = update.critic_epochs or epochs
+            passes = update.critic_epochs or passes
             size = update.critic_mini_batch_size or size
-        total = len(rollout) * self.trainer.world_size
-        for epoch in range(epochs):
+        total = self.max_over_ranks(int(rollout.positions_B.max()) + 1)
+        for epoch in range(passes) if epochs is None else epochs:
             rng = stream(self.run_seed, "mini-batches", network, self.rollouts_done, epoch)
             for chosen in torch.randperm(total, generator=rng).split(size):
                 mine_B = torch.isin(rollout.positions_B, chosen.to(self.device))
@@ -305,6 +328,24 @@ class ActorCriticModule(ActorModule):
             padded=not all(map(reads_packed_rows, networks)),
         )
         return [torch.tensor(r, dtype=torch.long, device=self.device) for r in rows]
+
+    def critic_state(self) -> dict[str, Any]:
+        """Return a copy, on the CPU, of the critic's weights and of its optimizer's state."""
+        assert self.critic is not None
+        state = {
+            "weights": self.critic.state_dict(),
+            "optimizer": self._optimizer("critic").state_dict(),
+        }
+        copied: dict[str, Any] = apply_to_collection(
+            state, Tensor, lambda tensor: tensor.detach().to("cpu", copy=True)
+        )
+        return copied
+
+    def restore_critic(self, state: dict[str, Any]) -> None:
+        """Go back to what `critic_state` has returned."""
+        assert self.critic is not None
+        self.critic.load_state_dict(state["weights"])
+        self._optimizer("critic").load_state_dict(state["optimizer"])
 
     # Out -----------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_vcppo import models, rewards
+from lightning_vcppo.fingerprints import model_fingerprint, tokenizer_fingerprint
 from lightning_vcppo.generation import GenerationEngine, TransformersEngine, VLLMEngine
-from lightning_vcppo.rollout import HELD_OUT, PromptBatch, ResponseRecord, Rollout
+from lightning_vcppo.rollout import HELD_OUT, PromptBatch, ResponseRecord, Rollout, SavedResponse
 from lightning_vcppo.seeding import stream_seed
 from lightning_vcppo.settings import EngineSettings, OptimizerSettings, SamplingSettings
 
@@ -88,8 +90,8 @@ class ActorModule(L.LightningModule):
 
     @override
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[ResponseRecord]:
-        """Sample and grade responses."""
-        return self.evaluate_prompts(batch)
+        """Sample and grade responses, and keep their tokens, for value pretraining."""
+        return self.evaluate_prompts(batch, with_tokens=True)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -188,7 +190,9 @@ class ActorModule(L.LightningModule):
         tail = str(self.tokenizer.decode(prompt_ids[-12:], skip_special_tokens=False)).rstrip()
         return next((tag for tag, _ in rewards.THINKING_TAGS if tail.endswith(tag)), "")
 
-    def evaluate_prompts(self, batch: PromptBatch) -> list[ResponseRecord]:
+    def evaluate_prompts(
+        self, batch: PromptBatch, *, with_tokens: bool = False
+    ) -> list[ResponseRecord]:
         """Sample and grade responses with the evaluation settings."""
         if not len(batch):
             # All ranks hand their shards of the weights over together, so this one has to as well.
@@ -200,7 +204,7 @@ class ActorModule(L.LightningModule):
         named = batch.evaluation_set not in ("", HELD_OUT)
         stream = ("evaluation", batch.evaluation_set) if named else ("evaluation",)
         rollout = self.sample(batch, self.evaluation, *stream)
-        return [
+        records = [
             ResponseRecord(
                 evaluation_set=batch.evaluation_set,
                 index=batch.indices[row // n],
@@ -218,6 +222,34 @@ class ActorModule(L.LightningModule):
             )
             for row, problem in enumerate(rollout.problems)
         ]
+        return list(self.with_tokens(records, rollout)) if with_tokens else records
+
+    def with_tokens(
+        self, records: list[ResponseRecord], rollout: Rollout
+    ) -> Iterator[ResponseRecord]:
+        """Yield the records of a rollout of `evaluation`, and what value pretraining needs."""
+        origin = self.origin(self.evaluation)
+        for row, record in enumerate(records):
+            prompt = int(rollout.prompt_lengths_B[row])
+            ids = rollout.input_ids_BL[row, : prompt + record.length].tolist()
+            yield SavedResponse(
+                **vars(record),
+                prompt_ids=ids[:prompt],
+                response_ids=ids[prompt:],
+                reward=float(rollout.scores_B[row]),
+                origin=origin,
+            )
+
+    def origin(self, settings: SamplingSettings) -> dict[str, str | float]:
+        """Return what responses depend on beside their prompts: if it differs, so do they."""
+        assert self.actor is not None
+        return {
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "model": model_fingerprint(self.actor),
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "max_response_length": settings.max_response_length,
+        }
 
     def export(self, folder: Path) -> None:
         """Write `actor` as an ordinary Hugging Face folder; called on every rank."""

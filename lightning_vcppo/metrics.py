@@ -1,6 +1,7 @@
 """The numbers that we report about rollouts; none needs a Trainer.
 
-They are its means (`describe_rollout`) and how good the critic was (`describe_critic`). What
+They are its means (`describe_rollout`) and how good the critic was (`describe_critic`), or is after
+a fit (`describe_fit`). What
 depends on the position in the response is in `profiles.py`, what an evaluation gives in
 `evaluation.py`.
 
@@ -10,7 +11,10 @@ Masks are True on the tokens that count.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from lightning_vcppo.advantages import monte_carlo_returns
 from lightning_vcppo.microbatch import Reduce, explained_variance, identity, masked_mean
@@ -35,6 +39,54 @@ def describe_rollout(rollout: Rollout, *, reduce: Reduce = identity) -> dict[str
         name: float(masked_mean(values_B.float(), everyone_B, reduce=reduce))
         for name, values_B in of_responses.items()
     }
+
+
+def describe_fit(
+    values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, *, reduce: Reduce = identity
+) -> dict[str, float]:
+    """Return how well values fit their returns: loss, explained_variance and bias.
+
+    Twice the loss is bias^2 + (1 - explained_variance) Var(R).
+
+    Args:
+        values_BT: V.
+        returns_BT: R.
+        mask_BT: True on the tokens that count.
+        reduce: Sums a small tensor over ranks.
+    """
+    error_BT = returns_BT - values_BT
+    return {
+        "loss": 0.5 * float(masked_mean(error_BT.square(), mask_BT, reduce=reduce)),
+        "explained_variance": float(
+            explained_variance(values_BT, returns_BT, mask_BT, reduce=reduce)
+        ),
+        "bias": float(masked_mean(error_BT, mask_BT, reduce=reduce)),
+    }
+
+
+ALIGNED = 0.05
+"""Largest share of the bias in the squared error once the range of the values is right; ours."""
+
+
+def range_alignment_end(losses: Sequence[float], biases: Sequence[float]) -> int | None:
+    """Return where the first phase of value pretraining is over; None if it is not.
+
+    VC-PPO (section 4.1) sees two: first the values move into the range of the returns, fast, then
+    the critic learns which tokens matter, slowly. In the first the squared error has a large common
+    part, (mean(R - V))^2; the second begins when that is at most 5 % of mean((R - V)^2).
+
+    Args:
+        losses: 1/2 mean((R - V)^2), one a rollout.
+        biases: mean(R - V).
+    """
+    return next(
+        (
+            i
+            for i, (loss, bias) in enumerate(zip(losses, biases, strict=True))
+            if bias**2 <= ALIGNED * 2 * loss
+        ),
+        None,
+    )
 
 
 def describe_critic(

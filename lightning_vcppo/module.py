@@ -24,11 +24,7 @@ from lightning_vcppo import advantages, losses, rewards, value_heads
 from lightning_vcppo.actor_critic import ActorCriticModule, Network, Phase
 from lightning_vcppo.dynamic_sampling import GroupBuffer
 from lightning_vcppo.metrics import describe_critic, describe_rollout
-from lightning_vcppo.microbatch import (
-    aggregation_weights,
-    weighted_sum,
-    whiten,
-)
+from lightning_vcppo.microbatch import aggregation_weights, weighted_sum, whiten
 from lightning_vcppo.rollout import PromptBatch, Rollout, last_token, pad
 from lightning_vcppo.settings import (
     AdvantageSettings,
@@ -137,9 +133,11 @@ class VCPPOModule(ActorCriticModule):
         with self.timed("score"):
             rollout = self.estimate_advantages(self.score(rollout))
         with self.timed("update"):
-            if self.critic is not None:
-                self.update_network("critic", rollout)
-            if self.phase is Phase.POLICY_OPTIMIZATION:
+            if self.phase is Phase.VALUE_PRETRAINING:
+                self.pretrain_critic(rollout)
+            else:
+                if self.critic is not None:
+                    self.update_network("critic", rollout)
                 self.update_network("policy", self.prepare_policy_update(rollout))
         self.rollouts_done += 1
         self.rollout = rollout
@@ -147,6 +145,8 @@ class VCPPOModule(ActorCriticModule):
 
     def sample_rollout(self, batch: PromptBatch) -> Rollout | None:
         """Sample a rollout; with dynamic sampling None until enough groups can teach something."""
+        if self.saved_rollout is not None:
+            return self.saved_rollout.to(self.device)
         stream = (self.run_seed, "rollout", self.rollouts_done, self.waiting_groups.batches)
         rollout = self.sample(batch, self.sampling, *stream)
         if not self.sampling.dynamic_sampling or self.phase is Phase.VALUE_PRETRAINING:
@@ -157,6 +157,17 @@ class VCPPOModule(ActorCriticModule):
         return self.waiting_groups.take(
             len(rollout), self.global_rank * len(rollout), self.sampling.num_generations
         )
+
+    def pretrain_critic(self, rollout: Rollout) -> None:
+        """Store a rollout; fit the critic on stored ones and on it, but not on what is held out."""
+        assert self.rollout_store is not None and self.value is not None
+        self.rollout_store.add(rollout, reduce=self.sum_over_ranks)
+        # Monte-Carlo returns stay what they are; other targets, and a clipped loss, ask V anew.
+        asks = self.advantage.bootstrap_truncated or self.value.cliprange_value is not None
+        for epoch, stored in enumerate(self.rollout_store.lessons()):
+            rollout = stored.to(self.device)
+            rollout = self.estimate_advantages(self.score(rollout)) if asks else rollout
+            self.update_network("critic", rollout, [epoch])
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -255,16 +266,6 @@ class VCPPOModule(ActorCriticModule):
                 reduce=self.sum_over_ranks,
             )
         return rollout.with_(advantages_BT=advantages_BT, returns_BT=returns_BT)
-
-    def bootstrap(self, rollout: Rollout) -> Tensor:
-        """Return V after the last token of truncated responses and 0 for finished ones, (B,)."""
-        end_BT = torch.nn.functional.one_hot(
-            rollout.response_lengths_B, rollout.response_mask_BT.shape[1] + 1
-        ).bool()
-        (values_BT,) = self.in_micro_batches(
-            self.critic_values, rollout.with_(response_mask_BT=end_BT)
-        )
-        return values_BT.sum(1).masked_fill(rollout.finished_B, 0.0)
 
     def prepare_policy_update(self, rollout: Rollout) -> Rollout:
         """Whiten the advantages and correct for a sampler that is not quite the policy."""

@@ -9,11 +9,22 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 import torch.distributed as dist
 
-from lightning_vcppo.rollout import ResponseRecord
+from lightning_vcppo.rollout import ResponseRecord, SavedResponse
+
+T = TypeVar("T")
+
+
+def gather(mine: T) -> list[T]:
+    """Return what each rank has, in the order of ranks. Every rank must call it."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [mine]
+    of_ranks: list[T] = [mine] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, mine)
+    return of_ranks
 
 
 def gather_records(records: list[ResponseRecord]) -> list[ResponseRecord]:
@@ -21,11 +32,7 @@ def gather_records(records: list[ResponseRecord]) -> list[ResponseRecord]:
 
     Every rank must call it, and gets the same list.
     """
-    if not (dist.is_available() and dist.is_initialized()):
-        return unique_records(records)
-    of_ranks: list[list[ResponseRecord]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(of_ranks, records)
-    return unique_records(record for of_rank in of_ranks for record in of_rank)
+    return unique_records(record for of_rank in gather(records) for record in of_rank)
 
 
 def unique_records(records: Iterable[ResponseRecord]) -> list[ResponseRecord]:
@@ -56,11 +63,13 @@ def read_records(path: Path) -> list[ResponseRecord]:
         ValueError: If a line is not a record; the message names file and line.
         OSError: If the file cannot be read.
     """
-    records = []
+    records: list[ResponseRecord] = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                records.append(ResponseRecord(**json.loads(line)))
+                row = json.loads(line)
+                kind = SavedResponse if "prompt_ids" in row else ResponseRecord
+                records.append(kind(**row))
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{path}:{number}: expected a graded response, {error}") from error
     return records

@@ -138,6 +138,11 @@ class Rollout:
         """Return a copy with some fields replaced."""
         return replace(self, **changes)
 
+    def to(self, device: torch.device) -> Rollout:
+        """Return a copy whose tensors are on that device."""
+        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return self.with_(**tensors)
+
     def silenced(self) -> Rollout:
         """Return a copy whose tokens weigh nothing in any loss."""
         nothing_BT = torch.zeros_like(self.sampler_logprobs_BT)
@@ -236,3 +241,20 @@ class ResponseRecord:
     evaluation_set: str = ""
     year: int | None = None
     seed: int | None = None
+
+
+@dataclass(kw_only=True)
+class SavedResponse(ResponseRecord):
+    """A response of `predict`, with what value pretraining needs of it.
+
+    Attributes:
+        prompt_ids: Token ids of the prompt.
+        response_ids: Token ids of the response, its <eos> included.
+        reward: What the reward function said.
+        origin: Where it comes from: fingerprints of tokenizer and model, how it was sampled.
+    """
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    reward: float
+    origin: dict[str, str | float]

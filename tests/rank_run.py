@@ -1,4 +1,4 @@
-"""Train for three rollouts, save each rank's weights: `-m tests.rank_run ACTOR FOLDER RANKS`."""
+"""Train for four rollouts, save each rank's weights: `-m tests.rank_run ACTOR FOLDER RANKS`."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def main(actor: str, folder: Path, ranks: int) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
         max_epochs=1,
-        limit_train_batches=3,
+        limit_train_batches=4,
         limit_val_batches=0,
         default_root_dir=folder / f"{ranks}_ranks",
         callbacks=[
-            ValuePretraining(max_rollouts=1, dirpath=str(folder)),
+            ValuePretraining(max_rollouts=2, held_out_share=0.5, dirpath=str(folder)),
             RewardDecayMonitor(),
             CriticCalibration(),
             GuardRails(),

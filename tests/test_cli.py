@@ -213,6 +213,27 @@ def test_a_fitted_critic_needs_no_value_pretraining(trained, cold_start, tmp_pat
     assert "policy/loss" in logged(tmp_path)[0]
 
 
+def test_a_file_of_predictions_pretrains_the_critic(tiny_actor, cold_start, tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    common = [*TINY, "--model.reward=tests.tiny_runs.parity", "--loggers=[csv]"]
+    vcppo(
+        *("predict", f"--model.actor={tiny_actor}", *common, f"--response_writer.path={path}"),
+        f"--trainer.default_root_dir={tmp_path}",
+    )
+    (first, *_) = records(path)
+    assert len(first["response_ids"]) == first["length"] and first["prompt_ids"]
+    saved = ["--value_pretraining.max_rollouts=2", f"--value_pretraining.rollouts_path={path}"]
+    fit = ["fit", *ROLLOUTS, "--loggers=[csv]", *saved, f"--trainer.default_root_dir={tmp_path}"]
+    vcppo(*fit, f"--model.actor={tiny_actor}", "--value_pretraining.min_rollouts=2")
+    rows = logged(tmp_path)
+    assert [row["value_pretraining/generated_tokens"] for row in rows[:2]] == [0, 0]
+    assert "policy/loss" not in rows[1] and "policy/loss" in rows[2]
+    with pytest.raises(
+        ValueError, match=r"predictions\.jsonl: .* another policy: model \w+ instead"
+    ):
+        vcppo(*fit, f"--model.actor={cold_start / 'actor'}")
+
+
 # Interruptions and strategies
 
 

@@ -111,7 +111,7 @@ def test_an_algorithm_runs_in_all_its_phases(path, tiny_actor, tmp_path):
     many = algorithm["model"]["init_args"]["sampling"]["num_generations"] > 1
     vcppo(
         *("fit", "--config", path, f"--model.actor={tiny_actor}", *ROLLOUTS, "--loggers=[csv]"),
-        f"--data.prompts_per_rollout={2 if many else 8}",
+        f"--data.prompts_per_rollout={2 if many else 12}",
         "--trainer.enable_checkpointing=false",
         "--trainer.limit_val_batches=0",
         f"--trainer.default_root_dir={tmp_path}",

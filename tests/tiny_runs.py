@@ -34,10 +34,11 @@ ROLLOUTS = [
     *TINY,
     "--model.reward=tests.tiny_runs.parity",
     "--model.sampling.max_response_length=12",
-    "--data.prompts_per_rollout=8",
+    "--data.prompts_per_rollout=12",
     "--trainer.limit_train_batches=3",
     "--value_pretraining.max_rollouts=1",
     "--value_pretraining.min_rollouts=1",
+    "--value_pretraining.held_out_share=0.5",
 ]
 """Of VC-PPO: a rollout of value pretraining, if it is on, and two more."""
 

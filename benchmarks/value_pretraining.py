@@ -1,0 +1,233 @@
+"""Count the tokens that value pretraining generates: `python -m benchmarks.value_pretraining`.
+
+Both ways fit the same critic with the same settings on rollouts of the same frozen policy:
+
+    fresh   every rollout is fitted once and thrown away, as is usual
+    replay  each step fits the new rollout once and stored ones `REPLAYS` times (ours)
+
+Explained variance is of responses to other problems that neither way ever sees, the same for both.
+Tokens are all that were generated, those of responses that `replay` holds out included. The policy
+is cold-started here, on the demo's problems. Medians over seeds of the critic's data; the last line
+is JSON:
+
+    token_ratio       tokens of fresh / of replay until they have what fresh ends with
+    token_ratio_low   the smallest of the seeds
+    fresh_ev          explained variance that fresh ends with, the mean of its last rollouts
+    replay_ev         the same of replay
+    fresh_tokens      generated until fresh first has 95 % of `fresh_ev`
+    replay_tokens     generated until replay first has it
+
+The 95 % are for the noise: the curves are flat at their end, and the rest is less than what two
+critics differ by that were fitted in another order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from typing_extensions import override
+
+from benchmarks import measure
+from lightning_vcppo import AIMEDataModule, VCPPOModule
+from lightning_vcppo.callbacks import ValuePretraining
+from lightning_vcppo.cold_start import ColdStartModule
+from lightning_vcppo.metrics import describe_fit
+from lightning_vcppo.problems import ProblemSettings
+from lightning_vcppo.rollout import Rollout
+from lightning_vcppo.settings import OptimizerSettings, SamplingSettings, UpdateSettings
+
+ACTOR = {
+    "model_type": "qwen2",
+    "hidden_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "intermediate_size": 256,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.05,
+}
+PROBLEMS: Any = {"families": ["sum"], "min_steps": 3, "max_steps": 3}
+IMPERFECT: Any = {"slip_rate": 0.04, "rough_rate": 0.35}
+SAMPLING = SamplingSettings(max_response_length=144)
+PROMPTS, TEST_PROMPTS, COLD_START_UPDATES = 128, 384, 600
+FRESH_ROLLOUTS, REPLAY_ROLLOUTS, REPLAYS = 18, 6, 4
+LAST, ENOUGH = 3, 0.95
+"""Rollouts at the end whose mean explained variance is the one to reach, and to what share."""
+
+Curve = list[tuple[int, float]]
+"""After each rollout: tokens generated so far, explained variance."""
+
+
+def cold_start(folder: Path) -> str:
+    """Teach a tiny policy to add, unreliably; return its folder."""
+    L.seed_everything(0, verbose=False)
+    module = ColdStartModule(ACTOR, optimizer=OptimizerSettings(lr=3e-3, warmup_updates=30))
+    data = AIMEDataModule(
+        generated=ProblemSettings(**PROBLEMS, **IMPERFECT),
+        train_size=32 * COLD_START_UPDATES + 2000,
+        val_size=0,
+        prompts_per_rollout=32,
+    )
+    trainer(folder, COLD_START_UPDATES).fit(module, data)
+    module.export(folder)
+    return str(folder / "actor")
+
+
+class Judge(L.Callback):
+    """Compare the critic with responses of its own after each rollout."""
+
+    def __init__(self) -> None:
+        """Start an empty curve."""
+        self.curve: Curve = []
+        self._test: Rollout | None = None
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Sample the test responses."""
+        assert isinstance(pl_module, VCPPOModule)
+        (batch,) = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        self._test = pl_module.sample(batch, SAMPLING, "test")
+
+    @override
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Add a point."""
+        assert isinstance(pl_module, VCPPOModule) and self._test is not None
+        mask_BT = self._test.response_mask_BT
+        returns_BT = self._test.scores_B[:, None].expand_as(mask_BT)
+        with torch.no_grad():
+            (values_BT,) = pl_module.in_micro_batches(pl_module.critic_values, self._test)
+        tokens = int(trainer.callback_metrics["value_pretraining/generated_tokens"])
+        explained = describe_fit(values_BT, returns_BT, mask_BT)["explained_variance"]
+        self.curve.append((tokens, explained))
+
+
+def pretrain(actor: str, folder: Path, seed: int, rollouts: int, replays: int, lr: float) -> Curve:
+    """Fit a critic and return its curve."""
+    L.seed_everything(seed, verbose=False)
+    module = VCPPOModule(
+        actor,
+        sampling=SAMPLING,
+        update=UpdateSettings(ppo_mini_batch_size=32, ppo_max_token_len_per_gpu=8192),
+        critic_optimizer=OptimizerSettings(lr=lr),
+    )
+    data = AIMEDataModule(
+        generated=ProblemSettings(**PROBLEMS),
+        train_size=PROMPTS * FRESH_ROLLOUTS + 500,
+        val_size=TEST_PROMPTS,
+        val_batch_size=TEST_PROMPTS,
+        prompts_per_rollout=PROMPTS,
+    )
+    schedule = ValuePretraining(
+        max_rollouts=rollouts + 1,  # the phase does not end: the curve is of the last critics
+        min_rollouts=rollouts + 1,
+        replays=replays,
+        held_out_share=0.25 if replays else 1 / PROMPTS,  # fresh has no use for it: the least
+        dirpath=str(folder),
+    )
+    judge = Judge()
+    trainer(folder, rollouts, schedule, judge).fit(module, data)
+    return judge.curve
+
+
+def trainer(folder: Path, batches: int, *callbacks: L.Callback) -> L.Trainer:
+    """Make a quiet trainer."""
+    return L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        limit_train_batches=batches,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+        callbacks=list(callbacks),
+    )
+
+
+def end(curve: Curve) -> float:
+    """Return the explained variance that a curve ends with, without its noise."""
+    return statistics.fmean(explained for _, explained in curve[-LAST:])
+
+
+def tokens_to(curve: Curve, explained_variance: float) -> float:
+    """Return the tokens at which a curve first reaches an explained variance, or infinity."""
+    return next((float(tokens) for tokens, ev in curve if ev >= explained_variance), float("inf"))
+
+
+def main() -> None:
+    """Cold-start a policy, pretrain its critic both ways, print tables and a line of JSON."""
+    parser = argparse.ArgumentParser("python -m benchmarks.value_pretraining")
+    parser.add_argument("--seeds", type=int, default=3, help="of the critic's data")
+    parser.add_argument("--lr", type=float, default=3e-4, help="of the critic, both ways")
+    arguments = parser.parse_args()
+    seeds, lr = range(1, arguments.seeds + 1), arguments.lr
+    measure.start()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        actor = cold_start(folder)
+        fresh = [pretrain(actor, folder, seed, FRESH_ROLLOUTS, 0, lr) for seed in seeds]
+        replay = [pretrain(actor, folder, seed, REPLAY_ROLLOUTS, REPLAYS, lr) for seed in seeds]
+    report(fresh, replay)
+
+
+def report(fresh: list[Curve], replay: list[Curve]) -> None:
+    """Print explained variance by rollouts, then what it takes to reach that of fresh."""
+    rows: list[list[object]] = []
+    for rollouts in (1, 2, 3, 4, 5, 6, 9, 12, 15, 18):
+        of_ways = [
+            statistics.median(curve[rollouts - 1][1] for curve in curves)
+            if rollouts <= len(curves[0])
+            else ""
+            for curves in (fresh, replay)
+        ]
+        tokens = statistics.median(curve[rollouts - 1][0] for curve in fresh)
+        rows.append([f"{rollouts} rollouts", int(tokens), *of_ways])
+    title = f"Explained variance of {TEST_PROMPTS} unseen responses, medians of {len(fresh)} seeds"
+    measure.print_table(title, ["", "tokens", "fresh", f"replay x{REPLAYS}"], rows)
+
+    targets = [ENOUGH * end(curve) for curve in fresh]
+    fresh_tokens = [tokens_to(*pair) for pair in zip(fresh, targets, strict=True)]
+    replay_tokens = [tokens_to(*pair) for pair in zip(replay, targets, strict=True)]
+    ratios = [a / b for a, b in zip(fresh_tokens, replay_tokens, strict=True)]
+    print()
+    measure.print_table(
+        f"Generated tokens until {ENOUGH:.0%} of the explained variance that fresh ends with",
+        ["seed", "to reach", "fresh", "replay", "ratio"],
+        [
+            [str(i), *row]
+            for i, row in enumerate(
+                zip(targets, fresh_tokens, replay_tokens, ratios, strict=True), start=1
+            )
+        ],
+    )
+    print()
+    measure.print_json(
+        {
+            "token_ratio": statistics.median(ratios),
+            "token_ratio_low": min(ratios),
+            "fresh_ev": statistics.median(map(end, fresh)),
+            "replay_ev": statistics.median(map(end, replay)),
+            "fresh_tokens": statistics.median(fresh_tokens),
+            "replay_tokens": statistics.median(replay_tokens),
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
