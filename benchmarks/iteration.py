@@ -15,7 +15,8 @@ those who want that, too. The last line is JSON:
 
 `--growth` instead measures a rollout of W with 8 prompts at response lengths of 256, 512, ...,
 4,096 tokens, each in a process of its own: seconds, and the peak of memory beyond libraries and
-models. It draws docs/images/growth.png.
+models. It draws docs/images/growth.png. Memory grows with the tokens of a micro-batch, which the
+update holds at once, and so no further than `ppo_max_token_len_per_gpu` lets it.
 """
 
 from __future__ import annotations
