@@ -94,7 +94,7 @@ class Judge(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sample the test responses."""
         assert isinstance(pl_module, VCPPOModule)
-        (batch,) = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        ((batch,),) = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
         self._test = pl_module.sample(batch, SAMPLING, "test")
 
     @override

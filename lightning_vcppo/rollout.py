@@ -144,9 +144,14 @@ class Rollout:
         return self.with_(**tensors)
 
     def silenced(self) -> Rollout:
-        """Return a copy whose tokens weigh nothing in any loss."""
+        """Return a copy whose tokens weigh nothing in any loss, nor count as positive examples."""
         nothing_BT = torch.zeros_like(self.sampler_logprobs_BT)
-        return replace(self, loss_weights_BT=nothing_BT, nll_weights_BT=nothing_BT)
+        return replace(
+            self,
+            loss_weights_BT=nothing_BT,
+            nll_weights_BT=nothing_BT,
+            correct_B=torch.zeros_like(self.correct_B),
+        )
 
     def select(self, rows: Tensor) -> Rollout:
         """Return the given rows, with padding trimmed to the longest of them.

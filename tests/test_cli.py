@@ -106,7 +106,14 @@ def test_a_cold_start_builds_an_actor_that_others_can_read(cold_start):
 
 def test_a_run_leaves_what_it_promises(trained, cold_start):
     assert_finite(trained)
-    for name in ("config.yaml", "actor", "critic", "value_pretraining/critic", "plots/reward.png"):
+    for name in (
+        "config.yaml",
+        "actor",
+        "critic",
+        "value_pretraining/critic",
+        "plots/reward.png",
+        "plots/value_pretraining.png",
+    ):
         assert (trained / name).exists(), name
     assert not torch.equal(weights(trained / "actor"), weights(cold_start / "actor"))
     evaluated = records(trained / "evaluation" / "rollouts_000006.jsonl")

@@ -65,7 +65,7 @@ def test_two_ranks_write_the_diagnostics_of_one(runs, name):
         (runs["folder"] / f"{ranks}_ranks" / "diagnostics" / f"{name}.jsonl").read_text()
         for ranks in (1, 2)
     )
-    assert one.count("\n") == two.count("\n") == 3
+    assert one.count("\n") == two.count("\n") == 4
     for line_1, line_2 in zip(one.splitlines(), two.splitlines(), strict=True):
         assert numbers(json.loads(line_2)) == pytest.approx(
             numbers(json.loads(line_1)), rel=1e-4, abs=1e-6, nan_ok=True
