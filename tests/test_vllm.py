@@ -203,6 +203,7 @@ def fit(actor_folder, folder, *flags) -> None:
         *("fit", f"--model.actor={actor_folder}", *ROLLOUTS, *FLAGS, "--loggers=[csv]"),
         *("--model.sampling.num_generations=2", "--model.update.ppo_mini_batch_size=8"),
         *("--model.actor_optimizer.lr=0.001", "--trainer.limit_train_batches=5"),
+        "--data.train_size=60",  # five rollouts
         *("--trainer.callbacks+=tests.tiny_runs.WeightsWatcher", *flags),
         f"--trainer.default_root_dir={folder}",
     )
