@@ -188,9 +188,12 @@ def test_every_response_is_the_one_sampled_alone(kind, rows, monkeypatch):
                 assert actual_BT[row][~mask_T].eq(0).all()
 
 
-def test_the_lean_decoder_is_the_models_own_forward(monkeypatch):
-    model = AutoModelForCausalLM.from_config(CONFIGS["qwen3"]).eval()
-    assert decoding.decoder_of(model) is decoding.decode_lean
+@pytest.mark.parametrize("width", [0, 1024])
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
+def test_the_lean_decoder_is_the_models_own_forward(kind, width, monkeypatch):
+    model = AutoModelForCausalLM.from_config(CONFIGS[kind]).eval()
+    monkeypatch.setattr(decoding, "STACKED_WIDTH", width)
+    assert isinstance(decoding.decoder_of(model), decoding.LeanDecoder)
     settings = SamplingSettings(max_response_length=20)
     lean = engine_for(model, 1).generate(PROMPTS, [1, 2, 3, 4], settings)
     monkeypatch.setattr(decoding, "LEAN_FAMILIES", set())

@@ -11,17 +11,21 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import DynamicCache, PreTrainedModel
 
 from lightning_vcppo.generation.slots import SlotCache
 from lightning_vcppo.packing import PackedLayout, reads_packed_rows
 
+Linear: TypeAlias = tuple[Tensor, Tensor | None]
 Decode: TypeAlias = Callable[[PreTrainedModel, SlotCache, Tensor, Tensor], Tensor]
 
 LEAN_FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
 """Decoders whose layer is: norm, q k v, rotation, attention, o; norm, MLP."""
+
+STACKED_WIDTH = 1024
+"""Above this hidden size arithmetic outweighs the calls, and a copy of the weights costs memory."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def decoder_of(model: PreTrainedModel) -> Decode:
     """
     sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
     lean = model.config.model_type in LEAN_FAMILIES and not sharded
-    return decode_lean if lean else decode
+    return LeanDecoder(model) if lean else decode
 
 
 def decode(model: PreTrainedModel, cache: SlotCache, token_R: Tensor, position_R: Tensor) -> Tensor:
@@ -118,38 +122,82 @@ def decode(model: PreTrainedModel, cache: SlotCache, token_R: Tensor, position_R
     return logits_R1V[:, -1]
 
 
-def decode_lean(
-    model: PreTrainedModel, cache: SlotCache, token_R: Tensor, position_R: Tensor
-) -> Tensor:
-    """Do what `decode` does with the model's modules, but without its forward's bookkeeping."""
-    decoder, rows = model.get_decoder(), len(token_R)
-    masks = cache.masks()
-    hidden_RE = decoder.embed_tokens(token_R)
-    cos_R1D, sin_R1D = decoder.rotary_emb(hidden_RE, position_R[:, None])
-    with torch.inference_mode():
-        for layer, slots in zip(decoder.layers, cache.slots, strict=True):
-            attention = layer.self_attn
-            normed_RE = layer.input_layernorm(hidden_RE)
-            query = attention.q_proj(normed_RE).view(rows, -1, attention.head_dim)
-            key = attention.k_proj(normed_RE).view(rows, -1, attention.head_dim)
-            value = attention.v_proj(normed_RE).view(rows, -1, attention.head_dim)
-            if hasattr(attention, "q_norm"):
-                query, key = attention.q_norm(query), attention.k_norm(key)
-            heads = query.shape[1]
-            rotated = _rotate(torch.cat((query, key), dim=1), cos_R1D, sin_R1D)
-            keys, values = slots.append(rotated[:, heads:], value)
-            # The query heads that share a key head go along the dimension of time.
-            attended = torch.nn.functional.scaled_dot_product_attention(
-                rotated[:, :heads].unflatten(1, (keys.shape[1], -1)),
-                keys,
-                values,
-                attn_mask=masks[slots.window],
-                scale=attention.scaling,
+class LeanDecoder:
+    """Does what `decode` does with the model's modules, but without its forward's bookkeeping.
+
+    In a small model the calls cost as much as the arithmetic, so projections of the same input
+    become one, with a copy of their weights as they are now.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Copy the weights, if the model is small."""
+        self._stacked: list[tuple[Linear | None, Linear | None]] = [
+            (
+                stack(attention.q_proj, attention.k_proj, attention.v_proj),
+                stack(mlp.gate_proj, mlp.up_proj),
             )
-            hidden_RE = hidden_RE + attention.o_proj(attended.reshape(rows, -1))
-            hidden_RE = hidden_RE + layer.mlp(layer.post_attention_layernorm(hidden_RE))
-        logits_RV: Tensor = model.get_output_embeddings()(decoder.norm(hidden_RE))
-    return logits_RV
+            if model.config.hidden_size <= STACKED_WIDTH
+            else (None, None)
+            for attention, mlp in ((x.self_attn, x.mlp) for x in model.get_decoder().layers)
+        ]
+
+    def __call__(
+        self, model: PreTrainedModel, cache: SlotCache, token_R: Tensor, position_R: Tensor
+    ) -> Tensor:
+        """Read one token a row and return the next one's logits, (R, V)."""
+        decoder, rows = model.get_decoder(), len(token_R)
+        masks = cache.masks()
+        hidden_RE = decoder.embed_tokens(token_R)
+        cos_R1D, sin_R1D = decoder.rotary_emb(hidden_RE, position_R[:, None])
+        layers = zip(decoder.layers, cache.slots, self._stacked, strict=True)
+        with torch.inference_mode():
+            for layer, slots, (projections, gates) in layers:
+                attention = layer.self_attn
+                x_RE = layer.input_layernorm(hidden_RE)
+                flat = (
+                    torch.nn.functional.linear(x_RE, *projections)
+                    if projections
+                    else torch.cat([p(x_RE) for p in _projections(attention)], dim=-1)
+                )
+                heads = flat.view(rows, -1, attention.head_dim)
+                shared = attention.k_proj.out_features // attention.head_dim
+                query_key, value = heads[:, :-shared], heads[:, -shared:]
+                if hasattr(attention, "q_norm"):
+                    query, key = query_key[:, :-shared], query_key[:, -shared:]
+                    query_key = torch.cat((attention.q_norm(query), attention.k_norm(key)), dim=1)
+                query_key = _rotate(query_key, cos_R1D, sin_R1D)
+                keys, values = slots.append(query_key[:, -shared:], value)
+                # The query heads that share a key head go along the dimension of time.
+                attended = torch.nn.functional.scaled_dot_product_attention(
+                    query_key[:, :-shared].unflatten(1, (shared, -1)),
+                    keys,
+                    values,
+                    attn_mask=masks[slots.window],
+                    scale=attention.scaling,
+                )
+                hidden_RE = hidden_RE + attention.o_proj(attended.reshape(rows, -1))
+                x_RE = layer.post_attention_layernorm(hidden_RE)
+                if gates:
+                    gate, up = torch.nn.functional.linear(x_RE, *gates).chunk(2, dim=-1)
+                    hidden_RE = hidden_RE + layer.mlp.down_proj(layer.mlp.act_fn(gate) * up)
+                else:
+                    hidden_RE = hidden_RE + layer.mlp(x_RE)
+            logits_RV: Tensor = model.get_output_embeddings()(decoder.norm(hidden_RE))
+        return logits_RV
+
+
+def stack(*layers: Any) -> Linear | None:
+    """Return weight and bias of one projection instead of several; None if they are not plain."""
+    plain = [layer for layer in layers if type(layer) is nn.Linear]
+    biases = [layer.bias for layer in plain if layer.bias is not None]
+    if len(plain) < len(layers) or len(biases) not in (0, len(layers)):
+        return None
+    weight = torch.cat([layer.weight for layer in plain])
+    return weight, torch.cat(biases) if biases else None
+
+
+def _projections(attention: Any) -> tuple[Any, ...]:
+    return attention.q_proj, attention.k_proj, attention.v_proj
 
 
 def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def sample_tokens(
     logits_RV = logits_RV.to(float_dtype(logits_RV))
     if settings.temperature not in (0, 1):
         logits_RV = logits_RV / settings.temperature
-    logprobs_RV = logits_RV - logits_RV.logsumexp(-1, keepdim=True)
+    logprobs_RV = logits_RV.log_softmax(-1)
     probs_RV = logprobs_RV.exp()
     entropy_R = -torch.linalg.vecdot(probs_RV, logprobs_RV.clamp_min(-1e4))  # 0 x -inf is 0 here
     if settings.temperature == 0:
