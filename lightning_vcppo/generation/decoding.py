@@ -189,11 +189,11 @@ class LeanDecoder:
 def stack(*layers: Any) -> Linear | None:
     """Return weight and bias of one projection instead of several; None if they are not plain."""
     plain = [layer for layer in layers if type(layer) is nn.Linear]
-    biases = [layer.bias for layer in plain if layer.bias is not None]
+    biases: list[Tensor] = [layer.bias for layer in plain if layer.bias is not None]
     if len(plain) < len(layers) or len(biases) not in (0, len(layers)):
         return None
-    weight = torch.cat([layer.weight for layer in plain])
-    return weight, torch.cat(biases) if biases else None
+    weights: list[Tensor] = [layer.weight for layer in plain]
+    return torch.cat(weights), torch.cat(biases) if biases else None
 
 
 def _projections(attention: Any) -> tuple[Any, ...]:
