@@ -2,44 +2,14 @@
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GPT2Config,
-    LlamaConfig,
-    MistralConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 from lightning_vcppo.generation import TransformersEngine, decoding, slots, transformers_engine
 from lightning_vcppo.generation.sampling import sample_tokens, uniform_numbers
 from lightning_vcppo.packing import enable_packing
 from lightning_vcppo.settings import SamplingSettings
+from tests.decoders import CONFIGS, SIZES, decoder
 
-SIZES = {
-    "vocab_size": 40,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
-MIXED = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
-CONFIGS = {
-    "qwen2": Qwen2Config(**SIZES),
-    "qwen3": Qwen3Config(**SIZES, head_dim=8),
-    "llama": LlamaConfig(**SIZES),
-    "mistral, window": MistralConfig(**SIZES, sliding_window=6),
-    "gemma2, eager": Gemma2Config(**SIZES, **MIXED, head_dim=8, final_logit_softcapping=None),
-    "gemma3, mixed windows": Gemma3TextConfig(**SIZES, **MIXED, head_dim=8),
-    "gpt2": GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=128),
-}
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15]]
 
 
@@ -157,9 +127,7 @@ def test_every_response_is_the_one_sampled_alone(kind, rows, monkeypatch):
     """Few rows, so that sequences wait; little room, so that storage moves and grows."""
     monkeypatch.setattr(slots, "GROWTH", 5)
     monkeypatch.setattr(transformers_engine, "READ_AHEAD_TOKENS", 12)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[kind]).eval()
-    enable_packing(model)
+    model = enable_packing(decoder(kind))
     generator = torch.Generator().manual_seed(3)
     prompts = [
         torch.randint(3, 40, (length,), generator=generator).tolist()
@@ -191,7 +159,7 @@ def test_every_response_is_the_one_sampled_alone(kind, rows, monkeypatch):
 @pytest.mark.parametrize("width", [0, 1024])
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
 def test_the_lean_decoder_is_the_models_own_forward(kind, width, monkeypatch):
-    model = AutoModelForCausalLM.from_config(CONFIGS[kind]).eval()
+    model = decoder(kind)
     monkeypatch.setattr(decoding, "STACKED_WIDTH", width)
     assert isinstance(decoding.decoder_of(model), decoding.LeanDecoder)
     settings = SamplingSettings(max_response_length=20)
@@ -210,7 +178,7 @@ def test_a_prompt_is_read_once_however_often_it_is_sampled(monkeypatch):
         "prefill",
         lambda model, prompts, pad: read.extend(prompts) or original(model, prompts, pad),
     )
-    model = AutoModelForCausalLM.from_config(CONFIGS["llama"]).eval()
+    model = decoder("llama")
     prompts = [ids for ids in PROMPTS for _ in range(5)]
     engine = TransformersEngine(model, pad_token_id=0, eos_token_ids={1}, max_num_seqs=3)
     engine.generate(prompts, range(20), SamplingSettings(max_response_length=8))
@@ -219,7 +187,7 @@ def test_a_prompt_is_read_once_however_often_it_is_sampled(monkeypatch):
 
 def test_what_was_sampled_can_be_trained_on():
     """Tensors that remember inference mode could not be saved for a backward pass."""
-    model = AutoModelForCausalLM.from_config(CONFIGS["qwen2"]).eval()
+    model = decoder("qwen2")
     sampled = engine_for(model, 1).generate(PROMPTS, [1, 2, 3, 4], SamplingSettings())
     assert not any(
         tensor.is_inference()
