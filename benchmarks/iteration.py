@@ -54,7 +54,7 @@ from lightning_vcppo.rollout import PromptBatch
 from lightning_vcppo.settings import PolicySettings, SamplingSettings, UpdateSettings
 
 PARTS = ("generate", "score", "update")
-MICRO_BATCH_TOKENS = 4096  # fits the caches of a CPU better than the default, a GPU's
+MICRO_BATCH_TOKENS = 4096  # 1,024 to 16,384 measure alike on a CPU
 LENGTHS = (256, 512, 1024, 2048, 4096)
 GROWTH_PROMPTS, GROWTH_IMAGE = 8, Path("docs/images/growth.png")
 
