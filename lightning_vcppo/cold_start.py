@@ -37,6 +37,7 @@ from lightning_vcppo.problems import (
     generate_problems,
 )
 from lightning_vcppo.rollout import PromptBatch, last_token
+from lightning_vcppo.seeding import stream
 from lightning_vcppo.settings import EngineSettings, OptimizerSettings, SamplingSettings
 
 
@@ -160,8 +161,8 @@ class RewardModelModule(SupervisedModule):
     """An outcome reward model: regress the verifier's reward at the end of complete responses.
 
     The policy is frozen and samples its own training data. The score is read at the last token
-    alone, which is why prefixes get arbitrary values: the value-initialisation bias of VC-PPO,
-    section 3.1.
+    alone, so what a critic that starts from here says of prefixes is arbitrary, or low where
+    unfinished responses have been scored low: the value-initialisation bias of VC-PPO, section 3.1.
     """
 
     def __init__(
@@ -172,6 +173,7 @@ class RewardModelModule(SupervisedModule):
         evaluation: SamplingSettings = SamplingSettings(),
         engine: EngineSettings = EngineSettings(),
         optimizer: OptimizerSettings = OptimizerSettings(lr=1e-5),
+        unfinished_score: float | None = None,
     ) -> None:
         """Collect the settings; the models are loaded by `configure_model`.
 
@@ -182,10 +184,13 @@ class RewardModelModule(SupervisedModule):
             evaluation: How responses are sampled in `validate`, `test` and `predict`.
             engine: What samples them.
             optimizer: Of the reward model.
+            unfinished_score: What a response cut off at random is worth, each being shown once so,
+                too; None leaves prefixes alone.
         """
         super().__init__(actor, models.load_tokenizer(actor), reward, evaluation, engine)
         self.sampling = sampling
         self.optimizer_settings = optimizer
+        self.unfinished_score = unfinished_score
         self.reward_model: PreTrainedModel | None = None
 
     @override
@@ -203,18 +208,19 @@ class RewardModelModule(SupervisedModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
         """Sample a rollout and return the squared error of the score at its last tokens."""
         assert self.reward_model is not None
-        stream = (self.run_seed, "reward-model", self.rollouts_done)
-        rollout = self.sample(batch, self.sampling, *stream)
+        names = (self.run_seed, "reward-model", self.rollouts_done)
+        rollout = self.sample(batch, self.sampling, *names)
         self.rollouts_done += 1
         # One token wider, shifted: the state *after* the last token, where the outcome is known.
         end_BT = torch.nn.functional.pad(last_token(rollout.response_mask_BT), (1, 0))
-        hidden_BH = models.response_hidden(
-            self.reward_model.base_model, rollout.input_ids_BL, rollout.prompt_lengths_B, end_BT
-        )
-        score = self.reward_model.score
-        assert isinstance(score, nn.Module)
-        score_B: Tensor = score(hidden_BH)[:, 0].float()
+        score_B = self.read_scores(rollout, end_BT)
         loss = 0.5 * (score_B - rollout.scores_B).square().mean()
+        if self.unfinished_score is not None:
+            share_B = torch.rand(len(rollout), generator=stream(*names, "cut")).to(self.device)
+            cut_B = (share_B * rollout.response_lengths_B).long()
+            cut_BT = torch.nn.functional.one_hot(cut_B, end_BT.shape[1]).bool()
+            unfinished_B = self.read_scores(rollout, cut_BT)
+            loss = loss + 0.5 * (unfinished_B - self.unfinished_score).square().mean()
         everyone_B = torch.ones_like(rollout.finished_B)
         metrics = {
             "reward_model/loss": loss.detach(),
@@ -224,6 +230,17 @@ class RewardModelModule(SupervisedModule):
         }
         self.log_dict(metrics, batch_size=len(batch), sync_dist=True)
         return loss
+
+    def read_scores(self, rollout: Rollout, place_BT: Tensor) -> Tensor:
+        """Return the score (B,) of the state before the one marked place of each response."""
+        assert self.reward_model is not None
+        hidden_BH = models.response_hidden(
+            self.reward_model.base_model, rollout.input_ids_BL, rollout.prompt_lengths_B, place_BT
+        )
+        score = self.reward_model.score
+        assert isinstance(score, nn.Module)
+        score_B: Tensor = score(hidden_BH)[:, 0].float()
+        return score_B
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:

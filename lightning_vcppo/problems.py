@@ -1,14 +1,24 @@
 r"""Generated AIME-style problems with worked long chain-of-thought solutions.
 
-Every problem is a chain of three-digit operations (add a number, multiply by a digit) worked digit
-by digit, so that the answer is an integer in 0..999, the reasoning is as long as one wishes, and
-one wrong digit anywhere makes the answer wrong. A worked solution reads
+Every problem is a chain of three-digit operations, so that the answer is an integer in 0..999, the
+reasoning is as long as one wishes, and one wrong digit anywhere makes the answer wrong. Sums,
+products, powers and recurrences are worked digit by digit:
 
     exact
     +082:7+2+0=09,4+8+0=12,0+0+1=01>129
     *7:9*7+0=63,2*7+6=20,1*7+2=09>903
     </think>
     \boxed{903}
+
+Counting needs no arithmetic to speak of: a line is the number of lines left and the next number.
+It is there for what has to be decided (go on or answer, which method), not for what has to be known:
+
+    exact
+    002:131
+    001:132
+    000:133
+    </think>
+    \boxed{133}
 
 Solutions can be made imperfect in the ways in which a language model is: digits slip, a rough
 method chosen in the first token spoils the answer at the end, reasoning stops too early. A policy
@@ -52,11 +62,12 @@ class ProblemSettings:
     Attributes:
         families: Kinds of problems to draw from, see `FAMILIES`.
         min_steps: Fewest operations (lines of reasoning) of a problem.
-        max_steps: Most operations of a problem. A line takes about 36 tokens of the tiny tokenizer.
+        max_steps: Most operations of a problem. A line takes about 36 tokens of the tiny tokenizer,
+            8 in counting.
         slip_rate: Probability that a digit of a worked solution is wrong (and carried on).
         rough_rate: Share of solutions that choose, in their first token, the rough method: it never
             works out the last digit, so the answer is nearly always wrong, and nothing later mends
-            it.
+            it. In counting it rounds the answer up, and nothing before that shows the choice.
         check_rate: Probability that a line is worked twice; the second, careful working is kept.
         early_stop_rate: Probability, after each line, that a solution answers without the rest.
     """
@@ -111,11 +122,12 @@ class Operation:
 
 @dataclass(frozen=True)
 class Chain:
-    """A question and the operations, from `start`, that answer it."""
+    """A question and the operations, from `start`, that answer it; a count shows results only."""
 
     question: str
     start: int
     operations: tuple[Operation, ...]
+    is_count: bool = False
 
     @property
     def answer(self) -> int:
@@ -156,11 +168,20 @@ def _recurrence(rng: random.Random, steps: int) -> Chain:
     return Chain(question, start, one_term * steps)
 
 
+def _count(rng: random.Random, steps: int) -> Chain:
+    start = rng.randrange(1000)
+    question = (
+        f"Start at {start:03d} and count {steps:03d} up. Which number is reached, modulo 1000?"
+    )
+    return Chain(question, start, (Operation("+", 1),) * steps, is_count=True)
+
+
 FAMILIES: dict[str, Callable[[random.Random, int], Chain]] = {
     "sum": _sum,
     "product": _product,
     "power": _power,
     "recurrence": _recurrence,
+    "count": _count,
 }
 
 
@@ -192,17 +213,31 @@ def work_out(chain: Chain, settings: ProblemSettings, rng: random.Random) -> str
     rough = rng.random() < settings.rough_rate
     lines = ["rough" if rough else "exact"]
     value = chain.start
-    for i, operation in enumerate(chain.operations):
-        line, result = _work_line(operation, value, rough, settings.slip_rate, rng)
+    for left, operation in reversed(list(enumerate(reversed(chain.operations)))):
+
+        def work(slip_rate: float) -> tuple[str, int]:
+            if chain.is_count:
+                return _count_line(left, operation.apply(value), slip_rate, rng)
+            return _work_line(operation, value, rough, slip_rate, rng)
+
+        line, result = work(settings.slip_rate)
         lines.append(line)
         if rng.random() < settings.check_rate:
-            line, result = _work_line(operation, value, rough, 0.0, rng)
+            line, result = work(0.0)
             lines.append(f"?{line}")
         value = result
-        is_last = i == len(chain.operations) - 1
-        if not is_last and rng.random() < settings.early_stop_rate:
+        if left and rng.random() < settings.early_stop_rate:
             break
+    if rough and chain.is_count:
+        value = (value // 10 + 1) * 10 % 1000
     return "\n".join([*lines, THINK_CLOSE, f"\\boxed{{{value}}}"])
+
+
+def _count_line(left: int, value: int, slip_rate: float, rng: random.Random) -> tuple[str, int]:
+    """Write a line of a count and return it with its number; a slip is in the last digit."""
+    if rng.random() < slip_rate:
+        value = value // 10 * 10 + rng.randrange(10)
+    return f"{left:03d}:{value:03d}", value
 
 
 def _work_line(

@@ -1,0 +1,277 @@
+"""The paper's ablation on a laptop: `python -m benchmarks.ablation --arms ppo vcppo --seeds 0 1 2`.
+
+An arm is an algorithm of `configs/`, the setting of `configs/ablation/` and the learning rates in its
+`arms.yaml`. For each seed a policy is cold-started and a reward model trained on it, once; then every
+arm starts from these two. Each run is the command that it prints, in a process of its own with one
+thread; its result is a line of the CSV file as soon as it ends. Runs that are in there already are
+left out, so an interrupted call goes on where it was.
+
+Columns of the results:
+
+    arm, seed             the run
+    actor_lr, critic_lr   learning rates; the critic's is empty where there is none
+    accuracy              of the last policy on 512 held-out problems, one response each
+    cold_start_accuracy   of the policy it started from, on the same problems
+    response_length       mean tokens, in the same evaluation
+    rollouts              training steps, those of value pretraining included
+    seconds               of the run, on one core with whatever else it did
+
+`ablation_curves.csv` beside `ablation.csv` has the training curve of each run: a line a rollout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import yaml
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SETTING = CONFIGS / "ablation"
+MAIN_ARMS = ("ppo", "vcppo_no_pretraining", "vcppo_no_decoupling", "vcppo")
+COLUMNS = (
+    "arm",
+    "seed",
+    "actor_lr",
+    "critic_lr",
+    "accuracy",
+    "cold_start_accuracy",
+    "response_length",
+    "rollouts",
+    "seconds",
+)
+CURVES = {
+    "accuracy": "rollout/accuracy",
+    "response_length": "rollout/response_length",
+    "entropy": "policy/entropy",
+    "explained_variance": "critic/explained_variance",
+    "value_mean": "critic/value_mean",
+}
+"""Columns of the curves after arm, seed, actor_lr and rollout, and the metrics that they hold."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An entry of `arms.yaml`."""
+
+    name: str
+    algorithm: str
+    actor_lr: float
+    critic_lr: float | None = None
+    flags: Sequence[str] = field(default_factory=tuple)
+
+    def at(self, actor_lr: float) -> Arm:
+        """Return the arm at another learning rate of the actor; the critic's keeps its ratio."""
+        ratio = actor_lr / self.actor_lr
+        critic_lr = None if self.critic_lr is None else float(f"{self.critic_lr * ratio:.3g}")
+        return Arm(self.name, self.algorithm, actor_lr, critic_lr, self.flags)
+
+    def command(self, seed: int, seed_dir: Path) -> list[str]:
+        """Return the `vcppo` command that runs the arm, but for the folder of the run."""
+        flags = [f"--model.actor_optimizer.lr={self.actor_lr:g}", *self.flags]
+        if self.critic_lr is not None:
+            flags.append(f"--model.critic_optimizer.lr={self.critic_lr:g}")
+        return [
+            "fit",
+            f"--config={CONFIGS / self.algorithm}",
+            f"--config={SETTING / 'rl.yaml'}",
+            f"--seed_everything={seed}",
+            f"--model.actor={seed_dir / 'cold_start' / 'actor'}",
+            f"--model.critic={seed_dir / 'reward_model' / 'reward_model'}",
+            *flags,
+        ]
+
+
+def read_arms(names: Sequence[str] | None = None) -> list[Arm]:
+    """Return arms of `arms.yaml`, all of them or those of the given names.
+
+    Raises:
+        ValueError: There is no arm of that name.
+    """
+    arms = yaml.safe_load((SETTING / "arms.yaml").read_text(encoding="utf-8"))
+    for name in names or ():
+        if name not in arms:
+            raise ValueError(f"--arms: {name!r} is not one of {', '.join(arms)}")
+    return [Arm(name, **arms[name]) for name in names or arms]
+
+
+@dataclass
+class Results:
+    """The CSV files, to which each finished run is added."""
+
+    path: Path
+    lock: Lock = field(default_factory=Lock)
+
+    def rows(self) -> list[dict[str, str]]:
+        """Return what is there."""
+        if not self.path.is_file():
+            return []
+        with self.path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    def holds(self, arm: Arm, seed: int) -> bool:
+        """Tell whether a run has finished before."""
+        return any(
+            (row["arm"], int(row["seed"]), float(row["actor_lr"])) == (arm.name, seed, arm.actor_lr)
+            for row in self.rows()
+        )
+
+    def add(self, row: Row, curve: Sequence[Row]) -> None:
+        """Add a finished run; its curve first, for the row is what counts as finished."""
+        with self.lock:
+            curves = self.path.with_name(f"{self.path.stem}_curves.csv")
+            _append(curves, ("arm", "seed", "actor_lr", "rollout", *CURVES), curve)
+            _append(self.path, COLUMNS, [row])
+
+
+def _append(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    with path.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+# Runs --------------------------------------------------------------------------------------------
+
+
+def prepare(seed: int, seed_dir: Path) -> None:
+    """Cold-start a policy and train a reward model on it, unless they are there."""
+    common = f"--seed_everything={seed}"
+    actor = seed_dir / "cold_start" / "actor"
+    parts = {"cold_start": [common], "reward_model": [common, f"--model.actor={actor}"]}
+    for name, flags in parts.items():
+        if not (seed_dir / name / "metrics.csv").is_file() or not _exported(seed_dir, name):
+            config = f"--config={SETTING / f'{name}.yaml'}"
+            vcppo(["fit", config, *flags], seed_dir / name)
+
+
+def _exported(seed_dir: Path, part: str) -> bool:
+    model = "actor" if part == "cold_start" else part
+    return (seed_dir / part / model / "model.safetensors").is_file()
+
+
+def run_arm(arm: Arm, seed: int, seed_dir: Path, results: Results) -> None:
+    """Run an arm and add it to the results."""
+    run_dir = seed_dir / f"{arm.name}_{arm.actor_lr:g}"
+    start = time.perf_counter()
+    vcppo(arm.command(seed, seed_dir), run_dir)
+    seconds = time.perf_counter() - start
+    rollouts = list(_values(run_dir, "rollout/accuracy", "step", *CURVES.values()))
+    [*_, evaluation] = _values(run_dir, "eval/accuracy", "eval/response_length")
+    [*_, cold_start] = _values(seed_dir / "cold_start", "eval/accuracy")
+    which: Row = {"arm": arm.name, "seed": seed, "actor_lr": f"{arm.actor_lr:g}"}
+    row = which | {
+        "critic_lr": "" if arm.critic_lr is None else f"{arm.critic_lr:g}",
+        "accuracy": _rounded(evaluation["eval/accuracy"]),
+        "cold_start_accuracy": _rounded(cold_start["eval/accuracy"]),
+        "response_length": _rounded(evaluation["eval/response_length"]),
+        "rollouts": len(rollouts),
+        "seconds": round(seconds),
+    }
+    curve = [
+        which
+        | {"rollout": int(float(rollout["step"]))}
+        | {name: _rounded(rollout[key]) for name, key in CURVES.items()}
+        for rollout in rollouts
+    ]
+    results.add(row, curve)
+    print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+
+
+def _values(run_dir: Path, must: str, *more: str) -> Iterator[dict[str, str]]:
+    """Yield metrics of the rows of a run's `metrics.csv` that have the first of them."""
+    with (run_dir / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row.get(must):
+                yield {key: row.get(key) or "" for key in (must, *more)}
+
+
+def _rounded(number: str) -> str:
+    return f"{float(number):.4g}" if number else ""
+
+
+def vcppo(arguments: Sequence[str], run_dir: Path) -> None:
+    """Run a `vcppo` command in a folder that is emptied first, with its output in `log.txt`.
+
+    Raises:
+        RuntimeError: The command has failed.
+    """
+    shutil.rmtree(run_dir, ignore_errors=True)
+    command = [*arguments, f"--trainer.default_root_dir={run_dir}", "--loggers=[csv]"]
+    print(f"$ vcppo {shlex.join(command)}", flush=True)
+    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_vcppo", *command],
+        env={**os.environ, **one_thread},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "log.txt").write_bytes(done.stdout)
+    if done.returncode:
+        last = done.stdout.decode(errors="replace").strip().splitlines()[-1:]
+        raise RuntimeError(f"{run_dir}: {''.join(last)} (see log.txt there)")
+
+
+def run(
+    arms: Sequence[Arm], seeds: Sequence[int], results: Results, runs: Path, processes: int
+) -> None:
+    """Run what is missing, seed by seed, so that what is there compares at any time."""
+    futures: list[Future[None]] = []
+    with ThreadPoolExecutor(processes) as pool:
+        todo = {s: [arm for arm in arms if not results.holds(arm, s)] for s in seeds}
+        folders = {seed: runs / f"seed_{seed}" for seed in seeds}
+        starts = {s: pool.submit(prepare, s, folders[s]) for s in seeds if todo[s]}
+
+        def after_start(arm: Arm, seed: int) -> None:
+            starts[seed].result()
+            run_arm(arm, seed, folders[seed], results)
+
+        for seed in starts:
+            futures += [pool.submit(after_start, arm, seed) for arm in todo[seed]]
+        for future in futures:
+            future.result()
+
+
+def main() -> None:
+    """Read the command line and run the arms."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.ablation", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--arms", nargs="+", help="names in configs/ablation/arms.yaml; all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--actor_lr", nargs="+", type=float, help="instead of the arm's own")
+    parser.add_argument("--results", default="docs/experiments/ablation.csv", help="CSV file")
+    parser.add_argument("--runs", default="runs/ablation", help="folder of the runs")
+    parser.add_argument("--processes", type=int, default=2, help="runs at a time, a core each")
+    arguments = parser.parse_args()
+    try:
+        arms = read_arms(arguments.arms)
+        if arguments.actor_lr:
+            arms = [arm.at(lr) for arm in arms for lr in arguments.actor_lr]
+        results = Results(Path(arguments.results))
+        run(arms, arguments.seeds, results, Path(arguments.runs), arguments.processes)
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
