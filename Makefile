@@ -8,7 +8,7 @@ WORKERS ?= 2
 VLLM := .venv-vllm
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 
-.PHONY: help install demo demo-compare test test-vllm lint types smollm2 clean
+.PHONY: help install ablation demo test test-vllm lint types smollm2 clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -22,11 +22,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: install  ## cold start, value pretraining, VC-PPO and evaluation on the embedded default
+demo: install  ## plain PPO and VC-PPO from the same start, on the embedded default, in one report
 	$(BIN)/python -m lightning_vcppo.demo --seed $(SEED) --output $(RUN)
 
-demo-compare: install  ## the same, and plain PPO beside it in one report
-	$(BIN)/python -m lightning_vcppo.demo --seed $(SEED) --output $(RUN) --compare
+ablation: install  ## plain PPO, VC-PPO and what is between them, one seed; figures in runs/ablation
+	$(BIN)/python -m benchmarks.ablation --results runs/ablation/ablation.csv
+	$(BIN)/python -m benchmarks.ablation_report runs/ablation/ablation.csv --output runs/ablation
 
 test: install  ## run all tests, in WORKERS processes of one thread each
 	$(BIN)/python -m pytest -n $(WORKERS)

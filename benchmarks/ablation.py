@@ -1,10 +1,10 @@
-"""The paper's ablation on a laptop: `python -m benchmarks.ablation --arms ppo vcppo --seeds 0 1 2`.
+"""The paper's ablation on a laptop: `python -m benchmarks.ablation --arms ppo vcppo --seeds 0 1`.
 
-An arm is an algorithm of `configs/`, the setting of `configs/ablation/` and the learning rates in its
-`arms.yaml`. For each seed a policy is cold-started and a reward model trained on it, once; then every
-arm starts from these two. Each run is the command that it prints, in a process of its own with one
-thread; its result is a line of the CSV file as soon as it ends. Runs that are in there already are
-left out, so an interrupted call goes on where it was.
+An arm is an algorithm of `configs/`, the setting of `configs/demo/` and the learning rates in
+`ablation.yaml` beside this file. For each seed a policy is cold-started and a reward model trained
+on it, once; then every arm starts from these two. Each run is the command that it prints, in a
+process of its own with one thread; its result is a line of the CSV file as soon as it ends. Runs
+that are in there already are left out, so an interrupted call goes on where it was.
 
 Columns of the results:
 
@@ -39,7 +39,8 @@ from typing import Any
 import yaml
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-SETTING = CONFIGS / "ablation"
+SETTING = CONFIGS / "demo"
+ARMS = Path(__file__).with_suffix(".yaml")
 MAIN_ARMS = ("ppo", "vcppo_no_pretraining", "vcppo_no_decoupling", "vcppo")
 COLUMNS = (
     "arm",
@@ -66,7 +67,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Arm:
-    """An entry of `arms.yaml`."""
+    """An entry of `ablation.yaml`."""
 
     name: str
     algorithm: str
@@ -96,17 +97,18 @@ class Arm:
         ]
 
 
-def read_arms(names: Sequence[str] | None = None) -> list[Arm]:
-    """Return arms of `arms.yaml`, all of them or those of the given names.
+def read_arms(names: Sequence[str]) -> list[Arm]:
+    """Return the arms of the given names, or of `ablation.yaml` as a whole if that is "all".
 
     Raises:
         ValueError: There is no arm of that name.
     """
-    arms = yaml.safe_load((SETTING / "arms.yaml").read_text(encoding="utf-8"))
-    for name in names or ():
+    arms = yaml.safe_load(ARMS.read_text(encoding="utf-8"))
+    names = list(arms) if list(names) == ["all"] else names
+    for name in names:
         if name not in arms:
             raise ValueError(f"--arms: {name!r} is not one of {', '.join(arms)}")
-    return [Arm(name, **arms[name]) for name in names or arms]
+    return [Arm(name, **arms[name]) for name in names]
 
 
 @dataclass
@@ -256,7 +258,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.ablation", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--arms", nargs="+", help="names in configs/ablation/arms.yaml; all")
+    parser.add_argument("--arms", nargs="+", default=MAIN_ARMS, help="names in ablation.yaml")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--actor_lr", nargs="+", type=float, help="instead of the arm's own")
     parser.add_argument("--results", default="docs/experiments/ablation.csv", help="CSV file")

@@ -36,7 +36,7 @@ from lightning_vcppo.problems import (
     ProblemSettings,
     generate_problems,
 )
-from lightning_vcppo.rollout import PromptBatch, last_token
+from lightning_vcppo.rollout import PromptBatch, Rollout, last_token
 from lightning_vcppo.seeding import stream
 from lightning_vcppo.settings import EngineSettings, OptimizerSettings, SamplingSettings
 

@@ -1,4 +1,4 @@
-"""The whole job on the embedded default: cold start, value pretraining, VC-PPO, a report of it.
+"""The whole job on the embedded default: plain PPO and VC-PPO from one start, and a report of both.
 
     python -m lightning_vcppo.demo --seed 0 --output runs/demo
 
@@ -24,66 +24,63 @@ from rich.table import Table
 CONFIGS = Path(__file__).parents[1] / "configs"
 QUICK = {
     "cold_start": ["--trainer.limit_train_batches=30", "--data.val_size=16"],
+    "reward_model": ["--trainer.limit_train_batches=2", "--data.prompts_per_rollout=16"],
     "rl": [
         "--trainer.limit_train_batches=4",
         "--trainer.val_check_interval=4",
         "--data.val_size=16",
         "--data.prompts_per_rollout=16",
         "--value_pretraining.max_rollouts=2",
-        "--model.update.ppo_mini_batch_size=8",
+        "--value_pretraining.min_rollouts=1",
     ],
 }
 
 
-def demo(
-    seed: int = 0, output: str = "runs/demo", quick: bool = False, compare: bool = False
-) -> None:
-    """Cold-start a tiny policy, pretrain its critic, run VC-PPO, and compare before and after.
+def demo(seed: int = 0, output: str = "runs/demo", quick: bool = False) -> None:
+    """Cold-start a tiny policy, train a reward model, and run VC-PPO and plain PPO from both.
 
     Args:
         seed: Of everything.
-        output: Folder of the run.
+        output: Folder of the VC-PPO run; plain PPO's is beside it, with `_ppo` behind its name.
         quick: Only a few steps of each part: does it run, not what does it reach.
-        compare: Also run plain PPO from the same cold start, into `output` with `_ppo` behind it.
     """
     console = Console()
     start = time.perf_counter()
     run_dir = Path(output)
-    cold_start_dir = run_dir / "cold_start"
+    cold_start_dir, reward_model_dir = run_dir / "cold_start", run_dir / "reward_model"
+    actor = f"--model.actor={cold_start_dir / 'actor'}"
     common = [f"--seed_everything={seed}"]
-    extra = QUICK if quick else {"cold_start": [], "rl": []}
+    extra: dict[str, list[str]] = QUICK if quick else {part: [] for part in QUICK}
 
-    console.rule("Cold start: a policy that knows the skill but is unreliable")
-    _fit(
-        [f"--config={_config('demo/cold_start.yaml')}", *common, *extra["cold_start"]],
-        cold_start_dir,
-    )
-    algorithms = {"VC-PPO": ("vcppo.yaml", run_dir)}
-    if compare:
-        algorithms["plain PPO"] = ("ppo.yaml", run_dir.with_name(f"{run_dir.name}_ppo"))
-    for name, (config, folder) in algorithms.items():
+    console.rule("Cold start: a policy that knows how to count but answers too early")
+    _fit(["demo/cold_start.yaml"], [*common, *extra["cold_start"]], cold_start_dir)
+    console.rule("Reward model: where critics usually start")
+    _fit(["demo/reward_model.yaml"], [actor, *common, *extra["reward_model"]], reward_model_dir)
+    runs = {
+        "plain PPO": ("ppo.yaml", run_dir.with_name(f"{run_dir.name}_ppo")),
+        "VC-PPO": ("vcppo.yaml", run_dir),
+    }
+    critic = f"--model.critic={reward_model_dir / 'reward_model'}"
+    for name, (algorithm, folder) in runs.items():
         console.rule(f"Value pretraining, then {name}" if folder == run_dir else name)
-        _fit(
-            [f"--config={_config(part)}" for part in (config, "demo/rl.yaml")]
-            + [f"--model.actor={cold_start_dir / 'actor'}", *common, *extra["rl"]],
-            folder,
-        )
+        _fit([algorithm, "demo/rl.yaml"], [actor, critic, *common, *extra["rl"]], folder)
 
-    folders = [folder for _, folder in algorithms.values()]
-    before, *afters = (_last_evaluation(folder) for folder in [cold_start_dir, *folders])
-    for after in afters:
+    before = _last_evaluation(cold_start_dir)
+    afters = {name: _last_evaluation(folder) for name, (_, folder) in runs.items()}
+    for after in afters.values():
         same_problems = [r["problem"] for r in before] == [r["problem"] for r in after]
         assert same_problems, "all evaluations are on the same held-out problems"
-    console.print(_table(before, dict(zip(algorithms, afters, strict=True))))
+    console.print(_table(before, afters))
     minutes = (time.perf_counter() - start) / 60
     console.print(
         f"{minutes:.1f} minutes; plots, metrics, checkpoints and models are in {run_dir}/"
     )
-    _vcppo(["report", *map(str, folders)])
+    _vcppo(["report", str(run_dir), str(runs["plain PPO"][1])])
 
 
-def _fit(arguments: list[str], run_dir: Path) -> None:
-    _vcppo(["fit", *arguments, f"--trainer.default_root_dir={run_dir}"])
+def _fit(configs: list[str], flags: list[str], run_dir: Path) -> None:
+    files = [f"--config={_config(name)}" for name in configs]
+    _vcppo(["fit", *files, *flags, f"--trainer.default_root_dir={run_dir}"])
 
 
 def _vcppo(command: list[str]) -> None:
@@ -143,9 +140,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of everything")
     parser.add_argument("--output", default="runs/demo", help="folder of the run")
     parser.add_argument("--quick", action="store_true", help="a few steps of each part only")
-    parser.add_argument("--compare", action="store_true", help="also run plain PPO")
     arguments = parser.parse_args()
-    demo(arguments.seed, arguments.output, arguments.quick, arguments.compare)
+    demo(arguments.seed, arguments.output, arguments.quick)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ products, powers and recurrences are worked digit by digit:
     </think>
     \boxed{903}
 
-Counting needs no arithmetic to speak of: a line is the number of lines left and the next number.
-It is there for what has to be decided (go on or answer, which method), not for what has to be known:
+Counting needs no arithmetic to speak of: a line is the number of lines left and the next number. It
+is there for what has to be decided (go on or answer, which method), not for what has to be known:
 
     exact
     002:131
@@ -213,17 +213,13 @@ def work_out(chain: Chain, settings: ProblemSettings, rng: random.Random) -> str
     rough = rng.random() < settings.rough_rate
     lines = ["rough" if rough else "exact"]
     value = chain.start
-    for left, operation in reversed(list(enumerate(reversed(chain.operations)))):
-
-        def work(slip_rate: float) -> tuple[str, int]:
-            if chain.is_count:
-                return _count_line(left, operation.apply(value), slip_rate, rng)
-            return _work_line(operation, value, rough, slip_rate, rng)
-
-        line, result = work(settings.slip_rate)
+    work_line = _count_line if chain.is_count else _work_line
+    for done, operation in enumerate(chain.operations, start=1):
+        left = len(chain.operations) - done
+        line, result = work_line(operation, value, left, rough, settings.slip_rate, rng)
         lines.append(line)
         if rng.random() < settings.check_rate:
-            line, result = work(0.0)
+            line, result = work_line(operation, value, left, rough, 0.0, rng)
             lines.append(f"?{line}")
         value = result
         if left and rng.random() < settings.early_stop_rate:
@@ -233,15 +229,18 @@ def work_out(chain: Chain, settings: ProblemSettings, rng: random.Random) -> str
     return "\n".join([*lines, THINK_CLOSE, f"\\boxed{{{value}}}"])
 
 
-def _count_line(left: int, value: int, slip_rate: float, rng: random.Random) -> tuple[str, int]:
-    """Write a line of a count and return it with its number; a slip is in the last digit."""
+def _count_line(
+    operation: Operation, value: int, left: int, rough: bool, slip_rate: float, rng: random.Random
+) -> tuple[str, int]:
+    """Count one up and return the line and its number; a slip is in the last digit."""
+    result = operation.apply(value)
     if rng.random() < slip_rate:
-        value = value // 10 * 10 + rng.randrange(10)
-    return f"{left:03d}:{value:03d}", value
+        result = result // 10 * 10 + rng.randrange(10)
+    return f"{left:03d}:{result:03d}", result
 
 
 def _work_line(
-    operation: Operation, value: int, rough: bool, slip_rate: float, rng: random.Random
+    operation: Operation, value: int, left: int, rough: bool, slip_rate: float, rng: random.Random
 ) -> tuple[str, int]:
     """Work one operation out digit by digit, from the units up; return the line and its result."""
     micro_steps: list[str] = []

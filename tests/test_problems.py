@@ -21,6 +21,10 @@ def evaluate(question: str) -> int:
         for _ in range(last - 1):
             term = factor * term + shift
         return term % 1000
+    if match := re.fullmatch(
+        r"Start at (\d+) and count (\d+) up\. Which number is reached, modulo 1000\?", question
+    ):
+        return (int(match[1]) + int(match[2])) % 1000
     match = re.fullmatch(r"Find the remainder when ([0-9+*^ ]+) is divided by 1000\.", question)
     assert match, question
     return int(eval(match[1].replace("^", "**"))) % 1000
@@ -98,3 +102,24 @@ def test_a_line_is_worked_digit_by_digit():
     assert Operation("+", 82).micro_step(47, place=0, carry=0) == ("7+2+0", 9)
     assert Operation("*", 7).micro_step(129, place=1, carry=6) == ("2*7+6", 20)
     assert Operation("*", 7).apply(129) == 903
+
+
+def test_a_count_shows_what_is_left_and_its_rough_method_only_at_the_end():
+    def solutions(rough_rate):
+        settings = ProblemSettings(("count",), 20, 20, rough_rate=rough_rate)
+        return generate_problems(30, settings, seed=0)
+
+    for exact, rough in zip(solutions(0.0), solutions(1.0), strict=True):
+        first, *lines, _, box = exact.solution.splitlines()
+        assert [int(line[:3]) for line in lines] == list(range(19, -1, -1))
+        assert first == "exact" and box == f"\\boxed{{{exact.answer}}}"
+        assert rough.solution.splitlines()[:-1] == ["rough", *lines, "</think>"]
+        assert not is_correct(rough.solution, rough.answer)
+
+
+def test_early_answers_come_at_the_rate_that_was_asked_for():
+    settings = ProblemSettings(("count",), 30, 30, early_stop_rate=0.06)
+    problems = generate_problems(2000, settings, seed=0)
+    complete = sum("\n000:" in p.solution for p in problems) / len(problems)
+    assert complete == pytest.approx((1 - 0.06) ** 29, abs=0.03)
+    assert all(is_correct(p.solution, p.answer) == ("\n000:" in p.solution) for p in problems)
