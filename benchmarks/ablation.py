@@ -22,14 +22,9 @@ Columns of the results:
 from __future__ import annotations
 
 import argparse
-import csv
-import os
-import shlex
-import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +33,8 @@ from typing import Any
 
 import yaml
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+from benchmarks.runs import CONFIGS, append_rows, metric_rows, read_rows, rounded, vcppo
+
 SETTING = CONFIGS / "demo"
 ARMS = Path(__file__).with_suffix(".yaml")
 MAIN_ARMS = ("ppo", "vcppo_no_pretraining", "vcppo_no_decoupling", "vcppo")
@@ -120,10 +116,7 @@ class Results:
 
     def rows(self) -> list[dict[str, str]]:
         """Return what is there."""
-        if not self.path.is_file():
-            return []
-        with self.path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+        return read_rows(self.path)
 
     def holds(self, arm: Arm, seed: int) -> bool:
         """Tell whether a run has finished before."""
@@ -136,18 +129,8 @@ class Results:
         """Add a finished run; its curve first, for the row is what counts as finished."""
         with self.lock:
             curves = self.path.with_name(f"{self.path.stem}_curves.csv")
-            _append(curves, ("arm", "seed", "actor_lr", "rollout", *CURVES), curve)
-            _append(self.path, COLUMNS, [row])
-
-
-def _append(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not path.exists()
-    with path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
+            append_rows(curves, ("arm", "seed", "actor_lr", "rollout", *CURVES), curve)
+            append_rows(self.path, COLUMNS, [row])
 
 
 # Runs --------------------------------------------------------------------------------------------
@@ -175,62 +158,26 @@ def run_arm(arm: Arm, seed: int, seed_dir: Path, results: Results) -> None:
     start = time.perf_counter()
     vcppo(arm.command(seed, seed_dir), run_dir)
     seconds = time.perf_counter() - start
-    rollouts = list(_values(run_dir, "rollout/accuracy", "step", *CURVES.values()))
-    [*_, evaluation] = _values(run_dir, "eval/accuracy", "eval/response_length")
-    [*_, cold_start] = _values(seed_dir / "cold_start", "eval/accuracy")
+    rollouts = list(metric_rows(run_dir, "rollout/accuracy", "step", *CURVES.values()))
+    [*_, evaluation] = metric_rows(run_dir, "eval/accuracy", "eval/response_length")
+    [*_, cold_start] = metric_rows(seed_dir / "cold_start", "eval/accuracy")
     which: Row = {"arm": arm.name, "seed": seed, "actor_lr": f"{arm.actor_lr:g}"}
     row = which | {
         "critic_lr": "" if arm.critic_lr is None else f"{arm.critic_lr:g}",
-        "accuracy": _rounded(evaluation["eval/accuracy"]),
-        "cold_start_accuracy": _rounded(cold_start["eval/accuracy"]),
-        "response_length": _rounded(evaluation["eval/response_length"]),
+        "accuracy": rounded(evaluation["eval/accuracy"]),
+        "cold_start_accuracy": rounded(cold_start["eval/accuracy"]),
+        "response_length": rounded(evaluation["eval/response_length"]),
         "rollouts": len(rollouts),
         "seconds": round(seconds),
     }
     curve = [
         which
         | {"rollout": int(float(rollout["step"]))}
-        | {name: _rounded(rollout[key]) for name, key in CURVES.items()}
+        | {name: rounded(rollout[key]) for name, key in CURVES.items()}
         for rollout in rollouts
     ]
     results.add(row, curve)
     print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-
-
-def _values(run_dir: Path, must: str, *more: str) -> Iterator[dict[str, str]]:
-    """Yield metrics of the rows of a run's `metrics.csv` that have the first of them."""
-    with (run_dir / "metrics.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if row.get(must):
-                yield {key: row.get(key) or "" for key in (must, *more)}
-
-
-def _rounded(number: str) -> str:
-    return f"{float(number):.4g}" if number else ""
-
-
-def vcppo(arguments: Sequence[str], run_dir: Path) -> None:
-    """Run a `vcppo` command in a folder that is emptied first, with its output in `log.txt`.
-
-    Raises:
-        RuntimeError: The command has failed.
-    """
-    shutil.rmtree(run_dir, ignore_errors=True)
-    command = [*arguments, f"--trainer.default_root_dir={run_dir}", "--loggers=[csv]"]
-    print(f"$ vcppo {shlex.join(command)}", flush=True)
-    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "lightning_vcppo", *command],
-        env={**os.environ, **one_thread},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-    )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "log.txt").write_bytes(done.stdout)
-    if done.returncode:
-        last = done.stdout.decode(errors="replace").strip().splitlines()[-1:]
-        raise RuntimeError(f"{run_dir}: {''.join(last)} (see log.txt there)")
 
 
 def run(

@@ -12,7 +12,6 @@ advantages by position, before any update of the policy, of the runs given by `-
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 from collections import defaultdict
@@ -27,6 +26,7 @@ from rich.markdown import Markdown
 from scipy import stats
 
 from benchmarks.ablation import MAIN_ARMS
+from benchmarks.runs import read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -211,14 +211,6 @@ def _tidy(ax: Axes, title: str, xlabel: str) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file; none if there is no file."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def main() -> None:
     """Read the command line, print the table and write the figures."""
     parser = argparse.ArgumentParser(
@@ -231,14 +223,14 @@ def main() -> None:
         "--initial", nargs="+", default=(), metavar="LABEL=RUN", help="in initial_advantage.png"
     )
     arguments = parser.parse_args()
-    rows = read_csv(arguments.results)
+    rows = read_rows(arguments.results)
     if not rows:
         parser.error(f"{arguments.results}: no results there")
     arguments.output.mkdir(parents=True, exist_ok=True)
     text = table(rows)
     console = Console()
     console.print(Markdown(text) if console.is_terminal else text)
-    curves = read_csv(arguments.results.with_name(f"{arguments.results.stem}_curves.csv"))
+    curves = read_rows(arguments.results.with_name(f"{arguments.results.stem}_curves.csv"))
     draw_curves(curves, arguments.curves, arguments.output / "curves.png")
     draw_arms(rows, arguments.output / "ablation.png")
     if arguments.initial:

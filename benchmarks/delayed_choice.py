@@ -1,0 +1,146 @@
+"""Reward-signal decay, alone: `python -m benchmarks.delayed_choice --lengths 64 128 256 512`.
+
+The first token of a response chooses a method, exact or rough. What follows is the same for both,
+and only the answer, T tokens later, shows which it was: rough is wrong. A policy that chooses rough
+in six of ten responses has to learn this one decision. Two ways of training the critic are compared
+by the rollouts that it takes until nine in ten responses are right:
+
+    lambda_critic 0.95    PPO: at a distance of T the reward reaches the target as 0.95^T
+    lambda_critic 1       decoupled GAE: it does at any distance
+
+lambda_actor is 0.95 for both, and neither pretrains. Two critics:
+
+    full      the actor's weights; every token sees the first one, however far
+    window    random weights, attention to the last 16 tokens in each of 2 layers: far from the
+              choice, values cannot tell one method from the other
+
+Results are added to a CSV file, run by run: critic, lambda_critic, length (tokens), seed, rollouts
+(empty if the limit was reached before), accuracy (of the last five rollouts), seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from benchmarks.runs import CONFIGS, append_rows, metric_rows, read_rows, rounded, vcppo
+
+COLUMNS = ("critic", "lambda_critic", "length", "seed", "rollouts", "accuracy", "seconds")
+TOKENS_PER_LINE = 8
+ROUGH_RATE, ENOUGH, LIMIT = 0.6, 0.9, 30
+CRITICS = ("window", "full")
+WINDOW_CRITIC = {
+    "model_type": "qwen2",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "intermediate_size": 128,
+    "max_position_embeddings": 4096,
+    "use_sliding_window": True,
+    "sliding_window": 16,
+    "max_window_layers": 0,
+    "layer_types": ["sliding_attention", "sliding_attention"],
+}
+ALGORITHMS = {"0.95": "ppo.yaml", "1": "vcppo_no_pretraining.yaml"}
+
+
+def problems(shortest: int, longest: int, rough_rate: float = 0.0) -> str:
+    """Return the flag for counts whose responses have about that many tokens."""
+    generated = {
+        "families": ["count"],
+        "min_steps": shortest // TOKENS_PER_LINE,
+        "max_steps": longest // TOKENS_PER_LINE,
+        "rough_rate": rough_rate,
+    }
+    return f"--data.generated={json.dumps(generated)}"
+
+
+def cold_start(seed: int, lengths: Sequence[int], folder: Path) -> None:
+    """Teach a policy to count over all lengths, with either method, unless it is there."""
+    if (folder / "actor" / "model.safetensors").is_file():
+        return
+    flags = (
+        f"--config={CONFIGS / 'demo' / 'cold_start.yaml'}",
+        f"--seed_everything={seed}",
+        problems(min(lengths), max(lengths), ROUGH_RATE),
+        f"--model.evaluation.max_response_length={max(lengths) + 64}",
+        "--data.val_size=128",
+        "--data.val_batch_size=128",
+    )
+    vcppo(["fit", *flags], folder)
+
+
+def train(critic: str, lambda_critic: str, length: int, seed: int, actor: Path, run: Path) -> None:
+    """Train on problems of one length until the choice is learned; an epoch is a rollout."""
+    stop = {"monitor": "rollout/accuracy", "stopping_threshold": ENOUGH, "mode": "max"}
+    early_stopping = {"class_path": "EarlyStopping", "init_args": {**stop, "patience": LIMIT}}
+    flags = (
+        f"--config={CONFIGS / ALGORITHMS[lambda_critic]}",
+        f"--config={CONFIGS / 'demo' / 'rl.yaml'}",
+        f"--seed_everything={seed}",
+        f"--model.actor={actor}",
+        f"--model.critic={actor if critic == 'full' else json.dumps(WINDOW_CRITIC)}",
+        "--model.advantage.lambda_actor=0.95",
+        "--model.critic_optimizer.lr=1e-3",
+        f"--model.sampling.max_response_length={length + 64}",
+        problems(length, length),
+        "--data.train_size=1000",
+        "--data.val_size=0",
+        "--data.prompts_per_rollout=64",
+        f"--trainer.max_epochs={LIMIT}",
+        "--trainer.limit_train_batches=1",
+        "--trainer.val_check_interval=1",
+        "--trainer.enable_checkpointing=false",
+        f"--trainer.callbacks={json.dumps([early_stopping])}",
+    )
+    vcppo(["fit", *flags], run)
+
+
+def main() -> None:
+    """Read the command line and run what is missing."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.delayed_choice", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--lengths", nargs="+", type=int, default=[64, 128, 256, 512])
+    parser.add_argument("--critics", nargs="+", choices=CRITICS, default=CRITICS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--results", type=Path, default=Path("docs/experiments/delayed_choice.csv"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/delayed_choice"))
+    arguments = parser.parse_args()
+    key = COLUMNS[:4]
+    try:
+        for seed, length, critic, lambda_critic in itertools.product(
+            arguments.seeds, arguments.lengths, arguments.critics, ALGORITHMS
+        ):
+            which = dict(zip(key, (critic, lambda_critic, str(length), str(seed)), strict=True))
+            done = [{name: row[name] for name in key} for row in read_rows(arguments.results)]
+            if which in done:
+                continue
+            start_dir = arguments.runs / f"seed_{seed}" / "cold_start"
+            cold_start(seed, arguments.lengths, start_dir)
+            run = start_dir.with_name(f"{critic}_{lambda_critic}_{length}")
+            start = time.perf_counter()
+            train(critic, lambda_critic, length, seed, start_dir / "actor", run)
+            seconds = time.perf_counter() - start
+            found = [float(row["rollout/accuracy"]) for row in metric_rows(run, "rollout/accuracy")]
+            row = {
+                **which,
+                "rollouts": len(found) if found[-1] >= ENOUGH else "",
+                "accuracy": rounded(str(fmean(found[-5:]))),
+                "seconds": round(seconds),
+            }
+            append_rows(arguments.results, COLUMNS, [row])
+            print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    except RuntimeError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

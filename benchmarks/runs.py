@@ -1,0 +1,72 @@
+"""What benchmarks that run whole trainings share: the command, its metrics, rows of CSV files."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def vcppo(arguments: Sequence[str], run_dir: Path) -> None:
+    """Run a `vcppo` command with one thread, in a folder that is emptied first.
+
+    Its output goes to `log.txt` there.
+
+    Raises:
+        RuntimeError: The command has failed.
+    """
+    shutil.rmtree(run_dir, ignore_errors=True)
+    command = [*arguments, f"--trainer.default_root_dir={run_dir}", "--loggers=[csv]"]
+    print(f"$ vcppo {shlex.join(command)}", flush=True)
+    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_vcppo", *command],
+        env={**os.environ, **one_thread},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "log.txt").write_bytes(done.stdout)
+    if done.returncode:
+        last = done.stdout.decode(errors="replace").strip().splitlines()[-1:]
+        raise RuntimeError(f"{run_dir}: {''.join(last)} (see log.txt there)")
+
+
+def metric_rows(run_dir: Path, must: str, *more: str) -> Iterator[dict[str, str]]:
+    """Yield metrics from the rows of a run's `metrics.csv` that have the first of them."""
+    for row in read_rows(run_dir / "metrics.csv"):
+        if row.get(must):
+            yield {key: row.get(key) or "" for key in (must, *more)}
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file; none if there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows to a CSV file, which is made if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    with path.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def rounded(number: str) -> str:
+    """Return a number of a CSV file with four digits, and nothing for nothing."""
+    return f"{float(number):.4g}" if number else ""
