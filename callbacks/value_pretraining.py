@@ -19,7 +19,6 @@ from lightning_vcppo.records import gather
 from lightning_vcppo.replay import RolloutStore
 from lightning_vcppo.rollout import Rollout
 from lightning_vcppo.saved_rollouts import SavedRollouts
-from lightning_vcppo.settings import require
 
 
 @dataclass
@@ -184,12 +183,9 @@ class ValuePretraining(Callback):
 
     def _begin(self, trainer: Trainer, module: VCPPOModule) -> None:
         if self._stored_by_rank:
-            require(
-                len(self._stored_by_rank) == trainer.world_size,
-                f"the checkpoint is from value pretraining on {len(self._stored_by_rank)} "
-                f"processes; it goes on with as many, not with {trainer.world_size}",
+            self._store.load_state_dict(
+                self._stored_by_rank, trainer.global_rank, trainer.world_size
             )
-            self._store.load_state_dict(self._stored_by_rank[trainer.global_rank])
             self._stored_by_rank = []
         if self._rollouts_path is not None:
             self._saved = SavedRollouts(

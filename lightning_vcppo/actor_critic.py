@@ -22,12 +22,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lightning_vcppo import models
-from lightning_vcppo.actor_module import (
-    ActorModule,
-    build_optimizer,
-    warmed_up_lr,
-    write_folder,
-)
+from lightning_vcppo.actor_module import ActorModule, build_optimizer, warmed_up_lr
 from lightning_vcppo.logprobs import token_logprobs
 from lightning_vcppo.microbatch import token_balanced_micro_batches
 from lightning_vcppo.packing import reads_packed_rows
@@ -41,7 +36,7 @@ from lightning_vcppo.settings import (
     UpdateSettings,
     ValueSettings,
 )
-from lightning_vcppo.sharding import prepare_strategy
+from lightning_vcppo.sharding import as_forward, full_scalar, is_sharded, laid_out_like
 
 Network = Literal["policy", "critic"]
 
@@ -93,6 +88,9 @@ class ActorCriticModule(ActorModule):
         self.updates_done: dict[Network, int] = {"policy": 0, "critic": 0}
         self.update_metrics: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
+        # The reference never changes: it is neither saved nor missed.
+        self.register_state_dict_post_hook(_leave_reference_out)
+        self.register_load_state_dict_post_hook(_miss_no_reference)
 
     @abstractmethod
     def policy_loss(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
@@ -115,9 +113,8 @@ class ActorCriticModule(ActorModule):
 
     @override
     def setup(self, stage: str) -> None:
-        """Prepare the strategy; evaluation loads the actor alone, so a checkpoint has more keys."""
-        if stage == "fit":
-            prepare_strategy(self.trainer.strategy)
+        """Evaluation loads the actor alone, so a checkpoint has more keys."""
+        super().setup(stage)
         self.strict_loading = stage == "fit"
 
     @override
@@ -126,12 +123,11 @@ class ActorCriticModule(ActorModule):
         super().configure_model()
         if not self.trainer.training or self.critic is not None:
             return
-        if self.value is not None:
-            self.critic = models.load_critic(self.critic_source, self.value)
-            models.disable_dropout(self.critic.train())
-        if self.reference_source is not None and self.reference is None:
-            self.reference = models.load_actor(self.reference_source).requires_grad_(False)
-            models.disable_dropout(self.reference.train())
+        source, value, reference = self.critic_source, self.value, self.reference_source
+        if value is not None:
+            self.critic = self.build(lambda: models.load_critic(source, value))
+        if reference is not None and self.reference is None:
+            self.reference = self.build(lambda: models.load_actor(reference).requires_grad_(False))
 
     @override
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -147,12 +143,10 @@ class ActorCriticModule(ActorModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save phase and counters; the reference is not saved, it never changes."""
+        """Save phase and counters."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["phase"] = self.phase.value
         checkpoint["updates_done"] = dict(self.updates_done)
-        for key in [k for k in checkpoint["state_dict"] if k.startswith("reference.")]:
-            del checkpoint["state_dict"][key]
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -160,9 +154,6 @@ class ActorCriticModule(ActorModule):
         super().on_load_checkpoint(checkpoint)
         self.phase = Phase(checkpoint["phase"])
         self.updates_done = dict(checkpoint["updates_done"])
-        if self.reference is not None:
-            state = self.reference.state_dict()
-            checkpoint["state_dict"] |= {f"reference.{k}": v for k, v in state.items()}
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -208,24 +199,33 @@ class ActorCriticModule(ActorModule):
         Rows come back in the rollout's order.
         """
         results: list[Tensor] = []
-        for rows in self._micro_batch_rows(rollout):
+        all_rows = self._micro_batch_rows(rollout)
+        for rows in all_rows:
             for i, values in enumerate(read(rollout.select(rows))):
                 if len(results) <= i:
                     results.append(values.new_zeros(rollout.response_mask_BT.shape))
                 results[i][rows, : values.shape[1]] = values
+        assert self.actor is not None
+        if is_sharded(self.actor):  # weights are gathered from ranks with more pieces, too
+            for _ in range(self.max_over_ranks(len(all_rows)) - len(all_rows)):
+                read(rollout.select(torch.zeros(1, dtype=torch.long, device=self.device)))
         return tuple(results)
 
     def _logprobs(self, model: PreTrainedModel, rollout: Rollout) -> tuple[Tensor, Tensor]:
         mask_BT = rollout.response_mask_BT
-        hidden_NH = models.response_hidden(
-            model.base_model, rollout.input_ids_BL, rollout.prompt_lengths_B, mask_BT
-        )
-        logprobs_N, entropy_N = token_logprobs(
-            hidden_NH,
-            model.get_output_embeddings().weight,
-            rollout.response_ids_N,
-            temperature=self.sampling.temperature,
-        )
+
+        def read() -> tuple[Tensor, Tensor]:
+            hidden_NH = models.response_hidden(
+                model.base_model, rollout.input_ids_BL, rollout.prompt_lengths_B, mask_BT
+            )
+            return token_logprobs(
+                hidden_NH,
+                model.get_output_embeddings().weight,
+                rollout.response_ids_N,
+                temperature=self.sampling.temperature,
+            )
+
+        logprobs_N, entropy_N = as_forward(model, read)
         return pad(logprobs_N, mask_BT), pad(entropy_N, mask_BT)
 
     # Updating them -------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ class ActorCriticModule(ActorModule):
         for group in optimizer.param_groups:
             group["lr"] = lr
             parameters += group["params"]
-        grad_norm = float(
+        grad_norm = full_scalar(
             torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf)
         )
         if math.isfinite(grad_norm):
@@ -330,7 +330,10 @@ class ActorCriticModule(ActorModule):
         return [torch.tensor(r, dtype=torch.long, device=self.device) for r in rows]
 
     def critic_state(self) -> dict[str, Any]:
-        """Return a copy, on the CPU, of the critic's weights and of its optimizer's state."""
+        """Return a copy, on the CPU, of the critic's weights and of its optimizer's state.
+
+        If they are sharded, a rank's copy is of its own part.
+        """
         assert self.critic is not None
         state = {
             "weights": self.critic.state_dict(),
@@ -344,8 +347,21 @@ class ActorCriticModule(ActorModule):
     def restore_critic(self, state: dict[str, Any]) -> None:
         """Go back to what `critic_state` has returned."""
         assert self.critic is not None
-        self.critic.load_state_dict(state["weights"])
-        self._optimizer("critic").load_state_dict(state["optimizer"])
+        optimizer, own = self._optimizer("critic"), self.critic.state_dict()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        by_parameter = state["optimizer"]["state"]
+        self.critic.load_state_dict(
+            {name: laid_out_like(value, own[name]) for name, value in state["weights"].items()}
+        )
+        optimizer.load_state_dict(
+            {
+                "param_groups": state["optimizer"]["param_groups"],
+                "state": {
+                    i: {key: laid_out_like(value, parameters[i]) for key, value in of.items()}
+                    for i, of in by_parameter.items()
+                },
+            }
+        )
 
     # Out -----------------------------------------------------------------------------------------
 
@@ -359,5 +375,15 @@ class ActorCriticModule(ActorModule):
     def export_critic(self, folder: Path) -> None:
         """Write the critic as an ordinary Hugging Face folder; called on every rank."""
         assert self.critic is not None
-        if self.trainer.is_global_zero:
-            write_folder(folder, self.critic.model, self.tokenizer)
+        self.write(folder, self.critic.model)
+
+
+def _leave_reference_out(
+    module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
+) -> None:
+    for name in [name for name in state if name.startswith(f"{prefix}reference.")]:
+        del state[name]
+
+
+def _miss_no_reference(module: nn.Module, keys: Any) -> None:
+    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith("reference.")]

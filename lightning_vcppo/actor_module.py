@@ -7,22 +7,28 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_vcppo import models, rewards
 from lightning_vcppo.fingerprints import model_fingerprint, tokenizer_fingerprint
+from lightning_vcppo.fsdp2 import build
 from lightning_vcppo.generation import GenerationEngine, TransformersEngine, VLLMEngine
 from lightning_vcppo.rollout import HELD_OUT, PromptBatch, ResponseRecord, Rollout, SavedResponse
 from lightning_vcppo.seeding import stream_seed
 from lightning_vcppo.settings import EngineSettings, OptimizerSettings, SamplingSettings
+from lightning_vcppo.sharding import full_state_dict, gathered, prepare_strategy
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class ActorModule(L.LightningModule):
@@ -64,15 +70,26 @@ class ActorModule(L.LightningModule):
     # Lightning's hooks ---------------------------------------------------------------------------
 
     @override
+    def setup(self, stage: str) -> None:
+        """Prepare the strategy, or refuse it."""
+        prepare_strategy(self.trainer.strategy)
+
+    @override
     def configure_model(self) -> None:
         """Load the actor, once for all stages."""
         if self.actor is None:
-            self.actor = (
-                models.load_actor(self.actor_source)
-                if isinstance(self.actor_source, str)
-                else models.build_actor(self.actor_source, self.tokenizer)
-            )
-            models.disable_dropout(self.actor.train())
+            self.actor = self.build(self._load_actor)
+
+    def build(self, load: Callable[[], Network]) -> Network:
+        """Build a network as the strategy has it, without dropout; called on every rank."""
+        network = build(load, self.trainer.strategy)
+        models.disable_dropout(network.train())
+        return network
+
+    def _load_actor(self) -> PreTrainedModel:
+        if isinstance(self.actor_source, str):
+            return models.load_actor(self.actor_source)
+        return models.build_actor(self.actor_source, self.tokenizer)
 
     @override
     def validation_step(
@@ -98,12 +115,20 @@ class ActorModule(L.LightningModule):
         """Save the counter and the seed that all random streams are named by."""
         checkpoint["rollouts_done"] = self.rollouts_done
         checkpoint["run_seed"] = self.run_seed
+        checkpoint["ranks"] = self.trainer.world_size
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue the saved run's random streams."""
         self.rollouts_done = checkpoint["rollouts_done"]
         self.run_seed = checkpoint["run_seed"]
+        ranks = checkpoint.get("ranks", self.trainer.world_size)
+        if ranks != self.trainer.world_size:
+            rank_zero_info(
+                f"The checkpoint is of {ranks} processes, and this run has "
+                f"{self.trainer.world_size}: it goes on with the same prompts and random numbers, "
+                "but sums are rounded differently, so not bit for bit."
+            )
         if self.vllm_engine is not None:
             self.vllm_engine.forget_weights()
 
@@ -141,7 +166,8 @@ class ActorModule(L.LightningModule):
         prompts = [ids for ids in batch.prompt_ids for _ in range(n)]
         problems = tuple(problem for problem in batch.problems for _ in range(n))
         seeds = [stream_seed(*stream, i, sample) for i in batch.indices for sample in range(n)]
-        sampled = self.engine().generate(prompts, seeds, settings)
+        with self.weights_to_sample():
+            sampled = self.engine().generate(prompts, seeds, settings)
 
         responses = tuple(
             self.response_text(prompt, ids[mask].tolist())
@@ -193,11 +219,13 @@ class ActorModule(L.LightningModule):
     def evaluate_prompts(
         self, batch: PromptBatch, *, with_tokens: bool = False
     ) -> list[ResponseRecord]:
-        """Sample and grade responses with the evaluation settings."""
+        """Sample and grade responses with the evaluation settings; called on every rank."""
+        origin = self.origin(self.evaluation) if with_tokens else {}
         if not len(batch):
             # All ranks hand their shards of the weights over together, so this one has to as well.
-            if isinstance(engine := self.engine(), VLLMEngine):
-                engine.sleep()
+            with self.weights_to_sample():
+                if isinstance(engine := self.engine(), VLLMEngine):
+                    engine.sleep()
             return []
         n = self.evaluation.num_generations
         # A set has streams of its own, so it samples the same whatever stands beside it.
@@ -222,13 +250,12 @@ class ActorModule(L.LightningModule):
             )
             for row, problem in enumerate(rollout.problems)
         ]
-        return list(self.with_tokens(records, rollout)) if with_tokens else records
+        return list(self.with_tokens(records, rollout, origin)) if with_tokens else records
 
     def with_tokens(
-        self, records: list[ResponseRecord], rollout: Rollout
+        self, records: list[ResponseRecord], rollout: Rollout, origin: dict[str, str | float]
     ) -> Iterator[ResponseRecord]:
-        """Yield the records of a rollout of `evaluation`, and what value pretraining needs."""
-        origin = self.origin(self.evaluation)
+        """Yield the records of a rollout, and what value pretraining needs."""
         for row, record in enumerate(records):
             prompt = int(rollout.prompt_lengths_B[row])
             ids = rollout.input_ids_BL[row, : prompt + record.length].tolist()
@@ -241,11 +268,16 @@ class ActorModule(L.LightningModule):
             )
 
     def origin(self, settings: SamplingSettings) -> dict[str, str | float]:
-        """Return what responses depend on beside their prompts: if it differs, so do they."""
+        """Return what responses depend on beside their prompts: if it differs, so do they.
+
+        Called on every rank.
+        """
         assert self.actor is not None
+        with gathered(self.actor):
+            model = model_fingerprint(self.actor)
         return {
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
-            "model": model_fingerprint(self.actor),
+            "model": model,
             "temperature": settings.temperature,
             "top_p": settings.top_p,
             "max_response_length": settings.max_response_length,
@@ -254,8 +286,19 @@ class ActorModule(L.LightningModule):
     def export(self, folder: Path) -> None:
         """Write `actor` as an ordinary Hugging Face folder; called on every rank."""
         assert self.actor is not None
+        self.write(folder / "actor", self.actor)
+
+    def write(self, folder: Path, model: PreTrainedModel) -> None:
+        """Write a model as an ordinary Hugging Face folder; called on every rank."""
+        weights = full_state_dict(model)
         if self.trainer.is_global_zero:
-            write_folder(folder / "actor", self.actor, self.tokenizer)
+            write_folder(folder, model, self.tokenizer, weights)
+
+    def weights_to_sample(self) -> AbstractContextManager[None]:
+        """Return the context in which an engine reads the actor; entered on every rank."""
+        assert self.actor is not None
+        # vLLM takes sharded weights one by one.
+        return nullcontext() if self.engine_settings.name == "vllm" else gathered(self.actor)
 
     # Ranks ------------------------------------------------------------------------
 
@@ -315,11 +358,23 @@ def warmed_up_lr(settings: OptimizerSettings, updates_done: int) -> float:
     return settings.lr * min(1.0, (updates_done + 1) / settings.warmup_updates)
 
 
-def write_folder(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write model and tokenizer beside the old folder, then swap: none is ever half written."""
+def write_folder(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """Write model and tokenizer beside the old folder, then swap: none is ever half written.
+
+    Args:
+        folder: Its name.
+        model: Gives the config and, unless there are `weights`, its own.
+        tokenizer: Of the model.
+        weights: The model's, whole.
+    """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
+    model.save_pretrained(partial, state_dict=weights)
     tokenizer.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

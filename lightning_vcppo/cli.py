@@ -22,7 +22,6 @@ from typing_extensions import override
 from lightning_vcppo import callbacks, dashboards
 from lightning_vcppo.cold_start import ColdStartModule, RewardModelModule  # noqa: F401 (class names)
 from lightning_vcppo.data import AIMEDataModule
-from lightning_vcppo.module import VCPPOModule
 from lightning_vcppo.regrade import regrade
 from lightning_vcppo.sharding import refuse_strategy
 from lightning_vcppo.workspace import dashboard
@@ -100,7 +99,9 @@ class VCPPOCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
-        """Set the threads before anything runs."""
+        """Set the threads, and refuse strategies, before anything runs."""
+        strategy = self._get(self.config, "trainer").get("strategy")
+        refuse_strategy(getattr(strategy, "class_path", strategy))
         if threads := self._get(self.config, "threads"):
             torch.set_num_threads(threads)
 
@@ -108,8 +109,6 @@ class VCPPOCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer with the loggers that were asked for by name."""
         given = self._get(self.config_init, "trainer")
-        if isinstance(self.model, VCPPOModule):
-            refuse_strategy(given.get("strategy"))
         if given.get("logger") is None and not given.get("fast_dev_run"):
             # Metrics and config of an evaluation do not take the place of the training run's.
             part = "" if self.subcommand == "fit" else str(self.subcommand)

@@ -25,7 +25,6 @@ from lightning_vcppo.actor_module import (
     build_optimizer,
     join_prompts,
     warmed_up_lr,
-    write_folder,
 )
 from lightning_vcppo.logprobs import token_logprobs
 from lightning_vcppo.microbatch import explained_variance
@@ -39,6 +38,7 @@ from lightning_vcppo.problems import (
 from lightning_vcppo.rollout import PromptBatch, Rollout, last_token
 from lightning_vcppo.seeding import stream
 from lightning_vcppo.settings import EngineSettings, OptimizerSettings, SamplingSettings
+from lightning_vcppo.sharding import as_forward
 
 
 class SupervisedModule(ActorModule):
@@ -59,7 +59,11 @@ class SupervisedModule(ActorModule):
             if gradient_clip_val is None
             else gradient_clip_val
         )
-        self.clip_gradients(optimizer, norm, gradient_clip_algorithm or "norm")
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(parameters, norm)
+        elif norm:
+            torch.nn.utils.clip_grad_norm_(parameters, norm)
 
 
 class ColdStartModule(SupervisedModule):
@@ -107,13 +111,18 @@ class ColdStartModule(SupervisedModule):
             batch.prompt_ids, response_ids_BT, mask_BT, self.tokenizer.pad_token_id
         )
         prompt_lengths_B = torch.tensor([len(ids) for ids in batch.prompt_ids], device=self.device)
-        hidden_NH = models.response_hidden(
-            self.actor.base_model, input_ids_BL, prompt_lengths_B, mask_BT
-        )
-        logprobs_N, _ = token_logprobs(
-            hidden_NH, self.actor.get_output_embeddings().weight, response_ids_BT[mask_BT]
-        )
-        loss = -logprobs_N.mean()
+        actor = self.actor
+
+        def read() -> Tensor:
+            hidden_NH = models.response_hidden(
+                actor.base_model, input_ids_BL, prompt_lengths_B, mask_BT
+            )
+            logprobs_N, _ = token_logprobs(
+                hidden_NH, actor.get_output_embeddings().weight, response_ids_BT[mask_BT]
+            )
+            return -logprobs_N.mean()
+
+        loss = as_forward(actor, read)
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         metrics = {
             "cold_start/loss": loss.detach(),
@@ -201,8 +210,8 @@ class RewardModelModule(SupervisedModule):
         self.actor.requires_grad_(False)
         if self.reward_model is None:
             assert isinstance(self.actor_source, str)
-            self.reward_model = models.load_reward_model(self.actor_source)
-            models.disable_dropout(self.reward_model.train())
+            source = self.actor_source
+            self.reward_model = self.build(lambda: models.load_reward_model(source))
 
     @override
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
@@ -260,8 +269,7 @@ class RewardModelModule(SupervisedModule):
     def export(self, folder: Path) -> None:
         """Write `reward_model` as an ordinary Hugging Face folder."""
         assert self.reward_model is not None
-        if self.trainer.is_global_zero:
-            write_folder(folder / "reward_model", self.reward_model, self.tokenizer)
+        self.write(folder / "reward_model", self.reward_model)
 
 
 def default_tokenizer(vocab_size: int) -> Any:

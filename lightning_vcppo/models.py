@@ -130,10 +130,9 @@ class Critic(nn.Module):
     def forward(self, input_ids_BL: Tensor, prompt_lengths_B: Tensor, mask_BT: Tensor) -> Tensor:
         """Return the head's float32 (or better) output for the state before each token, (N, K)."""
         hidden_NH = response_hidden(self.model.base_model, input_ids_BL, prompt_lengths_B, mask_BT)
-        precise = torch.promote_types(hidden_NH.dtype, torch.float32)
-        bias = None if self.head.bias is None else self.head.bias.to(precise)
         with torch.autocast(hidden_NH.device.type, enabled=False):
-            return nn.functional.linear(hidden_NH.to(precise), self.head.weight.to(precise), bias)
+            values_NK: Tensor = self.head(hidden_NH.to(self.head.weight.dtype))
+        return values_NK.to(torch.promote_types(values_NK.dtype, torch.float32))
 
     def values(self, outputs_NK: Tensor) -> Tensor:
         """Turn the head's outputs into values, (N,)."""
@@ -312,6 +311,10 @@ def _load(auto_class: Any, name_or_path: str, what: str, **kwargs: Any) -> Any:
     level = reports.level
     reports.setLevel(logging.ERROR)  # a value head that starts anew is expected, not a fault
     try:
+        if "dtype" in kwargs and torch.get_default_device().type == "meta":
+            dtype = kwargs.pop("dtype")
+            config = AutoConfig.from_pretrained(source, **kwargs)
+            return auto_class.from_config(config, dtype=dtype)  # without its weights
         return auto_class.from_pretrained(source, **kwargs)
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

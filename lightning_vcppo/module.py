@@ -25,6 +25,7 @@ from lightning_vcppo.actor_critic import ActorCriticModule, Network, Phase
 from lightning_vcppo.dynamic_sampling import GroupBuffer
 from lightning_vcppo.metrics import describe_critic, describe_rollout
 from lightning_vcppo.microbatch import aggregation_weights, weighted_sum, whiten
+from lightning_vcppo.records import gather
 from lightning_vcppo.rollout import PromptBatch, Rollout, last_token, pad
 from lightning_vcppo.settings import (
     AdvantageSettings,
@@ -151,12 +152,11 @@ class VCPPOModule(ActorCriticModule):
         rollout = self.sample(batch, self.sampling, *stream)
         if not self.sampling.dynamic_sampling or self.phase is Phase.VALUE_PRETRAINING:
             return rollout
-        self.waiting_groups.add(rollout)
-        if self.max_over_ranks(len(rollout) - len(self.waiting_groups)) > 0:
+        self.waiting_groups.add(rollout, gather=gather)
+        size, n = len(rollout), self.sampling.num_generations
+        if len(self.waiting_groups) < size * self.trainer.world_size:
             return None
-        return self.waiting_groups.take(
-            len(rollout), self.global_rank * len(rollout), self.sampling.num_generations
-        )
+        return self.waiting_groups.take(size, self.global_rank * size, n).to(self.device)
 
     def pretrain_critic(self, rollout: Rollout) -> None:
         """Store a rollout; fit the critic on stored ones and on it, but not on what is held out."""

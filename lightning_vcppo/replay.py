@@ -10,7 +10,7 @@ rollout over all ranks, P places of all rows, without padding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lightning_vcppo.microbatch import Reduce, identity
 from lightning_vcppo.problems import Problem
-from lightning_vcppo.rollout import Rollout
+from lightning_vcppo.rollout import Rollout, join
 from lightning_vcppo.seeding import stream_seed
 from lightning_vcppo.settings import require
 
@@ -126,7 +126,7 @@ class RolloutStore:
         yield unpack(self._to_fit[(self._rounds - 1) % len(self)])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all as tensors, lists and numbers."""
+        """Return this rank's part as tensors, lists and numbers."""
         return {
             "to_fit": self._to_fit,
             "held_out": self._held_out,
@@ -135,10 +135,15 @@ class RolloutStore:
             "turn": self._turn,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the state of a checkpoint."""
+    def load_state_dict(self, states: list[dict[str, Any]], rank: int = 0, ranks: int = 1) -> None:
+        """Go on with what a checkpoint has of all its ranks; here there may be more, or fewer."""
+        state = states[rank % len(states)]  # but for the rows, all ranks have the same
         self._to_fit = list(state["to_fit"])
         self._held_out = state["held_out"]
+        if len(states) != ranks:
+            of_ranks = zip(*(of_rank["to_fit"] for of_rank in states), strict=True)
+            self._to_fit = [divide(packed, rank, ranks) for packed in of_ranks]
+            self._held_out = divide([of_rank["held_out"] for of_rank in states], rank, ranks)
         self._held_out_prompts = set(state["held_out_prompts"])
         self._rounds = state["rounds"]
         self._turn = state["turn"]
@@ -172,7 +177,7 @@ def held_out_prompts(
 def part(rollout: Rollout, chosen_B: Tensor, reduce: Reduce = identity) -> Rollout:
     """Return the chosen rows, numbered without gaps over all ranks.
 
-    A rank without any keeps one that does not count: no mini-batch asks for position -1.
+    A rank without any keeps one that does not count.
 
     Args:
         rollout: This rank's rows.
@@ -184,10 +189,24 @@ def part(rollout: Rollout, chosen_B: Tensor, reduce: Reduce = identity) -> Rollo
     chosen_R[rollout.positions_B] = chosen_B.long()
     number_R = reduce(chosen_R).cumsum(0) - 1
     if not chosen_B.any():
-        nobody = rollout.select(torch.zeros(1, dtype=torch.long, device=chosen_B.device))
-        return nobody.with_(positions_B=torch.full_like(nobody.positions_B, -1))
+        return _nobody(rollout)
     kept = rollout.select(chosen_B.nonzero()[:, 0])
     return kept.with_(positions_B=number_R[kept.positions_B])
+
+
+def divide(parts: Sequence[Packed], rank: int, ranks: int) -> Packed:
+    """Return a rank's part of a stored rollout that was divided among another number of ranks."""
+    whole = join([unpack(packed) for packed in parts])
+    in_order_R = whole.positions_B.argsort()
+    counted_R = in_order_R[whole.positions_B[in_order_R] >= 0]
+    mine = whole.select(torch.tensor_split(counted_R, ranks)[rank])
+    return pack(mine if len(mine) else _nobody(whole))
+
+
+def _nobody(rollout: Rollout) -> Rollout:
+    """Return a row that does not count: no mini-batch asks for position -1."""
+    row = rollout.select(torch.zeros(1, dtype=torch.long, device=rollout.positions_B.device))
+    return row.with_(positions_B=torch.full_like(row.positions_B, -1))
 
 
 def pack(rollout: Rollout) -> Packed:

@@ -176,6 +176,23 @@ class Rollout:
         return Rollout(**chosen)
 
 
+def join(parts: list[Rollout]) -> Rollout:
+    """Stack the rows of several rollouts that have the same fields, padding to the longest."""
+    joined: dict[str, Any] = {}
+    for name, first in vars(parts[0]).items():
+        values = [getattr(part, name) for part in parts]
+        if isinstance(first, tuple):
+            joined[name] = tuple(item for value in values for item in value)
+        elif isinstance(first, Tensor) and first.dim() == 2:
+            width = max(value.shape[1] for value in values)
+            joined[name] = torch.cat(
+                [torch.nn.functional.pad(value, (0, width - value.shape[1])) for value in values]
+            )
+        elif isinstance(first, Tensor):
+            joined[name] = torch.cat(values)
+    return Rollout(**joined)
+
+
 def unpad(values_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
     """Return the masked tokens in row order, (N, ...)."""
     return values_BT[response_mask_BT]

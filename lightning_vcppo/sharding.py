@@ -1,30 +1,74 @@
-"""What the strategy flag needs beyond Lightning when two networks are trained in turn."""
+"""What the strategy flag needs beyond Lightning when two networks are trained in turn.
+
+* DDP is told to expect that the actor's parameters are not in the critic's backward pass.
+* FSDP2 shards (fsdp2.py), and three things follow. Reading a part of a network has to look like a
+  forward pass (`as_forward`). Sampling, many small passes that differ between ranks, gathers the
+  weights once (`gathered`). Whoever needs plain tensors asks for them (`full_state_dict`).
+* The others cannot work, and are refused with the reason (`refuse_strategy`).
+
+With weights that are not sharded, all of it does nothing.
+"""
 
 from __future__ import annotations
 
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, Strategy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import torch
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    Strategy,
+)
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_vcppo.settings import require
+
+Result = TypeVar("Result")
 
 REFUSED = {
     "deepspeed": (
         "Lightning's DeepSpeed strategy takes one optimizer, and actor and critic have one each"
     ),
     "fsdp": "FSDP1 does not work with two networks in one module",
+    "model_parallel": "this strategy leaves the sharding to the module, and fsdp2 does it for you",
 }
 """Strategies that cannot train two networks with two optimizers, and why."""
+_CLASSES = {
+    DeepSpeedStrategy: "deepspeed",
+    FSDPStrategy: "fsdp",
+    ModelParallelStrategy: "model_parallel",
+}
+AS_FORWARD = "as_forward"
+"""The method of a sharded network that runs what it is given as a forward pass."""
 
 
-def refuse_strategy(name: object) -> None:
+def refuse_strategy(strategy: object) -> None:
     """Refuse a strategy by its flag, before Lightning looks for its library or for a GPU.
+
+    Args:
+        strategy: A registered name, the path of a class, or a strategy.
 
     Raises:
         ValueError: for the strategies of `REFUSED` and their variants (`deepspeed_stage_2`).
     """
+    if isinstance(strategy, Strategy):
+        name = _CLASSES.get(type(strategy), "")
+    else:
+        name = str(strategy).rpartition(".")[2]
+        names = {known.__name__: refused for known, refused in _CLASSES.items()}
+        name = "" if name.startswith(("fsdp2", "FSDP2")) else names.get(name, name)
     for refused, reason in REFUSED.items():
+        instead = "ddp, or fsdp2 to shard the weights" if refused != "model_parallel" else "fsdp2"
         require(
-            not str(name).startswith(refused),
-            f"--trainer.strategy={name}: {reason}; use --trainer.strategy=ddp",
+            not name.startswith(refused),
+            f"--trainer.strategy={name}: {reason}; use --trainer.strategy={instead}",
         )
 
 
@@ -37,9 +81,73 @@ def prepare_strategy(strategy: Strategy) -> None:
     Raises:
         ValueError: for strategies that cannot train two networks with two optimizers.
     """
+    refuse_strategy(strategy)
     if isinstance(strategy, DDPStrategy):
         strategy._ddp_kwargs["find_unused_parameters"] = True  # read when the model is wrapped
-    elif isinstance(strategy, DeepSpeedStrategy):
-        refuse_strategy("deepspeed")
-    elif isinstance(strategy, FSDPStrategy):
-        refuse_strategy("fsdp")
+
+
+def is_sharded(network: nn.Module) -> bool:
+    """Tell whether a rank has only a part of the weights, now: not while they are `gathered`."""
+    return any(isinstance(parameter, DTensor) for parameter in network.parameters())
+
+
+def as_forward(network: nn.Module, compute: Callable[[], Result]) -> Result:
+    """Run `compute` as if it were the forward pass of `network`.
+
+    A sharded network gathers its embedding and head for its own forward pass alone, not when a part
+    of it is called.
+    """
+    if isinstance(network, FSDPModule):
+        return cast(Result, getattr(network, AS_FORWARD)(compute))
+    return compute()
+
+
+@contextmanager
+def gathered(network: nn.Module) -> Iterator[None]:
+    """Hold all weights of a network on every rank, for passes that differ between ranks.
+
+    Every rank must call it. The weights are in the type that the strategy computes in; to change
+    them is of no effect.
+    """
+    if not is_sharded(network):
+        yield
+        return
+    units = [module for module in network.modules() if isinstance(module, FSDPModule)]
+    with torch.inference_mode(False), torch.no_grad():  # training uses the same memory later
+        for unit in units:
+            unit.set_reshard_after_forward(False, recurse=False)
+            unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.set_reshard_after_forward(True, recurse=False)
+            unit.reshard()
+
+
+def full_state_dict(network: nn.Module) -> dict[str, Any]:
+    """Return all weights of a network; if it is sharded, on the host of the first rank alone.
+
+    Every rank must call it; with a sharded network the others get nothing.
+    """
+    if is_sharded(network):
+        return get_model_state_dict(
+            network, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+        )
+    return dict(network.state_dict())
+
+
+def laid_out_like(value: Any, parameter: Tensor) -> Any:
+    """Shard a whole tensor that belongs to a sharded parameter; return anything else as it is."""
+    whole = isinstance(value, Tensor) and not isinstance(value, DTensor)
+    if isinstance(parameter, DTensor) and whole and value.shape == parameter.shape:
+        value = value.to(parameter.device_mesh.device_type)
+        return distribute_tensor(
+            value, parameter.device_mesh, parameter.placements, src_data_rank=None
+        )
+    return value
+
+
+def full_scalar(value: Tensor) -> float:
+    """Return a number that was computed from shards, on every rank."""
+    return float(value.full_tensor() if isinstance(value, DTensor) else value)

@@ -1,8 +1,17 @@
-"""Train for four rollouts, save each rank's weights: `-m tests.rank_run ACTOR FOLDER RANKS`."""
+"""Tiny runs of one to four processes: `-m tests.rank_run ACTOR FOLDER` does all of `RUNS`.
+
+Python and its libraries start once; each process is a fork that finds its rank in the environment,
+as under torchrun. What a process has at the end is in `FOLDER/NAME/RANK.pt`.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import socket
 import sys
+import traceback
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,53 +19,179 @@ from lightning.pytorch import Trainer, seed_everything
 
 from lightning_vcppo import AIMEDataModule
 from lightning_vcppo.callbacks import (
+    AIMEEvaluation,
     CriticCalibration,
     GuardRails,
     LearningCurves,
     RewardDecayMonitor,
     ValuePretraining,
 )
-from lightning_vcppo.settings import UpdateSettings
-from tests.test_module import EVERYTHING, make_module, weights
+from lightning_vcppo.fsdp2 import FSDP2Strategy
+from lightning_vcppo.settings import SamplingSettings, UpdateSettings
+from tests.test_module import EVERYTHING, Recorder, SaveAfter, make_module, weights
+
+BATCHES = 7
+SAVED_AFTER = {"pretraining": 1, "waiting": 4}
+"""Checkpoints: in value pretraining, and while groups wait for a rollout to fill up."""
 
 
-def main(actor: str, folder: Path, ranks: int) -> None:
-    """Run and save."""
-    torch.set_num_threads(1)
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        strategy: Of the Trainer, or "hsdp" for two copies of two shards.
+        ranks: Processes.
+        precision: Of the Trainer.
+        nodes: Machines that the processes believe to be on.
+        resume: Name of a run and of its checkpoint.
+    """
+
+    strategy: str = "auto"
+    ranks: int = 1
+    precision: str = "64-true"
+    nodes: int = 1
+    resume: tuple[str, str] | None = None
+
+
+RUNS = {
+    "one": Run(),
+    "ddp_2": Run("ddp", 2),
+    "ddp_4": Run("ddp", 4, nodes=2),
+    "fsdp2_2": Run("fsdp2", 2),
+    "fsdp2_4": Run("fsdp2", 4, nodes=2),
+    "hsdp_4": Run("hsdp", 4),
+    "offload_2": Run("fsdp2_offload", 2),
+    "one_32": Run(precision="32-true"),
+    "ddp_2_32": Run("ddp", 2, "32-true"),
+    "ddp_4_32": Run("ddp", 4, "32-true"),
+    "fsdp2_2_32": Run("fsdp2", 2, "32-true"),
+    "fsdp2_4_32": Run("fsdp2", 4, "32-true"),
+    "fsdp2_2_bf16": Run("fsdp2", 2, "bf16-true"),
+    "fsdp2_2_mixed": Run("fsdp2", 2, "bf16-mixed"),
+    "ddp_2_pretraining": Run("ddp", 2, resume=("ddp_2", "pretraining")),
+    "ddp_2_waiting": Run("ddp", 2, resume=("ddp_2", "waiting")),
+    "fsdp2_2_pretraining": Run("fsdp2", 2, resume=("fsdp2_2", "pretraining")),
+    "fsdp2_2_waiting": Run("fsdp2", 2, resume=("fsdp2_2", "waiting")),
+    "ddp_2_to_1": Run(resume=("ddp_2", "pretraining")),
+    "fsdp2_2_to_4": Run("fsdp2", 4, resume=("fsdp2_2", "pretraining")),
+    "ddp_2_to_fsdp2_4": Run("fsdp2", 4, resume=("ddp_2", "waiting")),
+}
+
+
+def train(actor: str, folder: Path, name: str) -> None:
+    """Do one run, as one of its processes."""
+    run = RUNS[name]
     seed_everything(0)
     # Micro-batches of about three rows: the ranks have different numbers of them.
-    update = UpdateSettings(ppo_mini_batch_size=6, ppo_epochs=2, ppo_max_token_len_per_gpu=130)
-    module = make_module(actor, update=update, **EVERYTHING)
+    module = make_module(
+        actor,
+        sampling=SamplingSettings(max_response_length=8, num_generations=2, dynamic_sampling=True),
+        update=UpdateSettings(ppo_mini_batch_size=6, ppo_epochs=2, ppo_max_token_len_per_gpu=130),
+        **EVERYTHING,
+    )
+    saving = (
+        []
+        if run.resume
+        else [
+            SaveAfter(batches, folder / name / f"{when}.ckpt")
+            for when, batches in SAVED_AFTER.items()
+        ]
+    )
+    recorder = Recorder()
     trainer = Trainer(
         accelerator="cpu",
-        strategy="ddp" if ranks > 1 else "auto",
-        devices=ranks,
-        precision="64-true",
+        strategy=FSDP2Strategy(shards=2) if run.strategy == "hsdp" else run.strategy,
+        devices=run.ranks // run.nodes,
+        num_nodes=run.nodes,
+        precision=run.precision,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         max_epochs=1,
-        limit_train_batches=4,
-        limit_val_batches=0,
-        default_root_dir=folder / f"{ranks}_ranks",
+        limit_train_batches=BATCHES,
+        num_sanity_val_steps=1,
+        default_root_dir=folder / name,
         callbacks=[
-            ValuePretraining(max_rollouts=2, held_out_share=0.5, dirpath=str(folder)),
+            ValuePretraining(max_rollouts=2, held_out_share=0.5),
             RewardDecayMonitor(),
             CriticCalibration(),
             GuardRails(),
             LearningCurves(),
+            AIMEEvaluation(),
+            recorder,
+            *saving,
         ],
     )
-    trainer.fit(module, AIMEDataModule(train_size=40, val_size=4, prompts_per_rollout=8))
+    data = AIMEDataModule(train_size=60, val_size=3, val_batch_size=1, prompts_per_rollout=8)
+    resumed = None if run.resume is None else folder / run.resume[0] / f"{run.resume[1]}.ckpt"
+    trainer.fit(module, data, ckpt_path=resumed)
+    module.export(folder / name)
     result = {
         "actor": weights(module.actor),
         "critic": weights(module.critic),
-        "responses": list(module.rollout.responses),
+        "rollouts": module.rollouts_done,
+        "responses": [list(r.responses) for r in recorder.rollouts if r is not None],
         "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()},
     }
-    torch.save(result, folder / f"{ranks}_ranks_{trainer.global_rank}.pt")
+    torch.save(result, folder / name / f"{trainer.global_rank}.pt")
+
+
+def launch(actor: str, folder: Path, name: str) -> bool:
+    """Do one run in processes of its own; tell whether all have ended well, and in time."""
+    run = RUNS[name]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    each = [
+        fork.Process(target=_as_rank, args=(actor, folder, name, port, rank))
+        for rank in range(run.ranks)
+    ]
+    for process in each:
+        process.start()
+    for process in each:
+        process.join(60)
+    for process in each:
+        process.kill()  # what hangs
+    return not any(process.exitcode for process in each)
+
+
+def _as_rank(actor: str, folder: Path, name: str, port: int, rank: int) -> None:
+    """Say what torchrun would say to a process, and run."""
+    run = RUNS[name]
+    here = run.ranks // run.nodes
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    if run.ranks > 1:
+        os.environ |= {
+            "TORCHELASTIC_RUN_ID": name,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": str(run.ranks),
+            "LOCAL_WORLD_SIZE": str(here),
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank % here),
+            "GROUP_RANK": str(rank // here),
+        }
+    log = os.open(folder / name / f"{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        train(actor, folder, name)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def main(actor: str, folder: str, *names: str) -> None:
+    """Do the named runs, or all, and say which went wrong."""
+    torch.set_num_threads(1)
+    failed = [name for name in names or RUNS if not launch(actor, Path(folder), name)]
+    if failed:
+        raise SystemExit(f"failed or hung: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    main(*sys.argv[1:])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from torch.distributed.tensor import DTensor
 
 from lightning_vcppo import AIMEDataModule, VCPPOModule
 from lightning_vcppo.actor_critic import Phase
@@ -76,7 +77,10 @@ class Recorder(Callback):
 
 
 def weights(network: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([p.detach().flatten().clone() for p in network.parameters()])
+    """Return all weights in one row, whoever has them."""
+    parameters = [p.detach() for p in network.parameters()]
+    whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in parameters]
+    return torch.cat([p.flatten() for p in whole]).clone()
 
 
 def fit(module, rollouts, *callbacks, prompts=4, epochs=1, ckpt_path=None, **flags) -> Recorder:
