@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
@@ -277,7 +278,11 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 def build(make: Callable[[], Network], strategy: Strategy) -> Network:
     """Build a network as a strategy wants it: this rank's shard of it, or the whole."""
-    return strategy.shard(make) if isinstance(strategy, FSDP2Strategy) else make()
+    if isinstance(strategy, FSDP2Strategy):
+        return strategy.shard(make)
+    # Lightning restores weights before it converts them: those in float64 have to have room.
+    network = make()
+    return network.double() if isinstance(strategy.precision_plugin, DoublePrecision) else network
 
 
 def layers(network: nn.Module) -> list[nn.Module]:

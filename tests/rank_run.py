@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.strategies import StrategyRegistry
 
 from lightning_vcppo import AIMEDataModule
 from lightning_vcppo.callbacks import (
@@ -30,6 +31,7 @@ from lightning_vcppo.fsdp2 import FSDP2Strategy
 from lightning_vcppo.settings import SamplingSettings, UpdateSettings
 from tests.test_module import EVERYTHING, Recorder, SaveAfter, make_module, weights
 
+StrategyRegistry.register("hsdp", FSDP2Strategy, shards=2)
 BATCHES = 7
 SAVED_AFTER = {"pretraining": 1, "waiting": 4}
 """Checkpoints: in value pretraining, and while groups wait for a rollout to fill up."""
@@ -40,7 +42,7 @@ class Run:
     """One run.
 
     Attributes:
-        strategy: Of the Trainer, or "hsdp" for two copies of two shards.
+        strategy: Of the Trainer.
         ranks: Processes.
         precision: Of the Trainer.
         nodes: Machines that the processes believe to be on.
@@ -87,7 +89,7 @@ def train(actor: str, folder: Path, name: str) -> None:
     module = make_module(
         actor,
         sampling=SamplingSettings(max_response_length=8, num_generations=2, dynamic_sampling=True),
-        update=UpdateSettings(ppo_mini_batch_size=6, ppo_epochs=2, ppo_max_token_len_per_gpu=130),
+        update=UpdateSettings(ppo_mini_batch_size=6, ppo_max_token_len_per_gpu=130),
         **EVERYTHING,
     )
     saving = (
@@ -101,7 +103,7 @@ def train(actor: str, folder: Path, name: str) -> None:
     recorder = Recorder()
     trainer = Trainer(
         accelerator="cpu",
-        strategy=FSDP2Strategy(shards=2) if run.strategy == "hsdp" else run.strategy,
+        strategy=run.strategy,
         devices=run.ranks // run.nodes,
         num_nodes=run.nodes,
         precision=run.precision,
@@ -114,7 +116,7 @@ def train(actor: str, folder: Path, name: str) -> None:
         num_sanity_val_steps=1,
         default_root_dir=folder / name,
         callbacks=[
-            ValuePretraining(max_rollouts=2, held_out_share=0.5),
+            ValuePretraining(max_rollouts=2, replays=1, held_out_share=0.5),
             RewardDecayMonitor(),
             CriticCalibration(),
             GuardRails(),

@@ -1,4 +1,4 @@
-"""The same run over one and over two processes."""
+"""The same run over one, two and four processes, by DDP and by FSDP2; and going on with others."""
 
 import json
 import math
@@ -8,46 +8,78 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
+from tests.rank_run import RUNS
 
 ROOT = Path(__file__).parents[1]
+WHOLE = ["one", "ddp_2", "ddp_4", "fsdp2_2", "fsdp2_4"]
+RESUMED = {
+    "ddp_2": ["ddp_2_pretraining", "ddp_2_waiting"],
+    "fsdp2_2": ["fsdp2_2_pretraining", "fsdp2_2_waiting"],
+}
+ELSEWHERE = ["ddp_2_to_fsdp2_4", "fsdp2_2_to_4"]
 
 
 @pytest.fixture(scope="module")
 def runs(tiny_actor, tmp_path_factory):
-    """Return what one process, and each of two, had at the end."""
+    """Return what each process of each run had at the end, by the run's name."""
     folder = tmp_path_factory.mktemp("ranks")
-    for ranks in (1, 2):
-        command = [sys.executable, "-m", "tests.rank_run", tiny_actor, str(folder), str(ranks)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr[-2000:]
-    found = {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
-    return found | {"folder": folder}
+    names = [*WHOLE, *RESUMED["ddp_2"], *RESUMED["fsdp2_2"], *ELSEWHERE]
+    command = [sys.executable, "-m", "tests.rank_run", tiny_actor, str(folder), *names]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    logs = [path.read_text()[-3000:] for path in folder.glob("*/0.log")]
+    assert done.returncode == 0, "\n".join([done.stderr, *(x for x in logs if "Traceback" in x)])
+    loaded = {
+        name: [
+            torch.load(folder / name / f"{rank}.pt", weights_only=True)
+            for rank in range(RUNS[name].ranks)
+        ]
+        for name in names
+    }
+    return loaded | {"folder": folder}
 
 
-def test_both_ranks_hold_the_same_weights(runs):
-    first, second = runs["2_ranks_0"], runs["2_ranks_1"]
-    assert torch.equal(first["actor"], second["actor"])
-    assert torch.equal(first["critic"], second["critic"])
+def responses(of_ranks):
+    """Return the responses of each rollout, in the order of ranks."""
+    by_rollout = zip(*(rank["responses"] for rank in of_ranks), strict=True)
+    return [[response for rank in rollout for response in rank] for rollout in by_rollout]
 
 
-def test_two_ranks_sample_the_responses_of_one(runs):
-    together = runs["2_ranks_0"]["responses"] + runs["2_ranks_1"]["responses"]
-    assert together == runs["1_ranks_0"]["responses"]
-    assert runs["2_ranks_0"]["responses"] != runs["2_ranks_1"]["responses"]
+def difference(weights, others):
+    """Return the largest difference of two networks, relative to the largest weight."""
+    return float((weights - others).abs().max() / weights.abs().max())
 
 
-def test_two_ranks_reach_the_weights_of_one(runs):
-    one, two = runs["1_ranks_0"], runs["2_ranks_0"]
+@pytest.mark.parametrize("name", WHOLE[1:])
+def test_all_ranks_hold_the_same_weights(runs, name):
+    first, *others = runs[name]
+    for other in others:
+        assert torch.equal(first["actor"], other["actor"])
+        assert torch.equal(first["critic"], other["critic"])
+
+
+@pytest.mark.parametrize("name", WHOLE[1:])
+def test_ranks_together_sample_the_responses_of_one(runs, name):
+    alone = responses(runs["one"])
+    assert len(alone) == 4 and responses(runs[name]) == alone
+    parts = [rank["responses"] for rank in runs[name]]
+    assert all(part != parts[0] for part in parts[1:])
+
+
+@pytest.mark.parametrize("name", WHOLE[1:] + ELSEWHERE)
+def test_ranks_reach_the_weights_of_one(runs, name):
     for network in ("actor", "critic"):
-        torch.testing.assert_close(two[network], one[network], rtol=1e-6, atol=1e-9)
+        assert difference(runs["one"][0][network], runs[name][0][network]) < 1e-10
 
 
-def test_two_ranks_log_the_metrics_of_one(runs):
-    one, two = runs["1_ranks_0"]["metrics"], runs["2_ranks_0"]["metrics"]
-    assert one.keys() == two.keys()
-    for key in one:
+@pytest.mark.parametrize("name", WHOLE[1:])
+def test_ranks_log_the_metrics_of_one(runs, name):
+    alone, together = runs["one"][0]["metrics"], runs[name][0]["metrics"]
+    assert alone.keys() == together.keys()
+    for key in alone:
         if not key.startswith(("time/", "rollout/tokens_per_second", "mismatch/")):
-            assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-6), key
+            assert together[key] == pytest.approx(alone[key], rel=1e-4, abs=1e-6), key
 
 
 def numbers(value):
@@ -59,14 +91,42 @@ def numbers(value):
     return [] if isinstance(value, str) else [math.nan if value is None else value]
 
 
-@pytest.mark.parametrize("name", ["positions", "calibration"])
-def test_two_ranks_write_the_diagnostics_of_one(runs, name):
-    one, two = (
-        (runs["folder"] / f"{ranks}_ranks" / "diagnostics" / f"{name}.jsonl").read_text()
-        for ranks in (1, 2)
+@pytest.mark.parametrize("file", ["positions", "calibration"])
+@pytest.mark.parametrize("name", WHOLE[1:])
+def test_ranks_write_the_diagnostics_of_one(runs, name, file):
+    alone, together = (
+        (runs["folder"] / run / "diagnostics" / f"{file}.jsonl").read_text()
+        for run in ("one", name)
     )
-    assert one.count("\n") == two.count("\n") == 4
-    for line_1, line_2 in zip(one.splitlines(), two.splitlines(), strict=True):
-        assert numbers(json.loads(line_2)) == pytest.approx(
-            numbers(json.loads(line_1)), rel=1e-4, abs=1e-6, nan_ok=True
+    assert alone.count("\n") == together.count("\n") == 4
+    for line, other in zip(alone.splitlines(), together.splitlines(), strict=True):
+        assert numbers(json.loads(other)) == pytest.approx(
+            numbers(json.loads(line)), rel=1e-4, abs=1e-6, nan_ok=True
         )
+
+
+@pytest.mark.parametrize("whole", RESUMED)
+def test_a_resumed_run_of_as_many_ranks_equals_an_uninterrupted_one(runs, whole):
+    for name in RESUMED[whole]:
+        for rank, resumed in zip(runs[whole], runs[name], strict=True):
+            assert torch.equal(rank["actor"], resumed["actor"])
+            assert torch.equal(rank["critic"], resumed["critic"])
+            assert 1 <= len(resumed["responses"]) < 4
+            assert resumed["responses"] == rank["responses"][-len(resumed["responses"]) :]
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_run_that_goes_on_with_other_ranks_says_so(runs, name):
+    log = (runs["folder"] / name / "0.log").read_text()
+    assert "The checkpoint is of 2 processes, and this run has 4: " in log
+
+
+@pytest.mark.parametrize("network", ["actor", "critic"])
+def test_shards_are_written_as_an_ordinary_folder(runs, network):
+    plain, gathered = (runs["folder"] / name / network for name in ("one", "fsdp2_2"))
+    configs = [json.loads((folder / "config.json").read_text()) for folder in (plain, gathered)]
+    assert configs[0] == configs[1]
+    plain, gathered = (load_file(folder / "model.safetensors") for folder in (plain, gathered))
+    assert plain.keys() == gathered.keys()
+    for name, weight in plain.items():
+        torch.testing.assert_close(weight, gathered[name])

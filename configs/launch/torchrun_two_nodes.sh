@@ -1,0 +1,29 @@
+#!/bin/bash
+# VC-PPO on two machines of eight GPUs without a scheduler: run it on both at about the same time.
+#
+#     HEAD=host-a bash configs/launch/torchrun_two_nodes.sh
+#
+# HEAD is the name under which both reach the first machine; torchrun finds out which is which.
+# Weights are sharded over all sixteen GPUs. For one machine:
+#
+#     vcppo fit ... --trainer configs/trainer/fsdp2.yaml
+#
+# needs no torchrun: Lightning starts the processes.
+#
+# Not run on GPUs; flags and syntax are checked by a test, and two "machines" of a CPU by another.
+set -euo pipefail
+
+torchrun \
+  --nnodes 2 \
+  --nproc-per-node 8 \
+  --rdzv-backend c10d \
+  --rdzv-endpoint "${HEAD:?set HEAD to the name of the first machine}:29400" \
+  --rdzv-id vcppo \
+  -m lightning_vcppo fit \
+  --config configs/vapo.yaml \
+  --model.actor "${ACTOR:-Qwen/Qwen2.5-7B}" \
+  --data configs/data/aime24.yaml \
+  --trainer configs/trainer/fsdp2.yaml \
+  --trainer.devices 8 \
+  --trainer.num_nodes 2 \
+  --trainer.default_root_dir runs/vcppo
