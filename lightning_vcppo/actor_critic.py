@@ -36,7 +36,15 @@ from lightning_vcppo.settings import (
     UpdateSettings,
     ValueSettings,
 )
-from lightning_vcppo.sharding import as_forward, full_scalar, is_sharded, laid_out_like
+from lightning_vcppo.sharding import (
+    as_forward,
+    full_scalar,
+    is_sharded,
+    leave_out_of_state,
+    load_whole_or_sharded,
+    prepare_strategy,
+    sum_gradients_once,
+)
 
 Network = Literal["policy", "critic"]
 
@@ -88,9 +96,7 @@ class ActorCriticModule(ActorModule):
         self.updates_done: dict[Network, int] = {"policy": 0, "critic": 0}
         self.update_metrics: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
-        # The reference never changes: it is neither saved nor missed.
-        self.register_state_dict_post_hook(_leave_reference_out)
-        self.register_load_state_dict_post_hook(_miss_no_reference)
+        leave_out_of_state(self, "reference")  # it never changes
 
     @abstractmethod
     def policy_loss(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
@@ -113,8 +119,9 @@ class ActorCriticModule(ActorModule):
 
     @override
     def setup(self, stage: str) -> None:
-        """Evaluation loads the actor alone, so a checkpoint has more keys."""
+        """Prepare the strategy; evaluation loads the actor alone, so a checkpoint has more keys."""
         super().setup(stage)
+        prepare_strategy(self.trainer.strategy)
         self.strict_loading = stage == "fit"
 
     @override
@@ -249,10 +256,13 @@ class ActorCriticModule(ActorModule):
         for mini_batch in self._mini_batches(network, rollout, epochs):
             totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
             optimizer.zero_grad()
-            for micro_batch in self._micro_batches(self.weigh_tokens(network, mini_batch), rollout):
-                loss, parts = loss_function(micro_batch)
-                # Strategies average gradients over ranks; a mini-batch's loss is the ranks' sum.
-                self.manual_backward(loss * self.trainer.world_size)
+            weighed = self.weigh_tokens(network, mini_batch)
+            pieces = list(self._micro_batches(weighed, rollout))
+            for left, micro_batch in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
+                with sum_gradients_once(self.trainer.strategy, is_last=left == 0):
+                    loss, parts = loss_function(micro_batch)
+                    # Strategies average over ranks; a mini-batch's loss is the ranks' sum.
+                    self.manual_backward(loss * self.trainer.world_size)
                 for key, part in {"loss": loss.detach(), **parts}.items():
                     totals[key] = totals[key] + part
             history.append(self._step(network, optimizer, totals))
@@ -347,20 +357,8 @@ class ActorCriticModule(ActorModule):
     def restore_critic(self, state: dict[str, Any]) -> None:
         """Go back to what `critic_state` has returned."""
         assert self.critic is not None
-        optimizer, own = self._optimizer("critic"), self.critic.state_dict()
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        by_parameter = state["optimizer"]["state"]
-        self.critic.load_state_dict(
-            {name: laid_out_like(value, own[name]) for name, value in state["weights"].items()}
-        )
-        optimizer.load_state_dict(
-            {
-                "param_groups": state["optimizer"]["param_groups"],
-                "state": {
-                    i: {key: laid_out_like(value, parameters[i]) for key, value in of.items()}
-                    for i, of in by_parameter.items()
-                },
-            }
+        load_whole_or_sharded(
+            self.critic, self._optimizer("critic"), state["weights"], state["optimizer"]
         )
 
     # Out -----------------------------------------------------------------------------------------
@@ -376,14 +374,3 @@ class ActorCriticModule(ActorModule):
         """Write the critic as an ordinary Hugging Face folder; called on every rank."""
         assert self.critic is not None
         self.write(folder, self.critic.model)
-
-
-def _leave_reference_out(
-    module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
-) -> None:
-    for name in [name for name in state if name.startswith(f"{prefix}reference.")]:
-        del state[name]
-
-
-def _miss_no_reference(module: nn.Module, keys: Any) -> None:
-    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith("reference.")]

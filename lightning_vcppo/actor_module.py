@@ -26,7 +26,7 @@ from lightning_vcppo.generation import GenerationEngine, TransformersEngine, VLL
 from lightning_vcppo.rollout import HELD_OUT, PromptBatch, ResponseRecord, Rollout, SavedResponse
 from lightning_vcppo.seeding import stream_seed
 from lightning_vcppo.settings import EngineSettings, OptimizerSettings, SamplingSettings
-from lightning_vcppo.sharding import full_state_dict, gathered, prepare_strategy
+from lightning_vcppo.sharding import full_state_dict, gathered, refuse_strategy
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -71,8 +71,8 @@ class ActorModule(L.LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
-        """Prepare the strategy, or refuse it."""
-        prepare_strategy(self.trainer.strategy)
+        """Refuse a strategy that cannot work."""
+        refuse_strategy(self.trainer.strategy)
 
     @override
     def configure_model(self) -> None:

@@ -120,17 +120,20 @@ class ColdStartModule(SupervisedModule):
             logprobs_N, _ = token_logprobs(
                 hidden_NH, actor.get_output_embeddings().weight, response_ids_BT[mask_BT]
             )
-            return -logprobs_N.mean()
+            return -logprobs_N.sum()
 
         loss = as_forward(actor, read)
+        # A token weighs the same on every rank, and strategies average over ranks.
+        tokens = self.sum_over_ranks(mask_BT.sum())
+        mean = self.sum_over_ranks(loss.detach().double()) / tokens
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         metrics = {
-            "cold_start/loss": loss.detach(),
-            "cold_start/perplexity": loss.detach().exp(),
+            "cold_start/loss": mean.float(),
+            "cold_start/perplexity": mean.exp().float(),
             "cold_start/lr": lr,
         }
-        self.log_dict(metrics, batch_size=len(batch), sync_dist=True)
-        return loss
+        self.log_dict(metrics, batch_size=len(batch))
+        return loss * self.trainer.world_size / tokens
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -234,7 +237,7 @@ class RewardModelModule(SupervisedModule):
         metrics = {
             "reward_model/loss": loss.detach(),
             "reward_model/explained_variance": explained_variance(
-                score_B.detach(), rollout.scores_B, everyone_B
+                score_B.detach(), rollout.scores_B, everyone_B, reduce=self.sum_over_ranks
             ),
         }
         self.log_dict(metrics, batch_size=len(batch), sync_dist=True)

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy, StrategyRegistry
 from torch import Tensor, nn
-from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -28,6 +28,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -82,7 +84,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             ValueError: for a number of shards below 1.
         """
         super().__init__(process_group_backend=process_group_backend, timeout=timeout)
-        require(shards is None or shards >= 1, f"fsdp2: expected shards >= 1, got {shards}")
+        require(shards is None or shards >= 1, f"shards: expected >= 1 ranks, got {shards}")
         self._shards = shards
         self._cpu_offload = cpu_offload
         self._mesh: DeviceMesh | None = None
@@ -104,7 +106,10 @@ class FSDP2Strategy(ModelParallelStrategy):
         )
         ranks = self.world_size
         shards = ranks if self._shards is None else self._shards
-        require(ranks % shards == 0, f"fsdp2: {ranks} ranks cannot be divided by {shards} shards")
+        require(
+            ranks % shards == 0,
+            f"--trainer.strategy.shards={shards}: {ranks} processes are no multiple of it",
+        )
         self._data_parallel_size, self._tensor_parallel_size = ranks, 1
         device = self.root_device.type
         if self._cpu_offload and device == "cuda" and self._process_group_backend is None:
@@ -143,7 +148,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         if self._cpu_offload:
             offload = CPUOffloadPolicy(pin_memory=self.root_device.type == "cuda")
         policy = PRECISIONS[str(self.precision_plugin.precision)]
-        for unit in [*layers(network), network]:
+        units: list[nn.Module] = [*layers(network), network]
+        for unit in units:
             # The root too gives its weights back after a forward pass: what is left in place would
             # be read again after an update.
             fully_shard(
@@ -205,7 +211,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         sharded |= {f"optimizer_{i}": state for i, state in optimizers if state}
         kept: dict[str, Tensor] = {}
         plain = _take_out(checkpoint, kept)
-        dcp.save(sharded | ({"kept": kept} if kept else {}), checkpoint_id=path)
+        save(sharded | ({"kept": kept} if kept else {}), checkpoint_id=path)
         if self.is_global_zero:
             torch.save(plain, path / METADATA)
 
@@ -220,21 +226,21 @@ class FSDP2Strategy(ModelParallelStrategy):
         if path.is_file():
             return self._load_unsharded(path, strict, weights_only)
         require((path / METADATA).is_file(), f"{path}: expected a checkpoint, file or folder")
-        saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+        saved = FileSystemReader(path).read_metadata().state_dict_metadata
         weights = {"state_dict": get_model_state_dict(self.model)}
-        dcp.load(weights, checkpoint_id=path)
+        load(weights, checkpoint_id=path)
         self.model.load_state_dict(weights["state_dict"], strict=strict)
         for i, optimizer in enumerate(self.optimizers):
             if any(name.startswith(f"optimizer_{i}.") for name in saved):
                 state = {f"optimizer_{i}": get_optimizer_state_dict(self.model, optimizer)}
-                dcp.load(state, checkpoint_id=path)
+                load(state, checkpoint_id=path)
                 set_optimizer_state_dict(
                     self.model, optimizer, optim_state_dict=state[f"optimizer_{i}"]
                 )
         plain: dict[str, Any] = torch.load(path / METADATA, weights_only=weights_only)
         kept = {name: self._empty_like(saved[name]) for name in saved if name.startswith("kept.")}
         if kept:
-            dcp.load(kept, checkpoint_id=path)
+            load(kept, checkpoint_id=path)
         return cast(dict[str, Any], _put_back(plain, kept))
 
     def _load_unsharded(

@@ -12,7 +12,7 @@ With weights that are not sharded, all of it does nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar, cast
 
 import torch
@@ -73,17 +73,24 @@ def refuse_strategy(strategy: object) -> None:
 
 
 def prepare_strategy(strategy: Strategy) -> None:
-    """Make a strategy fit for actor and critic, or refuse it.
+    """Make a strategy fit for actor and critic.
 
     DDP, as it comes, expects every parameter in every backward pass. Here the actor's are not in
     the critic's, so DDP is told to look for the unused ones.
-
-    Raises:
-        ValueError: for strategies that cannot train two networks with two optimizers.
     """
-    refuse_strategy(strategy)
     if isinstance(strategy, DDPStrategy):
         strategy._ddp_kwargs["find_unused_parameters"] = True  # read when the model is wrapped
+
+
+def sum_gradients_once(strategy: Strategy, *, is_last: bool) -> AbstractContextManager[None]:
+    """Return the context of one of several backward passes whose gradients add up.
+
+    DDP sums them over ranks in the last, those of all networks. Shards are summed in each: a rank
+    has no room for whole gradients.
+    """
+    if isinstance(strategy, DDPStrategy) and not is_last:
+        return strategy.block_backward_sync()
+    return nullcontext()
 
 
 def is_sharded(network: nn.Module) -> bool:
@@ -130,14 +137,57 @@ def full_state_dict(network: nn.Module) -> dict[str, Any]:
 
     Every rank must call it; with a sharded network the others get nothing.
     """
-    if is_sharded(network):
-        return get_model_state_dict(
-            network, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-        )
-    return dict(network.state_dict())
+    if not is_sharded(network):
+        return dict(network.state_dict())
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(network, options=options)
+    names: dict[int, str] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        tied = names.setdefault(id(parameter), name)
+        if name in weights:
+            weights[name] = weights[tied]
+    return weights
 
 
-def laid_out_like(value: Any, parameter: Tensor) -> Any:
+def leave_out_of_state(module: nn.Module, name: str) -> None:
+    """Have a part of a module neither saved with it nor missed when its state is loaded."""
+
+    def drop(_: nn.Module, state: dict[str, Any], prefix: str, metadata: object) -> None:
+        for key in [key for key in state if key.startswith(f"{prefix}{name}.")]:
+            del state[key]
+
+    def forgive(_: nn.Module, keys: Any) -> None:
+        keys.missing_keys[:] = [k for k in keys.missing_keys if not k.startswith(f"{name}.")]
+
+    module.register_state_dict_post_hook(drop)  # type: ignore[no-untyped-call]
+    module.register_load_state_dict_post_hook(forgive)  # type: ignore[no-untyped-call]
+
+
+def load_whole_or_sharded(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    weights: dict[str, Tensor],
+    state: dict[str, Any],
+) -> None:
+    """Load states of a network and its optimizer, sharded or not, whichever the network is.
+
+    Args:
+        network: Plain or sharded.
+        optimizer: Of all its parameters.
+        weights: What `network.state_dict()` has returned, in this run or in another.
+        state: The same of the optimizer.
+    """
+    own = network.state_dict()
+    network.load_state_dict({key: _laid_out(value, own[key]) for key, value in weights.items()})
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    by_parameter = {
+        i: {key: _laid_out(value, parameters[i]) for key, value in values.items()}
+        for i, values in state["state"].items()
+    }
+    optimizer.load_state_dict(state | {"state": by_parameter})
+
+
+def _laid_out(value: Any, parameter: Tensor) -> Any:
     """Shard a whole tensor that belongs to a sharded parameter; return anything else as it is."""
     whole = isinstance(value, Tensor) and not isinstance(value, DTensor)
     if isinstance(parameter, DTensor) and whole and value.shape == parameter.shape:

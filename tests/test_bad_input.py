@@ -120,6 +120,19 @@ def test_cold_start_needs_solutions(mistake, problems):
         (["--value_pretraining.patience=0"], "patience: expected >= 1 rollout, got 0"),
         (["--trainer.strategy=deepspeed"], "--trainer.strategy=deepspeed: Lightning's DeepSpeed"),
         (["--trainer.strategy=fsdp"], "--trainer.strategy=fsdp: FSDP1 does not work with two"),
+        (["--trainer.strategy=FSDPStrategy"], "--trainer.strategy=fsdp: FSDP1 does not work with"),
+        (
+            ["--trainer.strategy=ModelParallelStrategy"],
+            "--trainer.strategy=model_parallel: this strategy leaves the sharding to the module",
+        ),
+        (
+            ["--trainer.strategy=fsdp2", "--trainer.precision=16-true"],
+            "--trainer.precision=16-true: fsdp2 takes one of 32-true, 64-true, bf16-true, bf16-mi",
+        ),
+        (
+            ["--trainer.strategy=FSDP2Strategy", "--trainer.strategy.shards=3"],
+            "--trainer.strategy.shards=3: 1 processes are no multiple of it",
+        ),
         (["--ckpt_path=no.ckpt"], "Checkpoint file not found: no.ckpt"),
         (["--model.lambda_actor=0.9"], "--model: Problem with given class_path"),
         (["--no_such_flag=1"], "unrecognized arguments: --no_such_flag=1"),

@@ -1,5 +1,6 @@
 """Groups that can teach, and the buffer in which they wait."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,6 +42,30 @@ def test_joined_rows_keep_their_tokens():
     assert whole.values_BT is None
 
 
+def test_each_rank_takes_its_part_of_the_groups_of_all():
+    first, second = two_parts()
+    for rank, mine in enumerate((first, second)):
+        buffer = GroupBuffer()
+        buffer.add(mine, gather=lambda _: [first, second])
+        assert len(buffer) == 4
+        taken = buffer.take(2, 2 * rank, 2)
+        assert torch.equal(taken.response_ids_N, mine.response_ids_N)
+        assert taken.positions_B.tolist() == [2 * rank, 2 * rank + 1]
+        assert taken.group_ids_B.tolist() == [rank, rank]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_groups_are_counted_in_any_precision(dtype):
+    """Lightning makes the type of the Trainer's precision the default of new tensors."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        rows = informative_rows(torch.tensor([True] * 300 + [False]), torch.zeros(301).long())
+    finally:
+        torch.set_default_dtype(before)
+    assert len(rows) == 301  # bfloat16 does not count that far
+
+
 def test_the_buffer_survives_a_checkpoint(tmp_path):
     buffer, again = GroupBuffer(), GroupBuffer()
     for part in two_parts():
@@ -48,9 +73,9 @@ def test_the_buffer_survives_a_checkpoint(tmp_path):
     torch.save(buffer.state_dict(), tmp_path / "state.pt")
     again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert again.batches == 2 and len(again) == 4
-    taken, expected = again.take(4, 8, 2), buffer.take(4, 8, 2)
+    taken, expected = again.take(2, 2, 2), buffer.take(2, 2, 2)
     assert taken.problems == expected.problems
     assert torch.equal(taken.response_ids_N, expected.response_ids_N)
-    assert taken.positions_B.tolist() == [8, 9, 10, 11]
-    assert taken.group_ids_B.tolist() == [4, 4, 5, 5]
+    assert taken.positions_B.tolist() == [2, 3]
+    assert taken.group_ids_B.tolist() == [1, 1]
     assert len(buffer) == buffer.batches == 0

@@ -15,9 +15,9 @@ NODES, GPUS = 2, 8
 
 def launched(script):
     """Return what a script passes to srun or torchrun, word by word."""
-    spy = """spy() { printf '%s\\n' "$@"; }; srun() { spy "$@"; }; torchrun() { spy "$@"; }; . "$0" """
+    print_words = """srun() { printf '%s\\n' "$@"; }; torchrun() { srun "$@"; }; . "$0" """
     done = subprocess.run(
-        ["bash", "-c", spy, script],
+        ["bash", "-c", print_words, script],
         env={"PATH": os.environ["PATH"], "HEAD": "host-a"},
         capture_output=True,
         text=True,

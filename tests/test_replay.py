@@ -143,12 +143,33 @@ def test_a_store_survives_a_checkpoint(tmp_path):
         store.add(four(10 * number))
         list(store.lessons())
     torch.save(store.state_dict(), tmp_path / "state.pt")
-    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    again.load_state_dict([torch.load(tmp_path / "state.pt", weights_only=True)])
     assert rows(again.held_out) == rows(store.held_out)
     for one in (store, again):
         one.add(four(11))  # prompt 11 is held out
     assert [rows(x) for x in again.lessons()] == [rows(x) for x in store.lessons()]
     assert again.rounds == store.rounds == 4
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 5])
+def test_another_number_of_ranks_divides_what_was_stored(ranks):
+    whole = four(10)
+
+    def run(rank, reduce):
+        store = RolloutStore(replays=0, held_out_share=0.5)
+        store.add(whole.select(torch.arange(2 * rank, 2 * rank + 2)), reduce=reduce)
+        return store.state_dict()
+
+    alone = RolloutStore(replays=0, held_out_share=0.5)
+    alone.add(whole)
+    saved, found = on_ranks(run, [0, 1]), {"held_out": [], "seen": []}
+    for rank in range(ranks):
+        store = RolloutStore(replays=0, held_out_share=0.5)
+        store.load_state_dict(saved, rank, ranks)
+        for name, parts in found.items():
+            mine = getattr(store, name)
+            parts += rows(mine.select((mine.positions_B >= 0).nonzero()[:, 0]))
+    assert found == {name: rows(getattr(alone, name)) for name in found}
 
 
 # Files
