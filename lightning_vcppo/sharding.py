@@ -159,8 +159,8 @@ def leave_out_of_state(module: nn.Module, name: str) -> None:
     def forgive(_: nn.Module, keys: Any) -> None:
         keys.missing_keys[:] = [k for k in keys.missing_keys if not k.startswith(f"{name}.")]
 
-    module.register_state_dict_post_hook(drop)  # type: ignore[no-untyped-call]
-    module.register_load_state_dict_post_hook(forgive)  # type: ignore[no-untyped-call]
+    module.register_state_dict_post_hook(drop)
+    module.register_load_state_dict_post_hook(forgive)
 
 
 def load_whole_or_sharded(

@@ -23,7 +23,6 @@ from lightning_vcppo.callbacks import (
     AIMEEvaluation,
     CriticCalibration,
     GuardRails,
-    LearningCurves,
     RewardDecayMonitor,
     ValuePretraining,
 )
@@ -81,8 +80,9 @@ RUNS = {
     "fsdp2_2_pretraining": Run("fsdp2", 2, resume=("fsdp2_2", "pretraining")),
     "fsdp2_2_waiting": Run("fsdp2", 2, resume=("fsdp2_2", "waiting")),
     "ddp_2_to_1": Run(resume=("ddp_2", "pretraining")),
+    "fsdp2_2_to_1": Run("fsdp2", 1, resume=("fsdp2_2", "pretraining")),
     "fsdp2_2_to_4": Run("fsdp2", 4, resume=("fsdp2_2", "pretraining")),
-    "ddp_2_to_fsdp2_4": Run("fsdp2", 4, resume=("ddp_2", "waiting")),
+    "ddp_2_to_offload_2": Run("fsdp2_offload", 2, resume=("ddp_2", "waiting")),
 }
 
 
@@ -126,7 +126,6 @@ def train(actor: str, folder: Path, name: str) -> None:
             RewardDecayMonitor(),
             CriticCalibration(),
             GuardRails(),
-            LearningCurves(),
             AIMEEvaluation(),
             recorder,
             *saving,

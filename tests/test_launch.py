@@ -33,7 +33,7 @@ def test_a_launch_script_runs_what_it_says(script, monkeypatch):
     words = launched(script)
     flags = words[words.index("fit") + 1 :]
     config = printed(*flags)
-    assert (config["trainer"]["devices"], config["trainer"]["num_nodes"]) == (GPUS, NODES)
+    assert int(config["trainer"]["devices"]) == GPUS and config["trainer"]["num_nodes"] == NODES
     assert config["trainer"]["precision"] == "bf16-mixed"
     if script.suffix == ".sbatch":
         assert words[:2] == ["vcppo", "fit"]
