@@ -141,7 +141,14 @@ class FSDP2Strategy(ModelParallelStrategy):
             build: Returns the network; called once more in the context of the meta device.
         """
         assert self._mesh is not None
-        source = self.precision_plugin.convert_module(build()) if self.is_global_zero else None
+        source, failure = None, ""
+        if self.is_global_zero:
+            try:
+                source = self.precision_plugin.convert_module(build())
+            except ValueError as error:
+                failure = str(error)
+        failure = self.broadcast(failure)
+        require(not failure, failure)  # on every rank: the others would wait for the weights
         with torch.device("meta"):
             network = cast(Network, self.precision_plugin.convert_module(build()))
         offload: OffloadPolicy = OffloadPolicy()
@@ -206,6 +213,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         """
         path = Path(self.broadcast(filepath))
         path.mkdir(parents=True, exist_ok=True)
+        if self.is_global_zero:
+            (path / METADATA).unlink(missing_ok=True)  # without it the folder is no checkpoint
         optimizers = enumerate(checkpoint.pop("optimizer_states", []))
         sharded = {"state_dict": checkpoint.pop("state_dict")}
         sharded |= {f"optimizer_{i}": state for i, state in optimizers if state}

@@ -29,8 +29,10 @@ from lightning_vcppo.callbacks import (
 from lightning_vcppo.fsdp2 import FSDP2Strategy
 from lightning_vcppo.settings import OptimizerSettings, SamplingSettings, UpdateSettings
 from tests.test_module import EVERYTHING, Recorder, SaveAfter, make_module, weights
+from tests.tiny_runs import ROLLOUTS, TINY, vcppo
 
 StrategyRegistry.register("hsdp", FSDP2Strategy, shards=2)
+FEW = ["--data.prompts_per_rollout=6", "--trainer.limit_train_batches=2"]
 BATCHES = 7
 PAPER_RATES = {
     "actor_optimizer": OptimizerSettings(lr=1e-6),
@@ -84,6 +86,25 @@ RUNS = {
     "fsdp2_2_to_4": Run("fsdp2", 4, resume=("fsdp2_2", "pretraining")),
     "ddp_2_to_offload_2": Run("fsdp2_offload", 2, resume=("ddp_2", "waiting")),
 }
+
+_ACTOR = ["--model.actor={actor}"]
+COMMANDS = {
+    "cold_start": ["fit", "--model=ColdStartModule", *_ACTOR, *TINY, *FEW],
+    "reward_model": [
+        *("fit", "--model=RewardModelModule", *_ACTOR, *TINY, *FEW),
+        "--model.sampling.max_response_length=8",
+    ],
+    "predict": [
+        *("predict", *_ACTOR, *ROLLOUTS, "--data.train_size=25"),
+        "--response_writer.path={folder}/rollouts.jsonl",
+    ],
+    "saved": [
+        *("fit", *_ACTOR, *ROLLOUTS, "--value_pretraining.max_rollouts=2"),
+        "--value_pretraining.rollouts_path={folder}/rollouts.jsonl",
+    ],
+    "validate": ["validate", *_ACTOR, *ROLLOUTS, "--ckpt_path={checkpoint}"],
+}
+"""What else `vcppo` does, with sharded weights."""
 
 
 def train(actor: str, folder: Path, name: str) -> None:
@@ -145,9 +166,18 @@ def train(actor: str, folder: Path, name: str) -> None:
     torch.save(result, folder / name / f"{trainer.global_rank}.pt")
 
 
+def command(actor: str, folder: Path, name: str) -> None:
+    """Run `vcppo`, as one of two processes with sharded weights."""
+    checkpoint = next((folder / "saved" / "checkpoints").glob("*.ckpt"), None)
+    texts = {"actor": actor, "folder": folder, "checkpoint": checkpoint}
+    words = [word.format(**texts) for word in COMMANDS[name]]
+    words += ["--trainer.strategy=fsdp2", "--trainer.devices=2", "--loggers=[csv]"]
+    vcppo(*words, f"--trainer.default_root_dir={folder / name}")
+
+
 def launch(actor: str, folder: Path, name: str) -> bool:
     """Do one run in processes of its own; tell whether all have ended well, and in time."""
-    run = RUNS[name]
+    run = RUNS.get(name, Run("fsdp2", 2))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -167,7 +197,7 @@ def launch(actor: str, folder: Path, name: str) -> bool:
 
 def _as_rank(actor: str, folder: Path, name: str, port: int, rank: int) -> None:
     """Say what torchrun would say to a process, and run."""
-    run = RUNS[name]
+    run = RUNS.get(name, Run("fsdp2", 2))
     here = run.ranks // run.nodes
     (folder / name).mkdir(parents=True, exist_ok=True)
     if run.ranks > 1:
@@ -185,7 +215,7 @@ def _as_rank(actor: str, folder: Path, name: str, port: int, rank: int) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:
-        train(actor, folder, name)
+        (train if name in RUNS else command)(actor, folder, name)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
