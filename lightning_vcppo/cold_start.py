@@ -228,8 +228,9 @@ class RewardModelModule(SupervisedModule):
         score_B = self.read_scores(rollout, end_BT)
         loss = 0.5 * (score_B - rollout.scores_B).square().mean()
         if self.unfinished_score is not None:
-            share_B = torch.rand(len(rollout), generator=stream(*names, "cut")).to(self.device)
-            cut_B = (share_B * rollout.response_lengths_B).long()
+            rows = len(rollout) * self.trainer.world_size
+            share_R = torch.rand(rows, generator=stream(*names, "cut")).to(self.device)
+            cut_B = (share_R[rollout.positions_B] * rollout.response_lengths_B).long()
             cut_BT = torch.nn.functional.one_hot(cut_B, end_BT.shape[1]).bool()
             unfinished_B = self.read_scores(rollout, cut_BT)
             loss = loss + 0.5 * (unfinished_B - self.unfinished_score).square().mean()
@@ -246,13 +247,17 @@ class RewardModelModule(SupervisedModule):
     def read_scores(self, rollout: Rollout, place_BT: Tensor) -> Tensor:
         """Return the score (B,) of the state before the one marked place of each response."""
         assert self.reward_model is not None
-        hidden_BH = models.response_hidden(
-            self.reward_model.base_model, rollout.input_ids_BL, rollout.prompt_lengths_B, place_BT
-        )
-        score = self.reward_model.score
+        model, score = self.reward_model, self.reward_model.score
         assert isinstance(score, nn.Module)
-        score_B: Tensor = score(hidden_BH)[:, 0].float()
-        return score_B
+
+        def read() -> Tensor:
+            hidden_BH = models.response_hidden(
+                model.base_model, rollout.input_ids_BL, rollout.prompt_lengths_B, place_BT
+            )
+            score_B1: Tensor = score(hidden_BH)
+            return score_B1
+
+        return as_forward(model, read)[:, 0].float()
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -92,7 +92,7 @@ COMMANDS = {
     "cold_start": ["fit", "--model=ColdStartModule", *_ACTOR, *TINY, *FEW],
     "reward_model": [
         *("fit", "--model=RewardModelModule", *_ACTOR, *TINY, *FEW),
-        "--model.sampling.max_response_length=8",
+        *("--model.sampling.max_response_length=8", "--model.unfinished_score=-1"),
     ],
     "predict": [
         *("predict", *_ACTOR, *ROLLOUTS, "--data.train_size=25"),
