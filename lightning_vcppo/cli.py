@@ -23,7 +23,7 @@ from lightning_vcppo import callbacks, dashboards
 from lightning_vcppo.cold_start import ColdStartModule, RewardModelModule  # noqa: F401 (class names)
 from lightning_vcppo.data import AIMEDataModule
 from lightning_vcppo.regrade import regrade
-from lightning_vcppo.sharding import refuse_strategy
+from lightning_vcppo.sharding import refuse_checkpoint, refuse_strategy
 from lightning_vcppo.workspace import dashboard
 
 USER_ERROR = 2
@@ -99,9 +99,11 @@ class VCPPOCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
-        """Set the threads, and refuse strategies, before anything runs."""
+        """Refuse what no strategy can do, and set the threads, before anything runs."""
         strategy = self._get(self.config, "trainer").get("strategy")
-        refuse_strategy(getattr(strategy, "class_path", strategy))
+        strategy = getattr(strategy, "class_path", strategy)
+        refuse_strategy(strategy)
+        refuse_checkpoint(self._get(self.config, "ckpt_path"), strategy)
         if threads := self._get(self.config, "threads"):
             torch.set_num_threads(threads)
 

@@ -44,7 +44,7 @@ from typing_extensions import override
 
 from lightning_vcppo.models import Critic
 from lightning_vcppo.settings import require
-from lightning_vcppo.sharding import AS_FORWARD
+from lightning_vcppo.sharding import AS_FORWARD, METADATA
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -55,8 +55,6 @@ PRECISIONS = {
     "bf16-mixed": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32),
 }
 """What fsdp2 gathers weights and sums gradients in, by the Trainer's precision."""
-METADATA = "meta.pt"
-"""The file of a sharded checkpoint with all that is not sharded; Lightning's name for it."""
 _KEPT = "sharded tensor"
 
 

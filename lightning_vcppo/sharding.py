@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -45,6 +46,8 @@ _CLASSES = {
     FSDPStrategy: "fsdp",
     ModelParallelStrategy: "model_parallel",
 }
+METADATA = "meta.pt"
+"""The file of a sharded checkpoint with all that is not sharded; Lightning's name for it."""
 AS_FORWARD = "as_forward"
 """The method of a sharded network that runs what it is given as a forward pass."""
 
@@ -63,13 +66,35 @@ def refuse_strategy(strategy: object) -> None:
     else:
         name = str(strategy).rpartition(".")[2]
         names = {known.__name__: refused for known, refused in _CLASSES.items()}
-        name = "" if name.startswith(("fsdp2", "FSDP2")) else names.get(name, name)
+        name = "" if _is_fsdp2(strategy) else names.get(name, name)
     for refused, reason in REFUSED.items():
         instead = "ddp, or fsdp2 to shard the weights" if refused != "model_parallel" else "fsdp2"
         require(
             not name.startswith(refused),
             f"--trainer.strategy={name}: {reason}; use --trainer.strategy={instead}",
         )
+
+
+def refuse_checkpoint(path: object, strategy: object) -> None:
+    """Refuse a sharded checkpoint where nothing is sharded.
+
+    Args:
+        path: Of a checkpoint, if any.
+        strategy: A registered name or the path of a class.
+
+    Raises:
+        ValueError: if the checkpoint is a folder of `fsdp2` and the strategy another.
+    """
+    is_folder = path is not None and (Path(str(path)) / METADATA).is_file()
+    require(
+        not is_folder or _is_fsdp2(strategy),
+        f"{path}: a sharded checkpoint; go on with --trainer.strategy=fsdp2, on any number of "
+        "processes",
+    )
+
+
+def _is_fsdp2(strategy: object) -> bool:
+    return str(strategy).rpartition(".")[2].lower().startswith("fsdp2")
 
 
 def prepare_strategy(strategy: Strategy) -> None:

@@ -115,6 +115,7 @@ def test_cold_start_needs_solutions(mistake, problems):
         (["--model.sampling.top_p=0"], "top_p: expected a share in (0, 1], got 0"),
         (["--model.update.ppo_epochs=0"], "ppo_epochs: expected >= 1, got 0"),
         (["--model.critic=./no_critic"], "./no_critic: no such folder"),
+        (["--model.critic=./no_critic", "--trainer.strategy=fsdp2"], "./no_critic: no such folder"),
         (["--model.reward=no.such"], "reward 'no.such': No module named 'no'"),
         (["--model.actor_optimizer.class_path=torch.optim.Adamm"], "optimizer torch.optim.Adamm: "),
         (["--value_pretraining.patience=0"], "patience: expected >= 1 rollout, got 0"),
@@ -145,6 +146,13 @@ def test_cold_start_needs_solutions(mistake, problems):
 def test_a_wrong_flag_is_named(mistake, arguments, message):
     line = mistake(*arguments)
     assert line.startswith(message), line
+
+
+def test_a_sharded_checkpoint_needs_its_strategy(mistake, tmp_path):
+    (tmp_path / "x.ckpt").mkdir()
+    (tmp_path / "x.ckpt" / "meta.pt").touch()
+    line = mistake("--ckpt_path=x.ckpt")
+    assert line.startswith("x.ckpt: a sharded checkpoint; go on with --trainer.strategy=fsdp2")
 
 
 def test_an_unknown_key_of_a_config_is_named(mistake, tmp_path):
