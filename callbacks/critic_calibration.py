@@ -221,7 +221,7 @@ def continue_responses(
     ]
     limit = module.sampling.max_response_length
     settings = replace(module.sampling, max_response_length=limit - min(keeps))
-    sampled = module.engine().generate(known, seeds, settings)
+    sampled = module.generate(known, seeds, settings)
     scores, lengths = [], []
     for i, ids in enumerate(known):
         new = sampled.response_ids_BT[i][sampled.response_mask_BT[i]].tolist()[: limit - keeps[i]]

@@ -22,7 +22,12 @@ from typing_extensions import override
 from lightning_vcppo import models, rewards
 from lightning_vcppo.fingerprints import model_fingerprint, tokenizer_fingerprint
 from lightning_vcppo.fsdp2 import build
-from lightning_vcppo.generation import GenerationEngine, TransformersEngine, VLLMEngine
+from lightning_vcppo.generation import (
+    GenerationEngine,
+    Generations,
+    TransformersEngine,
+    VLLMEngine,
+)
 from lightning_vcppo.rollout import HELD_OUT, PromptBatch, ResponseRecord, Rollout, SavedResponse
 from lightning_vcppo.seeding import stream_seed
 from lightning_vcppo.settings import EngineSettings, OptimizerSettings, SamplingSettings
@@ -154,6 +159,13 @@ class ActorModule(L.LightningModule):
         self.vllm_engine.take_weights((id(self.trainer), self.trainer.global_step))
         return self.vllm_engine
 
+    def generate(
+        self, prompt_ids: list[list[int]], seeds: list[int], settings: SamplingSettings
+    ) -> Generations:
+        """Sample one response a prompt; called on every rank."""
+        with self.weights_to_sample():
+            return self.engine().generate(prompt_ids, seeds, settings)
+
     def sample(self, batch: PromptBatch, settings: SamplingSettings, *stream: int | str) -> Rollout:
         """Sample `num_generations` responses a prompt and grade them.
 
@@ -166,8 +178,7 @@ class ActorModule(L.LightningModule):
         prompts = [ids for ids in batch.prompt_ids for _ in range(n)]
         problems = tuple(problem for problem in batch.problems for _ in range(n))
         seeds = [stream_seed(*stream, i, sample) for i in batch.indices for sample in range(n)]
-        with self.weights_to_sample():
-            sampled = self.engine().generate(prompts, seeds, settings)
+        sampled = self.generate(prompts, seeds, settings)
 
         responses = tuple(
             self.response_text(prompt, ids[mask].tolist())

@@ -101,6 +101,8 @@ COMMANDS = {
     "saved": [
         *("fit", *_ACTOR, *ROLLOUTS, "--value_pretraining.max_rollouts=2"),
         "--value_pretraining.rollouts_path={folder}/rollouts.jsonl",
+        *("--critic_calibration.audit_every=1", "--critic_calibration.audit_prefixes=4"),
+        "--critic_calibration.audit_continuations=2",
     ],
     "validate": ["validate", *_ACTOR, *ROLLOUTS, "--ckpt_path={checkpoint}"],
 }
