@@ -28,7 +28,14 @@ from lightning_vcppo.generation import (
     TransformersEngine,
     VLLMEngine,
 )
-from lightning_vcppo.rollout import HELD_OUT, PromptBatch, ResponseRecord, Rollout, SavedResponse
+from lightning_vcppo.rollout import (
+    HELD_OUT,
+    PromptBatch,
+    ResponseRecord,
+    Rollout,
+    SavedResponse,
+    join_prompts,
+)
 from lightning_vcppo.seeding import stream_seed
 from lightning_vcppo.settings import EngineSettings, OptimizerSettings, SamplingSettings
 from lightning_vcppo.sharding import full_state_dict, gathered, refuse_strategy
@@ -323,27 +330,6 @@ class ActorModule(L.LightningModule):
         """Return the largest of one number a rank."""
         largest = torch.tensor(number, device=self.device)
         return int(self.trainer.strategy.reduce(largest, reduce_op="max"))
-
-
-def join_prompts(
-    prompt_ids: list[list[int]], response_ids_BT: Tensor, mask_BT: Tensor, pad: int
-) -> Tensor:
-    """Put each response right behind its prompt.
-
-    Args:
-        prompt_ids: B prompts.
-        response_ids_BT: Their responses.
-        mask_BT: True on response tokens.
-        pad: Filler on the right.
-
-    Returns:
-        input_ids_BL.
-    """
-    rows = [
-        torch.cat([torch.tensor(prompt, device=ids.device), ids[mask]])
-        for prompt, ids, mask in zip(prompt_ids, response_ids_BT, mask_BT, strict=True)
-    ]
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
 
 
 def build_optimizer(settings: OptimizerSettings, parameters: Any) -> torch.optim.Optimizer:

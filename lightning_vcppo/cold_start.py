@@ -20,12 +20,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lightning_vcppo import models
-from lightning_vcppo.actor_module import (
-    ActorModule,
-    build_optimizer,
-    join_prompts,
-    warmed_up_lr,
-)
+from lightning_vcppo.actor_module import ActorModule, build_optimizer, warmed_up_lr
 from lightning_vcppo.logprobs import token_logprobs
 from lightning_vcppo.microbatch import explained_variance
 from lightning_vcppo.problems import (
@@ -35,7 +30,7 @@ from lightning_vcppo.problems import (
     ProblemSettings,
     generate_problems,
 )
-from lightning_vcppo.rollout import PromptBatch, Rollout, last_token
+from lightning_vcppo.rollout import PromptBatch, Rollout, join_prompts, last_token
 from lightning_vcppo.seeding import stream
 from lightning_vcppo.settings import EngineSettings, OptimizerSettings, SamplingSettings
 from lightning_vcppo.sharding import as_forward

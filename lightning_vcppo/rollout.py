@@ -176,6 +176,27 @@ class Rollout:
         return Rollout(**chosen)
 
 
+def join_prompts(
+    prompt_ids: list[list[int]], response_ids_BT: Tensor, mask_BT: Tensor, pad: int
+) -> Tensor:
+    """Put each response right behind its prompt.
+
+    Args:
+        prompt_ids: B prompts.
+        response_ids_BT: Their responses.
+        mask_BT: True on response tokens.
+        pad: Filler on the right.
+
+    Returns:
+        input_ids_BL.
+    """
+    rows = [
+        torch.cat([torch.tensor(prompt, device=ids.device), ids[mask]])
+        for prompt, ids, mask in zip(prompt_ids, response_ids_BT, mask_BT, strict=True)
+    ]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
+
+
 def join(parts: list[Rollout]) -> Rollout:
     """Stack the rows of several rollouts that have the same fields, padding to the longest."""
     joined: dict[str, Any] = {}

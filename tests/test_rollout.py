@@ -5,9 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_vcppo.actor_module import join_prompts
 from lightning_vcppo.problems import Problem
-from lightning_vcppo.rollout import Rollout, last_token, pad
+from lightning_vcppo.rollout import Rollout, join_prompts, last_token, pad
 
 
 def make_rollout(prompts: list[list[int]], responses: list[list[int]]) -> Rollout:
