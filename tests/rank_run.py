@@ -93,6 +93,7 @@ COMMANDS = {
     "reward_model": [
         *("fit", "--model=RewardModelModule", *_ACTOR, *TINY, *FEW),
         *("--model.sampling.max_response_length=8", "--model.unfinished_score=-1"),
+        "--model.reward=tests.tiny_runs.parity",
     ],
     "predict": [
         *("predict", *_ACTOR, *ROLLOUTS, "--data.train_size=25"),
