@@ -26,4 +26,5 @@ class ModelExport(Callback):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export from every rank: sharded weights have to be gathered; the first one writes."""
-        cast("VCPPOModule", pl_module).export(Path(self._dirpath or trainer.default_root_dir))
+        if not trainer.fast_dev_run:
+            cast("VCPPOModule", pl_module).export(Path(self._dirpath or trainer.default_root_dir))

@@ -262,7 +262,8 @@ class ValuePretraining(Callback):
         self._store.clear()
         self._best_critic = {}
         folder = Path(self._dirpath or Path(trainer.default_root_dir) / "value_pretraining")
-        module.export_critic(folder / "critic")
+        if not trainer.fast_dev_run:
+            module.export_critic(folder / "critic")
         progress = self._progress
         rank_zero_info(
             f"Value pretraining ended after {progress.rollouts} rollouts; the best critic, of "

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_vcppo import models, rewards
+from lightning_vcppo.files import UNFINISHED, put_in_place
 from lightning_vcppo.fingerprints import model_fingerprint, tokenizer_fingerprint
 from lightning_vcppo.generation import GenerationEngine, TransformersEngine, VLLMEngine
 from lightning_vcppo.rollout import HELD_OUT, PromptBatch, ResponseRecord, Rollout, SavedResponse
@@ -317,9 +318,8 @@ def warmed_up_lr(settings: OptimizerSettings, updates_done: int) -> float:
 
 def write_folder(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write model and tokenizer beside the old folder, then swap: none is ever half written."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    unfinished = folder.with_name(f"{folder.name}{UNFINISHED}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    put_in_place(unfinished, folder)
