@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from rich import get_console
 from typing_extensions import override
 
-from lightning_vcppo.files import UNFINISHED, put_in_place
+from lightning_vcppo.files import UNFINISHED, is_trial, put_in_place, remove
 from lightning_vcppo.interruptions import Interruptions, exit_code
 from lightning_vcppo.run_folder import CHECKPOINTS, LAST, find_last
 
@@ -79,7 +78,7 @@ class RolloutCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to signals, and remove what an interrupted run has left half written."""
         super().on_train_start(trainer, pl_module)
-        if trainer.fast_dev_run:
+        if is_trial(trainer):
             return
         self._interruptions.listen()
         self._saving_began_at = time.monotonic()
@@ -87,14 +86,14 @@ class RolloutCheckpoint(ModelCheckpoint):
             self._saved_after = _steps_done(trainer)
         if trainer.is_global_zero:
             for path in self._path.parent.glob(f"*.ckpt{UNFINISHED}*"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                remove(path)
 
     @override
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Save if it is time to; leave if a signal has asked for it."""
-        if trainer.fast_dev_run:
+        if is_trial(trainer):
             return
         done = _steps_done(trainer)
         due = done - self._saved_after >= self._every_n_rollouts and self._has_time()
@@ -113,7 +112,7 @@ class RolloutCheckpoint(ModelCheckpoint):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save when all is done; a run that was stopped early can go on from there."""
-        if trainer.fast_dev_run:
+        if is_trial(trainer):
             return
         if trainer.fit_loop.epoch_loop._num_ready_batches_reached():
             self._save(trainer)
@@ -141,7 +140,7 @@ class RolloutCheckpoint(ModelCheckpoint):
         self._saving_began_at = time.monotonic()
         self.last_model_path = str(self._path)
         unfinished = self._path.with_name(f"{LAST}{UNFINISHED}")
-        trainer.save_checkpoint(unfinished)
+        trainer.save_checkpoint(unfinished, weights_only=False)
         if trainer.is_global_zero:
             put_in_place(unfinished, self._path)
         trainer.strategy.barrier("last checkpoint")
@@ -180,9 +179,9 @@ def between_steps(trainer: Trainer) -> Iterator[None]:
     kept = batches.state_dict(), epoch.state_dict(), loop._batches_that_stepped
     should_stop, trainer.should_stop = trainer.should_stop, False
     for count in (batches.total, batches.current):
-        count.ready = count.started = count.processed = count.completed
+        vars(count).update(dict.fromkeys(("ready", "started", "processed"), count.completed))
     for count in (epoch.total, epoch.current):
-        count.processed = count.completed = count.started - 1
+        vars(count).update(dict.fromkeys(("processed", "completed"), count.ready - 1))
     batches.is_last_batch = False
     fetcher = trainer.fit_loop._data_fetcher
     assert fetcher is not None

@@ -146,7 +146,7 @@ class VCPPOCLI(LightningCLI):
             self._parser(self.subcommand).callback_keys.remove("rollout_checkpoint")
         trainer = super().instantiate_trainer(**kwargs)
         if self.subcommand == "fit":
-            dashboards.continue_run(trainer, self._get(self.config_init, "ckpt_path"))
+            dashboards.continue_run(trainer, self._start)
         self.config_init[str(self.subcommand)].ckpt_path = self._start
         return trainer
 

@@ -15,12 +15,17 @@ if TYPE_CHECKING:
 UNFINISHED = ".tmp"
 """Behind the name of what is being written. What a killed run has left of it is written anew."""
 REPLACED = ".old"
-"""Behind the name of a folder for the moment in which another takes its place."""
+"""Behind the name of a folder (or file) for the moment in which another takes its place."""
+
+
+def is_trial(trainer: Trainer) -> bool:
+    """Tell whether a run is only tried out, by `fast_dev_run`, and leaves nothing."""
+    return bool(vars(trainer)["fast_dev_run"])
 
 
 def may_write(trainer: Trainer) -> bool:
-    """Tell whether this process writes a run's files: the first rank, but not in a trial run."""
-    return trainer.is_global_zero and not trainer.fast_dev_run
+    """Tell whether this process writes a run's files: the first rank, but not in a trial."""
+    return trainer.is_global_zero and not is_trial(trainer)
 
 
 @contextlib.contextmanager
@@ -33,7 +38,7 @@ def complete_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}{UNFINISHED}")
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
         with unfinished.open(mode, **text) as file:
             yield file
@@ -48,19 +53,27 @@ def complete_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 def put_in_place(finished: Path, path: Path) -> None:
     """Give a finished file or folder the name of the one that it replaces.
 
-    Between two folders there is a moment without either; `recover` ends it after a kill.
+    With folders there is a moment without either; `recover` ends it after a kill.
     """
     replaced = path.with_name(f"{path.name}{REPLACED}")
-    if path.is_dir():
-        shutil.rmtree(replaced, ignore_errors=True)
+    if path.exists() and (path.is_dir() or finished.is_dir()):
+        remove(replaced)
         path.rename(replaced)
     os.replace(finished, path)
-    shutil.rmtree(replaced, ignore_errors=True)
+    remove(replaced)
     _sync_folder(path.parent)
 
 
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def recover(path: Path) -> None:
-    """Bring a folder back that was about to be replaced when the run was killed."""
+    """Bring back what was about to be replaced when the run was killed."""
     replaced = path.with_name(f"{path.name}{REPLACED}")
     if replaced.exists() and not path.exists():
         replaced.rename(path)

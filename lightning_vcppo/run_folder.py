@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from lightning_vcppo.files import recover
+from lightning_vcppo.files import recover, remove
 
 CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
@@ -24,7 +24,7 @@ def find_last(folder: Path) -> Path | None:
 
 
 def was_requeued(folder: Path) -> bool:
-    """Tell whether SLURM has started this job again, so that Lightning resumes it by itself."""
+    """Tell whether SLURM has started this job again, after Lightning has saved it."""
     return SLURMEnvironment.detect() and any(folder.glob("hpc_ckpt_*.ckpt"))
 
 
@@ -33,7 +33,8 @@ def choose_start(folder: Path, ckpt_path: str | None, *, overwrite: bool) -> str
 
     Args:
         folder: The run's.
-        ckpt_path: What was asked for: a checkpoint, "last", or None for a new run.
+        ckpt_path: What was asked for: a checkpoint, "last", or None for a new run (or for one that
+            SLURM has requeued: Lightning's word for its checkpoint is "hpc").
         overwrite: Whether a new run may take the place of the one in the folder.
 
     Raises:
@@ -45,9 +46,10 @@ def choose_start(folder: Path, ckpt_path: str | None, *, overwrite: bool) -> str
         last = find_last(folder)
         if last is None:
             rank_zero_info(f"{folder} has no {CHECKPOINTS}/{LAST} yet: starting from scratch")
-        return last and str(last)
-    goes_on = ckpt_path is not None and folder.absolute() in Path(ckpt_path).absolute().parents
-    if not goes_on and not (ckpt_path is None and was_requeued(folder)):
+        return str(last) if last else None
+    if ckpt_path is None and was_requeued(folder):
+        return "hpc"
+    if ckpt_path is None or folder.absolute() not in Path(ckpt_path).absolute().parents:
         _claim(folder, overwrite=overwrite)
     return ckpt_path
 
@@ -80,8 +82,8 @@ def _claim(folder: Path, *, overwrite: bool) -> None:
             "--overwrite"
         )
     for path in traces:
-        if path.suffix == ".ckpt" and path.is_file():
-            path.unlink()
+        if path.suffix == ".ckpt":
+            remove(path)
 
 
 def _traces(folder: Path) -> Iterator[Path]:
