@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -32,7 +31,7 @@ class Interruptions:
     def __init__(self) -> None:
         """Listen to nothing yet."""
         self.pending = 0
-        self._requeue: dict[int, Callable[[int, FrameType | None], Any]] = {}
+        self._requeue: dict[int, Any] = {}
 
     def listen(self) -> None:
         """Take over the signals; called when Lightning has set its handlers."""
@@ -59,7 +58,7 @@ class Interruptions:
         if again:
             get_console().show_cursor()  # a live view hides it
             os._exit(exit_code(number))
-        if rank_zero_only.rank == 0 and number in NOTES:
+        if vars(rank_zero_only)["rank"] == 0 and number in NOTES:
             name = signal.Signals(number).name
             os.write(2, f"\n{name}: {NOTES[signal.Signals(number)]}\n".encode())
 
