@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.trainer.connectors.signal_connector import _HandlersCompose
 
 from lightning_vcppo import cli
 from lightning_vcppo.checkpoint_io import AtomicCheckpointIO
@@ -96,6 +97,24 @@ def test_a_second_ctrl_c_leaves_at_once():
             os.kill(os.getpid(), signal.SIGINT)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+
+
+def test_a_signal_to_requeue_waits_until_it_is_asked_for():
+    seen = []
+    before = signal.getsignal(signal.SIGUSR1)
+    mine = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGUSR1, _HandlersCompose([lambda number, frame: seen.append(number)]))
+    try:
+        interruptions = Interruptions()
+        interruptions.listen()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert (interruptions.pending, seen) == (signal.SIGUSR1, [])
+        assert interruptions.requeue(interruptions.pending)
+        assert (interruptions.pending, seen) == (0, [signal.SIGUSR1])
+        assert not interruptions.requeue(signal.SIGTERM)
+    finally:
+        for number, handler in {signal.SIGUSR1: before, **mine}.items():
+            signal.signal(number, handler)
 
 
 def test_ctrl_c_outside_the_rollouts_has_the_same_exit_code(monkeypatch):
