@@ -303,13 +303,12 @@ class Ring:
         at = command.index("--trainer.callbacks+=benchmarks.resume.Saboteur") + 1
         command[at:at] = [f"--trainer.callbacks.{key}={value}" for key, value in plan.items()]
         code = run(command, log)
-        expected = {-number, 128 + number, 0}  # 0: it was quicker than the signal
-        found = [] if code in expected else [f"killed: exit code {code}"]
-        if code:
-            code = run(self._arguments(name, root, "--ckpt_path=last"), log)
-            found += [f"resumed: exit code {code}"] if code else []
-        else:
-            stage = "too late"
+        if code == 0:  # it had ended before the signal came
+            shutil.rmtree(root)
+            return self.kill(index, name, rng, number)
+        found = [] if code in {-number, 128 + number} else [f"killed: exit code {code}"]
+        if code := run(self._arguments(name, root, "--ckpt_path=last"), log):
+            found.append(f"resumed: exit code {code}")
         found += differences(root, self._folder / f"{name}_never_killed")
         if not found:
             shutil.rmtree(root)
