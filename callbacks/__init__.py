@@ -8,6 +8,7 @@ from .plots import LearningCurves
 from .progress import RolloutProgressBar
 from .response_writer import ResponseWriter
 from .reward_decay import RewardDecayMonitor
+from .rollout_checkpoint import RolloutCheckpoint
 from .value_pretraining import ValuePretraining
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "ModelExport",
     "ResponseWriter",
     "RewardDecayMonitor",
+    "RolloutCheckpoint",
     "RolloutProgressBar",
     "ValuePretraining",
 ]

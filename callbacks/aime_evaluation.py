@@ -5,6 +5,7 @@ Here is when and where; the numbers are made in `lightning_vcppo/evaluation.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -27,6 +28,7 @@ from lightning_vcppo.evaluation import (
     problem_table,
     summarize,
 )
+from lightning_vcppo.files import may_write
 from lightning_vcppo.records import gather_records, write_csv, write_records
 from lightning_vcppo.rollout import HELD_OUT, ResponseRecord
 
@@ -70,6 +72,15 @@ class AIMEEvaluation(Callback):
         self._sample_table_rows = sample_table_rows
         self._dirpath = dirpath
         self._records: list[ResponseRecord] = []
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop what an earlier run wrote of evaluations that are still to come."""
+        unit, done = _progress(trainer, pl_module)
+        for path in self._folder(trainer).glob(f"{unit}_*") if may_write(trainer) else ():
+            number = re.match(r"\d+", path.name.removeprefix(f"{unit}_"))
+            if number and int(number[0]) > done:
+                path.unlink()
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -130,10 +141,11 @@ class AIMEEvaluation(Callback):
         if unit == "rollouts":  # Where updates count, Lightning's own x axis is right.
             metrics["step"] = float(done)
         pl_module.log_dict(metrics, sync_dist=True)
-        if not trainer.is_global_zero:
+        if trainer.is_global_zero:
+            get_console().print(_summary_table(summaries, title=f"{group} after {done} {unit}"))
+        if not may_write(trainer):
             return
-        get_console().print(_summary_table(summaries, title=f"{group} after {done} {unit}"))
-        folder = Path(self._dirpath or Path(trainer.default_root_dir, "evaluation"))
+        folder = self._folder(trainer)
         name = f"{'' if group == 'eval' else f'{group}_'}{unit}_{done:06d}"
         write_records(folder / f"{name}.jsonl", records)
         tables = {
@@ -153,6 +165,9 @@ class AIMEEvaluation(Callback):
         ]
         if samples:
             log_table(trainer, f"{group}/samples", SAMPLE_COLUMNS, samples, step=done)
+
+    def _folder(self, trainer: Trainer) -> Path:
+        return Path(self._dirpath or Path(trainer.default_root_dir, "evaluation"))
 
 
 def _stack(

@@ -22,6 +22,7 @@ from lightning_vcppo.calibration import (
     success_probability,
 )
 from lightning_vcppo.diagnostics import FOLDER, RolloutLog
+from lightning_vcppo.files import may_write
 from lightning_vcppo.rollout import of_all_ranks
 from lightning_vcppo.seeding import stream, stream_seed
 
@@ -108,7 +109,7 @@ class CriticCalibration(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop what an earlier run wrote about rollouts that are still to come."""
-        if trainer.is_global_zero and hasattr(pl_module, "rollout"):
+        if may_write(trainer) and hasattr(pl_module, "rollout"):
             self._log(trainer).rewind(cast("VCPPOModule", pl_module).rollouts_done)
 
     @override
@@ -148,7 +149,7 @@ class CriticCalibration(Callback):
         module.log_dict(
             {f"calibration/{k}": v for k, v in metrics.items()}, batch_size=len(rollout)
         )
-        if trainer.is_global_zero:
+        if may_write(trainer):
             self._log(trainer).append(entry)
 
     def _forecasts(self, module: VCPPOModule, rollout: Rollout, ranks: int) -> Forecasts:

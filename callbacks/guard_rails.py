@@ -132,6 +132,8 @@ class GuardRails(Callback):
         """Read the rollout's metrics, and keep the first and the latest of each."""
         metrics = trainer.callback_metrics
         last = {key: float(metrics[key]) for key in WATCHED if key in metrics}
+        if not self._pretraining:  # Lightning keeps what was logged before
+            last = {k: v for k, v in last.items() if not k.startswith("value_pretraining/")}
         if (
             MISMATCH_KL not in last and rollout.old_logprobs_BT is not None
         ):  # it is not corrected for

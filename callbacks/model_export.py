@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from lightning_vcppo.files import is_trial
+
 if TYPE_CHECKING:
     from lightning_vcppo.module import VCPPOModule
 
@@ -26,4 +28,5 @@ class ModelExport(Callback):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export from every rank: sharded weights have to be gathered; the first one writes."""
-        cast("VCPPOModule", pl_module).export(Path(self._dirpath or trainer.default_root_dir))
+        if not is_trial(trainer):
+            cast("VCPPOModule", pl_module).export(Path(self._dirpath or trainer.default_root_dir))

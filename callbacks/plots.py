@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from lightning_vcppo.actor_critic import Phase
 from lightning_vcppo.dashboards import log_figure, log_positions
+from lightning_vcppo.files import complete_file, may_write
 from lightning_vcppo.metrics import range_alignment_end
 from lightning_vcppo.profiles import (
     NUM_DECILES,
@@ -200,15 +201,15 @@ class LearningCurves(Callback):
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Figure]:
         """Write every figure from the first rank; return them by name."""
-        if not trainer.is_global_zero or not self._history.rollouts:
+        if not may_write(trainer) or not self._history.rollouts:
             return {}
         start = time.monotonic()
         folder = Path(self._dirpath or Path(trainer.default_root_dir, "plots"))
-        folder.mkdir(parents=True, exist_ok=True)
         settings = cast("VCPPOModule", pl_module).advantage
         figures = dict(_draw(self._history, settings))
         for name, figure in figures.items():
-            figure.savefig(folder / f"{name}.png", dpi=150)
+            with complete_file(folder / f"{name}.png", "wb") as file:
+                figure.savefig(file, dpi=150)
         self._drawn_at = time.monotonic()
         self._drawing_s = self._drawn_at - start
         return figures

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_vcppo.diagnostics import FOLDER, RolloutLog
+from lightning_vcppo.files import may_write
 from lightning_vcppo.profiles import (
     NUM_DECILES,
     PositionProfiles,
@@ -84,7 +85,7 @@ class RewardDecayMonitor(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop what an earlier run wrote about rollouts that are still to come."""
-        if trainer.is_global_zero and hasattr(pl_module, "rollout"):
+        if may_write(trainer) and hasattr(pl_module, "rollout"):
             self._log(trainer).rewind(cast("VCPPOModule", pl_module).rollouts_done)
 
     @override
@@ -111,7 +112,7 @@ class RewardDecayMonitor(Callback):
         self.latest = self._measure(cast("VCPPOModule", pl_module), rollout, trainer.world_size)
         metrics = {f"decay/{key}": value for key, value in _scalars(self.latest).items()}
         pl_module.log_dict(metrics, batch_size=len(rollout))
-        if trainer.is_global_zero:
+        if may_write(trainer):
             self._log(trainer).append(_entry(self.latest))
 
     def _measure(self, module: VCPPOModule, rollout: Rollout, ranks: int) -> RolloutProfiles:

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from lightning_vcppo.actor_critic import Phase
+from lightning_vcppo.files import is_trial
 from lightning_vcppo.metrics import describe_fit
 from lightning_vcppo.module import VCPPOModule
 from lightning_vcppo.records import gather
@@ -258,7 +259,8 @@ class ValuePretraining(Callback):
         self._store.clear()
         self._best_critic = {}
         folder = Path(self._dirpath or Path(trainer.default_root_dir) / "value_pretraining")
-        module.export_critic(folder / "critic")
+        if not is_trial(trainer):
+            module.export_critic(folder / "critic")
         progress = self._progress
         rank_zero_info(
             f"Value pretraining ended after {progress.rollouts} rollouts; the best critic, of "

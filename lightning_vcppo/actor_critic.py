@@ -149,6 +149,15 @@ class ActorCriticModule(ActorModule):
         ]
 
     @override
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Forget what the last rollout has logged.
+
+        Lightning would log a key's last value again until the epoch ends, and a resumed run, which
+        has not seen it, would not.
+        """
+        self.trainer.fit_loop.epoch_loop._results.reset()
+
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save phase and counters."""
         super().on_save_checkpoint(checkpoint)

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_vcppo import models, rewards
+from lightning_vcppo.files import UNFINISHED, put_in_place
 from lightning_vcppo.fingerprints import model_fingerprint, tokenizer_fingerprint
 from lightning_vcppo.fsdp2 import build
 from lightning_vcppo.generation import (
@@ -369,9 +370,8 @@ def write_folder(
         tokenizer: Of the model.
         weights: The model's, whole.
     """
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial, state_dict=weights)
-    tokenizer.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    unfinished = folder.with_name(f"{folder.name}{UNFINISHED}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished, state_dict=weights)
+    tokenizer.save_pretrained(unfinished)
+    put_in_place(unfinished, folder)

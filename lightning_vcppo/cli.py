@@ -5,24 +5,30 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable
 from inspect import signature
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
-from jsonargparse import ArgumentParser, Namespace, auto_cli
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace, auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.io import CheckpointIO
 from transformers.utils import logging as transformers_logging
 from typing_extensions import override
 
 from lightning_vcppo import callbacks, dashboards
+from lightning_vcppo.checkpoint_io import AtomicCheckpointIO
 from lightning_vcppo.cold_start import ColdStartModule, RewardModelModule  # noqa: F401 (class names)
 from lightning_vcppo.data import AIMEDataModule
+from lightning_vcppo.interruptions import exit_code
 from lightning_vcppo.regrade import regrade
+from lightning_vcppo.run_folder import choose_start, choose_weights
 from lightning_vcppo.sharding import refuse_checkpoint, refuse_strategy
 from lightning_vcppo.workspace import dashboard
 
@@ -40,6 +46,7 @@ FORCED_CALLBACKS = {
     "model_export": callbacks.ModelExport,
     "response_writer": callbacks.ResponseWriter,
     "progress_bar": callbacks.RolloutProgressBar,
+    "rollout_checkpoint": callbacks.RolloutCheckpoint,
 }
 
 
@@ -95,17 +102,31 @@ class VCPPOCLI(LightningCLI):
             default=None,
             help="CPU threads of PyTorch; None is its default.",
         )
+        parser.add_argument(
+            "--overwrite",
+            action=ActionYesNo(no_prefix="keep_"),
+            nargs="?",
+            default=False,
+            help="Begin anew in a folder that holds a run.",
+        )
         parser.set_defaults({"model": {"class_path": "lightning_vcppo.VCPPOModule"}})
 
     @override
     def before_instantiate_classes(self) -> None:
-        """Refuse what no strategy can do, and set the threads, before anything runs."""
+        """Refuse what cannot work and what would overwrite a run, before anything runs."""
         strategy = self._get(self.config, "trainer").get("strategy")
         strategy = getattr(strategy, "class_path", strategy)
         refuse_strategy(strategy)
         refuse_checkpoint(self._get(self.config, "ckpt_path"), strategy)
         if threads := self._get(self.config, "threads"):
             torch.set_num_threads(threads)
+        given = self.config[str(self.subcommand)]
+        folder, self._start = Path(given.trainer.default_root_dir), given.ckpt_path
+        if self.subcommand != "fit":
+            self._start = choose_weights(folder, self._start)
+        elif not given.trainer.fast_dev_run:
+            self._start = choose_start(folder, self._start, overwrite=given.overwrite)
+            given.overwrite = False  # said once: config.yaml does not say it again
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -118,9 +139,16 @@ class VCPPOCLI(LightningCLI):
             kwargs["logger"] = [
                 dashboards.build_logger(name, given["default_root_dir"], part) for name in names
             ]
+        plugins = given.get("plugins") or []
+        kwargs["plugins"] = [*plugins] if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in kwargs["plugins"]):
+            kwargs["plugins"].append(AtomicCheckpointIO())
+        if given.get("enable_checkpointing") is False or given.get("fast_dev_run"):
+            self._parser(self.subcommand).callback_keys.remove("rollout_checkpoint")
         trainer = super().instantiate_trainer(**kwargs)
         if self.subcommand == "fit":
-            dashboards.continue_run(trainer, self._get(self.config_init, "ckpt_path"))
+            dashboards.continue_run(trainer, self._start)
+        self.config_init[str(self.subcommand)].ckpt_path = self._start
         return trainer
 
 
@@ -171,6 +199,11 @@ def run() -> None:
         if _debugging():
             raise
         _fail(str(error) or type(error).__name__)
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Outside the rollouts Lightning leaves with code 1.
+        if isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt):
+            raise SystemExit(exit_code(signal.SIGINT)) from None
+        raise
 
 
 def _run_command(name: str, arguments: list[str]) -> None:
@@ -211,7 +244,6 @@ def _quieten() -> None:
     for message in (
         "does not have many workers",  # prompts are in memory
         "isinstance.treespec, LeafSpec",  # deprecated within torch
-        "Experiment logs directory",  # the loggers keep what is there
     ):
         warnings.filterwarnings("ignore", f".*{message}")
     # Advertisements of products, and what concerns no machine of ours.

@@ -10,18 +10,20 @@ from __future__ import annotations
 import netrc
 import os
 from collections.abc import Mapping, Sequence
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 import torch
 import yaml
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
+
+from lightning_vcppo.files import complete_file
+from lightning_vcppo.metrics_file import MetricsFile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -141,7 +143,33 @@ def _stage_lines(quantity: str, rollouts: Sequence[int], means_RD: torch.Tensor)
 
 
 class ConfigLogger(SaveConfigCallback):
-    """Sends the resolved config, which it also writes into the run's folder, to the dashboard."""
+    """Sends the resolved config, which it also writes into the run's folder, to the dashboard.
+
+    It also keeps metrics.csv in step with the checkpoints: a run that goes on from one drops the
+    rows that were written after it, a new run drops all.
+    """
+
+    _rows = 0
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save the number of rows."""
+        checkpoint["metrics_rows"] = sum(file.rows for file in _metrics_files(trainer))
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember the number of rows."""
+        self._rows = checkpoint.get("metrics_rows", 0)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop the rows that are still to come."""
+        for file in _metrics_files(trainer):
+            file.rewind(self._rows)
 
     @override
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -152,8 +180,8 @@ class ConfigLogger(SaveConfigCallback):
                 logger.log_hyperparams(config)
                 if stage == "fit":
                     path = Path(trainer.default_root_dir, RUN_ID)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_text(str(logger.version), encoding="utf-8")
+                    with complete_file(path) as file:
+                        file.write(str(logger.version))
 
 
 def continue_run(trainer: Trainer, ckpt_path: str | None) -> None:
@@ -212,26 +240,24 @@ def build_logger(name: str, run_dir: str, part: str = "") -> Logger:
 
 
 class RunCSVLogger(CSVLogger):
-    """Keeps the metrics that are there already, for Lightning would delete them.
-
-    A resumed run, say, goes on in a new `metrics.csv` beside its first `metrics.1.csv`.
-    """
+    """Goes on with the `metrics.csv` that is there."""
 
     @property
     @override
-    def experiment(self) -> Any:
-        """Return the writer, once earlier metrics have another name."""
+    @rank_zero_experiment
+    def experiment(self) -> MetricsFile:
+        """Return the writer."""
         if self._experiment is None:
-            keep_earlier(Path(self.log_dir, "metrics.csv"))
-        return super().experiment
+            self._experiment = MetricsFile(self.log_dir)
+        assert isinstance(self._experiment, MetricsFile)
+        return self._experiment
 
 
-@rank_zero_only
-def keep_earlier(path: Path) -> None:
-    """Rename a file to the first free of `name.1.suffix`, `name.2.suffix`, ..."""
-    if path.exists():
-        names = (path.with_suffix(f".{n}{path.suffix}") for n in count(1))
-        path.rename(next(name for name in names if not name.exists()))
+def _metrics_files(trainer: Trainer) -> list[MetricsFile]:
+    """Return the metrics.csv that this process writes: one on the first rank, if any."""
+    if not trainer.is_global_zero:
+        return []
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, RunCSVLogger)]
 
 
 def has_wandb_account() -> bool:

@@ -80,7 +80,7 @@ def demo(seed: int = 0, output: str = "runs/demo", quick: bool = False) -> None:
 
 def _fit(configs: list[str], flags: list[str], run_dir: Path) -> None:
     files = [f"--config={_config(name)}" for name in configs]
-    _vcppo(["fit", *files, *flags, f"--trainer.default_root_dir={run_dir}"])
+    _vcppo(["fit", *files, *flags, f"--trainer.default_root_dir={run_dir}", "--overwrite"])
 
 
 def _vcppo(command: list[str]) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
+
+from lightning_vcppo.files import complete_file, whole_lines
 
 FOLDER = "diagnostics"
 """Of these files, in a run's folder."""
@@ -26,12 +27,10 @@ class RolloutLog:
 
     def rewind(self, rollouts_done: int) -> None:
         """Drop the lines of later rollouts: the run goes on from a checkpoint, or starts anew."""
-        if not self.path.exists():
-            return
-        kept = [line for line in self._lines() if _rollout(line) <= rollouts_done]
-        unfinished = self.path.with_name(f"{self.path.name}.tmp")
-        unfinished.write_text("".join(kept), encoding="utf-8")
-        os.replace(unfinished, self.path)
+        if self.path.exists():
+            kept = [line for line in whole_lines(self.path) if _rollout(line) <= rollouts_done]
+            with complete_file(self.path) as file:
+                file.writelines(kept)
 
     def append(self, entry: dict[str, Any]) -> None:
         """Add a line.
@@ -42,11 +41,6 @@ class RolloutLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_plain(entry), allow_nan=False) + "\n")
-
-    def _lines(self) -> list[str]:
-        """Return the complete lines; a run that was killed may have left half of one."""
-        text = self.path.read_text(encoding="utf-8")
-        return [line for line in text.splitlines(keepends=True) if line.endswith("}\n")]
 
 
 def _rollout(line: str) -> int:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import TypeVar
 
 import torch.distributed as dist
 
+from lightning_vcppo.files import complete_file
 from lightning_vcppo.rollout import ResponseRecord, SavedResponse
 
 T = TypeVar("T")
@@ -51,7 +50,7 @@ def unique_records(records: Iterable[ResponseRecord]) -> list[ResponseRecord]:
 
 def write_records(path: Path, records: Iterable[ResponseRecord]) -> None:
     """Write records as JSON Lines, one object a line; the file appears complete or not at all."""
-    with _complete(path) as file:
+    with complete_file(path) as file:
         for record in records:
             file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
 
@@ -77,15 +76,5 @@ def read_records(path: Path) -> list[ResponseRecord]:
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a table as CSV; the file appears complete or not at all."""
-    with _complete(path) as file:
+    with complete_file(path) as file:
         csv.writer(file).writerows([columns, *rows])
-
-
-@contextlib.contextmanager
-def _complete(path: Path) -> Iterator[TextIO]:
-    """Open a file that takes its name when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.tmp")
-    with unfinished.open("w", encoding="utf-8", newline="") as file:
-        yield file
-    os.replace(unfinished, path)

@@ -16,8 +16,13 @@ PACKAGE = ROOT / "lightning_vcppo"
 
 # A file imports from the rows above its own alone. A folder counts as one file.
 LAYERS = [
-    {"calibration", "definitions", "diagnostics", "microbatch", "problems", "seeding", "settings"},
+    {"calibration", "definitions", "files", "microbatch", "problems", "seeding", "settings"},
     {
+        "checkpoint_io",
+        "diagnostics",
+        "interruptions",
+        "metrics_file",
+        "run_folder",
         "advantages",
         "guard_rules",
         "logprobs",

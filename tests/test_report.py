@@ -43,19 +43,6 @@ def read(folder):
 # Reading
 
 
-def test_a_resumed_run_is_read_as_one(tmp_path):
-    def row(step, value):
-        return {"step": float(step), "rollout/accuracy": value}
-
-    write_csv(tmp_path / "metrics.1.csv", [row(1, 0.1), row(2, 0.2), row(3, 0.3)])
-    write_csv(tmp_path / "metrics.2.csv", [row(3, 0.33), row(4, 0.4)])  # rollout 3 once more
-    write_csv(tmp_path / "metrics.10.csv", [row(5, 0.5)])
-    write_csv(tmp_path / "metrics.csv", [row(6, 0.6)])
-    steps, values = read(tmp_path).curve("rollout/accuracy")
-    assert steps == [1, 2, 3, 4, 5, 6]
-    assert values == [0.1, 0.2, 0.33, 0.4, 0.5, 0.6]
-
-
 def test_rows_of_one_step_are_one_row(tmp_path):
     rows = [{"step": 2.0, "rollout/accuracy": 0.5}, {"step": 2.0, "eval/accuracy": 0.7}]
     write_csv(tmp_path / "metrics.csv", rows)

@@ -1,6 +1,6 @@
 """Read what a run has left in its folder. Nothing is drawn here, and torch is not needed.
 
-    metrics.csv             one row a rollout; metrics.1.csv, ... of the run before it was resumed
+    metrics.csv             one row a rollout
     config.yaml             optional, as is everything below
     evaluation/*.jsonl      graded responses, one a line
     diagnostics/*.jsonl     positions and calibration, one rollout a line
@@ -204,24 +204,17 @@ def _field(config: dict[str, Any], dotted: str) -> Any:
 
 
 def _read_metrics(folder: Path) -> dict[int, dict[str, float]]:
-    """Merge the rows of all metrics files by step; what was logged later counts."""
-    numbered = {
-        int(match[1]): path
-        for path in folder.glob("metrics.*.csv")
-        if (match := re.fullmatch(r"metrics\.(\d+)\.csv", path.name))
-    }
-    paths = [path for _, path in sorted(numbered.items())]
-    paths += [path for path in [folder / "metrics.csv"] if path.exists()]
-    if not paths:
+    """Merge the rows of one step; what was logged later counts."""
+    path = folder / "metrics.csv"
+    if not path.exists():
         raise ValueError(
             f"{folder}: no metrics.csv; expected the folder of a run with --loggers=[csv]"
         )
     rows: dict[int, dict[str, float]] = {}
-    for path in paths:
-        for row in _read_csv(path):
-            rows.setdefault(int(row["step"]), {}).update(row)
+    for row in _read_csv(path):
+        rows.setdefault(int(row["step"]), {}).update(row)
     if not rows:
-        raise ValueError(f"{paths[-1]}: no complete row yet; a run logs its first after a rollout")
+        raise ValueError(f"{path}: no complete row yet; a run logs its first after a rollout")
     return dict(sorted(rows.items()))
 
 

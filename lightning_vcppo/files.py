@@ -1,0 +1,97 @@
+"""Files and folders that are complete or absent, whenever a run is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+UNFINISHED = ".tmp"
+"""Behind the name of what is being written. What a killed run has left of it is written anew."""
+REPLACED = ".old"
+"""Behind the name of a folder (or file) for the moment in which another takes its place."""
+
+
+def is_trial(trainer: Trainer) -> bool:
+    """Tell whether a run is only tried out, by `fast_dev_run`, and leaves nothing."""
+    return bool(vars(trainer)["fast_dev_run"])
+
+
+def may_write(trainer: Trainer) -> bool:
+    """Tell whether this process writes a run's files: the first rank, but not in a trial."""
+    return trainer.is_global_zero and not is_trial(trainer)
+
+
+@contextlib.contextmanager
+def complete_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file that takes its name when all of it is on the disk.
+
+    Args:
+        path: The file; its folder is made if need be.
+        mode: "w" for text in UTF-8, "wb" for bytes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}{UNFINISHED}")
+    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    try:
+        with unfinished.open(mode, **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    put_in_place(unfinished, path)
+
+
+def put_in_place(finished: Path, path: Path) -> None:
+    """Give a finished file or folder the name of the one that it replaces.
+
+    With folders there is a moment without either; `recover` ends it after a kill.
+    """
+    replaced = path.with_name(f"{path.name}{REPLACED}")
+    if path.exists() and (path.is_dir() or finished.is_dir()):
+        remove(replaced)
+        path.rename(replaced)
+    os.replace(finished, path)
+    remove(replaced)
+    _sync_folder(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def recover(path: Path) -> None:
+    """Bring back what was about to be replaced when the run was killed."""
+    replaced = path.with_name(f"{path.name}{REPLACED}")
+    if replaced.exists() and not path.exists():
+        replaced.rename(path)
+
+
+def whole_lines(path: Path) -> list[str]:
+    """Return the lines of a file with their ends, without a last one that is half written."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [line for line in file if line.endswith("\n")]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in a folder survive a power failure, where the system can do that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
