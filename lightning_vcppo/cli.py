@@ -143,8 +143,11 @@ class VCPPOCLI(LightningCLI):
         kwargs["plugins"] = [*plugins] if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in kwargs["plugins"]):
             kwargs["plugins"].append(AtomicCheckpointIO())
+        forced = self._parser(self.subcommand).callback_keys
         if given.get("enable_checkpointing") is False or given.get("fast_dev_run"):
-            self._parser(self.subcommand).callback_keys.remove("rollout_checkpoint")
+            forced.remove("rollout_checkpoint")
+        if given.get("enable_progress_bar") is False:
+            forced.remove("progress_bar")
         trainer = super().instantiate_trainer(**kwargs)
         if self.subcommand == "fit":
             dashboards.continue_run(trainer, self._start)

@@ -244,6 +244,14 @@ def test_a_file_of_predictions_pretrains_the_critic(tiny_actor, cold_start, tmp_
 # Interruptions and strategies
 
 
+def test_the_progress_bar_is_switched_off_as_lightning_does_it(tiny_actor, tmp_path, capsys):
+    vcppo(
+        *("validate", f"--model.actor={tiny_actor}", *TINY, "--loggers=[]"),
+        *("--trainer.enable_progress_bar=false", f"--trainer.default_root_dir={tmp_path}"),
+    )
+    assert "held_out" in capsys.readouterr().out
+
+
 def test_a_resumed_run_goes_on_in_its_run_of_wandb(tiny_actor, tmp_path):
     for epochs, more in ((1, []), (2, ["--ckpt_path=last"]), (1, ["--overwrite"])):
         vcppo(
