@@ -16,7 +16,16 @@ PACKAGE = ROOT / "lightning_vcppo"
 
 # A file imports from the rows above its own alone. A folder counts as one file.
 LAYERS = [
-    {"calibration", "definitions", "files", "microbatch", "problems", "seeding", "settings"},
+    {
+        "calibration",
+        "definitions",
+        "files",
+        "health",
+        "microbatch",
+        "problems",
+        "seeding",
+        "settings",
+    },
     {
         "checkpoint_io",
         "diagnostics",
@@ -60,6 +69,7 @@ NEVER_IN_MODULES = {"data", "dashboards", "dataloaders", "sources"}
 PURE = {
     "advantages": {"torch"},
     "calibration": {"torch"},
+    "health": set(),
     "logprobs": {"torch"},
     "losses": {"torch"},
     "microbatch": {"torch"},
