@@ -50,7 +50,7 @@ class UpdateHealth:
         return (
             f"{network}: {self.in_a_row} updates in a row were left out because their loss or "
             "gradient was not finite, so the run has ended. The weights are those before them, in "
-            f"{checkpoint}. Look for rewards, responses or a starting model that are not finite, or "
+            f"{checkpoint}. Look for rewards or a starting model that are not finite, or "
             f"lower {self.flag}.lr, and go on with --ckpt_path={checkpoint} "
             f"({self.flag}.max_skipped_updates is the limit)."
         )
