@@ -25,7 +25,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
@@ -72,7 +72,7 @@ class Sizes:
     prompt: int
     response: int
     max_tokens: int
-    precision: str = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
 
 
 WORKLOADS = {

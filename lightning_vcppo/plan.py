@@ -20,7 +20,7 @@ import torch
 from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from typing_extensions import override
 
 from lightning_vcppo import cli, models
@@ -127,8 +127,8 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
     uses_vllm = engine.name == "vllm"
     exact = precision in ("32-true", "64-true") and not uses_vllm
     corrected = settings.policy.importance_correction not in ("auto", "off")
-    lora = settings.get("lora") or Namespace(rank=None, target_modules="all-linear")
-    targets = lora.target_modules
+    lora = settings.get("lora") or {"rank": None, "target_modules": "all-linear"}
+    targets = lora["target_modules"]
     critic = None
     if settings.advantage.estimator == "gae":
         critic = actor if settings.critic is None else shape_from(settings.critic)
@@ -156,7 +156,7 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
         devices=devices,
         shards=shards,
         moments=_moments(settings.actor_optimizer),
-        lora_rank=lora.rank,
+        lora_rank=lora["rank"],
         lora_targets=() if isinstance(targets, str) else tuple(targets),
         checkpointing=bool(settings.get("activation_checkpointing")),
         reads_logprobs=not (exact and settings.policy.reuse_sampler_logprobs) or corrected,
@@ -264,7 +264,8 @@ def measured_rates(run: Run) -> Rates:
         epochs=1,
         strategy="single",
     )
-    config = Qwen2Config(
+    config = AutoConfig.for_model(
+        "qwen2",
         vocab_size=vocabulary,
         hidden_size=shape.hidden_size,
         num_hidden_layers=layers,
@@ -274,7 +275,7 @@ def measured_rates(run: Run) -> Rates:
         intermediate_size=shape.intermediate_size,
         tie_word_embeddings=shape.tied,
     )
-    model: Any = enable_packing(Qwen2ForCausalLM(config).eval())
+    model: Any = enable_packing(AutoModelForCausalLM.from_config(config).eval())
     prompts = torch.randint(0, vocabulary, (run.rows, TRIAL_PROMPT)).tolist()
     settings = SamplingSettings(max_response_length=TRIAL_COLUMNS)
     engine = TransformersEngine(model, pad_token_id=0, eos_token_ids=set(), max_num_seqs=run.rows)

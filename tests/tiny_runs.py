@@ -18,7 +18,8 @@ import torch
 import yaml
 from lightning.pytorch import Callback
 
-from lightning_vcppo import VCPPOModule, cli
+import lightning_vcppo
+from lightning_vcppo import cli
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -49,8 +50,9 @@ ROLLOUTS = [
 
 def needing_its_settings(path: Path) -> Any:
     """Return a config as a parameter of a test that is skipped while the module lacks a setting."""
-    settings = set(yaml.safe_load(path.read_text())["model"]["init_args"])
-    missing = settings - set(inspect.signature(VCPPOModule).parameters)
+    model = yaml.safe_load(path.read_text())["model"]
+    module = getattr(lightning_vcppo, model["class_path"].rpartition(".")[2])
+    missing = set(model["init_args"]) - set(inspect.signature(module).parameters)
     skip = pytest.mark.skipif(bool(missing), reason=f"no setting {missing}")
     return pytest.param(path, marks=skip)
 

@@ -140,8 +140,9 @@ def _updates(run: Run, network: Network, rates: Rates, link: float) -> float:
     gradients = 4 * run.trainable(network)
     sent = 0
     if run.strategy == "fsdp2":
-        count, _ = run.micro_batches(network)
+        length = run.prompt_length + run.mean_response_length
         updates = ceil(run.prompts * run.num_generations / run.mini_batch_of(network))
+        count = ceil(run.responses / updates * length / run.max_tokens)
         sent = updates * count * (2 * run.bytes.compute * run.weights(network) + gradients)
     elif run.devices > 1:
         sent = 2 * gradients  # an all-reduce sends twice what it sums
