@@ -69,6 +69,9 @@ def main(args: Sequence[str]) -> None:
     own, rest = _parser().parse_known_args(args)
     config = cli.main(["fit", *rest], PlanCLI).config.fit
     require(own.device in (*DEVICES, None), f"--device: expected one of {', '.join(DEVICES)}")
+    for flag in ("gpus", "gpus_per_node", "gpu_memory", "response_length"):
+        given = getattr(own, flag)
+        require(given is None or given > 0, f"--{flag}: expected more than 0, got {given}")
     run = read_run(config, own)
     rates = (
         measured_rates(run) if run.device == "cpu" else DEVICES[_device(own)].rates(run.precision)
@@ -118,7 +121,9 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
     sampling, engine = settings.sampling, settings.engine
     update = settings["update"]  # a Namespace has a method of that name
     actor = shape_from(settings.actor)
-    on_gpu = own.gpus is not None or own.device is not None or trainer.accelerator != "cpu"
+    here = trainer.accelerator == "auto" and torch.cuda.is_available()
+    on_gpu = own.gpus is not None or own.device is not None
+    on_gpu = on_gpu or here or trainer.accelerator in ("gpu", "cuda")
     devices = own.gpus or _count(trainer.devices) * _count(trainer.num_nodes)
     memory = own.gpu_memory * GB if own.gpu_memory else _memory(own, on_gpu, devices)
     strategy, shards = _strategy(trainer.strategy, devices)

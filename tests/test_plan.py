@@ -101,6 +101,7 @@ def test_strategies_engines_and_critics_are_understood(tiny_actor):
     [
         (["--model.actor=./nowhere", "--gpus=1"], "nowhere"),
         (["--device=h9000"], "--device: expected one of"),
+        (["--gpus=0"], "--gpus: expected more than 0"),
         (
             ["--trainer.strategy=deepspeed"],
             "--trainer.strategy: vcppo plan knows auto, ddp and fsdp2",
