@@ -90,11 +90,10 @@ class ActorCriticModule(ActorModule):
             "critic": critic_optimizer,
         }
         self.health = {
-            network: UpdateHealth(settings.max_skipped_updates, f"--model.{group}_optimizer")
-            for network, settings, group in (
-                ("policy", actor_optimizer, "actor"),
-                ("critic", critic_optimizer, "critic"),
-            )
+            "policy": UpdateHealth(actor_optimizer.max_skipped_updates, "--model.actor_optimizer"),
+            "critic": UpdateHealth(
+                critic_optimizer.max_skipped_updates, "--model.critic_optimizer"
+            ),
         }
         self.critic: models.Critic | None = None
         self.reference: PreTrainedModel | None = None
@@ -289,10 +288,8 @@ class ActorCriticModule(ActorModule):
         for key in history[0]:
             mean = sum(update[key] for update in history) / len(history)
             self.update_metrics[f"{network}/{key}"] = mean
-        skipped = self.update_metrics.get(f"update/skipped_{network}", 0.0)
-        self.update_metrics[f"update/skipped_{network}"] = (
-            skipped + self.health[network].take_skipped()
-        )
+        key, skipped = f"update/skipped_{network}", self.health[network].take_skipped()
+        self.update_metrics[key] = self.update_metrics.get(key, 0.0) + skipped
 
     def _step(
         self, network: Network, optimizer: Any, totals: dict[str, Tensor]
