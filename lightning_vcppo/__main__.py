@@ -9,6 +9,10 @@ def run() -> None:
         from lightning_vcppo.report import main
 
         main(sys.argv[2:])
+    elif sys.argv[1:2] == ["plan"]:
+        from lightning_vcppo import cli, plan
+
+        cli.run(plan.main)
     else:
         from lightning_vcppo import cli
 

@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from lightning_vcppo import models
 from lightning_vcppo.actor_module import ActorModule, build_optimizer, warmed_up_lr
+from lightning_vcppo.health import UpdateHealth
 from lightning_vcppo.logprobs import token_logprobs
 from lightning_vcppo.microbatch import token_balanced_micro_batches
 from lightning_vcppo.packing import reads_packed_rows
@@ -87,6 +88,12 @@ class ActorCriticModule(ActorModule):
         self.optimizer_settings: dict[Network, OptimizerSettings] = {
             "policy": actor_optimizer,
             "critic": critic_optimizer,
+        }
+        self.health = {
+            "policy": UpdateHealth(actor_optimizer.max_skipped_updates, "--model.actor_optimizer"),
+            "critic": UpdateHealth(
+                critic_optimizer.max_skipped_updates, "--model.critic_optimizer"
+            ),
         }
         self.critic: models.Critic | None = None
         self.reference: PreTrainedModel | None = None
@@ -275,14 +282,22 @@ class ActorCriticModule(ActorModule):
                 for key, part in {"loss": loss.detach(), **parts}.items():
                     totals[key] = totals[key] + part
             history.append(self._step(network, optimizer, totals))
+        # What was left out would make the means of all others NaN, so it counts only if it is all.
+        made = [u for u in history if math.isfinite(u["loss"]) and math.isfinite(u["grad_norm"])]
+        history = made or history
         for key in history[0]:
             mean = sum(update[key] for update in history) / len(history)
             self.update_metrics[f"{network}/{key}"] = mean
+        key, skipped = f"update/skipped_{network}", self.health[network].take_skipped()
+        self.update_metrics[key] = self.update_metrics.get(key, 0.0) + skipped
 
     def _step(
         self, network: Network, optimizer: Any, totals: dict[str, Tensor]
     ) -> dict[str, float]:
-        """Clip, step and count; a gradient that is not finite leaves the weights alone."""
+        """Clip, step and count.
+
+        If loss or gradient is not finite on any rank, all leave weights and optimizer alone.
+        """
         settings = self.optimizer_settings[network]
         lr = warmed_up_lr(settings, self.updates_done[network])
         parameters = []
@@ -292,17 +307,15 @@ class ActorCriticModule(ActorModule):
         grad_norm = full_scalar(
             torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf)
         )
-        if math.isfinite(grad_norm):
+        broken = not (math.isfinite(grad_norm) and math.isfinite(float(totals["loss"])))
+        sums = torch.stack([*totals.values(), totals["loss"].new_tensor(float(broken))])
+        *summed, broken_ranks = self.sum_over_ranks(sums).tolist()
+        if not broken_ranks:
             optimizer.step()
             self.updates_done[network] += 1
         optimizer.zero_grad()
-        summed = self.sum_over_ranks(torch.stack(list(totals.values())))
-        metrics = dict(zip(totals, summed.tolist(), strict=True))
-        return metrics | {
-            "grad_norm": grad_norm,
-            "lr": lr,
-            "skipped": float(not math.isfinite(grad_norm)),
-        }
+        self.health[network].count(skipped=broken_ranks > 0)
+        return dict(zip(totals, summed, strict=True)) | {"grad_norm": grad_norm, "lr": lr}
 
     def _optimizer(self, network: Network) -> Any:
         optimizers = self.optimizers()

@@ -29,6 +29,7 @@ from lightning_vcppo.generation import (
     TransformersEngine,
     VLLMEngine,
 )
+from lightning_vcppo.health import NotFiniteError, UpdateHealth
 from lightning_vcppo.rollout import (
     HELD_OUT,
     PromptBatch,
@@ -77,6 +78,7 @@ class ActorModule(L.LightningModule):
         self.tokenizer = tokenizer
         self.reward_function = rewards.load_reward(reward)
         self.actor: PreTrainedModel | None = None
+        self.health: dict[str, UpdateHealth] = {}  # of each network that is trained
         self.rollouts_done = 0
         self.run_seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
 
@@ -124,11 +126,25 @@ class ActorModule(L.LightningModule):
         return self.evaluate_prompts(batch, with_tokens=True)
 
     @override
+    def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
+        """End the run, with a checkpoint, if nothing but updates that are not finite is left."""
+        lost = {network: health for network, health in self.health.items() if health.is_lost}
+        if not lost:
+            return
+        path = str(Path(self.trainer.default_root_dir, "checkpoints", "not_finite.ckpt"))
+        messages = [health.obituary(network, path) for network, health in lost.items()]
+        for health in lost.values():
+            health.in_a_row = 0  # who goes on from here may try as often again
+        self.trainer.save_checkpoint(path)
+        raise NotFiniteError(" ".join(messages))
+
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the counter and the seed that all random streams are named by."""
         checkpoint["rollouts_done"] = self.rollouts_done
         checkpoint["run_seed"] = self.run_seed
         checkpoint["ranks"] = self.trainer.world_size
+        checkpoint["skipped_in_a_row"] = {k: h.in_a_row for k, h in self.health.items()}
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -142,6 +158,8 @@ class ActorModule(L.LightningModule):
                 f"{self.trainer.world_size}: it goes on with the same prompts and random numbers, "
                 "but sums are rounded differently, so not bit for bit."
             )
+        for network, in_a_row in checkpoint["skipped_in_a_row"].items():
+            self.health[network].in_a_row = in_a_row
         if self.vllm_engine is not None:
             self.vllm_engine.forget_weights()
 

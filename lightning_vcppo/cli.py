@@ -155,14 +155,18 @@ class VCPPOCLI(LightningCLI):
         return trainer
 
 
-def main(args: ArgsType = None) -> None:
+def main(args: ArgsType = None, cli_class: type[VCPPOCLI] = VCPPOCLI) -> VCPPOCLI:
     """Run the command line.
 
     Args:
         args: Arguments instead of the process's own.
+        cli_class: What to do with them.
+
+    Returns:
+        The command line, when all is done.
     """
     _quieten()
-    VCPPOCLI(
+    return cli_class(
         LightningModule,
         AIMEDataModule,
         subclass_mode_model=True,
@@ -173,7 +177,7 @@ def main(args: ArgsType = None) -> None:
         parser_kwargs={
             "parser_mode": "omegaconf+",
             "prog": "vcppo",
-            "epilog": f"Other commands: vcppo {', vcppo '.join([*COMMANDS, 'report'])}.",
+            "epilog": f"Other commands: vcppo {', vcppo '.join([*COMMANDS, 'plan', 'report'])}.",
         },
         seed_everything_default=0,
         trainer_defaults={
@@ -187,14 +191,19 @@ def main(args: ArgsType = None) -> None:
     )
 
 
-def run() -> None:
+def run(program: Callable[[list[str]], None] | None = None) -> None:
     """Run the command line as a program: a user's mistake ends in one line and exit code 2.
 
     With VCPPO_DEBUG in the environment it ends in a traceback.
+
+    Args:
+        program: What to do with the arguments of a subcommand that is none of this file's.
     """
     try:
         name, *arguments = sys.argv[1:] or [""]
-        if name in COMMANDS:
+        if program is not None:
+            program(arguments)
+        elif name in COMMANDS:
             _run_command(name, arguments)
         else:
             main()

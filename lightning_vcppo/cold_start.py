@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from lightning_vcppo import models
 from lightning_vcppo.actor_module import ActorModule, build_optimizer, warmed_up_lr
+from lightning_vcppo.health import UpdateHealth
 from lightning_vcppo.logprobs import token_logprobs
 from lightning_vcppo.microbatch import explained_variance
 from lightning_vcppo.problems import (
@@ -33,13 +34,31 @@ from lightning_vcppo.problems import (
 from lightning_vcppo.rollout import PromptBatch, Rollout, join_prompts, last_token
 from lightning_vcppo.seeding import stream
 from lightning_vcppo.settings import EngineSettings, OptimizerSettings, SamplingSettings
-from lightning_vcppo.sharding import as_forward
+from lightning_vcppo.sharding import as_forward, full_scalar
 
 
 class SupervisedModule(ActorModule):
     """What both share: one optimizer under Lightning's automatic optimization, and its clipping."""
 
     optimizer_settings: OptimizerSettings
+    loss_is_finite = True
+
+    def watch(self, network: str, settings: OptimizerSettings) -> None:
+        """Say which network is trained, and how."""
+        self.optimizer_settings = settings
+        self.health = {network: UpdateHealth(settings.max_skipped_updates, "--model.optimizer")}
+
+    @override
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Look at the loss of each backward pass of an update."""
+        self.loss_is_finite &= bool(loss.isfinite())
+
+    @override
+    def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
+        """Log what was left out."""
+        (health,) = self.health.values()
+        self.log("update/skipped", health.take_skipped(), batch_size=len(batch))
+        super().on_train_batch_end(outputs, batch, batch_idx)
 
     @override
     def configure_gradient_clipping(
@@ -48,14 +67,26 @@ class SupervisedModule(ActorModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip to the module's own norm, or to the Trainer's where that flag is given."""
+        """Clip to the module's own norm, or to the Trainer's where that flag is given.
+
+        Without gradients the optimizer's step, which comes next, changes neither weights nor state.
+        """
         norm = (
             self.optimizer_settings.max_grad_norm
             if gradient_clip_val is None
             else gradient_clip_val
         )
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if gradient_clip_algorithm == "value":
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        total = full_scalar(torch.nn.utils.get_total_norm(gradients))
+        finite = self.loss_is_finite and math.isfinite(total)
+        skip = self.max_over_ranks(int(not finite)) > 0
+        (health,) = self.health.values()
+        health.count(skip)
+        self.loss_is_finite = True
+        if skip:
+            optimizer.zero_grad()
+        elif gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(parameters, norm)
         elif norm:
             torch.nn.utils.clip_grad_norm_(parameters, norm)
@@ -93,7 +124,7 @@ class ColdStartModule(SupervisedModule):
         else:
             tokenizer = default_tokenizer(tokenizer_vocab_size)
         super().__init__(actor, tokenizer, reward, evaluation, engine)
-        self.optimizer_settings = optimizer
+        self.watch("actor", optimizer)
 
     @override
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
@@ -196,7 +227,7 @@ class RewardModelModule(SupervisedModule):
         """
         super().__init__(actor, models.load_tokenizer(actor), reward, evaluation, engine)
         self.sampling = sampling
-        self.optimizer_settings = optimizer
+        self.watch("reward_model", optimizer)
         self.unfinished_score = unfinished_score
         self.reward_model: PreTrainedModel | None = None
 

@@ -92,6 +92,8 @@ WATCHED = (
     "value_pretraining/explained_variance",
     "policy/clipfrac",
     "policy/approx_kl",
+    "update/skipped_policy",
+    "update/skipped_critic",
     MISMATCH_KL,
 )
 """Metrics that the rules read."""
@@ -228,6 +230,20 @@ def sampler_mismatch(facts: Facts, limits: Limits) -> str | None:
     )
 
 
+def skipped_updates(facts: Facts, limits: Limits) -> str | None:
+    """Loss or gradient of an update was not finite, and it was left out."""
+    skipped = {name: facts.last.get(f"update/skipped_{name}", 0) for name in ("policy", "critic")}
+    if not any(skipped.values()):
+        return None
+    counts = " and ".join(f"{count:.0f} of the {name}" for name, count in skipped.items() if count)
+    optimizer = "actor" if skipped["policy"] else "critic"
+    return (
+        f"loss or gradient was not finite in updates of this rollout, {counts}, which were left "
+        "out; look for rewards that are not numbers (--model.reward), or lower "
+        f"--model.{optimizer}_optimizer.lr"
+    )
+
+
 RULES: dict[str, Rule] = {
     rule.__name__: rule
     for rule in (
@@ -242,6 +258,7 @@ RULES: dict[str, Rule] = {
         large_clip_fraction,
         large_policy_kl,
         sampler_mismatch,
+        skipped_updates,
     )
 }
 

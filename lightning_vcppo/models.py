@@ -173,6 +173,16 @@ def describe_head(settings: ValueSettings) -> dict[str, Any]:
     return described | ({"num_bins": settings.num_bins} if settings.head == "hl_gauss" else {})
 
 
+def load_config(name_or_path: str) -> PreTrainedConfig:
+    """Read a model's config from a folder or the hub, and nothing else.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    config: PreTrainedConfig = _load(AutoConfig, name_or_path, "model config")
+    return config
+
+
 def holds_pretrained_critic(source: str | Mapping[str, Any]) -> bool:
     """Tell whether a folder holds a critic of ours, rather than a reward or language model."""
     return isinstance(source, str) and hasattr(

@@ -142,6 +142,9 @@ class OptimizerSettings:
         lr: Peak learning rate.
         warmup_updates: Optimizer updates over which the learning rate rises linearly to `lr`.
         max_grad_norm: Gradients are scaled down to this norm; 0 switches clipping off.
+        max_skipped_updates: An update whose loss or gradient is not finite is left out; so many in
+            a row end the run with a checkpoint, 0 never does. The default, ours, is two rollouts of
+            the paper's size: one bad reward can spoil all updates of one.
         class_path: Import path of a `torch.optim.Optimizer`.
         init_args: Its other arguments.
     """
@@ -149,6 +152,7 @@ class OptimizerSettings:
     lr: float = 1e-6
     warmup_updates: int = 0
     max_grad_norm: float = 1.0
+    max_skipped_updates: int = 32
     class_path: str = "torch.optim.AdamW"
     init_args: dict[str, Any] = field(default_factory=lambda: {"weight_decay": 0.0})
 
@@ -159,6 +163,10 @@ class OptimizerSettings:
             self.warmup_updates >= 0, f"warmup_updates: expected >= 0, got {self.warmup_updates}"
         )
         require(self.max_grad_norm >= 0, f"max_grad_norm: expected >= 0, got {self.max_grad_norm}")
+        require(
+            self.max_skipped_updates >= 0,
+            f"max_skipped_updates: expected >= 0, got {self.max_skipped_updates}",
+        )
 
 
 @dataclass(frozen=True)

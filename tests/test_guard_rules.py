@@ -155,6 +155,18 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], tuple[str, ...]]] = [
         {MISMATCH_KL: 0.01},
         ("0.02", "--model.policy.importance_correction=truncate"),
     ),
+    (
+        "skipped_updates",
+        {"last": HEALTHY | {"update/skipped_policy": 2.0, "update/skipped_critic": 0.0}},
+        {"last": HEALTHY | {"update/skipped_policy": 0.0, "update/skipped_critic": 0.0}},
+        ("2 of the policy", "--model.reward", "--model.actor_optimizer.lr"),
+    ),
+    (
+        "skipped_updates",
+        {"last": HEALTHY | {"update/skipped_critic": 1.0}},
+        {},
+        ("1 of the critic", "--model.critic_optimizer.lr"),
+    ),
 ]
 
 

@@ -318,7 +318,8 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(tiny_actor):
     record = fit(module, 2)
     assert torch.equal(record.actors[0], record.actors[1])
     assert module.updates_done == {"policy": 0, "critic": 0}
-    assert record.metrics[-1]["policy/skipped"] == record.metrics[-1]["critic/skipped"] == 1.0
+    assert record.metrics[-1]["update/skipped_policy"] == 4  # 2 epochs x 2 mini-batches
+    assert record.metrics[-1]["update/skipped_critic"] == 4
 
 
 def poison(response: str, answer: int) -> float:

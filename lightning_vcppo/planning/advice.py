@@ -1,0 +1,145 @@
+"""Whether a run fits, and which flags would let it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from lightning_vcppo.planning.memory import engine_memory, engine_needs, lasting, peak
+from lightning_vcppo.planning.run import Run
+
+Pulled: TypeAlias = "tuple[str, Run] | None"
+Lever: TypeAlias = Callable[[Run], Pulled]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A flag that lowers the peak.
+
+    Attributes:
+        flag: What to add to the command.
+        peak: Bytes with it, and with the changes before it.
+    """
+
+    flag: str
+    peak: int
+
+
+def fits(run: Run) -> bool:
+    """Tell whether a device has the memory, and vLLM its share of it."""
+    return not _starved(run) and peak(run) <= run.memory
+
+
+def advise(run: Run) -> tuple[list[Change], bool]:
+    """Look for changes that let a run fit.
+
+    Returns:
+        The first change of `LEVERS` that does it alone; if none does, those that help, each after
+        those before it. And whether the run fits with them.
+    """
+    for lever in LEVERS:
+        changes, changed = _pull(run, lever)
+        if fits(changed):
+            return changes, True
+    changes = []
+    for lever in LEVERS:
+        more, run = _pull(run, lever)
+        changes += more
+    return changes, fits(run)
+
+
+def _pull(run: Run, lever: Lever) -> tuple[list[Change], Run]:
+    """Pull a lever as often as it helps and is needed; the last pull is what is told of it."""
+    changes: list[Change] = []
+    while not fits(run) and (pulled := lever(run)) is not None:
+        flag, changed = pulled
+        if not (peak(changed) < peak(run) or (_starved(run) and not _starved(changed))):
+            break
+        run = changed
+        changes = [Change(flag, peak(run))]
+    return changes, run
+
+
+def _starved(run: Run) -> bool:
+    """Tell whether vLLM's share is too small for one response."""
+    return run.engine == "vllm" and engine_needs(run) > engine_memory(run)
+
+
+def _one_response_at_a_time(run: Run) -> Pulled:
+    longest = run.prompt_length + run.response_length
+    if run.max_tokens < 2 * longest:
+        return None
+    tokens = max(longest, run.max_tokens // 2)
+    return f"--model.update.ppo_max_token_len_per_gpu={tokens}", replace(run, max_tokens=tokens)
+
+
+def _fewer_rows(run: Run) -> Pulled:
+    if run.engine == "vllm" or run.rows < 2:
+        return None
+    rows = run.rows // 2
+    return f"--model.engine.max_num_seqs={rows}", replace(run, max_num_seqs=rows)
+
+
+def _checkpointing(run: Run) -> Pulled:
+    if run.checkpointing:
+        return None
+    return "--model.activation_checkpointing=true", replace(run, checkpointing=True)
+
+
+def _sharding(run: Run) -> Pulled:
+    if run.strategy == "fsdp2" or run.devices == 1:
+        return None
+    changed = replace(run, strategy="fsdp2", shards=run.devices)
+    return "--trainer.strategy=fsdp2", changed
+
+
+def _fitting_sampler(run: Run) -> Pulled:
+    """Give vLLM what the trainer leaves free."""
+    free = run.memory - lasting(run).total
+    share = free * 100 // run.memory / 100
+    if run.engine != "vllm" or share * run.memory < engine_needs(run) or share == run.engine_share:
+        return None
+    flag = f"--model.engine.gpu_memory_utilization={share:g}"
+    return flag, replace(run, engine_share=share)
+
+
+def _mixed_precision(run: Run) -> Pulled:
+    if not run.precision.startswith(("32", "64")):
+        return None
+    return "--trainer.precision=bf16-mixed", replace(run, precision="bf16-mixed")
+
+
+def _adapters(run: Run) -> Pulled:
+    if run.lora_rank is not None:
+        return None
+    return "--model.lora.rank=32", replace(run, lora_rank=32)
+
+
+def _half_precision(run: Run) -> Pulled:
+    if run.precision == "bf16-true":
+        return None
+    return "--trainer.precision=bf16-true", replace(run, precision="bf16-true")
+
+
+def _more_devices(run: Run) -> Pulled:
+    if run.strategy != "fsdp2" or run.devices >= 1024:
+        return None
+    devices = 2 * run.devices
+    changed = replace(run, devices=devices, shards=devices)
+    return f"{devices} devices", changed
+
+
+LEVERS = (
+    _one_response_at_a_time,
+    _fewer_rows,
+    _checkpointing,
+    _sharding,
+    _fitting_sampler,
+    _mixed_precision,
+    _more_devices,
+    _adapters,
+    _half_precision,
+)
+"""What may be changed, in this order: first what costs time alone, then what changes arithmetic,
+needs machines, or trains something else."""

@@ -1,0 +1,256 @@
+"""What a run will take, by arithmetic alone: bytes on a device in each phase, and what would help.
+
+Everything is counted as this package does it: actor and critic are updated one after the other, so
+gradients and activations are of one network; rows are packed without padding; logits exist a block
+of the vocabulary at a time; the transformers engine samples from the trained weights themselves.
+
+1. Weights and optimizer states are there all the time, sharded over devices or not.
+2. Activations are what autograd keeps of a decoder layer of the Llama and Qwen kind for each token
+   of a micro-batch: in one precision 6 hidden + 3 query + 2 key widths and 4 times the MLP's.
+3. The peak is the largest of a few moments: the start and the end of a backward pass, the step of
+   the optimizer, the end of sampling.
+
+`python -m benchmarks.plan` compares it with measurements. Lengths are in tokens, memory in bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from math import ceil
+
+from lightning_vcppo.planning.run import GB, Network, Run
+
+BLOCK_LOGITS = {"cpu": 2**21, "cuda": 2**26}
+"""Logits that `logprobs.py` holds at a time, twice, in float32."""
+CACHE_GROWTH, PREFILL_TOKENS, STACKED_WIDTH = 256, 16384, 1024
+"""As in `generation/`: columns that a cache grows by, tokens of prompts read at once, and the
+hidden size up to which the decoder copies its projections."""
+ADAPTER_BYTES = 4
+"""A weight of an adapter, its gradient and each of its moments, whatever the precision."""
+ROLLOUT_BYTES = 60
+"""A response token in a rollout's fields: an id, masks, and a dozen numbers."""
+CONTEXT = {"cpu": 0, "cuda": int(1.5 * GB)}
+"""What a device holds before any tensor: CUDA's context, libraries, communication buffers."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device at one moment, by part.
+
+    Attributes:
+        weights: Of all networks.
+        optimizer: Its moments.
+        gradients: Those that are kept, and DDP's buffers for them.
+        activations: What autograd keeps.
+        kv_cache: Keys and values of the running responses.
+        logits: Blocks of them in an update, those of all rows in sampling.
+        workspace: The rest: temporaries, gathered weights, copies, the rollout itself.
+    """
+
+    weights: int = 0
+    optimizer: int = 0
+    gradients: int = 0
+    activations: int = 0
+    kv_cache: int = 0
+    logits: int = 0
+    workspace: int = 0
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return sum(getattr(self, part.name) for part in fields(self))
+
+
+def plan_memory(run: Run) -> dict[str, Memory]:
+    """Return the worst moment of each phase: sampling, the critic's updates, the policy's."""
+    base = lasting(run)
+    updates = {f"{network} update": _update(run, base, network) for network in run.networks}
+    return {"sampling": _sampling(run, base)} | updates
+
+
+def peak(run: Run) -> int:
+    """Return the most bytes that a device holds at once."""
+    return max(memory.total for memory in plan_memory(run).values())
+
+
+def lasting(run: Run) -> Memory:
+    """Return what is there in all phases."""
+    size = run.bytes.weight
+    trainable = sum(map(run.trainable, run.networks))
+    if run.lora_rank is None:
+        weights = sum(map(run.weights, run.networks)) * size
+        weights += run.actor.weights * size if run.reference else 0
+    else:  # actor, critic and reference stand on one frozen base, if they are of one model
+        shared = run.critic is None or run.critic == run.actor
+        weights = run.actor.weights * size + (0 if shared else run.weights("critic") * size)
+        size = ADAPTER_BYTES
+        weights += trainable * size
+    return Memory(
+        weights=weights // run.shards,
+        optimizer=run.moments * trainable * size // run.shards,
+        gradients=trainable * size if run.strategy == "ddp" else 0,
+        workspace=CONTEXT[run.device] + run.responses * run.response_length * ROLLOUT_BYTES,
+    )
+
+
+def _update(run: Run, base: Memory, network: Network) -> Memory:
+    """Return the worst moment of the updates of a network."""
+    shape, size, full = run.shape(network), run.bytes, run.lora_rank is None
+    number = size.weight if full else ADAPTER_BYTES
+    gradients = run.trainable(network) * number // run.shards
+    count, rows = run.micro_batches(network)
+    tokens = rows * (run.prompt_length + run.response_length - 1)  # the last one is not read
+    embedding = shape.embedding * size.weight if full else 0
+    head = embedding if network == "policy" else 0
+    awake = run.engine == "vllm" and not run.engine_sleeps
+    base = replace(base, workspace=base.workspace + (engine_memory(run) if awake else 0))
+    copies = _copies(run, network)
+
+    logits = logit_blocks(run, network, rows * run.response_length)
+    flowing = tokens * 2 * (shape.intermediate_size + shape.hidden_size) * size.compute
+    read = rows * run.response_length * shape.hidden_size * size.stream
+    begun = replace(
+        base,
+        gradients=base.gradients + (gradients if count > 1 else 0),
+        activations=tokens * activations_of_token(run, network) + read,
+        logits=logits,
+        workspace=base.workspace + copies + head + max(0, flowing - logits),
+    )
+    waiting = head if shape.tied else 0  # the head's gradient, until the embedding's is there
+    ended = replace(
+        base,
+        gradients=base.gradients + gradients,
+        activations=tokens * shape.hidden_size * size.stream,
+        workspace=base.workspace + copies + embedding + waiting,
+    )
+    # On a GPU the step of all weights is one operation, on a CPU one tensor follows the other.
+    stepping = 2 * embedding // run.shards if run.device == "cpu" else gradients
+    stepped = replace(
+        base, gradients=base.gradients + gradients, workspace=base.workspace + stepping
+    )
+    return max((begun, ended, stepped), key=lambda memory: memory.total)
+
+
+def activations_of_token(run: Run, network: Network) -> int:
+    """Return the bytes that autograd keeps of one token, over all layers."""
+    shape, size = run.shape(network), run.bytes
+    hidden = shape.hidden_size
+    full = run.lora_rank is None  # a frozen scale needs no input
+    norm = size.norm + (size.normed if full else 0)
+    attention = 3 * shape.query_width + 2 * shape.key_width
+    casts = 5 if run.autocasts else 2  # each of q, k, v, gate and up casts its input for itself
+    layer = hidden * (2 * norm + casts * size.compute) + 4 * shape.num_heads
+    layer += (attention + 4 * shape.intermediate_size) * size.compute
+    if run.lora_rank is not None:
+        adapters = len(run.lora_targets) or len(shape.projections)
+        layer += adapters * run.lora_rank * size.compute
+    final = hidden * norm + 2 * shape.head_dim * size.stream  # and the angles of all layers
+    if run.checkpointing:
+        return shape.num_layers * hidden * size.stream + layer + final
+    return shape.num_layers * layer + final
+
+
+def logit_blocks(run: Run, network: Network, tokens: int) -> int:
+    """Return the bytes of the two blocks of logits of `tokens` response tokens."""
+    if network == "critic":
+        return 0
+    ids = min(run.actor.vocab_size, max(256, BLOCK_LOGITS[run.device] // tokens))
+    return 2 * 4 * tokens * ids
+
+
+def _copies(run: Run, network: Network) -> int:
+    """Return the bytes of weights in another form: gathered, or cast for a matrix product."""
+    shape, compute = run.shape(network), run.bytes.compute
+    if run.strategy == "fsdp2":
+        heads = run.weights(network) - shape.num_layers * shape.layer_weights
+        gradients = 4 * (shape.layer_weights + heads) if run.lora_rank is None else 0
+        return compute * (2 * shape.layer_weights + heads) + gradients
+    if not run.autocasts:
+        return 0
+    layers = 1 if run.checkpointing else shape.num_layers
+    return compute * layers * shape.layer_matrices
+
+
+# Sampling ------------------------------------------------------------------------------------
+
+
+def engine_memory(run: Run) -> int:
+    """Return vLLM's share."""
+    return int(run.engine_share * run.memory)
+
+
+def engine_needs(run: Run) -> int:
+    """Return the least memory of vLLM: its copy of the actor, and the cache of one response."""
+    longest = run.prompt_length + run.response_length
+    return run.actor.weights * run.engine_bytes + longest * cache_bytes_of_token(run)
+
+
+def cache_bytes_of_token(run: Run) -> int:
+    """Return the bytes of one token's keys and values in all layers."""
+    # Under autocast keys are rotated in float32, and values are stored as keys are.
+    size = run.engine_bytes if run.engine == "vllm" else run.bytes.stream
+    return 2 * size * run.actor.num_layers * run.actor.key_width
+
+
+def cache_columns(run: Run) -> list[int]:
+    """Return the sizes of the cache, in columns, as generation/slots.py lets it grow."""
+    longest = run.prompt_length + run.response_length
+    columns = [run.prompt_length + min(run.response_length, CACHE_GROWTH)]
+    while columns[-1] < longest - 1:
+        columns.append(columns[-1] + max(CACHE_GROWTH, columns[-1] // 2))
+    if run.responses > run.rows:  # rows begin at different times, and the last ones run on
+        columns.append(max(columns[-1], longest + max(CACHE_GROWTH, longest // 2)))
+    return columns
+
+
+def _sampling(run: Run, base: Memory) -> Memory:
+    """Return the worst moment of sampling."""
+    if run.engine == "vllm":
+        copy = run.actor.weights * run.engine_bytes
+        return replace(
+            base,
+            kv_cache=max(0, engine_memory(run) - copy),
+            workspace=base.workspace + min(copy, engine_memory(run)),
+        )
+    shape, size = run.actor, run.bytes
+    token, workspace = cache_bytes_of_token(run), base.workspace + _decoder_copies(run)
+    columns = cache_columns(run)
+    *before, last = columns
+    moved = before[-1] * token // (2 * shape.num_layers) if before else 0  # one layer's keys
+    ended = replace(
+        base,
+        kv_cache=run.rows * (last * token + moved),
+        logits=4 * 4 * run.rows * shape.vocab_size,  # logits, their log, exponential and sums
+        workspace=workspace,
+    )
+    prompts = ceil(run.rows / run.num_generations)
+    of_prompts = prompts * run.prompt_length * token
+    joined = replace(  # the prompts' keys and values are still there when they are in the cache
+        base,
+        kv_cache=run.rows * columns[0] * token + of_prompts,
+        workspace=workspace + run.rows * run.prompt_length * token // shape.num_layers,
+    )
+    read = min(prompts * run.prompt_length, max(PREFILL_TOKENS, run.prompt_length))
+    widths = shape.query_width + 2 * shape.key_width + 3 * shape.intermediate_size
+    reading = replace(
+        base,
+        kv_cache=of_prompts + read * token,
+        workspace=workspace + read * (widths + 3 * shape.hidden_size) * size.compute,
+    )
+    return max((ended, joined, reading), key=lambda memory: memory.total)
+
+
+def _decoder_copies(run: Run) -> int:
+    """Return the bytes of the weights that sampling holds in another form."""
+    shape, size = run.actor, run.bytes
+    if run.strategy == "fsdp2":
+        return shape.weights * size.compute
+    copies = 0
+    if shape.hidden_size <= STACKED_WIDTH:
+        alone = () if run.lora_rank is not None else ("o_proj", "down_proj")
+        stacked = (n for name, n in shape.projections.items() if name not in alone)
+        copies = shape.num_layers * size.weight * sum(a * b for a, b in stacked)
+    if run.autocasts:  # cast for a product or for attention, and forgotten
+        cache = run.rows * (run.prompt_length + run.response_length) * 2 * shape.key_width
+        copies += max(shape.embedding, shape.layer_matrices, cache) * size.compute
+    return copies

@@ -1,0 +1,174 @@
+"""What the arithmetic needs to know of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal, TypeAlias
+
+from lightning_vcppo.planning.shapes import ModelShape
+
+GB = 10**9
+Network: TypeAlias = Literal["policy", "critic"]
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Of one number, by what it is, under a precision flag of the Trainer.
+
+    Attributes:
+        weight: A weight, a gradient, a moment of the optimizer.
+        compute: What projections and attention return.
+        stream: What a layer hands to the next one.
+        norm: What a norm keeps of its input.
+        normed: What it keeps of its output before the scale.
+    """
+
+    weight: int
+    compute: int
+    stream: int
+    norm: int
+    normed: int
+
+
+PRECISIONS = {
+    "32-true": Bytes(4, 4, 4, 4, 4),
+    "64-true": Bytes(8, 8, 8, 8, 8),
+    "bf16-true": Bytes(2, 2, 2, 4, 2),
+    "16-true": Bytes(2, 2, 2, 4, 2),
+    "bf16-mixed": Bytes(4, 2, 4, 4, 4),
+    "16-mixed": Bytes(4, 2, 4, 4, 4),
+}
+"""By the flag; norms compute in float32 at least, and autocast leaves the stream in float32."""
+GATHERED_MIXED = Bytes(4, 2, 2, 4, 2)
+"""bf16-mixed with fsdp2, which gathers weights in bfloat16 and casts what a layer is given."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the arithmetic needs to know of a run.
+
+    Attributes:
+        actor: Its shape.
+        critic: The critic's; None if there is none.
+        reference: Whether there is a frozen reference, of the actor's shape.
+        prompt_length: Longest prompt.
+        response_length: Longest response.
+        mean_response_length: What responses are expected to have; time depends on it.
+        prompts: Of a rollout, on all devices.
+        num_generations: Responses a prompt.
+        mini_batch: Responses of a policy update, on all devices.
+        critic_mini_batch: Of a critic update.
+        epochs: Passes of the policy over a rollout.
+        critic_epochs: Of the critic.
+        max_tokens: Of a micro-batch on one device.
+        max_num_seqs: Responses that are sampled together on one device.
+        engine: What samples.
+        engine_share: vLLM's share of the device's memory.
+        engine_sleeps: Whether vLLM gives it back between rollouts.
+        engine_bytes: Of a weight in vLLM.
+        precision: The Trainer's flag.
+        strategy: How a network is spread over devices.
+        devices: All of them.
+        shards: Devices that share one copy of the weights; 1 without fsdp2.
+        moments: Numbers that the optimizer keeps a weight; 2 for Adam.
+        lora_rank: Of adapters; None trains all weights.
+        lora_targets: Projections with adapters; empty is all.
+        checkpointing: Whether layers are computed again in the backward pass.
+        reads_logprobs: Whether log-probabilities are read once more before the update.
+        device: "cpu" or "cuda".
+        memory: Of one device.
+    """
+
+    actor: ModelShape
+    critic: ModelShape | None
+    reference: bool = False
+    prompt_length: int = 2048
+    response_length: int = 1024
+    mean_response_length: int = 1024
+    prompts: int = 64
+    num_generations: int = 1
+    mini_batch: int = 512
+    critic_mini_batch: int = 512
+    epochs: int = 1
+    critic_epochs: int = 1
+    max_tokens: int = 16384
+    max_num_seqs: int = 256
+    engine: Literal["transformers", "vllm"] = "transformers"
+    engine_share: float = 0.3
+    engine_sleeps: bool = True
+    engine_bytes: int = 4
+    precision: str = "32-true"
+    strategy: Literal["single", "ddp", "fsdp2"] = "single"
+    devices: int = 1
+    shards: int = 1
+    moments: int = 2
+    lora_rank: int | None = None
+    lora_targets: tuple[str, ...] = ()
+    checkpointing: bool = False
+    reads_logprobs: bool = False
+    device: Literal["cpu", "cuda"] = "cpu"
+    memory: int = 80 * GB
+
+    @property
+    def bytes(self) -> Bytes:
+        """Sizes of numbers."""
+        if self.strategy == "fsdp2" and self.precision == "bf16-mixed":
+            return GATHERED_MIXED
+        return PRECISIONS[self.precision]
+
+    @property
+    def autocasts(self) -> bool:
+        """Whether weights are cast for each product; fsdp2 gathers them as they are needed."""
+        return self.precision.endswith("mixed") and self.strategy != "fsdp2"
+
+    @property
+    def responses(self) -> int:
+        """Responses of a rollout on one device."""
+        return ceil(self.prompts * self.num_generations / self.devices)
+
+    @property
+    def rows(self) -> int:
+        """Responses that are sampled together on one device."""
+        return min(self.responses, self.max_num_seqs)
+
+    @property
+    def networks(self) -> list[Network]:
+        """Those that are trained."""
+        return ["policy"] if self.critic is None else ["critic", "policy"]
+
+    def shape(self, network: Network) -> ModelShape:
+        """Return the architecture of a network."""
+        shape = self.actor if network == "policy" else self.critic
+        assert shape is not None
+        return shape
+
+    def weights(self, network: Network) -> int:
+        """Return the weights of a network; adapters and value heads are left out."""
+        shape = self.shape(network)
+        return shape.weights if network == "policy" else shape.backbone
+
+    def trainable(self, network: Network) -> int:
+        """Return the weights of a network that get a gradient."""
+        if self.lora_rank is None:
+            return self.weights(network)
+        shape = self.shape(network)
+        chosen = shape.projections.items()
+        adapted = sum(sum(n) for name, n in chosen if name in (self.lora_targets or name))
+        return shape.num_layers * self.lora_rank * adapted
+
+    def passes(self, network: Network) -> int:
+        """Return the passes of a network over a rollout."""
+        return self.epochs if network == "policy" else self.critic_epochs
+
+    def mini_batch_of(self, network: Network) -> int:
+        """Return the responses of an update, on all devices."""
+        return self.mini_batch if network == "policy" else self.critic_mini_batch
+
+    def micro_batches(self, network: Network) -> tuple[int, int]:
+        """Return the number of micro-batches of an update on one device, and the rows of one."""
+        responses = min(self.mini_batch_of(network), self.prompts * self.num_generations)
+        mine = ceil(responses / self.devices)
+        fitting = max(1, self.max_tokens // (self.prompt_length + self.response_length))
+        count = ceil(mine / fitting)
+        return count, ceil(mine / count)

@@ -1,0 +1,171 @@
+"""How long a rollout will take, by arithmetic alone: operations and bytes over a device's rates.
+
+1. A token costs two operations a weight in a forward pass, four in a backward pass; a layer that is
+   computed again two more. Attention adds 4 query widths a token before it.
+2. Sampling reads all weights and the cache for every column of tokens; a device is as fast as the
+   slower of its arithmetic and its memory.
+3. Sharded weights travel twice in a micro-batch and gradients once, while the arithmetic goes on.
+
+No device reaches its data sheet, so rates are multiplied by what is usual: `MFU` of the arithmetic
+in updates, `BANDWIDTH_SHARE` of bandwidths. Both are assumptions, not measurements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, inf
+
+from lightning_vcppo.planning.memory import cache_bytes_of_token, engine_memory
+from lightning_vcppo.planning.run import GB, Network, Run
+
+MFU = 0.4
+"""Large models on H100s: 38 to 43 % in bfloat16 (Llama 3, arXiv 2407.21783, table 4)."""
+BANDWIDTH_SHARE = 0.6
+"""Of memory and links; ours."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A data sheet.
+
+    Attributes:
+        memory: Bytes.
+        half_flops: Dense operations a second in bfloat16.
+        full_flops: In float32, TF32 not used (PyTorch's default).
+        bandwidth: Bytes a second from memory.
+        link: Bytes a second to the devices of the same machine, one way.
+        network: Bytes a second to other machines, for each device.
+    """
+
+    memory: float
+    half_flops: float
+    full_flops: float
+    bandwidth: float
+    link: float
+    network: float = 50 * GB  # 400 Gbit/s for each GPU, as in DGX machines
+
+    def rates(self, precision: str) -> Rates:
+        """Return what may be expected of it with a precision flag of the Trainer."""
+        full = precision.startswith(("32", "64"))
+        flops = MFU * (self.full_flops if full else self.half_flops)
+        links = BANDWIDTH_SHARE * self.link, BANDWIDTH_SHARE * self.network
+        return Rates(flops, flops, BANDWIDTH_SHARE * self.bandwidth, *links)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device does in a second.
+
+    Attributes:
+        update_flops: Operations, in an update.
+        sampling_flops: Operations, in sampling.
+        bandwidth: Bytes read from memory in sampling.
+        link: Bytes to the devices of the same machine.
+        network: Bytes to other machines.
+    """
+
+    update_flops: float
+    sampling_flops: float
+    bandwidth: float = inf
+    link: float = inf
+    network: float = inf
+
+
+# NVIDIA's data sheets of these products (dense rates, NVLink one way); PCIe 4.0 x16 without NVLink.
+DEVICES = {
+    "a100-40gb": Device(40 * GB, 312e12, 19.5e12, 1555 * GB, 300 * GB),
+    "a100": Device(80 * GB, 312e12, 19.5e12, 2039 * GB, 300 * GB),
+    "h100": Device(80 * GB, 989e12, 67e12, 3350 * GB, 450 * GB),
+    "h200": Device(141 * GB, 989e12, 67e12, 4800 * GB, 450 * GB),
+    "b200": Device(180 * GB, 2250e12, 75e12, 7700 * GB, 900 * GB),
+    "l40s": Device(48 * GB, 362e12, 91.6e12, 864 * GB, 32 * GB),
+    "rtx4090": Device(24 * GB, 165e12, 82.6e12, 1008 * GB, 32 * GB),
+}
+"""By the name that `vcppo plan --device` takes."""
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of one rollout of the policy phase.
+
+    Attributes:
+        sampling: Prompts and responses.
+        score: Log-probabilities and values before the update.
+        critic: The critic's updates.
+        policy: The policy's.
+    """
+
+    sampling: float
+    score: float
+    critic: float
+    policy: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.sampling + self.score + self.critic + self.policy
+
+
+def plan_seconds(run: Run, rates: Rates, devices_per_machine: int) -> Seconds:
+    """Return how long a rollout of responses of the mean length takes."""
+    readings = int(run.reads_logprobs) + int(run.reference)
+    score = readings * forward_flops(run, "policy")
+    score += forward_flops(run, "critic") if "critic" in run.networks else 0.0
+    link = rates.link if run.shards <= devices_per_machine else rates.network
+    return Seconds(
+        sampling=_sampling(run, rates, link),
+        score=score / rates.update_flops,
+        critic=_updates(run, "critic", rates, link) if "critic" in run.networks else 0.0,
+        policy=_updates(run, "policy", rates, link),
+    )
+
+
+def forward_flops(run: Run, network: Network, *, head: bool = True) -> float:
+    """Return the operations of reading all responses of a device."""
+    shape, length = run.shape(network), run.prompt_length + run.mean_response_length
+    attention = 4 * shape.query_width * length / 2  # each token sees half of the others
+    flops = run.responses * length * shape.num_layers * (2 * shape.layer_matrices + attention)
+    if head and network == "policy":
+        flops += 2 * run.responses * run.mean_response_length * shape.embedding
+    return flops
+
+
+def _updates(run: Run, network: Network, rates: Rates, link: float) -> float:
+    """Return the seconds of a network's updates."""
+    body = forward_flops(run, network, head=False)
+    head = forward_flops(run, network) - body
+    each = 2 if run.lora_rank is not None else 3  # frozen weights have no gradients
+    # A checkpointed layer is computed twice, and so are the logits in any case.
+    flops = (each + run.checkpointing) * body + (each + 1) * head
+    gradients = 4 * run.trainable(network)
+    sent = 0
+    if run.strategy == "fsdp2":
+        length = run.prompt_length + run.mean_response_length
+        updates = ceil(run.prompts * run.num_generations / run.mini_batch_of(network))
+        count = ceil(run.responses / updates * length / run.max_tokens)
+        sent = updates * count * (2 * run.bytes.compute * run.weights(network) + gradients)
+    elif run.devices > 1:
+        sent = 2 * gradients  # an all-reduce sends twice what it sums
+    return run.passes(network) * max(flops / rates.update_flops, sent / link)
+
+
+def _sampling(run: Run, rates: Rates, link: float) -> float:
+    """Return the seconds of sampling: prompts, then column after column of tokens."""
+    shape = run.actor
+    size = run.engine_bytes if run.engine == "vllm" else run.bytes.compute
+    weights = shape.num_layers * shape.layer_matrices + shape.embedding
+    prompts = ceil(run.responses / run.num_generations) * run.prompt_length
+    attention = 4 * shape.query_width * run.prompt_length / 2
+    prefill = prompts * shape.num_layers * (2 * shape.layer_matrices + attention)
+
+    seen = run.prompt_length + run.mean_response_length / 2
+    token, rows = cache_bytes_of_token(run), float(run.rows)
+    if run.engine == "vllm":  # no more run together than its cache holds
+        cache = engine_memory(run) - shape.weights * size
+        rows = max(1.0, min(rows, cache / (seen * token)))
+    reads = size * weights + rows * seen * token
+    flops = rows * (2 * weights + 4 * shape.query_width * shape.num_layers * seen)
+    column = max(flops / rates.sampling_flops, reads / rates.bandwidth)
+    waves = run.responses / rows
+    sent = shape.weights * run.bytes.compute / link if run.strategy == "fsdp2" else 0.0
+    return prefill / rates.sampling_flops + waves * run.mean_response_length * column + sent
