@@ -21,25 +21,28 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from lightning_vcppo import models
+from lightning_vcppo import adapters, folders, models
 from lightning_vcppo.actor_module import (
     ActorModule,
     build_optimizer,
     warmed_up_lr,
     write_folder,
 )
+from lightning_vcppo.fingerprints import model_fingerprint
 from lightning_vcppo.logprobs import token_logprobs
 from lightning_vcppo.microbatch import token_balanced_micro_batches
 from lightning_vcppo.packing import reads_packed_rows
 from lightning_vcppo.replay import RolloutStore
 from lightning_vcppo.rollout import Rollout, pad
-from lightning_vcppo.seeding import stream
+from lightning_vcppo.seeding import stream, stream_seed
 from lightning_vcppo.settings import (
     EngineSettings,
+    LoRASettings,
     OptimizerSettings,
     SamplingSettings,
     UpdateSettings,
     ValueSettings,
+    require,
 )
 from lightning_vcppo.sharding import prepare_strategy
 
@@ -53,7 +56,7 @@ class Phase(str, Enum):
     POLICY_OPTIMIZATION = "policy_optimization"
 
 
-class ActorCriticModule(ActorModule):
+class ActorCriticModule(adapters.TrainedState, ActorModule):
     """Actor, critic and reference, how they are read, and how they are updated.
 
     A subclass says what a rollout is and what the losses are.
@@ -70,17 +73,27 @@ class ActorCriticModule(ActorModule):
         engine: EngineSettings,
         value: ValueSettings | None,
         update: UpdateSettings,
+        lora: LoRASettings,
+        activation_checkpointing: bool,
         actor_optimizer: OptimizerSettings,
         critic_optimizer: OptimizerSettings,
     ) -> None:
         """Collect the settings, see `VCPPOModule`."""
         super().__init__(actor, models.load_tokenizer(actor), reward, evaluation, engine)
         self.automatic_optimization = False
+        require(
+            lora.rank is None or not isinstance(critic, dict),
+            "critic: a model config has random weights, which adapters would leave as they are",
+        )
         self.critic_source = actor if critic is None else critic
         self.reference_source = reference
         self.sampling = sampling
         self.value = value
         self.update = update
+        self.lora = lora
+        self.activation_checkpointing = activation_checkpointing
+        self.bases: dict[str, dict[str, str]] = {}  # under the adapters: source and fingerprint
+        self.restored: dict[str, Tensor] = {}  # what has to come back in float32
         self.optimizer_settings: dict[Network, OptimizerSettings] = {
             "policy": actor_optimizer,
             "critic": critic_optimizer,
@@ -123,21 +136,39 @@ class ActorCriticModule(ActorModule):
     @override
     def configure_model(self) -> None:
         """Load the networks, once for all stages; critic and reference only to train."""
+        loaded = self.actor is not None
         super().configure_model()
+        assert self.actor is not None
+        if not loaded:
+            self._pull_levers("actor", self.actor)
         if not self.trainer.training or self.critic is not None:
             return
         if self.value is not None:
             self.critic = models.load_critic(self.critic_source, self.value)
             models.disable_dropout(self.critic.train())
+            self._pull_levers("critic", self.critic.model)
+            self.critic.head.requires_grad_(True)
+            adapters.share_weights(self.critic.model.base_model, self.actor.base_model)
         if self.reference_source is not None and self.reference is None:
             self.reference = models.load_actor(self.reference_source).requires_grad_(False)
             models.disable_dropout(self.reference.train())
+            adapters.share_weights(self.reference, self.actor)
+
+    def _pull_levers(self, name: str, model: PreTrainedModel) -> None:
+        """Give a network what the settings say of memory."""
+        if self.activation_checkpointing:
+            models.checkpoint_activations(model)
+        if self.lora.rank is not None:
+            source = models.absolute(
+                str(self.actor_source if name == "actor" else self.critic_source)
+            )
+            self.bases[name] = {"source": source, "fingerprint": model_fingerprint(model)}
+            adapters.adapt(model, self.lora, stream_seed(self.run_seed, "lora", name))
 
     @override
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Return one optimizer for the actor and, if there is one, one for the critic."""
-        if self.critic is not None and self.critic.head.weight.dtype.itemsize < 4:
-            self.critic.head.float()  # precision "bf16-true" has cast it with all the rest
+        adapters.keep_precise(self, self.restored)
         networks: dict[Network, nn.Module | None] = {"policy": self.actor, "critic": self.critic}
         return [
             build_optimizer(self.optimizer_settings[name], network.parameters())
@@ -147,22 +178,22 @@ class ActorCriticModule(ActorModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save phase and counters; the reference is not saved, it never changes."""
+        """Save phase and counters, and what the networks are."""
         super().on_save_checkpoint(checkpoint)
+        if self.critic is not None:
+            checkpoint["folders"]["critic"] = folders.describe(self.critic.model)
+        checkpoint["lora"] = adapters.record(self.lora, self.bases)
         checkpoint["phase"] = self.phase.value
         checkpoint["updates_done"] = dict(self.updates_done)
-        for key in [k for k in checkpoint["state_dict"] if k.startswith("reference.")]:
-            del checkpoint["state_dict"][key]
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore phase and counters."""
+        """Restore phase and counters; refuse adapters of another kind or on another base."""
         super().on_load_checkpoint(checkpoint)
+        adapters.require_same(checkpoint.get("lora"), adapters.record(self.lora, self.bases))
+        self.restored = adapters.precise(checkpoint.get("state_dict", {}))
         self.phase = Phase(checkpoint["phase"])
         self.updates_done = dict(checkpoint["updates_done"])
-        if self.reference is not None:
-            state = self.reference.state_dict()
-            checkpoint["state_dict"] |= {f"reference.{k}": v for k, v in state.items()}
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:

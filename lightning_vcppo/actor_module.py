@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
-from lightning_vcppo import models, rewards
+from lightning_vcppo import folders, models, rewards
+from lightning_vcppo.adapters import plain_weights
 from lightning_vcppo.fingerprints import model_fingerprint, tokenizer_fingerprint
 from lightning_vcppo.generation import GenerationEngine, TransformersEngine, VLLMEngine
 from lightning_vcppo.rollout import HELD_OUT, PromptBatch, ResponseRecord, Rollout, SavedResponse
@@ -95,9 +97,12 @@ class ActorModule(L.LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the counter and the seed that all random streams are named by."""
+        """Save counter, seed of the random streams, and the actor's folder but for its weights."""
         checkpoint["rollouts_done"] = self.rollouts_done
         checkpoint["run_seed"] = self.run_seed
+        assert self.actor is not None
+        checkpoint["folders"] = {"actor": folders.describe(self.actor)}
+        checkpoint["tokenizer"] = self.tokenizer_files
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -106,6 +111,11 @@ class ActorModule(L.LightningModule):
         self.run_seed = checkpoint["run_seed"]
         if self.vllm_engine is not None:
             self.vllm_engine.forget_weights()
+
+    @cached_property
+    def tokenizer_files(self) -> dict[str, str]:
+        """The files of the tokenizer's folder, which does not change."""
+        return folders.files_of(self.tokenizer)
 
     # Sampling ------------------------------------------------------------------------------------
 
@@ -292,8 +302,10 @@ def join_prompts(
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
 
 
-def build_optimizer(settings: OptimizerSettings, parameters: Any) -> torch.optim.Optimizer:
-    """Build the optimizer that the settings name.
+def build_optimizer(
+    settings: OptimizerSettings, parameters: Iterable[Tensor]
+) -> torch.optim.Optimizer:
+    """Build the optimizer that the settings name, of the parameters that are not frozen.
 
     Raises:
         ValueError: if there is no such class or it refuses an argument.
@@ -301,7 +313,8 @@ def build_optimizer(settings: OptimizerSettings, parameters: Any) -> torch.optim
     module_name, _, class_name = settings.class_path.rpartition(".")
     try:
         optimizer_class = getattr(__import__(module_name, fromlist=[class_name]), class_name)
-        optimizer = optimizer_class(parameters, lr=settings.lr, **settings.init_args)
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        optimizer = optimizer_class(trained, lr=settings.lr, **settings.init_args)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"optimizer {settings.class_path}: {error}") from error
     assert isinstance(optimizer, torch.optim.Optimizer)
@@ -319,7 +332,8 @@ def write_folder(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToke
     """Write model and tokenizer beside the old folder, then swap: none is ever half written."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
+    # Adapters are added to the weights: what is written is an ordinary model.
+    model.save_pretrained(partial, state_dict=dict(plain_weights(model)))
     tokenizer.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_vcppo.adapters import plain_weights
+
 SAMPLED = 64
 """Weights of each tensor that are looked at."""
 
@@ -23,7 +25,8 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     """Return 16 hex digits that change with every update of the weights.
 
     Some weights of each tensor are enough to notice one, as bfloat16, so that the name is the same
-    on every device and for every precision that the model is loaded in.
+    on every device and for every precision that the model is loaded in. What adapters have learnt
+    counts as if it had been added to the weights.
     """
     digits = b"".join(
         f"{name}{tuple(weights.shape)}".encode() + _some(weights) for name, weights in _named(model)
@@ -32,7 +35,7 @@ def model_fingerprint(model: PreTrainedModel) -> str:
 
 
 def _named(model: PreTrainedModel) -> list[tuple[str, Tensor]]:
-    return sorted(model.named_parameters(), key=lambda entry: entry[0])
+    return sorted(plain_weights(model, tied=False), key=lambda entry: entry[0])
 
 
 def _some(weights: Tensor) -> bytes:

@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from lightning_vcppo import value_heads
+from lightning_vcppo.adapters import TrainedState
 from lightning_vcppo.packing import PackedLayout, enable_packing, reads_packed_rows
 from lightning_vcppo.problems import THINK_CLOSE, THINK_OPEN
 from lightning_vcppo.settings import ValueSettings
@@ -94,7 +95,7 @@ def build_actor(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -
     return enable_packing(actor)
 
 
-class Critic(nn.Module):
+class Critic(TrainedState):
     """A transformers token classifier read as a value function.
 
     The head runs in float32 whatever the precision of the backbone, and dropout is off: V must be
@@ -263,6 +264,24 @@ def disable_dropout(model: nn.Module) -> None:
             module.p = 0.0
         elif hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Have each layer keep its input alone and compute the rest again in the backward pass.
+
+    It does so while the model is in training mode, in which it reads no key-value cache.
+    """
+    options = {"use_reentrant": False, "preserve_rng_state": False}  # dropout is off
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(options)
+    else:  # its name before transformers 5.20
+        model.gradient_checkpointing_enable(options)
+
+
+def absolute(source: str) -> str:
+    """Return a folder's absolute path, or a hub id as it is."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.is_dir() else source
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -27,7 +27,7 @@ LAYERS = [
         "rollout",
         "value_heads",
     },
-    {"packing"},
+    {"adapters", "folders", "packing"},
     {"models"},
     {
         "dynamic_sampling",
@@ -43,7 +43,7 @@ LAYERS = [
     {"dashboards", "dataloaders", "regrade", "saved_rollouts", "sources", "workspace"},
     {"actor_module", "data"},
     {"actor_critic", "cold_start"},
-    {"module"},
+    {"export", "module"},
     {"__init__", "callbacks"},
     {"cli", "report"},
     {"__main__", "demo"},
