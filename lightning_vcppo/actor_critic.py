@@ -28,7 +28,7 @@ from lightning_vcppo.actor_module import (
     warmed_up_lr,
     write_folder,
 )
-from lightning_vcppo.fingerprints import model_fingerprint
+from lightning_vcppo.fingerprints import base_of_adapters
 from lightning_vcppo.logprobs import token_logprobs
 from lightning_vcppo.microbatch import token_balanced_micro_batches
 from lightning_vcppo.packing import reads_packed_rows
@@ -56,7 +56,7 @@ class Phase(str, Enum):
     POLICY_OPTIMIZATION = "policy_optimization"
 
 
-class ActorCriticModule(adapters.TrainedState, ActorModule):
+class ActorCriticModule(ActorModule):
     """Actor, critic and reference, how they are read, and how they are updated.
 
     A subclass says what a rollout is and what the losses are.
@@ -106,6 +106,7 @@ class ActorCriticModule(adapters.TrainedState, ActorModule):
         self.updates_done: dict[Network, int] = {"policy": 0, "critic": 0}
         self.update_metrics: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
+        adapters.save_trained_alone(self)
 
     @abstractmethod
     def policy_loss(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
@@ -159,10 +160,8 @@ class ActorCriticModule(adapters.TrainedState, ActorModule):
         if self.activation_checkpointing:
             models.checkpoint_activations(model)
         if self.lora.rank is not None:
-            source = models.absolute(
-                str(self.actor_source if name == "actor" else self.critic_source)
-            )
-            self.bases[name] = {"source": source, "fingerprint": model_fingerprint(model)}
+            source = self.actor_source if name == "actor" else self.critic_source
+            self.bases[name] = base_of_adapters(str(source), model)
             adapters.adapt(model, self.lora, stream_seed(self.run_seed, "lora", name))
 
     @override

@@ -332,8 +332,7 @@ def write_folder(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToke
     """Write model and tokenizer beside the old folder, then swap: none is ever half written."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    # Adapters are added to the weights: what is written is an ordinary model.
-    model.save_pretrained(partial, state_dict=dict(plain_weights(model)))
+    model.save_pretrained(partial, state_dict=dict(plain_weights(model)))  # adapters are added
     tokenizer.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

@@ -13,6 +13,7 @@ Shapes: O outputs, I inputs of a linear layer.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -21,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
-from typing_extensions import override
 
 from lightning_vcppo.settings import LoRASettings, require
 
@@ -58,7 +58,9 @@ def adapt(model: PreTrainedModel, settings: LoRASettings, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            inject_adapter_in_model(config, model.base_model, NAME)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "fan_in_fan_out")  # is set as the layer needs it
+                inject_adapter_in_model(config, model.base_model, NAME)
         except ValueError as error:
             raise ValueError(f"--model.lora.target_modules: {error}") from error
     names = [name for name, layer in model.named_modules() if hasattr(layer, "lora_A")]
@@ -72,10 +74,9 @@ def is_adapted(layer: nn.Module) -> bool:
     return NAME in getattr(layer, "lora_A", ())
 
 
-def merged_weight(layer: Any) -> Tensor:
-    """Return the weight of an adapted layer with its adapter added, in the base's type."""
-    base = whole(layer.base_layer.weight)
-    delta_OI = whole(layer.lora_B[NAME].weight) @ whole(layer.lora_A[NAME].weight)
+def merged_weight(layer: Any, base: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
+    """Return what the weight of an adapted layer becomes with its adapter, in the base's type."""
+    delta_OI = lora_B @ lora_A
     delta = (delta_OI.T if layer.fan_in_fan_out else delta_OI) * layer.scaling[NAME]
     precise = torch.promote_types(base.dtype, delta.dtype)
     merged: Tensor = (base.to(precise) + delta.to(precise)).to(base.dtype)
@@ -86,13 +87,17 @@ def merged_linear(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     """Return weight and bias that do what a linear layer does; None if it is of another kind."""
     if type(layer) is nn.Linear:
         return layer.weight, layer.bias
-    if is_adapted(layer) and type(base := layer.base_layer) is nn.Linear:
-        return merged_weight(layer), base.bias
+    base = getattr(layer, "base_layer", None)
+    if is_adapted(layer) and type(base) is nn.Linear:
+        lora_A, lora_B = (getattr(layer, f"lora_{x}")[NAME].weight for x in "AB")
+        return merged_weight(layer, base.weight, lora_A, lora_B), base.bias
     return None
 
 
 @torch.no_grad()
-def plain_weights(model: nn.Module, *, tied: bool = True) -> Iterator[tuple[str, Tensor]]:
+def plain_weights(
+    model: nn.Module, state: Mapping[str, Tensor] | None = None, *, tied: bool = True
+) -> Iterator[tuple[str, Tensor]]:
     """Yield weights as the model would have them without adapters and on one device.
 
     What adapters have learnt is in them, under the base's names. Sharded weights are gathered one
@@ -100,16 +105,20 @@ def plain_weights(model: nn.Module, *, tied: bool = True) -> Iterator[tuple[str,
 
     Args:
         model: With adapters or without.
+        state: Its state, if that has been gathered already.
         tied: Whether weights that are tied come under each of their names.
     """
+    state = model.state_dict(keep_vars=True) if state is None else state
     seen: set[int] = set()
-    for name, weight in model.state_dict(keep_vars=True).items():
+    for name, weight in state.items():
         if ".lora_" in name or (not tied and id(weight) in seen):
             continue
         seen.add(id(weight))
         owner, found, leaf = name.rpartition(".base_layer.")
         if found and leaf == "weight":
-            yield f"{owner}.{leaf}", merged_weight(model.get_submodule(owner))
+            adapter = (whole(state[f"{owner}.lora_{x}.{NAME}.weight"]) for x in "AB")
+            merged = merged_weight(model.get_submodule(owner), whole(weight), *adapter)
+            yield plain_name(name), merged
         else:
             yield plain_name(name), whole(weight.detach())
 
@@ -120,11 +129,16 @@ def whole(weight: Tensor) -> Tensor:
 
 
 def share_weights(model: nn.Module, base: nn.Module) -> None:
-    """Let `model` hold the tensors of `base` wherever its own are equal and both are frozen."""
+    """Let `model` hold the tensors of `base` wherever its own are equal and both are frozen.
+
+    Shards are left alone: each network is gathered for itself.
+    """
     owned = {plain_name(name): p for name, p in base.named_parameters(remove_duplicate=False)}
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         twin = owned.get(plain_name(name))
         if twin is None or twin.requires_grad or parameter.requires_grad:
+            continue
+        if isinstance(twin, DTensor) or isinstance(parameter, DTensor):
             continue
         if twin.shape == parameter.shape and torch.equal(twin, parameter.to(twin)):
             owner, _, leaf = name.rpartition(".")
@@ -136,36 +150,30 @@ def plain_name(name: str) -> str:
     return name.replace(".base_layer.", ".")
 
 
-class TrainedState(nn.Module):
-    """A module whose state is what it trains: frozen weights are neither saved nor missed.
+def save_trained_alone(module: nn.Module) -> None:
+    """Let the state of a module be what it trains: frozen weights are neither saved nor missed.
 
     References never change, and the base of adapters comes from where it came from before.
     """
+    module.register_state_dict_post_hook(_leave_frozen_out)
+    module.register_load_state_dict_post_hook(_miss_nothing_frozen)
 
-    @override
-    def state_dict(  # type: ignore[override]
-        self, *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Return the state without frozen parameters."""
-        state: dict[str, Any] = super().state_dict(*args, **kwargs)
-        for name in self._frozen_names():
-            state.pop(kwargs.get("prefix", "") + name, None)
-        return state
 
-    @override
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Load such a state; frozen parameters stay as they are unless it has them."""
-        frozen = self._frozen_names()
-        own = {name: p for name, p in self.named_parameters(remove_duplicate=False)}
-        return super().load_state_dict(
-            {name: own[name].detach() for name in frozen} | dict(state_dict), strict, assign
-        )
+def _leave_frozen_out(
+    module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
+) -> None:
+    for name in _frozen_names(module):
+        state.pop(prefix + name, None)
 
-    def _frozen_names(self) -> set[str]:
-        named = self.named_parameters(remove_duplicate=False)
-        return {name for name, parameter in named if not parameter.requires_grad}
+
+def _miss_nothing_frozen(module: nn.Module, keys: Any) -> None:
+    frozen = _frozen_names(module)
+    keys.missing_keys[:] = [key for key in keys.missing_keys if key not in frozen]
+
+
+def _frozen_names(module: nn.Module) -> set[str]:
+    named = module.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in named if not parameter.requires_grad}
 
 
 def precise(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -226,7 +234,7 @@ def require_same(saved: Mapping[str, Any] | None, own: Mapping[str, Any] | None)
     for name in saved["bases"].keys() & own["bases"].keys():
         before, now = saved["bases"][name], own["bases"][name]
         require(
-            before["fingerprint"] == now["fingerprint"],
+            before["fingerprint"] == now.get("fingerprint", before["fingerprint"]),
             f"--model.{name}: {now['source']} holds other weights than those on which the "
             f"checkpoint's adapters were trained ({before['source']})",
         )

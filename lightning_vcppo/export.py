@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,9 @@ def _read_shards(path: Path) -> Any:
         root, _, name = key.partition(".")
         if root == "state_dict" and isinstance(stored, TensorStorageMetadata):
             state[name] = torch.empty(stored.size, dtype=stored.properties.dtype)
-    load({"state_dict": state}, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        load({"state_dict": state}, storage_reader=reader, no_dist=True)
     return checkpoint | {"state_dict": state}
 
 

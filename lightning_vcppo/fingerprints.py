@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -32,6 +33,17 @@ def model_fingerprint(model: PreTrainedModel) -> str:
         f"{name}{tuple(weights.shape)}".encode() + _some(weights) for name, weights in _named(model)
     )
     return _digest(digits)
+
+
+def base_of_adapters(source: str, model: PreTrainedModel) -> dict[str, str]:
+    """Return where the base of adapters has come from and which it is.
+
+    A model that has no memory, as that of a rank which is sent its weights later, has no name.
+    """
+    path = Path(source).expanduser()
+    place = str(path.resolve()) if path.is_dir() else source
+    on_meta = model.device.type == "meta"
+    return {"source": place} | ({} if on_meta else {"fingerprint": model_fingerprint(model)})
 
 
 def _named(model: PreTrainedModel) -> list[tuple[str, Tensor]]:

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from lightning_vcppo import value_heads
-from lightning_vcppo.adapters import TrainedState
+from lightning_vcppo.adapters import save_trained_alone
 from lightning_vcppo.packing import PackedLayout, enable_packing, reads_packed_rows
 from lightning_vcppo.problems import THINK_CLOSE, THINK_OPEN
 from lightning_vcppo.settings import ValueSettings
@@ -95,7 +95,7 @@ def build_actor(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -
     return enable_packing(actor)
 
 
-class Critic(TrainedState):
+class Critic(nn.Module):
     """A transformers token classifier read as a value function.
 
     The head runs in float32 whatever the precision of the backbone, and dropout is off: V must be
@@ -113,6 +113,7 @@ class Critic(TrainedState):
         self.model = enable_packing(model)
         self.settings = settings
         model.config.value_head = describe_head(settings)
+        save_trained_alone(self)
 
     @property
     def head(self) -> nn.Linear:
@@ -276,12 +277,6 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
         model.activation_checkpointing_enable(options)
     else:  # its name before transformers 5.20
         model.gradient_checkpointing_enable(options)
-
-
-def absolute(source: str) -> str:
-    """Return a folder's absolute path, or a hub id as it is."""
-    path = Path(source).expanduser()
-    return str(path.resolve()) if path.is_dir() else source
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

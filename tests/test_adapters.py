@@ -1,5 +1,7 @@
 """Low-rank adapters: what they share, what they train, what they leave alone."""
 
+import json
+
 import pytest
 import torch
 from lightning.pytorch import seed_everything
@@ -12,6 +14,7 @@ from lightning_vcppo.packing import enable_packing, reads_packed_rows
 from lightning_vcppo.settings import LoRASettings, SamplingSettings
 from tests.decoders import VOCABULARY, decoder
 from tests.test_module import EVERYTHING, SaveAfter, fit, make_module
+from tests.tiny_runs import TINY, run_program
 
 LORA = LoRASettings(rank=4, alpha=8.0)
 
@@ -189,6 +192,31 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny_actor, tmp_path, saved_a
     assert whole.rollouts[-1].responses == rest.rollouts[-1].responses
     module = rest.trainer.lightning_module
     assert all(p.dtype == torch.float32 for p in module.parameters() if p.requires_grad)
+
+
+def test_a_checkpoint_without_adapters_is_refused_by_a_run_with_them(tiny_actor, tmp_path):
+    fit(make_module(tiny_actor), 1).trainer.save_checkpoint(tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match="the checkpoint has all weights and no adapters; leave"):
+        fit(make_module(tiny_actor, lora=LORA), 1, ckpt_path=tmp_path / "x.ckpt")
+
+
+def test_an_evaluation_reads_the_adapters_of_a_checkpoint(trained, tiny_actor, tmp_path, capfd):
+    _, _, folder = trained
+    checkpoint = f"--ckpt_path={folder / 'last.ckpt'}"
+    merged = folder / "merged"
+    run_program("export", checkpoint, f"--output={merged}")
+
+    def evaluate(name, actor, *flags):
+        output = f"--trainer.default_root_dir={tmp_path / name}"
+        run_program("validate", f"--model.actor={actor}", *TINY, "--loggers=[csv]", output, *flags)
+        (file,) = (tmp_path / name / "evaluation").glob("*.jsonl")
+        return [json.loads(line)["response"] for line in file.read_text().splitlines()]
+
+    lora = ["--model.lora.rank=4", "--model.lora.alpha=8", checkpoint]
+    assert evaluate("one", tiny_actor, *lora) == evaluate("two", merged / "actor")
+    with pytest.raises(SystemExit):
+        evaluate("three", tiny_actor, checkpoint)
+    assert "give the run's --model.lora.rank again" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

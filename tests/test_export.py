@@ -3,7 +3,6 @@
 import pickle
 import shutil
 import sys
-from unittest import mock
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ import torch.distributed.checkpoint as dcp
 from lightning.pytorch import Trainer, seed_everything
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
-from lightning_vcppo import AIMEDataModule, RewardModelModule, cli, models
+from lightning_vcppo import AIMEDataModule, RewardModelModule, models
 from lightning_vcppo.callbacks import ValuePretraining
 from lightning_vcppo.export import export
 from lightning_vcppo.settings import (
@@ -23,6 +22,7 @@ from lightning_vcppo.settings import (
 from tests.test_adapters import LORA
 from tests.test_models import IDS_BL, values_of
 from tests.test_module import fit, make_module
+from tests.tiny_runs import run_program
 
 HL_GAUSS = ValueSettings(head="hl_gauss", num_bins=11)
 
@@ -65,11 +65,6 @@ def differences(module, folder):
     with torch.no_grad():
         logits = (actor(IDS_BL).logits - module.actor(IDS_BL).logits).abs().max()
     return float(logits), float((values_of(critic) - values_of(module.critic)).abs().max())
-
-
-def run_program(*arguments):
-    with mock.patch.object(sys, "argv", ["vcppo", *map(str, arguments)]):
-        cli.run()
 
 
 @pytest.mark.parametrize("form", ["file", "shards"])
