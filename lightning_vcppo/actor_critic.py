@@ -161,7 +161,8 @@ class ActorCriticModule(ActorModule):
             models.checkpoint_activations(model)
         if self.lora.rank is not None:
             source = self.actor_source if name == "actor" else self.critic_source
-            self.bases[name] = base_of_adapters(str(source), model)
+            # Where weights are sent to other ranks, the first builds a model without memory, too.
+            self.bases[name] = self.bases.get(name, {}) | base_of_adapters(str(source), model)
             adapters.adapt(model, self.lora, stream_seed(self.run_seed, "lora", name))
 
     @override

@@ -99,7 +99,10 @@ def _read_file(path: Path) -> Any:
 
 def _read_shards(path: Path) -> Any:
     for name in (SHARDED_STATE, SHARDED_REST):
-        require((path / name).is_file(), f"--ckpt_path: {path} has no {name}: not a checkpoint")
+        require(
+            (path / name).is_file(),
+            f"--ckpt_path: {path} is no checkpoint: expected a file, or a folder with {name}",
+        )
     checkpoint = torch.load(path / SHARDED_REST, map_location="cpu", weights_only=True)
     reader = _Reader(path)
     state: dict[str, Tensor] = {}

@@ -275,7 +275,7 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     options = {"use_reentrant": False, "preserve_rng_state": False}  # dropout is off
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(options)
-    else:  # its name before transformers 5.20
+    else:  # its earlier name
         model.gradient_checkpointing_enable(options)
 
 

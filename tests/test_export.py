@@ -161,7 +161,7 @@ def test_what_is_no_checkpoint_ends_in_one_line(full, tmp_path, capfd):
     torch.save(checkpoint | {"state_dict": {}}, unweighted)
     for given, message in {
         tmp_path / "nowhere": "nowhere does not exist",
-        empty: "empty has no .metadata: not a checkpoint",
+        empty: "empty is no checkpoint: expected a file, or a folder with .metadata",
         cut: "cut.ckpt is not a readable checkpoint",
         foreign: "foreign.ckpt does not say what its networks are",
         harmful: "harmful.ckpt is not a readable checkpoint",
