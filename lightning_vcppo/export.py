@@ -46,7 +46,7 @@ def export(
         output: Where the folders go.
         overwrite: Replace folders that are there.
         actor: Base of the actor's adapters, if it is no longer where the run found it.
-        critic: The same for the critic's.
+        critic: The same for the critic's; None is `actor`, if the two were one.
 
     Raises:
         ValueError: If there is no such checkpoint, something is there already, or the base of the
@@ -63,7 +63,7 @@ def export(
         folders.put_files(checkpoint["tokenizer"], staging / "tokenizer")
         tokenizer = models.load_tokenizer(str(staging / "tokenizer"))
         for name in names:
-            model = _network(name, checkpoint, {"actor": actor, "critic": critic}.get(name))
+            model = _network(name, checkpoint, {"actor": actor, "critic": critic})
             write_folder(staging / name, model, tokenizer)
         for name in names:
             shutil.rmtree(target / name, ignore_errors=True)
@@ -86,7 +86,9 @@ def read_checkpoint(path: Path) -> Any:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"--ckpt_path: {path} is not a readable checkpoint: {reason}") from error
     require(
-        isinstance(checkpoint, dict) and {"folders", "state_dict"} <= checkpoint.keys(),
+        isinstance(checkpoint, dict)
+        and {"folders", "state_dict", "tokenizer"} <= checkpoint.keys()
+        and checkpoint["folders"].keys() <= folders.KINDS.keys(),
         f"--ckpt_path: {path} does not say what its networks are: it is of another program or of "
         "a version of this one before `vcppo export`",
     )
@@ -154,8 +156,10 @@ _EXPECTED = {
 }
 
 
-def _network(name: str, checkpoint: dict[str, Any], base: str | None) -> PreTrainedModel:
-    """Return a network with the checkpoint's weights."""
+def _network(
+    name: str, checkpoint: dict[str, Any], moved: dict[str, str | None]
+) -> PreTrainedModel:
+    """Return a network with the checkpoint's weights; `moved` says where bases are now."""
     prefix, _ = folders.KINDS[name]
     state: dict[str, Tensor] = {
         key.removeprefix(prefix): weight
@@ -164,7 +168,10 @@ def _network(name: str, checkpoint: dict[str, Any], base: str | None) -> PreTrai
     }
     model = folders.rebuild(name, checkpoint["folders"][name])
     if (lora := checkpoint.get("lora")) is not None:
-        model = _base(name, model, lora["bases"][name], base)
+        bases = lora["bases"]
+        if moved[name] is None and bases[name]["source"] == bases["actor"]["source"]:
+            moved = moved | {name: moved["actor"]}
+        model = _base(name, model, bases[name], moved[name])
         adapters.adapt(model, LoRASettings(**lora["settings"]), seed=0)
     missing, unread = model.load_state_dict(state, strict=False, assign=lora is None)
     untrained = {key for key in missing if lora is None or ".lora_" in key}
@@ -190,7 +197,7 @@ def _base(
     except ValueError as error:
         raise ValueError(f"{error}; --{name} says where the base of its adapters is") from error
     require(
-        model_fingerprint(model) == saved["fingerprint"],
+        model_fingerprint(model) == saved.get("fingerprint"),
         f"--{name}: {source} holds other weights than those on which the adapters were trained",
     )
     return model

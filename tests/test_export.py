@@ -117,7 +117,7 @@ def test_the_base_of_adapters_is_looked_for_and_compared(lora, tmp_path, monkeyp
         with pytest.raises(ValueError, match=r"no such folder .*; --actor says where the base of"):
             export(str(path), str(tmp_path / "out"))
         assert not list((tmp_path / "out").iterdir())
-        export(str(path), str(tmp_path / "out"), actor=str(moved), critic=str(moved))
+        export(str(path), str(tmp_path / "out"), actor=str(moved))
         assert max(differences(module, tmp_path / "out")) < 1e-5
         with pytest.raises(ValueError, match=r"--actor: .* holds other weights than those on"):
             export(str(path), str(tmp_path / "x"), actor=str(tmp_path / "out" / "actor"))
