@@ -332,7 +332,8 @@ def write_folder(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToke
     """Write model and tokenizer beside the old folder, then swap: none is ever half written."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial, state_dict=dict(plain_weights(model)))  # adapters are added
+    weights = dict(plain_weights(model, model.state_dict()))  # adapters are added
+    model.save_pretrained(partial, state_dict=weights)
     tokenizer.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

@@ -105,10 +105,11 @@ def plain_weights(
 
     Args:
         model: With adapters or without.
-        state: Its state, if that has been gathered already.
+        state: Its state, for buffers too, or one that has been gathered already; None takes the
+            parameters.
         tied: Whether weights that are tied come under each of their names.
     """
-    state = model.state_dict(keep_vars=True) if state is None else state
+    state = dict(model.named_parameters(remove_duplicate=False)) if state is None else state
     seen: set[int] = set()
     for name, weight in state.items():
         if ".lora_" in name or (not tied and id(weight) in seen):

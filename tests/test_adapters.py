@@ -1,6 +1,7 @@
 """Low-rank adapters: what they share, what they train, what they leave alone."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,6 +48,15 @@ def trained(tiny_actor, tmp_path_factory):
     record = fit(module, 4, schedule, SaveAfter(1, folder / "early.ckpt"))
     record.trainer.save_checkpoint(folder / "last.ckpt")
     return module, record, folder
+
+
+def test_a_merged_weight_by_hand():
+    layer = SimpleNamespace(fan_in_fan_out=False, scaling={"default": 2.0})  # alpha 2, rank 1
+    lora_A, lora_B = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]])
+    merged = adapters.merged_weight(layer, torch.eye(2), lora_A, lora_B)
+    assert merged.tolist() == [[7.0, 12.0], [8.0, 17.0]]  # 1 + 2 (3 1), 2 (3 2), ...
+    half = adapters.merged_weight(layer, torch.eye(2, dtype=torch.bfloat16), lora_A, lora_B)
+    assert half.dtype == torch.bfloat16 and torch.equal(half.float(), merged)
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "gemma3, mixed windows", "gpt2"])
