@@ -21,27 +21,29 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from lightning_vcppo import models
+from lightning_vcppo import adapters, folders, models
 from lightning_vcppo.actor_module import ActorModule, build_optimizer, warmed_up_lr
+from lightning_vcppo.fingerprints import base_of_adapters
 from lightning_vcppo.health import UpdateHealth
 from lightning_vcppo.logprobs import token_logprobs
 from lightning_vcppo.microbatch import token_balanced_micro_batches
 from lightning_vcppo.packing import reads_packed_rows
 from lightning_vcppo.replay import RolloutStore
 from lightning_vcppo.rollout import Rollout, pad
-from lightning_vcppo.seeding import stream
+from lightning_vcppo.seeding import stream, stream_seed
 from lightning_vcppo.settings import (
     EngineSettings,
+    LoRASettings,
     OptimizerSettings,
     SamplingSettings,
     UpdateSettings,
     ValueSettings,
+    require,
 )
 from lightning_vcppo.sharding import (
     as_forward,
     full_scalar,
     is_sharded,
-    leave_out_of_state,
     load_whole_or_sharded,
     prepare_strategy,
     sum_gradients_once,
@@ -74,17 +76,27 @@ class ActorCriticModule(ActorModule):
         engine: EngineSettings,
         value: ValueSettings | None,
         update: UpdateSettings,
+        lora: LoRASettings,
+        activation_checkpointing: bool,
         actor_optimizer: OptimizerSettings,
         critic_optimizer: OptimizerSettings,
     ) -> None:
         """Collect the settings, see `VCPPOModule`."""
         super().__init__(actor, models.load_tokenizer(actor), reward, evaluation, engine)
         self.automatic_optimization = False
+        require(
+            lora.rank is None or not isinstance(critic, dict),
+            "critic: a model config has random weights, which adapters would leave as they are",
+        )
         self.critic_source = actor if critic is None else critic
         self.reference_source = reference
         self.sampling = sampling
         self.value = value
         self.update = update
+        self.lora = lora
+        self.activation_checkpointing = activation_checkpointing
+        self.bases: dict[str, dict[str, str]] = {}  # under the adapters: source and fingerprint
+        self.restored: dict[str, Tensor] = {}  # what has to come back in float32
         self.optimizer_settings: dict[Network, OptimizerSettings] = {
             "policy": actor_optimizer,
             "critic": critic_optimizer,
@@ -103,7 +115,7 @@ class ActorCriticModule(ActorModule):
         self.updates_done: dict[Network, int] = {"policy": 0, "critic": 0}
         self.update_metrics: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
-        leave_out_of_state(self, "reference")  # it never changes
+        adapters.save_trained_alone(self)
 
     @abstractmethod
     def policy_loss(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
@@ -135,19 +147,43 @@ class ActorCriticModule(ActorModule):
     def configure_model(self) -> None:
         """Load the networks, once for all stages; critic and reference only to train."""
         super().configure_model()
+        assert self.actor is not None
         if not self.trainer.training or self.critic is not None:
             return
         source, value, reference = self.critic_source, self.value, self.reference_source
         if value is not None:
-            self.critic = self.build(lambda: models.load_critic(source, value))
+            self.critic = self.build(lambda: self._load_critic(source, value))
+            adapters.share_weights(self.critic.model.base_model, self.actor.base_model)
         if reference is not None and self.reference is None:
             self.reference = self.build(lambda: models.load_actor(reference).requires_grad_(False))
+            adapters.share_weights(self.reference, self.actor)
+
+    @override
+    def _load_actor(self) -> PreTrainedModel:
+        actor = super()._load_actor()
+        self._pull_levers("actor", actor)
+        return actor
+
+    def _load_critic(self, source: str | dict[str, Any], value: ValueSettings) -> models.Critic:
+        critic = models.load_critic(source, value)
+        self._pull_levers("critic", critic.model)
+        critic.head.requires_grad_(True)
+        return critic
+
+    def _pull_levers(self, name: str, model: PreTrainedModel) -> None:
+        """Give a network what the settings say of memory."""
+        if self.activation_checkpointing:
+            models.checkpoint_activations(model)
+        if self.lora.rank is not None:
+            source = self.actor_source if name == "actor" else self.critic_source
+            # Where weights are sent to other ranks, the first builds a model without memory, too.
+            self.bases[name] = self.bases.get(name, {}) | base_of_adapters(str(source), model)
+            adapters.adapt(model, self.lora, stream_seed(self.run_seed, "lora", name))
 
     @override
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Return one optimizer for the actor and, if there is one, one for the critic."""
-        if self.critic is not None and self.critic.head.weight.dtype.itemsize < 4:
-            self.critic.head.float()  # precision "bf16-true" has cast it with all the rest
+        adapters.keep_precise(self, self.restored)
         networks: dict[Network, nn.Module | None] = {"policy": self.actor, "critic": self.critic}
         return [
             build_optimizer(self.optimizer_settings[name], network.parameters())
@@ -166,15 +202,20 @@ class ActorCriticModule(ActorModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save phase and counters."""
+        """Save phase and counters, and what the networks are."""
         super().on_save_checkpoint(checkpoint)
+        if self.critic is not None:
+            checkpoint["folders"]["critic"] = folders.describe(self.critic.model)
+        checkpoint["lora"] = adapters.record(self.lora, self.bases)
         checkpoint["phase"] = self.phase.value
         checkpoint["updates_done"] = dict(self.updates_done)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore phase and counters."""
+        """Restore phase and counters; refuse adapters of another kind or on another base."""
         super().on_load_checkpoint(checkpoint)
+        adapters.require_same(checkpoint.get("lora"), adapters.record(self.lora, self.bases))
+        self.restored = adapters.precise(checkpoint.get("state_dict", {}))
         self.phase = Phase(checkpoint["phase"])
         self.updates_done = dict(checkpoint["updates_done"])
 

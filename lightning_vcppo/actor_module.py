@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
-from lightning_vcppo import models, rewards
+from lightning_vcppo import folders, models, rewards
+from lightning_vcppo.adapters import plain_weights
 from lightning_vcppo.files import UNFINISHED, put_in_place
 from lightning_vcppo.fingerprints import model_fingerprint, tokenizer_fingerprint
 from lightning_vcppo.fsdp2 import build
@@ -140,11 +142,14 @@ class ActorModule(L.LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the counter and the seed that all random streams are named by."""
+        """Save counter, seed of the random streams, and the actor's folder but for its weights."""
         checkpoint["rollouts_done"] = self.rollouts_done
         checkpoint["run_seed"] = self.run_seed
         checkpoint["ranks"] = self.trainer.world_size
         checkpoint["skipped_in_a_row"] = {k: h.in_a_row for k, h in self.health.items()}
+        assert self.actor is not None
+        checkpoint["folders"] = {"actor": folders.describe(self.actor)}
+        checkpoint["tokenizer"] = self.tokenizer_files
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -162,6 +167,11 @@ class ActorModule(L.LightningModule):
             self.health[network].in_a_row = in_a_row
         if self.vllm_engine is not None:
             self.vllm_engine.forget_weights()
+
+    @cached_property
+    def tokenizer_files(self) -> dict[str, str]:
+        """The files of the tokenizer's folder, which does not change."""
+        return folders.files_of(self.tokenizer)
 
     # Sampling ------------------------------------------------------------------------------------
 
@@ -351,8 +361,10 @@ class ActorModule(L.LightningModule):
         return int(self.trainer.strategy.reduce(largest, reduce_op="max"))
 
 
-def build_optimizer(settings: OptimizerSettings, parameters: Any) -> torch.optim.Optimizer:
-    """Build the optimizer that the settings name.
+def build_optimizer(
+    settings: OptimizerSettings, parameters: Iterable[Tensor]
+) -> torch.optim.Optimizer:
+    """Build the optimizer that the settings name, of the parameters that are not frozen.
 
     Raises:
         ValueError: if there is no such class or it refuses an argument.
@@ -360,7 +372,8 @@ def build_optimizer(settings: OptimizerSettings, parameters: Any) -> torch.optim
     module_name, _, class_name = settings.class_path.rpartition(".")
     try:
         optimizer_class = getattr(__import__(module_name, fromlist=[class_name]), class_name)
-        optimizer = optimizer_class(parameters, lr=settings.lr, **settings.init_args)
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        optimizer = optimizer_class(trained, lr=settings.lr, **settings.init_args)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"optimizer {settings.class_path}: {error}") from error
     assert isinstance(optimizer, torch.optim.Optimizer)
@@ -382,6 +395,8 @@ def write_folder(
 ) -> None:
     """Write model and tokenizer beside the old folder, then swap: none is ever half written.
 
+    What adapters have learnt is added to the weights.
+
     Args:
         folder: Its name.
         model: Gives the config and, unless there are `weights`, its own.
@@ -390,6 +405,7 @@ def write_folder(
     """
     unfinished = folder.with_name(f"{folder.name}{UNFINISHED}")
     shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished, state_dict=weights)
+    plain = dict(plain_weights(model, model.state_dict() if weights is None else weights))
+    model.save_pretrained(unfinished, state_dict=plain)
     tokenizer.save_pretrained(unfinished)
     put_in_place(unfinished, folder)

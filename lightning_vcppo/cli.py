@@ -26,6 +26,7 @@ from lightning_vcppo import callbacks, dashboards
 from lightning_vcppo.checkpoint_io import AtomicCheckpointIO
 from lightning_vcppo.cold_start import ColdStartModule, RewardModelModule  # noqa: F401 (class names)
 from lightning_vcppo.data import AIMEDataModule
+from lightning_vcppo.export import export
 from lightning_vcppo.interruptions import exit_code
 from lightning_vcppo.regrade import regrade
 from lightning_vcppo.run_folder import choose_start, choose_weights
@@ -52,6 +53,7 @@ FORCED_CALLBACKS = {
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "dashboard": dashboard,
+    "export": export,
     "regrade": regrade,
 }
 """What `vcppo` does beside LightningCLI's subcommands; a function's arguments are the flags."""
@@ -223,7 +225,13 @@ def _run_command(name: str, arguments: list[str]) -> None:
     parameters = signature(COMMANDS[name]).parameters.values()
     switches = {f"--{p.name}" for p in parameters if isinstance(p.default, bool)}
     whole = [f"{text}=true" if text in switches else text for text in arguments]
-    auto_cli(COMMANDS[name], args=whole, parser_class=OneLineParser, prog=f"vcppo {name}")
+    auto_cli(
+        COMMANDS[name],
+        args=whole,
+        as_positional=name != "export",  # which says --ckpt_path, as `fit` does
+        parser_class=OneLineParser,
+        prog=f"vcppo {name}",
+    )
 
 
 def _debugging() -> bool:

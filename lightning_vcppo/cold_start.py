@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from lightning_vcppo import models
+from lightning_vcppo import folders, models
 from lightning_vcppo.actor_module import ActorModule, build_optimizer, warmed_up_lr
 from lightning_vcppo.health import UpdateHealth
 from lightning_vcppo.logprobs import token_logprobs
@@ -298,6 +298,13 @@ class RewardModelModule(SupervisedModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say what the reward model is, too."""
+        super().on_save_checkpoint(checkpoint)
+        assert self.reward_model is not None
+        checkpoint["folders"]["reward_model"] = folders.describe(self.reward_model)
 
     @override
     def export(self, folder: Path) -> None:

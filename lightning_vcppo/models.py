@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from lightning_vcppo import value_heads
+from lightning_vcppo.adapters import save_trained_alone
 from lightning_vcppo.packing import PackedLayout, enable_packing, reads_packed_rows
 from lightning_vcppo.problems import THINK_CLOSE, THINK_OPEN
 from lightning_vcppo.settings import ValueSettings
@@ -112,6 +113,7 @@ class Critic(nn.Module):
         self.model = enable_packing(model)
         self.settings = settings
         model.config.value_head = describe_head(settings)
+        save_trained_alone(self)
 
     @property
     def head(self) -> nn.Linear:
@@ -272,6 +274,18 @@ def disable_dropout(model: nn.Module) -> None:
             module.p = 0.0
         elif hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Have each layer keep its input alone and compute the rest again in the backward pass.
+
+    It does so while the model is in training mode, in which it reads no key-value cache.
+    """
+    options = {"use_reentrant": False, "preserve_rng_state": False}  # dropout is off
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(options)
+    else:  # its earlier name
+        model.gradient_checkpointing_enable(options)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

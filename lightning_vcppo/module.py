@@ -30,13 +30,14 @@ from lightning_vcppo.rollout import PromptBatch, Rollout, last_token, pad
 from lightning_vcppo.settings import (
     AdvantageSettings,
     EngineSettings,
+    LoRASettings,
     OptimizerSettings,
     PolicySettings,
     RewardShapingSettings,
     SamplingSettings,
     UpdateSettings,
     ValueSettings,
-    require,
+    require_consistent,
 )
 
 
@@ -60,6 +61,8 @@ class VCPPOModule(ActorCriticModule):
         policy: PolicySettings = PolicySettings(),
         value: ValueSettings = ValueSettings(),
         update: UpdateSettings = UpdateSettings(),
+        lora: LoRASettings = LoRASettings(),
+        activation_checkpointing: bool = False,
         actor_optimizer: OptimizerSettings = OptimizerSettings(lr=1e-6),
         critic_optimizer: OptimizerSettings = OptimizerSettings(lr=2e-6),
     ) -> None:
@@ -80,6 +83,9 @@ class VCPPOModule(ActorCriticModule):
             policy: The policy loss.
             value: The critic's head and loss.
             update: Epochs, mini-batches, micro-batches.
+            lora: Train adapters and the value head instead of all weights.
+            activation_checkpointing: Keep a layer's input alone and compute the layer again in the
+                backward pass: less memory, a third more arithmetic in an update.
             actor_optimizer: Of the actor.
             critic_optimizer: Of the critic.
 
@@ -96,26 +102,13 @@ class VCPPOModule(ActorCriticModule):
             engine=engine,
             value=value if advantage.estimator == "gae" else None,
             update=update,
+            lora=lora,
+            activation_checkpointing=activation_checkpointing,
             actor_optimizer=actor_optimizer,
             critic_optimizer=critic_optimizer,
         )
-        require(sampling.temperature > 0, "sampling.temperature: training needs more than 0")
-        require(
-            advantage.estimator == "gae" or sampling.num_generations > 1,
-            "sampling.num_generations: the group estimator compares responses to the same prompt, "
-            "so it needs at least 2",
-        )
-        require(
-            not sampling.dynamic_sampling or sampling.num_generations > 1,
-            "sampling.dynamic_sampling: a group of one is all right or all wrong; "
-            "sampling.num_generations must be at least 2",
-        )
         self.importance_correction = policy.correction_with(engine)
-        require(
-            engine.name != "vllm" or self.importance_correction == "off" or sampling.top_p == 1,
-            f"sampling.top_p: with {sampling.top_p}, vLLM's log-probs are those of the truncated "
-            "distribution; set sampling.top_p=1, or policy.importance_correction=off",
-        )
+        require_consistent(sampling, advantage, self.importance_correction, engine)
         self.reward_shaping = reward_shaping
         self.advantage = advantage
         self.policy = policy

@@ -263,6 +263,28 @@ class ValueSettings:
 
 
 @dataclass(frozen=True)
+class LoRASettings:
+    """Low-rank adapters for actor and critic on one frozen base (LoRA, arXiv 2106.09685).
+
+    Attributes:
+        rank: Of the adapters; None trains all weights instead.
+        alpha: What an adapter adds is scaled by alpha / rank.
+        target_modules: Linear layers that get one, such as [q_proj, v_proj]; "all-linear" is all
+            but the heads.
+    """
+
+    rank: int | None = None
+    alpha: float = 32.0
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        require(self.rank is None or self.rank >= 1, f"rank: expected >= 1, got {self.rank}")
+        require(self.alpha > 0, f"alpha: expected > 0, got {self.alpha}")
+        require(len(self.target_modules) > 0, "target_modules: expected a layer's name at least")
+
+
+@dataclass(frozen=True)
 class UpdateSettings:
     """How a rollout is cut into updates.
 
@@ -284,3 +306,32 @@ class UpdateSettings:
         """Refuse impossible values."""
         for name, value in vars(self).items():
             require(value is None or value >= 1, f"{name}: expected >= 1, got {value}")
+
+
+def require_consistent(
+    sampling: SamplingSettings,
+    advantage: AdvantageSettings,
+    correction: Literal["off", "truncate", "mask"],
+    engine: EngineSettings,
+) -> None:
+    """Refuse settings that contradict each other.
+
+    Raises:
+        ValueError: with the flag to change.
+    """
+    require(sampling.temperature > 0, "sampling.temperature: training needs more than 0")
+    require(
+        advantage.estimator == "gae" or sampling.num_generations > 1,
+        "sampling.num_generations: the group estimator compares responses to the same prompt, "
+        "so it needs at least 2",
+    )
+    require(
+        not sampling.dynamic_sampling or sampling.num_generations > 1,
+        "sampling.dynamic_sampling: a group of one is all right or all wrong; "
+        "sampling.num_generations must be at least 2",
+    )
+    require(
+        engine.name != "vllm" or correction == "off" or sampling.top_p == 1,
+        f"sampling.top_p: with {sampling.top_p}, vLLM's log-probs are those of the truncated "
+        "distribution; set sampling.top_p=1, or policy.importance_correction=off",
+    )

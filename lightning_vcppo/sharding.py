@@ -174,20 +174,6 @@ def full_state_dict(network: nn.Module) -> dict[str, Any]:
     return weights
 
 
-def leave_out_of_state(module: nn.Module, name: str) -> None:
-    """Have a part of a module neither saved with it nor missed when its state is loaded."""
-
-    def drop(_: nn.Module, state: dict[str, Any], prefix: str, metadata: object) -> None:
-        for key in [key for key in state if key.startswith(f"{prefix}{name}.")]:
-            del state[key]
-
-    def forgive(_: nn.Module, keys: Any) -> None:
-        keys.missing_keys[:] = [k for k in keys.missing_keys if not k.startswith(f"{name}.")]
-
-    module.register_state_dict_post_hook(drop)
-    module.register_load_state_dict_post_hook(forgive)
-
-
 def load_whole_or_sharded(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,

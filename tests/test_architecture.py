@@ -42,7 +42,7 @@ LAYERS = [
         "rollout",
         "value_heads",
     },
-    {"packing", "sharding"},
+    {"adapters", "folders", "packing", "sharding"},
     {"models"},
     {
         "dynamic_sampling",
@@ -58,7 +58,7 @@ LAYERS = [
     {"dashboards", "dataloaders", "regrade", "saved_rollouts", "sources", "workspace"},
     {"actor_module", "data"},
     {"actor_critic", "cold_start"},
-    {"module"},
+    {"export", "module"},
     {"__init__", "callbacks"},
     {"cli", "report"},
     {"plan"},

@@ -26,6 +26,7 @@ FRAGMENTS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("
 FRAGMENT_FLAGS = {
     "model": "--model",
     "engine": "--model.engine",
+    "lora": "--model.lora",
     "data": "--data",
     "trainer": "--trainer",
     "logger": "--trainer.logger",

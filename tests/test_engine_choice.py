@@ -11,7 +11,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from lightning_vcppo import VCPPOModule, models
-from lightning_vcppo.generation.vllm_engine import full_weights
+from lightning_vcppo.adapters import plain_weights
 from lightning_vcppo.settings import EngineSettings, PolicySettings
 
 
@@ -39,13 +39,13 @@ def test_memory_and_lengths_are_checked():
 
 
 def test_tied_weights_come_under_both_names(tiny_actor):
-    weights = dict(full_weights(models.load_actor(str(tiny_actor))))
+    weights = dict(plain_weights(models.load_actor(str(tiny_actor))))
     assert torch.equal(weights["lm_head.weight"], weights["model.embed_tokens.weight"])
 
 
 def test_shards_of_two_ranks_are_gathered_one_tensor_at_a_time(tiny_actor, tmp_path):
     mp.spawn(_gather_shards, (str(tiny_actor), str(tmp_path)), nprocs=2)
-    expected = dict(full_weights(models.load_actor(str(tiny_actor))))
+    expected = dict(plain_weights(models.load_actor(str(tiny_actor))))
     for rank in range(2):
         gathered = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert gathered.keys() == expected.keys()
@@ -60,7 +60,7 @@ def _gather_shards(rank: int, actor: str, folder: str) -> None:
         fully_shard(layer, mesh=init_device_mesh("cpu", (2,)))
     fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
-    weights = full_weights(model)
+    weights = plain_weights(model)
     assert iter(weights) is weights  # lazy: nothing is gathered before it is asked for
     torch.save(dict(weights), f"{folder}/{rank}.pt")
     dist.destroy_process_group()

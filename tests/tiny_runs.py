@@ -63,6 +63,12 @@ def vcppo(*arguments: object) -> None:
         cli.main([str(argument) for argument in arguments])
 
 
+def run_program(*arguments: object) -> None:
+    """Run `vcppo` in this process as a shell would: a mistake ends in one line and SystemExit."""
+    with mock.patch.object(sys, "argv", ["vcppo", *map(str, arguments)]):
+        cli.run()
+
+
 def parity(response: str, answer: int) -> float:
     """Reward about half of all random responses."""
     return 1.0 if hashlib.md5(response.encode()).digest()[0] % 2 else -1.0

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import DynamicCache, PreTrainedModel
 
+from lightning_vcppo.adapters import merged_linear
 from lightning_vcppo.generation.slots import SlotCache
 from lightning_vcppo.packing import PackedLayout, reads_packed_rows
 
@@ -126,18 +127,21 @@ class LeanDecoder:
     """Does what `decode` does with the model's modules, but without its forward's bookkeeping.
 
     In a small model the calls cost as much as the arithmetic, so projections of the same input
-    become one, with a copy of their weights as they are now.
+    become one, and adapters are added to the weights, with a copy of them as they are now.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Copy the weights, if the model is small."""
-        self._stacked: list[tuple[Linear | None, Linear | None]] = [
+        small = model.config.hidden_size <= STACKED_WIDTH
+        self._stacked: list[tuple[Linear | None, ...]] = [
             (
                 stack(attention.q_proj, attention.k_proj, attention.v_proj),
+                stack(attention.o_proj),
                 stack(mlp.gate_proj, mlp.up_proj),
+                stack(mlp.down_proj),
             )
-            if model.config.hidden_size <= STACKED_WIDTH
-            else (None, None)
+            if small
+            else (None,) * 4
             for attention, mlp in ((x.self_attn, x.mlp) for x in model.get_decoder().layers)
         ]
 
@@ -151,8 +155,8 @@ class LeanDecoder:
         cos_R1D, sin_R1D = decoder.rotary_emb(hidden_RE, position_R[:, None])
         layers = zip(decoder.layers, cache.slots, self._stacked, strict=True)
         with torch.inference_mode():
-            for layer, slots, (projections, gates) in layers:
-                attention = layer.self_attn
+            for layer, slots, (projections, out, gates, down) in layers:
+                attention, mlp = layer.self_attn, layer.mlp
                 x_RE = layer.input_layernorm(hidden_RE)
                 flat = (
                     torch.nn.functional.linear(x_RE, *projections)
@@ -175,25 +179,35 @@ class LeanDecoder:
                     attn_mask=masks[slots.window],
                     scale=attention.scaling,
                 )
-                hidden_RE = hidden_RE + attention.o_proj(attended.reshape(rows, -1))
+                hidden_RE = hidden_RE + _apply(out, attention.o_proj, attended.reshape(rows, -1))
                 x_RE = layer.post_attention_layernorm(hidden_RE)
                 if gates:
                     gate, up = torch.nn.functional.linear(x_RE, *gates).chunk(2, dim=-1)
-                    hidden_RE = hidden_RE + layer.mlp.down_proj(layer.mlp.act_fn(gate) * up)
+                    hidden_RE = hidden_RE + _apply(down, mlp.down_proj, mlp.act_fn(gate) * up)
                 else:
-                    hidden_RE = hidden_RE + layer.mlp(x_RE)
+                    hidden_RE = hidden_RE + mlp(x_RE)
             logits_RV: Tensor = model.get_output_embeddings()(decoder.norm(hidden_RE))
         return logits_RV
 
 
 def stack(*layers: Any) -> Linear | None:
-    """Return weight and bias of one projection instead of several; None if they are not plain."""
-    plain = [layer for layer in layers if type(layer) is nn.Linear]
-    biases: list[Tensor] = [layer.bias for layer in plain if layer.bias is not None]
-    if len(plain) < len(layers) or len(biases) not in (0, len(layers)):
+    """Return weight and bias of one projection instead of several, with their adapters.
+
+    None if they are not linear layers, with a bias or all without. The weight of one layer without
+    an adapter is no copy.
+    """
+    linear = [found for layer in layers if (found := merged_linear(layer)) is not None]
+    biases = [bias for _, bias in linear if bias is not None]
+    if len(linear) < len(layers) or len(biases) not in (0, len(layers)):
         return None
-    weights: list[Tensor] = [layer.weight for layer in plain]
-    return torch.cat(weights), torch.cat(biases) if biases else None
+    if len(linear) == 1:
+        return linear[0]
+    return torch.cat([weight for weight, _ in linear]), torch.cat(biases) if biases else None
+
+
+def _apply(linear: Linear | None, layer: Any, x: Tensor) -> Tensor:
+    output: Tensor = torch.nn.functional.linear(x, *linear) if linear else layer(x)
+    return output
 
 
 def _projections(attention: Any) -> tuple[Any, ...]:

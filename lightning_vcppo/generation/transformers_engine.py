@@ -58,12 +58,15 @@ class TransformersEngine:
         self, prompt_ids: Sequence[Sequence[int]], seeds: Sequence[int], settings: SamplingSettings
     ) -> Generations:
         """Sample one response a prompt, see `GenerationEngine.generate`."""
+        training = self._model.training
+        self._model.eval()  # a layer with activation checkpointing reads no cache in training mode
         batch = _Batch(self._model, prompt_ids, seeds, settings, self._max_num_seqs, self._eos)
         while batch.waiting or batch.running:
             if batch.should_refill():
                 batch.refill(self._pad)
             else:
                 batch.step()
+        self._model.train(training)
         return batch.generations(self._pad)
 
 

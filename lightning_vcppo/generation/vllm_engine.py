@@ -32,10 +32,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from lightning_vcppo.adapters import plain_weights
 from lightning_vcppo.generation.base import Generations
 from lightning_vcppo.settings import EngineSettings, SamplingSettings, require
 
@@ -106,7 +105,7 @@ class VLLMEngine:
                 torch.cuda.empty_cache()  # what the trainer has freed but not given back
                 self._llm.wake_up(tags=["weights"])
             self._llm.collective_rpc(
-                "reload_weights", kwargs={"weights_iterator": full_weights(self._actor)}
+                "reload_weights", kwargs={"weights_iterator": plain_weights(self._actor)}
             )
             if self._asleep:
                 self._llm.wake_up(tags=["kv_cache"])
@@ -183,16 +182,6 @@ class VLLMEngine:
         )
         tensors = (ids_BT, mask_BT, logprobs_BT, finished_B)
         return Generations(*(tensor.to(self._device) for tensor in tensors))
-
-
-def full_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield a model's parameters by name, sharded ones gathered one at a time.
-
-    Every rank must exhaust it: gathering takes all of them. Tied parameters come under each name.
-    """
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        weight = parameter.detach()
-        yield name, weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 def _build(actor: PreTrainedModel, settings: EngineSettings, *, enable_sleep_mode: bool) -> Any:
