@@ -25,6 +25,7 @@ from lightning_vcppo import models
 from lightning_vcppo.actor_module import ActorModule, build_optimizer, warmed_up_lr
 from lightning_vcppo.logprobs import token_logprobs
 from lightning_vcppo.microbatch import token_balanced_micro_batches
+from lightning_vcppo.model_checks import check_vocabulary
 from lightning_vcppo.packing import reads_packed_rows
 from lightning_vcppo.replay import RolloutStore
 from lightning_vcppo.rollout import Rollout, pad
@@ -133,8 +134,21 @@ class ActorCriticModule(ActorModule):
         source, value, reference = self.critic_source, self.value, self.reference_source
         if value is not None:
             self.critic = self.build(lambda: models.load_critic(source, value))
+            check_vocabulary(self.critic.model, self.tokenizer, str(source), "critic")
         if reference is not None and self.reference is None:
             self.reference = self.build(lambda: models.load_actor(reference).requires_grad_(False))
+
+    @override
+    def on_fit_start(self) -> None:
+        """Let a trial do as many rollouts as asked for: Lightning would count optimizer steps."""
+        super().on_fit_start()
+        if getattr(self.trainer, "fast_dev_run", False):
+            self.trainer.fit_loop.epoch_loop.max_steps = -1
+
+    @override
+    def training_settings(self) -> dict[str, SamplingSettings]:
+        """Return how training samples, by flag."""
+        return {"sampling": self.sampling}
 
     @override
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_vcppo import models, rewards
+from lightning_vcppo.checkpoints import FORMAT
 from lightning_vcppo.files import UNFINISHED, put_in_place
 from lightning_vcppo.fingerprints import model_fingerprint, tokenizer_fingerprint
 from lightning_vcppo.fsdp2 import build
@@ -29,6 +30,7 @@ from lightning_vcppo.generation import (
     TransformersEngine,
     VLLMEngine,
 )
+from lightning_vcppo.model_checks import check_context, check_vocabulary
 from lightning_vcppo.rollout import (
     HELD_OUT,
     PromptBatch,
@@ -92,6 +94,7 @@ class ActorModule(L.LightningModule):
         """Load the actor, once for all stages."""
         if self.actor is None:
             self.actor = self.build(self._load_actor)
+        check_vocabulary(self.actor, self.tokenizer, str(self.actor_source), "actor")
 
     def build(self, load: Callable[[], Network]) -> Network:
         """Build a network as the strategy has it, without dropout; called on every rank."""
@@ -103,6 +106,41 @@ class ActorModule(L.LightningModule):
         if isinstance(self.actor_source, str):
             return models.load_actor(self.actor_source)
         return models.build_actor(self.actor_source, self.tokenizer)
+
+    @override
+    def on_fit_start(self) -> None:
+        """See that the model has room for what it will be asked for."""
+        settings = self.training_settings()
+        if self.trainer.enable_validation:
+            settings["evaluation"] = self.evaluation
+        self.check_lengths(settings)
+
+    @override
+    def on_validation_start(self) -> None:
+        """See that the model has room for what it will be asked for."""
+        self.check_lengths({"evaluation": self.evaluation})
+
+    @override
+    def on_test_start(self) -> None:
+        """Do the same as `on_validation_start`."""
+        self.on_validation_start()
+
+    @override
+    def on_predict_start(self) -> None:
+        """Do the same as `on_validation_start`."""
+        self.on_validation_start()
+
+    def training_settings(self) -> dict[str, SamplingSettings]:
+        """Return how training samples, by flag; a module that does not has none."""
+        return {}
+
+    def check_lengths(self, of_flags: dict[str, SamplingSettings]) -> None:
+        """Refuse a response limit that, behind the longest prompt, the model has no room for."""
+        assert self.actor is not None
+        prompt = getattr(getattr(self.trainer, "datamodule", None), "longest_prompt", 0)
+        for flag, settings in of_flags.items():
+            length = settings.max_response_length
+            check_context(self.actor, prompt, length, f"{flag}.max_response_length")
 
     @override
     def validation_step(
@@ -126,6 +164,7 @@ class ActorModule(L.LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the counter and the seed that all random streams are named by."""
+        checkpoint["vcppo_format"] = FORMAT
         checkpoint["rollouts_done"] = self.rollouts_done
         checkpoint["run_seed"] = self.run_seed
         checkpoint["ranks"] = self.trainer.world_size

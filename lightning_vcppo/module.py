@@ -36,7 +36,7 @@ from lightning_vcppo.settings import (
     SamplingSettings,
     UpdateSettings,
     ValueSettings,
-    require,
+    require_consistency,
 )
 
 
@@ -99,23 +99,8 @@ class VCPPOModule(ActorCriticModule):
             actor_optimizer=actor_optimizer,
             critic_optimizer=critic_optimizer,
         )
-        require(sampling.temperature > 0, "sampling.temperature: training needs more than 0")
-        require(
-            advantage.estimator == "gae" or sampling.num_generations > 1,
-            "sampling.num_generations: the group estimator compares responses to the same prompt, "
-            "so it needs at least 2",
-        )
-        require(
-            not sampling.dynamic_sampling or sampling.num_generations > 1,
-            "sampling.dynamic_sampling: a group of one is all right or all wrong; "
-            "sampling.num_generations must be at least 2",
-        )
+        require_consistency(sampling, engine, reward_shaping, advantage, policy)
         self.importance_correction = policy.correction_with(engine)
-        require(
-            engine.name != "vllm" or self.importance_correction == "off" or sampling.top_p == 1,
-            f"sampling.top_p: with {sampling.top_p}, vLLM's log-probs are those of the truncated "
-            "distribution; set sampling.top_p=1, or policy.importance_correction=off",
-        )
         self.reward_shaping = reward_shaping
         self.advantage = advantage
         self.policy = policy

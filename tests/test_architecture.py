@@ -16,7 +16,21 @@ PACKAGE = ROOT / "lightning_vcppo"
 
 # A file imports from the rows above its own alone. A folder counts as one file.
 LAYERS = [
-    {"calibration", "definitions", "files", "microbatch", "problems", "seeding", "settings"},
+    {
+        "accounts",
+        "calibration",
+        "config_files",
+        "definitions",
+        "files",
+        "microbatch",
+        "problem_files",
+        "problems",
+        "seeding",
+        "settings",
+        "suggestions",
+        "usage",
+        "waiting",
+    },
     {
         "checkpoint_io",
         "diagnostics",
@@ -24,9 +38,13 @@ LAYERS = [
         "metrics_file",
         "run_folder",
         "advantages",
+        "checkpoints",
+        "completion",
         "guard_rules",
         "logprobs",
         "losses",
+        "messages",
+        "model_checks",
         "prompts",
         "rewards",
         "rollout",
@@ -50,7 +68,8 @@ LAYERS = [
     {"actor_critic", "cold_start"},
     {"module"},
     {"__init__", "callbacks"},
-    {"cli", "report"},
+    {"doctor", "parsing", "report"},
+    {"cli"},
     {"__main__", "demo"},
 ]
 MODULES = {"actor_module", "actor_critic", "cold_start", "module"}
