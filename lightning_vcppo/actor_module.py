@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
@@ -30,7 +29,7 @@ from lightning_vcppo.generation import (
     TransformersEngine,
     VLLMEngine,
 )
-from lightning_vcppo.model_checks import check_context, check_vocabulary
+from lightning_vcppo.model_checks import check_vocabulary
 from lightning_vcppo.rollout import (
     HELD_OUT,
     PromptBatch,
@@ -39,6 +38,7 @@ from lightning_vcppo.rollout import (
     SavedResponse,
     join_prompts,
 )
+from lightning_vcppo.room import RoomForResponses
 from lightning_vcppo.seeding import stream_seed
 from lightning_vcppo.settings import EngineSettings, OptimizerSettings, SamplingSettings
 from lightning_vcppo.sharding import full_state_dict, gathered, refuse_strategy
@@ -46,7 +46,7 @@ from lightning_vcppo.sharding import full_state_dict, gathered, refuse_strategy
 Network = TypeVar("Network", bound=nn.Module)
 
 
-class ActorModule(L.LightningModule):
+class ActorModule(RoomForResponses):
     """An actor with its tokenizer: samples, grades, validates and predicts."""
 
     def __init__(
@@ -106,41 +106,6 @@ class ActorModule(L.LightningModule):
         if isinstance(self.actor_source, str):
             return models.load_actor(self.actor_source)
         return models.build_actor(self.actor_source, self.tokenizer)
-
-    @override
-    def on_fit_start(self) -> None:
-        """See that the model has room for what it will be asked for."""
-        settings = self.training_settings()
-        if self.trainer.enable_validation:
-            settings["evaluation"] = self.evaluation
-        self.check_lengths(settings)
-
-    @override
-    def on_validation_start(self) -> None:
-        """See that the model has room for what it will be asked for."""
-        self.check_lengths({"evaluation": self.evaluation})
-
-    @override
-    def on_test_start(self) -> None:
-        """Do the same as `on_validation_start`."""
-        self.on_validation_start()
-
-    @override
-    def on_predict_start(self) -> None:
-        """Do the same as `on_validation_start`."""
-        self.on_validation_start()
-
-    def training_settings(self) -> dict[str, SamplingSettings]:
-        """Return how training samples, by flag; a module that does not has none."""
-        return {}
-
-    def check_lengths(self, of_flags: dict[str, SamplingSettings]) -> None:
-        """Refuse a response limit that, behind the longest prompt, the model has no room for."""
-        assert self.actor is not None
-        prompt = getattr(getattr(self.trainer, "datamodule", None), "longest_prompt", 0)
-        for flag, settings in of_flags.items():
-            length = settings.max_response_length
-            check_context(self.actor, prompt, length, f"{flag}.max_response_length")
 
     @override
     def validation_step(

@@ -63,7 +63,7 @@ LAYERS = [
         "records",
         "replay",
     },
-    {"dashboards", "dataloaders", "regrade", "saved_rollouts", "sources", "workspace"},
+    {"dashboards", "dataloaders", "regrade", "room", "saved_rollouts", "sources", "workspace"},
     {"actor_module", "data"},
     {"actor_critic", "cold_start"},
     {"module"},

@@ -117,7 +117,7 @@ FLAGS = [
         "--trainer.strategy=deepspeed: Lightning's DeepSpeed strategy",
     ),
     ("--trainer.strategy=fsdp", "--trainer.strategy=fsdp: FSDP1 does not work with two networks"),
-    ("--trainer.strategy=FSDPStrategy", "--trainer.strategy=fsdp: FSDP1 does not work with two ne"),
+    ("--trainer.strategy=FSDPStrategy", "--trainer.strategy=fsdp: FSDP1 does not work with "),
     (
         "--trainer.strategy=ModelParallelStrategy",
         "--trainer.strategy=model_parallel: this strategy",
