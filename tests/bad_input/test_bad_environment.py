@@ -137,6 +137,8 @@ def test_what_shards_cannot_be(mistake):
 
 
 def test_a_port_that_is_taken(mistake, monkeypatch):
+    if torch.distributed.is_initialized():  # by a test of this process
+        torch.distributed.destroy_process_group()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
