@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from lightning_vcppo.records import gather_records, write_records
 from lightning_vcppo.rollout import ResponseRecord
+from lightning_vcppo.settings import require
 
 
 class ResponseWriter(Callback):
@@ -27,8 +28,10 @@ class ResponseWriter(Callback):
 
     @override
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget a prediction that was broken off."""
+        """Forget a prediction that was broken off; see that the file has a name."""
         self._records = []
+        is_folder = self._path is not None and Path(self._path).is_dir()
+        require(not is_folder, f"response_writer.path: {self._path} is a folder; expected a file")
 
     @override
     def on_predict_batch_end(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -183,6 +183,8 @@ class ValuePretraining(Callback):
             self._begin(trainer, pl_module)
 
     def _begin(self, trainer: Trainer, module: VCPPOModule) -> None:
+        if getattr(trainer, "fast_dev_run", False):  # two rollouts try both phases out
+            self._stop_rule = replace(self._stop_rule, max_rollouts=1)
         if self._stored_by_rank:
             self._store.load_state_dict(
                 self._stored_by_rank, trainer.global_rank, trainer.world_size

@@ -1,22 +1,49 @@
 """`vcppo`, and `python -m lightning_vcppo`."""
 
+import os
 import sys
+
+from lightning_vcppo import __version__, usage
+from lightning_vcppo.messages import fail, in_one_line
+from lightning_vcppo.suggestions import did_you_mean
 
 
 def run() -> None:
-    """Run the command line; a report does not wait for the imports of training."""
-    if sys.argv[1:2] == ["report"]:
-        from lightning_vcppo.report import main
+    """Run the command line; what needs no training does not wait for its imports."""
+    if "--debug" in sys.argv:
+        sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+        os.environ["VCPPO_DEBUG"] = "1"
+    command, *arguments = sys.argv[1:] or ["--help"]
+    with in_one_line():
+        if command in ("--help", "-h", "help"):
+            print(usage.overview())
+        elif command == "--version":
+            print(f"vcppo {__version__}")
+        elif command == "report":
+            from lightning_vcppo import report
 
-        main(sys.argv[2:])
-    elif sys.argv[1:2] == ["plan"]:
-        from lightning_vcppo import cli, plan
+            report.main(arguments)
+        elif command == "doctor":
+            from lightning_vcppo import doctor
 
-        cli.run(plan.main)
-    else:
-        from lightning_vcppo import cli
+            doctor.main(arguments)
+        elif command == "completion":
+            from lightning_vcppo import cli, completion
 
-        cli.run()
+            completion.main(arguments, cli.parser)
+        elif command == "plan":
+            from lightning_vcppo import plan
+
+            plan.main(arguments)
+        elif command in usage.COMMANDS or command.startswith("-"):
+            from lightning_vcppo import cli
+
+            cli.run()
+        else:
+            fail(
+                f"{command}: no such command{did_you_mean(command, usage.COMMANDS)} "
+                "(`vcppo --help` lists them)"
+            )
 
 
 if __name__ == "__main__":

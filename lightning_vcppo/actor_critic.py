@@ -27,6 +27,7 @@ from lightning_vcppo.fingerprints import base_of_adapters
 from lightning_vcppo.health import UpdateHealth
 from lightning_vcppo.logprobs import token_logprobs
 from lightning_vcppo.microbatch import token_balanced_micro_batches
+from lightning_vcppo.model_checks import check_vocabulary
 from lightning_vcppo.packing import reads_packed_rows
 from lightning_vcppo.replay import RolloutStore
 from lightning_vcppo.rollout import Rollout, pad
@@ -153,6 +154,7 @@ class ActorCriticModule(ActorModule):
         source, value, reference = self.critic_source, self.value, self.reference_source
         if value is not None:
             self.critic = self.build(lambda: self._load_critic(source, value))
+            check_vocabulary(self.critic.model, self.tokenizer, str(source), "critic")
             adapters.share_weights(self.critic.model.base_model, self.actor.base_model)
         if reference is not None and self.reference is None:
             self.reference = self.build(lambda: models.load_actor(reference).requires_grad_(False))
@@ -179,6 +181,18 @@ class ActorCriticModule(ActorModule):
             # Where weights are sent to other ranks, the first builds a model without memory, too.
             self.bases[name] = self.bases.get(name, {}) | base_of_adapters(str(source), model)
             adapters.adapt(model, self.lora, stream_seed(self.run_seed, "lora", name))
+
+    @override
+    def on_fit_start(self) -> None:
+        """Let a trial do as many rollouts as asked for: Lightning would count optimizer steps."""
+        super().on_fit_start()
+        if getattr(self.trainer, "fast_dev_run", False):
+            self.trainer.fit_loop.epoch_loop.max_steps = -1
+
+    @override
+    def training_settings(self) -> dict[str, SamplingSettings]:
+        """Return how training samples, by flag."""
+        return {"sampling": self.sampling}
 
     @override
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:

@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from typing_extensions import override
 
 from lightning_vcppo import folders, models, rewards
 from lightning_vcppo.adapters import plain_weights
+from lightning_vcppo.checkpoints import FORMAT
 from lightning_vcppo.files import UNFINISHED, put_in_place
 from lightning_vcppo.fingerprints import model_fingerprint, tokenizer_fingerprint
 from lightning_vcppo.fsdp2 import build
@@ -32,6 +32,7 @@ from lightning_vcppo.generation import (
     VLLMEngine,
 )
 from lightning_vcppo.health import NotFiniteError, UpdateHealth
+from lightning_vcppo.model_checks import check_vocabulary
 from lightning_vcppo.rollout import (
     HELD_OUT,
     PromptBatch,
@@ -40,6 +41,7 @@ from lightning_vcppo.rollout import (
     SavedResponse,
     join_prompts,
 )
+from lightning_vcppo.room import RoomForResponses
 from lightning_vcppo.seeding import stream_seed
 from lightning_vcppo.settings import EngineSettings, OptimizerSettings, SamplingSettings
 from lightning_vcppo.sharding import full_state_dict, gathered, refuse_strategy
@@ -47,7 +49,7 @@ from lightning_vcppo.sharding import full_state_dict, gathered, refuse_strategy
 Network = TypeVar("Network", bound=nn.Module)
 
 
-class ActorModule(L.LightningModule):
+class ActorModule(RoomForResponses):
     """An actor with its tokenizer: samples, grades, validates and predicts."""
 
     def __init__(
@@ -96,6 +98,7 @@ class ActorModule(L.LightningModule):
         """Load the actor, once for all stages."""
         if self.actor is None:
             self.actor = self.build(self._load_actor)
+        check_vocabulary(self.actor, self.tokenizer, str(self.actor_source), "actor")
 
     def build(self, load: Callable[[], Network]) -> Network:
         """Build a network as the strategy has it, without dropout; called on every rank."""
@@ -143,6 +146,7 @@ class ActorModule(L.LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save counter, seed of the random streams, and the actor's folder but for its weights."""
+        checkpoint["vcppo_format"] = FORMAT
         checkpoint["rollouts_done"] = self.rollouts_done
         checkpoint["run_seed"] = self.run_seed
         checkpoint["ranks"] = self.trainer.world_size

@@ -8,34 +8,37 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
-from jsonargparse import ActionYesNo, ArgumentParser, Namespace, auto_cli
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from jsonargparse import ActionYesNo, ArgumentParser, auto_cli, capture_parser
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.strategies import StrategyRegistry
 from transformers.utils import logging as transformers_logging
 from typing_extensions import override
 
 from lightning_vcppo import callbacks, dashboards
 from lightning_vcppo.checkpoint_io import AtomicCheckpointIO
+from lightning_vcppo.checkpoints import check_checkpoint
 from lightning_vcppo.cold_start import ColdStartModule, RewardModelModule  # noqa: F401 (class names)
 from lightning_vcppo.data import AIMEDataModule
 from lightning_vcppo.export import export
 from lightning_vcppo.interruptions import exit_code
+from lightning_vcppo.messages import UserError, describe, in_one_line, one_line
+from lightning_vcppo.parsing import OneLineParser, VCPPOArgumentParser
 from lightning_vcppo.regrade import regrade
 from lightning_vcppo.run_folder import choose_start, choose_weights
+from lightning_vcppo.settings import require
 from lightning_vcppo.sharding import refuse_checkpoint, refuse_strategy
+from lightning_vcppo.suggestions import did_you_mean, name_flag
 from lightning_vcppo.workspace import dashboard
-
-USER_ERROR = 2
-MISTAKES = (ValueError, OSError, ImportError, MisconfigurationException)
-"""What a user's mistake raises, here and in the libraries below."""
 
 FORCED_CALLBACKS = {
     "value_pretraining": callbacks.ValuePretraining,
@@ -57,31 +60,6 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "regrade": regrade,
 }
 """What `vcppo` does beside LightningCLI's subcommands; a function's arguments are the flags."""
-
-
-class OneLineParser(ArgumentParser):
-    """Answers a mistake with one line instead of a page of usage."""
-
-    _reading = ""
-
-    @override
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End the program, or raise where jsonargparse only tries something out."""
-        if not self.exit_on_error or _debugging():
-            super().error(message, ex)
-        _fail(self._reading + message)
-
-
-class VCPPOArgumentParser(OneLineParser, LightningArgumentParser):
-    """Says in which config a mistake is."""
-
-    @override
-    def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Namespace:
-        """Read a config; what is wrong in there is said with its name."""
-        self._reading = f"{cfg_path}: "
-        config: Namespace = super().parse_path(cfg_path, *args, **kwargs)
-        self._reading = ""
-        return config
 
 
 class VCPPOCLI(LightningCLI):
@@ -120,7 +98,8 @@ class VCPPOCLI(LightningCLI):
         strategy = getattr(strategy, "class_path", strategy)
         refuse_strategy(strategy)
         refuse_checkpoint(self._get(self.config, "ckpt_path"), strategy)
-        if threads := self._get(self.config, "threads"):
+        if (threads := self._get(self.config, "threads")) is not None:
+            require(threads >= 1, f"--threads: expected >= 1, got {threads}")
             torch.set_num_threads(threads)
         given = self.config[str(self.subcommand)]
         folder, self._start = Path(given.trainer.default_root_dir), given.ckpt_path
@@ -131,9 +110,46 @@ class VCPPOCLI(LightningCLI):
             given.overwrite = False  # said once: config.yaml does not say it again
 
     @override
+    def _parse_ckpt_path(self) -> None:
+        """Check the checkpoint; its hyper-parameters do not override flags, so none are read."""
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path and Path(path).exists():
+            check_checkpoint(Path(path), to_train=self.config.subcommand == "fit")
+
+    @override
+    def instantiate_classes(self) -> None:
+        """Build model, data, callbacks and trainer."""
+        with self._told_by_flag():
+            super().instantiate_classes()
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run fit, validate, test or predict."""
+        with self._told_by_flag():
+            super()._run_subcommand(subcommand)
+
+    @contextmanager
+    def _told_by_flag(self) -> Iterator[None]:
+        """Name the flag, where a setting's own check refuses it, and the folder of a full disk."""
+        given = self.config[str(self.subcommand)]
+        try:
+            yield
+        except Exception as error:
+            line = describe(error, folder=given.trainer.default_root_dir)
+            if line is None:
+                raise
+            values = {
+                key.replace(".init_args", ""): value for key, value in vars(given.as_flat()).items()
+            }
+            if (told := name_flag(one_line(line), values)) == str(error):
+                raise
+            raise UserError(told) from error
+
+    @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer with the loggers that were asked for by name."""
         given = self._get(self.config_init, "trainer")
+        _check_names(given)
         if given.get("logger") is None and not given.get("fast_dev_run"):
             # Metrics and config of an evaluation do not take the place of the training run's.
             part = "" if self.subcommand == "fit" else str(self.subcommand)
@@ -179,7 +195,6 @@ def main(args: ArgsType = None, cli_class: type[VCPPOCLI] = VCPPOCLI) -> VCPPOCL
         parser_kwargs={
             "parser_mode": "omegaconf+",
             "prog": "vcppo",
-            "epilog": f"Other commands: vcppo {', vcppo '.join([*COMMANDS, 'plan', 'report'])}.",
         },
         seed_everything_default=0,
         trainer_defaults={
@@ -193,26 +208,23 @@ def main(args: ArgsType = None, cli_class: type[VCPPOCLI] = VCPPOCLI) -> VCPPOCL
     )
 
 
-def run(program: Callable[[list[str]], None] | None = None) -> None:
+def parser() -> ArgumentParser:
+    """Return the parser of the command line, which runs nothing."""
+    return capture_parser(main)
+
+
+def run() -> None:
     """Run the command line as a program: a user's mistake ends in one line and exit code 2.
 
-    With VCPPO_DEBUG in the environment it ends in a traceback.
-
-    Args:
-        program: What to do with the arguments of a subcommand that is none of this file's.
+    With `--debug` a traceback stands in front of it.
     """
     try:
-        name, *arguments = sys.argv[1:] or [""]
-        if program is not None:
-            program(arguments)
-        elif name in COMMANDS:
-            _run_command(name, arguments)
-        else:
-            main()
-    except MISTAKES as error:
-        if _debugging():
-            raise
-        _fail(str(error) or type(error).__name__)
+        with in_one_line():
+            name, *arguments = sys.argv[1:] or [""]
+            if name in COMMANDS:
+                _run_command(name, arguments)
+            else:
+                main()
     except (KeyboardInterrupt, SystemExit) as end:
         # Outside the rollouts Lightning leaves with code 1.
         if isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt):
@@ -234,27 +246,21 @@ def _run_command(name: str, arguments: list[str]) -> None:
     )
 
 
-def _debugging() -> bool:
-    return bool(os.environ.get("VCPPO_DEBUG"))
+def _check_names(trainer: Any) -> None:
+    """Refuse a strategy or accelerator that Lightning does not know, with the name it may be.
 
-
-def _fail(message: str) -> NoReturn:
-    print(f"vcppo: error: {one_line(message)}", file=sys.stderr)
-    raise SystemExit(USER_ERROR)
-
-
-_FRAME = re.compile(
-    r"Does not validate against|Subtypes: |Errors:$|Expected a <class 'NoneType'>|Given value"
-)
-
-
-def one_line(message: str) -> str:
-    """Return what a message says, without the frame that jsonargparse puts around it."""
-    lines = (line.strip().removeprefix("- ") for line in message.splitlines())
-    text = " ".join(line for line in lines if line and not _FRAME.match(line))
-    text = text.replace(' in "<unicode string>",', " at")
-    text = re.sub(r'Parser key "([\w.]+)":', r"--\1:", text)
-    return re.sub(r"<class '([\w.]+)'>", r"\1", text)
+    Raises:
+        ValueError: If so.
+    """
+    for kind, registry in (
+        ("strategy", StrategyRegistry.available_strategies()),
+        ("accelerator", [*AcceleratorRegistry.available_accelerators(), "auto", "gpu"]),
+    ):
+        name = trainer.get(kind)
+        if isinstance(name, str) and name != "auto" and name not in registry:
+            refuse_strategy(name)
+            hint = did_you_mean(name, registry) or f"; expected one of {', '.join(registry)}"
+            raise ValueError(f"--trainer.{kind}={name}: no such {kind}{hint}")
 
 
 def _quieten() -> None:

@@ -243,6 +243,11 @@ class RewardModelModule(SupervisedModule):
             self.reward_model = self.build(lambda: models.load_reward_model(source))
 
     @override
+    def training_settings(self) -> dict[str, SamplingSettings]:
+        """Return how training samples, by flag."""
+        return {"sampling": self.sampling}
+
+    @override
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
         """Sample a rollout and return the squared error of the score at its last tokens."""
         assert self.reward_model is not None

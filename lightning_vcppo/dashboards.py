@@ -7,12 +7,10 @@ others (CSV).
 
 from __future__ import annotations
 
-import netrc
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlparse
 
 import torch
 import yaml
@@ -22,8 +20,10 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from typing_extensions import override
 
+from lightning_vcppo.accounts import has_account
 from lightning_vcppo.files import complete_file
 from lightning_vcppo.metrics_file import MetricsFile
+from lightning_vcppo.settings import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -146,7 +146,8 @@ class ConfigLogger(SaveConfigCallback):
     """Sends the resolved config, which it also writes into the run's folder, to the dashboard.
 
     It also keeps metrics.csv in step with the checkpoints: a run that goes on from one drops the
-    rows that were written after it, a new run drops all.
+    rows that were written after it, a new run drops all. It waits until the first step can begin:
+    a run that fails before leaves nothing behind.
     """
 
     _rows = 0
@@ -167,9 +168,29 @@ class ConfigLogger(SaveConfigCallback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drop the rows that are still to come."""
+        """Write the config; drop the rows that are still to come."""
+        super().setup(trainer, pl_module, "fit")
         for file in _metrics_files(trainer):
             file.rewind(self._rows)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Do nothing yet."""
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the config, unless training has."""
+        super().setup(trainer, pl_module, "validate")
+
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the config."""
+        super().setup(trainer, pl_module, "test")
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the config."""
+        super().setup(trainer, pl_module, "predict")
 
     @override
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -229,9 +250,14 @@ def build_logger(name: str, run_dir: str, part: str = "") -> Logger:
         return RunCSVLogger(run_dir, name="", version=part, flush_logs_every_n_steps=1)
     if name == "tensorboard":
         return TensorBoardLogger(run_dir, name=part, version="tensorboard")
-    Path(run_dir).mkdir(parents=True, exist_ok=True)
     mode = os.environ.get("WANDB_MODE")
-    offline = mode == "offline" or (mode is None and not has_wandb_account())
+    require(
+        mode != "online" or has_account() or "WANDB_IDENTITY_TOKEN_FILE" in os.environ,
+        "--loggers=[wandb]: WANDB_MODE=online, but there is no account here; run `wandb login`, or "
+        "set WANDB_MODE=offline",
+    )
+    offline = mode == "offline" or (mode is None and not has_account())
+    Path(run_dir).mkdir(parents=True, exist_ok=True)
     logger = WandbLogger(
         project="lightning-vcppo", name=Path(run_dir, part).name, save_dir=run_dir, offline=offline
     )
@@ -258,14 +284,3 @@ def _metrics_files(trainer: Trainer) -> list[MetricsFile]:
     if not trainer.is_global_zero:
         return []
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, RunCSVLogger)]
-
-
-def has_wandb_account() -> bool:
-    """Tell whether `wandb login` or the environment has left an API key."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

@@ -26,10 +26,13 @@ from lightning_vcppo.rollout import HELD_OUT, PromptBatch
 from lightning_vcppo.seeding import stream_seed
 from lightning_vcppo.settings import require
 from lightning_vcppo.sources import is_generator, load_problems
+from lightning_vcppo.waiting import waiting_for
 
 __all__ = ["INSTRUCTION", "AIMEDataModule", "load_problems", "render_prompt"]
 
 Paths = str | list[str] | None
+TRIAL_PROMPTS = 16
+"""Prompts that are evaluated with `--trainer.fast_dev_run`."""
 
 
 class AIMEDataModule(pl.LightningDataModule):
@@ -135,7 +138,7 @@ class AIMEDataModule(pl.LightningDataModule):
             require(
                 len(self._train) >= self.prompts_per_rollout,
                 f"prompts_per_rollout: {self.prompts_per_rollout} is more than the "
-                f"{len(self._train)} training problems",
+                f"{len(self._train)} training problems; lower it or give more problems",
             )
 
     @override
@@ -185,12 +188,23 @@ class AIMEDataModule(pl.LightningDataModule):
         """Remember the interrupted run's state, see `state_dict`."""
         self._resumed = dict(state_dict)
 
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt of this stage."""
+        batches = (self._train, self._predict, *self._val)
+        return max((len(ids) for batch in batches for ids in batch.prompt_ids), default=0)
+
     # Problems ------------------------------------------------------------------------------------
 
     def _problems(self, paths: list[str], split: str | None, size: int, seed: int) -> list[Problem]:
         """Read the problems of all paths; without any, generate them."""
         if not paths:
-            return generate_problems(size, self.generated, seed=seed)
+            with waiting_for("Generating problems"):
+                return generate_problems(size, self.generated, seed=seed)
+        with waiting_for("Reading problems"):
+            return self._read(paths, split, size, seed)
+
+    def _read(self, paths: list[str], split: str | None, size: int, seed: int) -> list[Problem]:
         return [
             problem
             for path in paths
@@ -231,7 +245,9 @@ class AIMEDataModule(pl.LightningDataModule):
                 f"validation problems left out), {len(evaluated)} validation problems"
             )
             require(
-                bool(kept), f"all {len(train)} training problems are near-duplicates of validation"
+                bool(kept),
+                f"val_path: all {len(train)} training problems are near-duplicates of validation "
+                "problems; give others",
             )
         return kept, of_sets
 
@@ -247,7 +263,8 @@ class AIMEDataModule(pl.LightningDataModule):
             return pool, []
         require(
             len(pool) > self.val_size,
-            f"val_size: {self.val_size} of {len(pool)} problems leaves none to train on",
+            f"val_size: {self.val_size} of {len(pool)} problems leaves none to train on; lower it, "
+            "or give --data.val_path",
         )
         if not with_train:
             rank_zero_info(
@@ -271,8 +288,9 @@ class AIMEDataModule(pl.LightningDataModule):
             )
             for problem in problems
         ]
-        # A chat template writes the special tokens itself.
-        ids = tokenizer(texts, add_special_tokens=not chat).input_ids if texts else []
+        with waiting_for("Tokenising prompts"):
+            # A chat template writes the special tokens itself.
+            ids = tokenizer(texts, add_special_tokens=not chat).input_ids if texts else []
         rows = [row for row in range(len(texts)) if len(ids[row]) <= self.max_prompt_length]
         if len(rows) < len(texts):
             first = min(set(range(len(texts))).difference(rows))
@@ -313,7 +331,10 @@ class AIMEDataModule(pl.LightningDataModule):
         return self.trainer.current_epoch, progress.current.ready
 
     def _eval_loader(self, prompts: PromptBatch) -> EvalLoader:
-        return EvalLoader(prompts, self.val_batch_size, *self._place())
+        # A trial has one batch of each: training as it will be, evaluation as short as can be.
+        is_trial = getattr(self.trainer, "fast_dev_run", False)
+        size = min(self.val_batch_size, TRIAL_PROMPTS) if is_trial else self.val_batch_size
+        return EvalLoader(prompts, size, *self._place())
 
 
 def _named_sets(evaluation_sets: dict[str, Paths]) -> dict[str, list[str]]:

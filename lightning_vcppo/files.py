@@ -36,9 +36,18 @@ def complete_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         path: The file; its folder is made if need be.
         mode: "w" for text in UTF-8, "wb" for bytes.
     """
+    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        # What is no ordinary file, such as /dev/stdout, is written to as it is.
+        try:
+            with path.open(mode, **text) as file:
+                yield file
+        except OSError as error:
+            error.filename = error.filename or str(path)  # a full disk does not know whose
+            raise
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}{UNFINISHED}")
-    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
         with unfinished.open(mode, **text) as file:
             yield file

@@ -31,9 +31,12 @@ from transformers import (
 
 from lightning_vcppo import value_heads
 from lightning_vcppo.adapters import save_trained_alone
+from lightning_vcppo.model_checks import check_tokenizer, check_weights, reason
 from lightning_vcppo.packing import PackedLayout, enable_packing, reads_packed_rows
 from lightning_vcppo.problems import THINK_CLOSE, THINK_OPEN
 from lightning_vcppo.settings import ValueSettings
+from lightning_vcppo.suggestions import near_file
+from lightning_vcppo.waiting import waiting_for
 
 PAD, EOS = "<pad>", "<eos>"
 
@@ -52,10 +55,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         ValueError: if there is none, or if it has no end-of-sequence token.
     """
     tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, name_or_path, "tokenizer")
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            f"{name_or_path}: the tokenizer has no eos_token, so no response could end"
-        )
+    check_tokenizer(tokenizer, name_or_path)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -216,11 +216,14 @@ def load_critic(source: str | Mapping[str, Any], settings: ValueSettings) -> Cri
     if held is not None and held != wanted:
         raise ValueError(f"critic {source}: it was trained with value head {held}, not {wanted}")
     is_reward_model = (config.architectures or [""])[0].endswith("ForSequenceClassification")
-    critic = Critic(
-        _load(AutoModelForTokenClassification, source, "critic", num_labels=num_outputs(settings)),
-        settings,
-    )
-    if held is None and not (is_reward_model and settings.head == "scalar"):
+    takes_head = is_reward_model and settings.head == "scalar"
+    has_head = held is not None or takes_head
+    # A reward model's head has no bias.
+    new = "" if held is not None else "score.bias" if takes_head else "score."
+    outputs = num_outputs(settings)
+    model = _load(AutoModelForTokenClassification, source, "critic", new=new, num_labels=outputs)
+    critic = Critic(model, settings)
+    if not has_head:
         critic.reset_head()
     return critic
 
@@ -232,7 +235,7 @@ def load_reward_model(name_or_path: str) -> PreTrainedModel:
         ValueError: if there is no such model or its kind has no sequence-classification form.
     """
     model: PreTrainedModel = _load(
-        AutoModelForSequenceClassification, name_or_path, "reward model", num_labels=1
+        AutoModelForSequenceClassification, name_or_path, "reward model", new="score.", num_labels=1
     )
     return model
 
@@ -311,18 +314,32 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
     bpe.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False
+        tokenizer_object=bpe,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=PAD,  # never needed; without a name transformers adds one on loading
+        clean_up_tokenization_spaces=False,
     )
     tokenizer.add_tokens([THINK_OPEN, THINK_CLOSE])
     return tokenizer
 
 
-def _load(auto_class: Any, name_or_path: str, what: str, **kwargs: Any) -> Any:
-    """Call `from_pretrained` and turn its many failures into one line."""
+def _load(auto_class: Any, name_or_path: str, what: str, *, new: str = "", **kwargs: Any) -> Any:
+    """Call `from_pretrained` and turn its many failures into one line.
+
+    Args:
+        auto_class: Of transformers.
+        name_or_path: Folder or hub id.
+        what: Is to be loaded.
+        new: Beginning of the names of weights that may be missing in there.
+        kwargs: Of `from_pretrained`.
+    """
     path = Path(name_or_path).expanduser()
     if name_or_path.startswith((".", "/", "~")) and not path.is_dir():
-        raise ValueError(f"{name_or_path}: no such folder (expected a {what})")
-    if auto_class not in (AutoTokenizer, AutoConfig):
+        hint = near_file(path)
+        raise ValueError(f"{name_or_path}: no such folder (expected a {what}){hint}")
+    has_weights = auto_class not in (AutoTokenizer, AutoConfig)
+    if has_weights:
         kwargs.setdefault("dtype", torch.float32)
     source = str(path) if path.is_dir() else name_or_path
     if (
@@ -335,16 +352,23 @@ def _load(auto_class: Any, name_or_path: str, what: str, **kwargs: Any) -> Any:
     level = reports.level
     reports.setLevel(logging.ERROR)  # a value head that starts anew is expected, not a fault
     try:
-        if "dtype" in kwargs and torch.get_default_device().type == "meta":
+        if not has_weights:
+            return auto_class.from_pretrained(source, **kwargs)
+        if torch.get_default_device().type == "meta":
             dtype = kwargs.pop("dtype")
             config = AutoConfig.from_pretrained(source, **kwargs)
             return auto_class.from_config(config, dtype=dtype)  # without its weights
-        return auto_class.from_pretrained(source, **kwargs)
+        checked = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        with waiting_for(f"Loading the {what}"):
+            model, info = auto_class.from_pretrained(source, **checked, **kwargs)
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{name_or_path}: cannot load a {what} from here: {reason}") from error
+        raise ValueError(
+            f"{name_or_path}: cannot load a {what} from here: {reason(error)}"
+        ) from error
     finally:
         reports.setLevel(level)
+    check_weights(model, info, name_or_path, new)
+    return model
 
 
 def _build_config(

@@ -37,7 +37,7 @@ from lightning_vcppo.settings import (
     SamplingSettings,
     UpdateSettings,
     ValueSettings,
-    require_consistent,
+    require_consistency,
 )
 
 
@@ -107,8 +107,8 @@ class VCPPOModule(ActorCriticModule):
             actor_optimizer=actor_optimizer,
             critic_optimizer=critic_optimizer,
         )
+        require_consistency(sampling, engine, reward_shaping, advantage, policy)
         self.importance_correction = policy.correction_with(engine)
-        require_consistent(sampling, advantage, self.importance_correction, engine)
         self.reward_shaping = reward_shaping
         self.advantage = advantage
         self.policy = policy

@@ -63,15 +63,24 @@ def read_records(path: Path) -> list[ResponseRecord]:
         OSError: If the file cannot be read.
     """
     records: list[ResponseRecord] = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
+    with path.open(encoding="utf-8") as file:
+        lines = enumerate(file, 1)
+        while True:
+            try:
+                number, line = next(lines)
+            except StopIteration:
+                return records
+            except UnicodeDecodeError:
+                raise ValueError(f"{path}: expected UTF-8 text") from None
             try:
                 row = json.loads(line)
                 kind = SavedResponse if "prompt_ids" in row else ResponseRecord
                 records.append(kind(**row))
             except (TypeError, ValueError) as error:
-                raise ValueError(f"{path}:{number}: expected a graded response, {error}") from error
-    return records
+                reason = str(error).replace("ResponseRecord.__init__()", "it")
+                raise ValueError(
+                    f"{path}:{number}: expected a graded response; {reason}"
+                ) from error
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

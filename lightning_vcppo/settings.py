@@ -212,6 +212,8 @@ class PolicySettings:
         for name in ("clip_ratio_low", "clip_ratio_high", "kl_coef", "positive_example_nll_weight"):
             value = getattr(self, name)
             require(value >= 0, f"{name}: expected >= 0, got {value}")
+        low = self.clip_ratio_low
+        require(low <= 1, f"clip_ratio_low: expected <= 1, as 1 - clip_ratio_low bounds, got {low}")
         c = self.clip_ratio_c
         require(c is None or c > 1, f"clip_ratio_c: expected > 1, got {c}")
         require(
@@ -258,6 +260,9 @@ class ValueSettings:
             self.value_min < self.value_max,
             f"value_min: expected below value_max, got {self.value_min} and {self.value_max}",
         )
+        clip = self.cliprange_value
+        require(self.huber_delta > 0, f"huber_delta: expected > 0, got {self.huber_delta}")
+        require(clip is None or clip > 0, f"cliprange_value: expected > 0, got {clip}")
         # Three bins on either side only keep the histogram of an extreme return unbiased.
         require(self.num_bins > 6, f"num_bins: expected > 6, got {self.num_bins}")
 
@@ -308,16 +313,17 @@ class UpdateSettings:
             require(value is None or value >= 1, f"{name}: expected >= 1, got {value}")
 
 
-def require_consistent(
+def require_consistency(
     sampling: SamplingSettings,
-    advantage: AdvantageSettings,
-    correction: Literal["off", "truncate", "mask"],
     engine: EngineSettings,
+    shaping: RewardShapingSettings,
+    advantage: AdvantageSettings,
+    policy: PolicySettings,
 ) -> None:
-    """Refuse settings that contradict each other.
+    """Refuse settings that are possible one by one, but not together.
 
     Raises:
-        ValueError: with the flag to change.
+        ValueError: The message names the setting to change.
     """
     require(sampling.temperature > 0, "sampling.temperature: training needs more than 0")
     require(
@@ -330,8 +336,21 @@ def require_consistent(
         "sampling.dynamic_sampling: a group of one is all right or all wrong; "
         "sampling.num_generations must be at least 2",
     )
+    correction = policy.correction_with(engine)
     require(
         engine.name != "vllm" or correction == "off" or sampling.top_p == 1,
         f"sampling.top_p: with {sampling.top_p}, vLLM's log-probs are those of the truncated "
         "distribution; set sampling.top_p=1, or policy.importance_correction=off",
+    )
+    alpha, longest = advantage.length_adaptive_alpha, sampling.max_response_length
+    require(
+        alpha is None or alpha * longest > 1,
+        f"advantage.length_adaptive_alpha: with {alpha}, lambda_actor = 1 - 1 / (alpha length) is "
+        f"0 for every response of up to {longest} tokens; raise it (VAPO: 0.05)",
+    )
+    buffer = shaping.overlong_buffer_len
+    require(
+        buffer <= longest,
+        f"reward_shaping.overlong_buffer_len: {buffer} is more than "
+        f"sampling.max_response_length={longest}",
     )

@@ -14,18 +14,17 @@ may be a path through nested values: `reward_model.ground_truth`, `prompt[0].con
 from __future__ import annotations
 
 import contextlib
-import csv
-import difflib
-import io
 import json
+import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+from lightning_vcppo.problem_files import FILE_SUFFIXES, NumberedRow, Row, file_rows
 from lightning_vcppo.problems import Problem
 from lightning_vcppo.rewards import last_boxed, normalize_answer
+from lightning_vcppo.suggestions import did_you_mean, near_file
 
 PROBLEM_FIELDS = ("problem", "question", "prompt", "messages", "conversations")
 ANSWER_FIELDS = (
@@ -36,11 +35,7 @@ ANSWER_FIELDS = (
     "reward_model.ground_truth",
     "label",
 )
-FILE_SUFFIXES = (".jsonl", ".json", ".txt", ".csv", ".tsv", ".parquet")
 REASONING_GYM = "reasoning_gym"
-
-Row = dict[str, Any]
-NumberedRow = tuple[int, Row]
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _GYM_TASK = re.compile(rf"{REASONING_GYM}[:/](\w+)")
@@ -88,11 +83,12 @@ def load_problems(
         except _InvalidRow as error:
             invalid.append(f"{source}: {error}")
     if not problems:
-        reason = f"none of {len(invalid)} rows is valid; {invalid[0]}" if invalid else "no rows"
+        none = "no rows; expected problems with a text and an integer answer"
+        reason = f"none of {len(invalid)} rows is valid; {invalid[0]}" if invalid else none
         raise ValueError(f"{name}: {reason}")
     if invalid and not drop_invalid:
         others = f" (and {len(invalid) - 1} more such rows)" if len(invalid) > 1 else ""
-        raise ValueError(f"{invalid[0]}{others}; drop_invalid=true leaves such rows out")
+        raise ValueError(f"{invalid[0]}{others}; --data.drop_invalid=true leaves such rows out")
     if invalid:
         warnings.warn(f"{name}: left out {len(invalid)} rows, {invalid[0]}", stacklevel=2)
     return problems
@@ -115,7 +111,9 @@ def _read_row(
 ) -> Problem:
     text = problem_text(_field(row, problem_field, PROBLEM_FIELDS))
     if not text:
-        raise _InvalidRow(f"the problem is empty or not text; fields: {', '.join(row)}")
+        raise _InvalidRow(f"the problem is empty or not text; fields: {_listed(row)}")
+    if "\0" in text or not _is_unicode(text):
+        raise _InvalidRow("the problem's text holds a NUL byte or half a surrogate pair")
     value = _field(row, answer_field, ANSWER_FIELDS)
     answer = parse_answer(value)
     if answer is None:
@@ -137,7 +135,23 @@ def _field(row: Row, wanted: str | None, usual: Iterable[str]) -> object:
         if value is not None and value != "":
             return value
     sought = f"field {wanted!r}" if wanted else f"field {', '.join(usual)}"
-    raise _InvalidRow(f"no {sought} with a value; fields: {', '.join(row)}")
+    flag = "--data.problem_field" if usual is PROBLEM_FIELDS else "--data.answer_field"
+    advice = "" if wanted else f" ({flag} names one)"
+    raise _InvalidRow(f"no {sought} with a value; fields: {_listed(row)}{advice}")
+
+
+def _listed(row: Row) -> str:
+    """Return the names of a row's fields, not all of a table that has hundreds."""
+    names = [str(name)[:40] for name in row]
+    return ", ".join(names if len(names) <= 12 else [*names[:12], f"and {len(names) - 12} more"])
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _follow(row: Row, path: str) -> object:
@@ -159,7 +173,7 @@ def _follow(row: Row, path: str) -> object:
 def _parsed(value: object) -> object:
     """Return the list or object that a JSON string holds, any other value as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             return json.loads(value)
     return value
 
@@ -241,89 +255,24 @@ def _open(
     """Return the source's short name and its numbered rows."""
     if task := _GYM_TASK.fullmatch(path):
         return f"{REASONING_GYM}:{task[1]}", enumerate(_generated_rows(task[1], size, seed), 1)
+    if not path or "\0" in path:
+        raise ValueError(f"path: expected a file, a folder or a data set of the hub, got {path!r}")
     file = Path(path).expanduser()
-    if file.is_file():
-        return file.name, _file_rows(file)
+    if file.exists() and not file.is_dir():
+        return file.name, file_rows(file, _has_answer)
     if file.is_dir():
         return file.name, enumerate(_data_set_rows(file, split, config), 1)
     if _HUB_ID.fullmatch(path) and file.suffix not in FILE_SUFFIXES and not file.parent.exists():
         return path, enumerate(_data_set_rows(path, split, config), 1)
+    if file.is_symlink():
+        raise ValueError(f"{path}: a symbolic link to {os.readlink(file)}, which leads to no file")
     if not file.parent.is_dir():
         raise ValueError(f"{path}: no such file, the folder {file.parent} does not exist")
-    near = difflib.get_close_matches(file.name, [other.name for other in file.parent.iterdir()])
-    hint = f"; did you mean {file.parent / near[0]}?" if near else ""
-    raise ValueError(f"{path}: no such file{hint}")
+    raise ValueError(f"{path}: no such file{near_file(file)}")
 
 
-def _file_rows(file: Path) -> Iterable[NumberedRow]:
-    if file.suffix not in FILE_SUFFIXES:
-        raise ValueError(f"{file.name}: expected one of {', '.join(FILE_SUFFIXES)}")
-    if file.suffix == ".parquet":
-        return enumerate(_parquet_rows(file), 1)
-    try:
-        text = file.read_text(encoding="utf-8-sig")  # with or without a byte order mark
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file.name}: expected UTF-8, byte {error.start} is not") from error
-    if file.suffix in (".csv", ".tsv"):
-        return _csv_rows(file.name, text, "\t" if file.suffix == ".tsv" else ",")
-    return _json_rows(file.name, text)
-
-
-def _json_rows(name: str, text: str) -> Iterable[NumberedRow]:
-    """Read one JSON document if the text is one, JSON Lines otherwise."""
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        if text.lstrip().startswith("["):
-            raise ValueError(f"{name}:{error.lineno}: broken JSON, {error.msg}") from error
-        return _json_lines(name, text)
-    if isinstance(document, dict):  # a single row, or the rows beside remarks: {"data": [...]}
-        lists = [v for v in document.values() if v and isinstance(v, list)]
-        nested = [v for v in lists if all(isinstance(row, dict) for row in v)]
-        is_row = any(_follow(document, field) is not None for field in ANSWER_FIELDS)
-        document = nested[0] if len(nested) == 1 and not is_row else [document]
-    if not isinstance(document, list) or not all(isinstance(row, dict) for row in document):
-        raise ValueError(f"{name}: expected a list of JSON objects or one object a line")
-    return enumerate(document, 1)
-
-
-def _json_lines(name: str, text: str) -> Iterator[NumberedRow]:
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would cut at U+2028 as well
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{name}:{number}: broken JSON, {error.msg} (column {error.colno}); "
-                "expected one JSON object a line"
-            ) from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{name}:{number}: expected a JSON object, got {line.strip():.40}")
-        yield number, row
-
-
-def _csv_rows(name: str, text: str, delimiter: str) -> Iterator[NumberedRow]:
-    csv.field_size_limit(2**31 - 1)  # worked solutions exceed the default of 128 KiB
-    number = 0
-    try:
-        for number, row in enumerate(csv.DictReader(io.StringIO(text), delimiter=delimiter), 1):
-            if None in row:
-                raise ValueError(f"{name}:{number}: more cells than the header names")
-            yield number, row
-    except csv.Error as error:
-        raise ValueError(f"{name}:{number + 1}: broken CSV, {error}") from error
-
-
-def _parquet_rows(file: Path) -> list[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        rows: list[Row] = pyarrow.parquet.read_table(file).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{file.name}: not a parquet file, {_first_line(error)}") from error
-    return rows
+def _has_answer(row: Row) -> bool:
+    return any(_follow(row, field) is not None for field in ANSWER_FIELDS)
 
 
 def _data_set_rows(path: str | Path, split: str | None, config: str | None) -> Iterable[Row]:
@@ -356,9 +305,7 @@ def _generated_rows(task: str, size: int, seed: int) -> Iterable[Row]:
     except ImportError as error:
         raise ValueError(f"{REASONING_GYM}:{task}: needs `pip install reasoning-gym`") from error
     if task not in DATASETS:
-        near = difflib.get_close_matches(task, DATASETS)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{REASONING_GYM}:{task}: no such task{hint}")
+        raise ValueError(f"{REASONING_GYM}:{task}: no such task{did_you_mean(task, DATASETS)}")
     rows: Iterable[Row] = reasoning_gym.create_dataset(task, size=size, seed=seed)
     return rows
 

@@ -262,10 +262,14 @@ def test_missing_files_are_named_with_their_neighbours(tmp_path):
         ("a.jsonl", b'{"a": 1}\n[1]', "a.jsonl:2: expected a JSON object, got [1]"),
         ("a.json", b"[1, 2]", "a.json: expected a list of JSON objects"),
         ("a.json", b"7", "a.json: expected a list of JSON objects"),
-        ("a.jsonl", "é".encode("latin-1"), "a.jsonl: expected UTF-8, byte 0 is not"),
-        ("a.csv", '"é"'.encode("utf-16"), "a.csv: expected UTF-8, byte 0 is not"),
+        (
+            "a.jsonl",
+            "é".encode("latin-1"),
+            "a.jsonl:1: expected UTF-8 text, byte 1 of the line is 0xe9",
+        ),
+        ("a.csv", '"é"'.encode("utf-16"), "a.csv: expected UTF-8 text, but it is UTF-16"),
         ("a.csv", b"problem,answer\nQ,1,2\n", "a.csv:1: more cells than the header names"),
-        ("a.parquet", b"PAR1 no", "a.parquet: not a parquet file"),
+        ("a.parquet", b"PAR1 no", "a.parquet: not a complete parquet file"),
         ("a.xlsx", b"PK", "a.xlsx: expected one of .jsonl, .json, .txt"),
         ("a.csv", b"problem;answer\nQ;1\n", "fields: problem;answer"),
     ],
@@ -296,7 +300,7 @@ def test_invalid_rows_are_refused_or_dropped(tmp_path):
     file = write(tmp_path / "a.jsonl", lines(rows))
     assert message(file) == (
         "a.jsonl:2: expected an integer answer in 0..999, got 'p - q' (and 1 more such rows); "
-        "drop_invalid=true leaves such rows out"
+        "--data.drop_invalid=true leaves such rows out"
     )
     with pytest.warns(UserWarning, match="a.jsonl: left out 2 rows, a.jsonl:2: expected"):
         problems = load_problems(file, drop_invalid=True)

@@ -19,6 +19,7 @@ from lightning_vcppo.seeding import stream
 from lightning_vcppo.settings import UpdateSettings, ValueSettings
 from tests.test_module import Recorder, fit, make_module, weights
 from tests.test_replay import rows
+from tests.tiny_runs import ROLLOUTS, vcppo
 
 NAN = math.nan
 
@@ -252,3 +253,14 @@ def test_saved_rollouts_of_another_policy_are_refused(online, tiny_actor, tmp_pa
 def test_numbers_out_of_range_are_refused(flags, message):
     with pytest.raises(ValueError, match=message):
         ValuePretraining(**flags)
+
+
+def test_a_trial_of_two_rollouts_goes_through_both_phases(tiny_actor, tmp_path):
+    vcppo(
+        *("fit", f"--model.actor={tiny_actor}", *ROLLOUTS, "--value_pretraining.max_rollouts=9"),
+        *("--trainer.fast_dev_run=2", "--trainer.callbacks+=tests.tiny_runs.WeightsWatcher"),
+        *("--model.actor_optimizer.lr=1e-3", f"--trainer.default_root_dir={tmp_path}"),
+    )
+    lines = (tmp_path / "weights_0.jsonl").read_text().splitlines()
+    first, second = map(json.loads, lines)
+    assert first["actor"] != second["actor"] and first["critic"] != second["critic"]

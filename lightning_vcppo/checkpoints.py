@@ -1,0 +1,73 @@
+"""Is a file a checkpoint that a run can go on from? Asked before anything else is loaded."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_vcppo.settings import require
+
+FORMAT = 1
+"""Of what this package adds to a checkpoint; raised when an older one cannot be read any more."""
+ALWAYS = {"state_dict", "rollouts_done", "run_seed", "pytorch-lightning_version"}
+TO_TRAIN = {"loops", "optimizer_states", "lr_schedulers"}
+
+
+def check_checkpoint(path: Path, *, to_train: bool) -> None:
+    """Refuse a file that is no checkpoint of this package, or not a whole one.
+
+    Args:
+        path: The file; a folder with the shards of a checkpoint is taken as it is.
+        to_train: Whether training is to go on from it.
+
+    Raises:
+        ValueError: One line that says what it is instead.
+    """
+    if path.is_dir():
+        sharded = any((path / name).exists() for name in (".metadata", "meta.pt"))
+        require(sharded, f"{path}: a folder; expected a checkpoint, such as {path}/last.ckpt")
+        return
+    require(
+        zipfile.is_zipfile(path),
+        f"{path}: not a whole checkpoint (cut off while it was written or copied, or another kind "
+        "of file); take an earlier one",
+    )
+    try:
+        # Memory-mapped: weights are not read, only what is there.
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: holds Python objects, which could run code when loaded; expected numbers, "
+            "texts and tensors alone"
+        ) from error
+    except (RuntimeError, EOFError, KeyError) as error:
+        raise ValueError(f"{path}: not a checkpoint ({type(error).__name__})") from error
+    _check_keys(checkpoint, path, ALWAYS)
+    version = checkpoint.get("vcppo_format", FORMAT)
+    require(
+        version <= FORMAT,
+        f"{path}: written by a newer lightning-vcppo (format {version}, this one knows {FORMAT}); "
+        "pip install -U lightning-vcppo",
+    )
+    if to_train:
+        require(
+            "optimizer_states" in checkpoint,
+            f"{path}: holds weights alone, from which training cannot go on; save checkpoints "
+            "without save_weights_only, or start anew from an exported folder with --model.actor",
+        )
+        _check_keys(checkpoint, path, TO_TRAIN)
+
+
+def _check_keys(checkpoint: Any, path: Path, expected: Collection[str]) -> None:
+    found = checkpoint if isinstance(checkpoint, dict) else {}
+    missing = sorted(set(expected) - set(found))
+    require(
+        not missing,
+        f"{path}: no checkpoint of this package, it lacks {', '.join(missing)}; expected one that "
+        "`vcppo fit` has written",
+    )

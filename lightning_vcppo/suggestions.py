@@ -1,0 +1,80 @@
+"""What a misspelt name may have meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like another one, whatever its case, if any is."""
+    by_folded = {other.casefold(): other for other in known}
+    close = get_close_matches(name.casefold(), by_folded, 1)
+    return by_folded[close[0]] if close else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean X?`, or nothing where no known name is like it."""
+    close = nearest(name, known)
+    return f"; did you mean {close}?" if close else ""
+
+
+def nearest_flag(flag: str, known: Iterable[str]) -> str | None:
+    """Return the flag that a misspelt, shortened or misplaced one may have meant.
+
+    Args:
+        flag: Such as `--lambda_actor`.
+        known: All flags, such as `--model.advantage.lambda_actor`.
+    """
+    flags = list(known)
+    last = flag.lstrip("-").split(".")[-1]
+    same_end = [other for other in flags if other.lstrip("-").split(".")[-1] == last]
+    if same_end:
+        return nearest(flag, same_end) or min(same_end, key=len)
+    beginnings = [other for other in flags if other.startswith(flag)]
+    if len(beginnings) == 1:
+        return beginnings[0]
+    # Names that are long in common would drown the difference, so the last parts are compared.
+    siblings = {
+        other.rpartition(".")[2]: other
+        for other in flags
+        if other.rpartition(".")[0] == flag.rpartition(".")[0]
+    }
+    close = nearest(last, siblings) if "." in flag else None
+    return siblings[close] if close else nearest(flag, flags)
+
+
+def near_file(path: Path) -> str:
+    """Return `; did you mean X?` for the file beside a missing one whose name is most like its."""
+    try:
+        names = [other.name for other in path.parent.iterdir()]
+    except OSError:
+        return ""
+    close = nearest(path.name, [name for name in names if name != path.name])
+    return f"; did you mean {path.parent / close}?" if close else ""
+
+
+def name_flag(message: str, values: Mapping[str, Any]) -> str:
+    """Put its whole flag in front of a message that begins with a setting's name.
+
+    Args:
+        message: Such as "gamma: expected a number in [0, 1], got 2.0".
+        values: Of all settings, by flag without the dashes: {"model.advantage.gamma": 2.0}.
+
+    Returns:
+        "--model.advantage.gamma: expected ..."; where several flags end so, the ones with the value
+        that the message tells.
+    """
+    begin = re.match(r"([a-z][\w.]*): ", message)
+    if not begin:
+        return message
+    flags = [flag for flag in values if f".{flag}".endswith(f".{begin[1]}")]
+    got = message.rpartition("got ")[2]
+    told = [flag for flag in flags if str(values[flag]) == got]
+    flags = told if len(flags) > 1 and told else flags
+    if not flags:
+        return message
+    return f"{' or '.join(f'--{flag}' for flag in flags)}{message[len(begin[1]) :]}"
