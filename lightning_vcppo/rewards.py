@@ -216,7 +216,9 @@ def normalize_answer(text: str) -> str:
         sign, whole, fraction = decimal[1], decimal[2].lstrip("0"), (decimal[3] or "").rstrip("0")
         number = (whole or "0") + (f".{fraction}" if fraction else "")
         return f"-{number}" if sign == "-" and number != "0" else number
-    return re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text)  # "20 4" is not 204
+    compact = re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text)  # "20 4" is not 204
+    # Nor is the list "1, 234" a number.
+    return compact.replace(",", ", ") if _THOUSANDS.fullmatch(compact) else compact
 
 
 def answers_equal(candidate: str, answer: int | str) -> bool:
