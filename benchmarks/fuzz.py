@@ -4,7 +4,8 @@ r"""Throw hostile responses at the verifier: does it crash, hang, or pay for wha
     python -m benchmarks.fuzz --inputs 25000 --start 50000      # the third quarter of the same
 
 Input i of a seed is always the same text, so a range can be run again alone. Each is read in all
-four styles and graded against several integers, most of them from the text itself. Beyond back soon and without an error, the verifier must
+four styles and graded against several integers, most of them from the text itself. Beyond coming
+back soon and without an error, the verifier must
 
 1. reward a response for at most one integer, whatever list or expression it is;
 2. call a canonical answer canonical, and equal to itself;
@@ -29,9 +30,8 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import get_args
 
 from lightning_vcppo import rewards
@@ -52,7 +52,16 @@ COMMANDS = (
     *(r"\sin", r"\log", r"\exp", r"\gcd", r"\pmod", r"\ldots", r"\\", r"\{", r"\}", r"\,", r"\;"),
 )
 MARKS = (
-    *("answer: ", "Answer:", "**Answer:** ", "the answer is ", "####", "final answer ", "or", "and"),
+    *(
+        "answer: ",
+        "Answer:",
+        "**Answer:** ",
+        "the answer is ",
+        "####",
+        "final answer ",
+        "or",
+        "and",
+    ),
     *("<think>", "</think>", "<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
     *("<|im_end|>", "<|endoftext|>", "<eos>", "[THINK]", "[/THINK]", "\n\n", "\r\n", "\t", "\0"),
     *("\u202e", "\u200b", "\u2212", "\u00a0", "\ufeff", "\x1b[2J", "\ud800", "=cmd|' /C calc'!A1"),
@@ -64,7 +73,8 @@ def invent(seed: int, index: int) -> str:
     """Return the input of that number."""
     rng = random.Random(f"{seed}/{index}")
     parts = [_part(rng) for _ in range(rng.choice((1, 1, 1, 2, 3, 6)))]
-    return rng.choice(("", "", " ", "\n")).join(parts)
+    between = rng.choice(("", "", " ", "\n"))
+    return between.join(parts)
 
 
 def _part(rng: random.Random) -> str:
@@ -76,7 +86,9 @@ def _part(rng: random.Random) -> str:
     if kind < 0.85:
         return "".join(rng.choice((*COMMANDS, *MARKS, *"{}()[]^_$.,=-+*/!|")) for _ in range(30))
     if kind < 0.92:
-        return "".join(chr(rng.choice((rng.randrange(128), rng.randrange(0xD800)))) for _ in range(40))
+        return "".join(
+            chr(rng.choice((rng.randrange(128), rng.randrange(0xD800)))) for _ in range(40)
+        )
     if kind < 0.995:
         return _number(rng)
     piece = rng.choice((*COMMANDS, *MARKS, *"{}()[]^$9 ", r"\boxed{", r"\boxed 5 ", "{,}", "1,234"))
@@ -110,7 +122,13 @@ def _expression(rng: random.Random, depth: int) -> str:
             *(f"{a}^{{{b}}}", f"({a})^{b}", f"{a}^{a}^{b}", f"{a}**{b}", f"{a}!", f"-({a})"),
             *(f"{a}, {b}", f"{a} or {b}", rf"{a} \text{{ or }} {b}", f"{a};{b}", f"{a}={b}"),
             *(rf"\{{{a}, {b}\}}", f"[{a}, {b}]", f"({a}, {b})", f"{a}|{b}", f"{a}..{b}", f"x={a}"),
-            *(rf"{a}\pm {b}", rf"{a}\text{{ {b}}}", rf"\binom{{{a}}}{{{b}}}", f"{a}{b}", f"{a} {b}"),
+            *(
+                rf"{a}\pm {b}",
+                rf"{a}\text{{ {b}}}",
+                rf"\binom{{{a}}}{{{b}}}",
+                f"{a}{b}",
+                f"{a} {b}",
+            ),
             *(f"{a}^\\circ", rf"\left({a}\right)", rf"{rng.choice(COMMANDS)}{{{a}}}{{{b}}}"),
             *(f"{rng.choice('xyabci')}{a}", f"{a}<x<{b}", f"{a}%", rf"\${a}", f"|{a}|"),
         )

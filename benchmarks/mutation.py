@@ -28,7 +28,6 @@ import sys
 import tempfile
 import time
 import types
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,13 +85,11 @@ class Mutant(NamedTuple):
 
     Attributes:
         line: Where the change is.
-        place: The same, with the column.
-        what: Its description, such as `a + b  ->  a - b`.
+        what: Its description, such as `12:4: a + b  ->  a - b`, line and column first.
         tree: The file.
     """
 
     line: int
-    place: str
     what: str
     tree: ast.Module
 
@@ -103,7 +100,7 @@ def mutants(source: str) -> Iterator[Mutant]:
     for path, node in _places(tree, ()):
         for new in _changes(node):
             changed = copy.deepcopy(tree)
-            holder: object = changed
+            holder: Any = changed
             for step in path[:-1]:
                 holder = holder[step] if isinstance(step, int) else getattr(holder, step)
             last = path[-1]
@@ -113,8 +110,8 @@ def mutants(source: str) -> Iterator[Mutant]:
             else:
                 setattr(holder, last, new)
             ast.fix_missing_locations(changed)
-            place = f"{node.lineno}:{node.col_offset}"
-            yield Mutant(node.lineno, place, f"{_short(node)}  ->  {_short(new)}", changed)
+            what = f"{node.lineno}:{node.col_offset}: {_short(node)}  ->  {_short(new)}"
+            yield Mutant(node.lineno, what, changed)
 
 
 Path_ = tuple["str | int", ...]
@@ -149,7 +146,7 @@ def _is_text(node: ast.AST) -> bool:
 
 def _changes(node: Changeable) -> Iterator[ast.AST]:
     """Yield what a node may be changed into."""
-    new: ast.AST
+    new: Any
     match node:
         case ast.BinOp(op=op) | ast.BoolOp(op=op) | ast.AugAssign(op=op):
             for other in OPERATORS.get(type(op), ()):
@@ -158,16 +155,19 @@ def _changes(node: Changeable) -> Iterator[ast.AST]:
                 yield new
         case ast.Compare(ops=[op]):
             for other in OPERATORS[type(op)]:
-                yield ast.Compare(node.left, [other()], node.comparators)
+                new = copy.copy(node)
+                new.ops = [other()]
+                yield new
         case ast.UnaryOp(op=ast.Not() | ast.USub() | ast.Invert()):
             yield node.operand
         case ast.Constant(value=bool()):
             yield ast.Constant(not node.value)
-        case ast.Constant(value=int() | float()):
-            yield ast.Constant(node.value + 1)
-            yield ast.Constant(node.value / 2 if isinstance(node.value, float) else node.value - 1)
-        case ast.Constant(value=str()):
-            yield ast.Constant(f"XX{node.value}")
+        case ast.Constant(value=int() as number):
+            yield from (ast.Constant(number + 1), ast.Constant(number - 1))
+        case ast.Constant(value=float() as number):
+            yield from (ast.Constant(number + 1), ast.Constant(number / 2))
+        case ast.Constant(value=str() as text):
+            yield ast.Constant(f"XX{text}")
         case ast.Name(id=name) if name in NAMES:
             yield ast.Name(NAMES[name], node.ctx)
         case ast.Attribute(attr=name) if name in NAMES:
@@ -281,44 +281,42 @@ def main() -> None:
     output = arguments.output or Path("runs", "mutation", f"{name}.jsonl")
     output.parent.mkdir(parents=True, exist_ok=True)
     seen = output.read_text().splitlines() if output.exists() else []
-    done = {row["what"]: row for row in map(json.loads, seen)}
+    done = {row["what"]: bool(row["killed"]) for row in map(json.loads, seen)}
 
     everything = list(mutants((ROOT / PACKAGE / f"{name}.py").read_text()))
     chosen = everything
     if 0 < arguments.sample < len(everything):
         chosen = random.Random(arguments.seed).sample(everything, arguments.sample)
-    rows = [{"line": m.line, "what": f"{m.place}: {m.what}", "mutant": m} for m in chosen]
-    left = [] if arguments.show else [row for row in rows if row["what"] not in done]
+    left = [] if arguments.show else [mutant for mutant in chosen if mutant.what not in done]
     watch = Stopwatch()
     if left:
         tests = warm_up(name)
-        untouched = Mutant(0, "", "", ast.parse((ROOT / PACKAGE / f"{name}.py").read_text()))
+        untouched = Mutant(0, "", ast.parse((ROOT / PACKAGE / f"{name}.py").read_text()))
         if not survives(name, untouched, tests, watch):
             raise SystemExit("the tests fail on the file as it is")
     end = time.monotonic() + arguments.seconds
     with output.open("a") as file:
-        for row in left:
+        for mutant in left:
             if time.monotonic() > end:
                 break
-            verdict = "survived" if survives(name, row["mutant"], tests, watch) else "killed"
-            done[row["what"]] = {"what": row["what"], "verdict": verdict}
-            file.write(json.dumps(done[row["what"]]) + "\n")
+            done[mutant.what] = not survives(name, mutant, tests, watch)
+            row = {"what": mutant.what, "killed": done[mutant.what]}
+            file.write(json.dumps(row) + "\n")
             file.flush()
-    verdicts = [done[row["what"]]["verdict"] for row in rows if row["what"] in done]
+    verdicts = [done[mutant.what] for mutant in chosen if mutant.what in done]
     if arguments.show:
-        survivors = (r for r in rows if done.get(r["what"], {}).get("verdict") == "survived")
-        for row in sorted(survivors, key=lambda row: row["line"]):
-            print(row["what"])
-    counts = Counter(verdicts)
+        for mutant in sorted(chosen, key=lambda mutant: mutant.line):
+            if done.get(mutant.what) is False:
+                print(mutant.what)
     print(
         json.dumps(
             {
                 "file": name,
                 "mutants": len(everything),
-                "sampled": len(rows),
+                "sampled": len(chosen),
                 "run": len(verdicts),
-                "killed": counts["killed"],
-                "survived": counts["survived"],
+                "killed": sum(verdicts),
+                "survived": len(verdicts) - sum(verdicts),
             }
         )
     )

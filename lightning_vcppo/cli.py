@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import re
 import signal
 import sys
@@ -31,6 +32,7 @@ from lightning_vcppo.interruptions import exit_code
 from lightning_vcppo.regrade import regrade
 from lightning_vcppo.run_folder import choose_start, choose_weights
 from lightning_vcppo.sharding import refuse_checkpoint, refuse_strategy
+from lightning_vcppo.untrusted import ALLOW_PICKLE, printable, refuse_code_in
 from lightning_vcppo.workspace import dashboard
 
 USER_ERROR = 2
@@ -111,7 +113,31 @@ class VCPPOCLI(LightningCLI):
             default=False,
             help="Begin anew in a folder that holds a run.",
         )
+        parser.add_argument(
+            "--allow_pickle",
+            type=bool,
+            default=False,
+            help="Read models from pytorch_model.bin: a pickle, which can run code of its author.",
+        )
         parser.set_defaults({"model": {"class_path": "lightning_vcppo.VCPPOModule"}})
+
+    @override
+    def _prepare_subcommand_parser(self, *args: Any, **kwargs: Any) -> LightningArgumentParser:
+        """Read checkpoints without running code that they bring along, also from a URL."""
+        parser = super()._prepare_subcommand_parser(*args, **kwargs)
+        parser.set_defaults({"weights_only": True})
+        return parser
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Refuse a checkpoint that is more than tensors and numbers in one line."""
+        try:
+            super()._parse_ckpt_path()
+        except pickle.UnpicklingError as error:
+            path = self.config[self.config.subcommand].ckpt_path
+            raise ValueError(
+                f"{path}: not a checkpoint, or one that runs code when it is read"
+            ) from error
 
     @override
     def before_instantiate_classes(self) -> None:
@@ -120,6 +146,8 @@ class VCPPOCLI(LightningCLI):
         strategy = getattr(strategy, "class_path", strategy)
         refuse_strategy(strategy)
         refuse_checkpoint(self._get(self.config, "ckpt_path"), strategy)
+        if self._get(self.config, "allow_pickle"):
+            os.environ[ALLOW_PICKLE] = "1"
         if threads := self._get(self.config, "threads"):
             torch.set_num_threads(threads)
         given = self.config[str(self.subcommand)]
@@ -129,6 +157,8 @@ class VCPPOCLI(LightningCLI):
         elif not given.trainer.fast_dev_run:
             self._start = choose_start(folder, self._start, overwrite=given.overwrite)
             given.overwrite = False  # said once: config.yaml does not say it again
+        if self._start:
+            refuse_code_in(Path(self._start))
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -239,7 +269,7 @@ def _debugging() -> bool:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"vcppo: error: {one_line(message)}", file=sys.stderr)
+    print(f"vcppo: error: {printable(one_line(message))}", file=sys.stderr)
     raise SystemExit(USER_ERROR)
 
 

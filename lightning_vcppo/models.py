@@ -7,6 +7,8 @@ H hidden, K outputs of the value head (1, or the bins of a histogram).
 from __future__ import annotations
 
 import logging
+import pickle
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,8 +36,18 @@ from lightning_vcppo.adapters import save_trained_alone
 from lightning_vcppo.packing import PackedLayout, enable_packing, reads_packed_rows
 from lightning_vcppo.problems import THINK_CLOSE, THINK_OPEN
 from lightning_vcppo.settings import ValueSettings
+from lightning_vcppo.untrusted import holds_only_pickles, pickle_refusal, pickles_allowed
 
 PAD, EOS = "<pad>", "<eos>"
+FAILURES = (
+    OSError,
+    ValueError,
+    KeyError,
+    SafetensorError,
+    RuntimeError,
+    pickle.UnpicklingError,
+)
+"""What `from_pretrained` raises."""
 
 # Outputs of these models are not softmax(hidden @ head): the log-probability kernel would be wrong.
 _UNSUPPORTED_LOGIT_TRANSFORMS = {
@@ -318,19 +330,21 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def _load(auto_class: Any, name_or_path: str, what: str, **kwargs: Any) -> Any:
-    """Call `from_pretrained` and turn its many failures into one line."""
+    """Call `from_pretrained` and turn its many failures into one line; nothing it reads is run."""
     path = Path(name_or_path).expanduser()
     if name_or_path.startswith((".", "/", "~")) and not path.is_dir():
         raise ValueError(f"{name_or_path}: no such folder (expected a {what})")
-    if auto_class not in (AutoTokenizer, AutoConfig):
-        kwargs.setdefault("dtype", torch.float32)
     source = str(path) if path.is_dir() else name_or_path
+    kwargs["trust_remote_code"] = False  # None would ask on the terminal
     if (
         path.is_dir()
         and (gguf := sorted(path.glob("*.gguf")))
         and not (path / "config.json").exists()
     ):
         kwargs.setdefault("gguf_file", gguf[0].name)
+    if auto_class not in (AutoTokenizer, AutoConfig):
+        kwargs.setdefault("dtype", torch.float32)
+        kwargs |= _weights_format(name_or_path, path)
     reports = logging.getLogger("transformers.modeling_utils")
     level = reports.level
     reports.setLevel(logging.ERROR)  # a value head that starts anew is expected, not a fault
@@ -340,11 +354,29 @@ def _load(auto_class: Any, name_or_path: str, what: str, **kwargs: Any) -> Any:
             config = AutoConfig.from_pretrained(source, **kwargs)
             return auto_class.from_config(config, dtype=dtype)  # without its weights
         return auto_class.from_pretrained(source, **kwargs)
-    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+    except FAILURES as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "trust_remote_code" in str(error):
+            reason = "it is of a kind that transformers lacks; code that comes with it is not run"
         raise ValueError(f"{name_or_path}: cannot load a {what} from here: {reason}") from error
     finally:
         reports.setLevel(level)
+
+
+def _weights_format(name_or_path: str, path: Path) -> dict[str, bool]:
+    """Return the option of `from_pretrained` that admits safetensors alone, unless told otherwise.
+
+    Raises:
+        ValueError: if a folder holds nothing but a pickle.
+    """
+    only_pickles = holds_only_pickles(path)
+    if not pickles_allowed():
+        if only_pickles:
+            raise ValueError(pickle_refusal(name_or_path))
+        return {"use_safetensors": True}
+    if only_pickles:
+        warnings.warn(f"{name_or_path}: reading weights from a pickle", stacklevel=4)
+    return {}
 
 
 def _build_config(

@@ -26,6 +26,7 @@ from typing import Any
 
 from lightning_vcppo.problems import Problem
 from lightning_vcppo.rewards import last_boxed, normalize_answer
+from lightning_vcppo.untrusted import printable
 
 PROBLEM_FIELDS = ("problem", "question", "prompt", "messages", "conversations")
 ANSWER_FIELDS = (
@@ -86,7 +87,7 @@ def load_problems(
         try:
             problems.append(_read_row(row, source, problem_field, answer_field))
         except _InvalidRow as error:
-            invalid.append(f"{source}: {error}")
+            invalid.append(printable(f"{source}: {error}"))
     if not problems:
         reason = f"none of {len(invalid)} rows is valid; {invalid[0]}" if invalid else "no rows"
         raise ValueError(f"{name}: {reason}")

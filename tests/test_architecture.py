@@ -26,6 +26,7 @@ LAYERS = [
         "problems",
         "seeding",
         "settings",
+        "untrusted",
     },
     {
         "checkpoint_io",
@@ -80,6 +81,7 @@ PURE = {
     "rewards": {"torch", "math_verify"},
     "problems": set(),
     "settings": set(),
+    "untrusted": set(),
 }
 PURE_MAY_SHARE = {"microbatch"}
 

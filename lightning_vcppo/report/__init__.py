@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lightning_vcppo.report.page import render
 from lightning_vcppo.report.reading import read_runs
+from lightning_vcppo.untrusted import printable
 
 
 def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
@@ -53,5 +54,5 @@ def main(args: Sequence[str]) -> None:
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("VCPPO_DEBUG"):
             raise
-        parser.exit(2, f"vcppo: error: {error}\n")
+        parser.exit(2, f"vcppo: error: {printable(str(error))}\n")
     print(f"The report is in {page}")
