@@ -73,8 +73,7 @@ def invent(seed: int, index: int) -> str:
     """Return the input of that number."""
     rng = random.Random(f"{seed}/{index}")
     parts = [_part(rng) for _ in range(rng.choice((1, 1, 1, 2, 3, 6)))]
-    between = rng.choice(("", "", " ", "\n"))
-    return between.join(parts)
+    return str(rng.choice(("", "", " ", "\n"))).join(parts)
 
 
 def _part(rng: random.Random) -> str:
@@ -92,7 +91,7 @@ def _part(rng: random.Random) -> str:
     if kind < 0.995:
         return _number(rng)
     piece = rng.choice((*COMMANDS, *MARKS, *"{}()[]^$9 ", r"\boxed{", r"\boxed 5 ", "{,}", "1,234"))
-    return piece * rng.choice((100, 1_000, 20_000))
+    return str(piece) * rng.choice((100, 1_000, 20_000))
 
 
 def _boxed(rng: random.Random, text: str) -> str:

@@ -99,6 +99,8 @@ def mutants(source: str) -> Iterator[Mutant]:
     tree = ast.parse(source)
     for path, node in _places(tree, ()):
         for new in _changes(node):
+            if ast.dump(new) == ast.dump(node):  # half of nothing
+                continue
             changed = copy.deepcopy(tree)
             holder: Any = changed
             for step in path[:-1]:
@@ -181,7 +183,7 @@ def _changes(node: Changeable) -> Iterator[ast.AST]:
             new = copy.copy(node)
             new.value = ast.Constant(None)
             yield new
-        case ast.Return(value=ast.expr()):
+        case ast.Return(value=ast.expr() as value) if not isinstance(value, ast.Constant):
             yield ast.Return(ast.Constant(None))
     if isinstance(node, ast.Expr | ast.AugAssign | ast.Raise):
         yield ast.Pass()

@@ -44,6 +44,7 @@ Row = dict[str, Any]
 NumberedRow = tuple[int, Row]
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can say it: "\\ud800"
 _GYM_TASK = re.compile(rf"{REASONING_GYM}[:/](\w+)")
 
 
@@ -127,6 +128,8 @@ def _read_row(
     if not isinstance(solution, str) and isinstance(value, str) and "####" in value:
         solution = value.rpartition("####")[0]  # GSM8K works the answer out in front of it
     solution = solution.strip() if isinstance(solution, str) else None
+    if _HALF_CHARACTER.search(text + (solution or "")):
+        raise _InvalidRow("a text holds half a character (a surrogate), which no UTF-8 can write")
     return Problem(text, answer, solution or None, source, find_year(row, source))
 
 
@@ -161,8 +164,18 @@ def _parsed(value: object) -> object:
     """Return the list or object that a JSON string holds, any other value as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         with contextlib.suppress(ValueError):
-            return json.loads(value)
+            return _loads(value)
     return value
+
+
+def _loads(text: str) -> Any:
+    """Read JSON; what is too deep or too long for Python is broken JSON too."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except (RecursionError, ValueError) as error:
+        raise json.JSONDecodeError(str(error).partition(";")[0], text, 0) from error
 
 
 def problem_text(value: object) -> str | None:
@@ -273,7 +286,7 @@ def _file_rows(file: Path) -> Iterable[NumberedRow]:
 def _json_rows(name: str, text: str) -> Iterable[NumberedRow]:
     """Read one JSON document if the text is one, JSON Lines otherwise."""
     try:
-        document = json.loads(text)
+        document = _loads(text)
     except json.JSONDecodeError as error:
         if text.lstrip().startswith("["):
             raise ValueError(f"{name}:{error.lineno}: broken JSON, {error.msg}") from error
@@ -293,7 +306,7 @@ def _json_lines(name: str, text: str) -> Iterator[NumberedRow]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = _loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"{name}:{number}: broken JSON, {error.msg} (column {error.colno}); "

@@ -76,6 +76,22 @@ def test_four_tokens_by_hand() -> None:
     assert_close(gae(rewards_BT, values_BT, mask_BT, gamma=0.9, lam=0.5), expected_BT)
 
 
+@pytest.mark.parametrize("gap", [[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 1], [1, 1, 0, 1]])
+def test_a_gap_wherever_it_is_costs_no_discount(gap: list[int]) -> None:
+    mask_BT = torch.tensor([gap], dtype=torch.bool)
+    rewards_BT = torch.tensor([[1.0, 2.0, 4.0, 8.0]])
+    values_BT = torch.tensor([[0.5, 0.25, 0.125, 1.0]])
+    whole_BT = gae(rewards_BT, values_BT, mask_BT, gamma=0.5, lam=0.5)
+    closed_BT = gae(
+        rewards_BT[mask_BT][None],
+        values_BT[mask_BT][None],
+        torch.ones(1, sum(gap), dtype=torch.bool),
+        gamma=0.5,
+        lam=0.5,
+    )
+    assert_close(whole_BT[mask_BT], closed_BT[0])
+
+
 def test_lambda_0_is_the_td_error() -> None:
     rewards_BT, values_BT, _, bootstrap_B = random_case(0)
     mask_BT = torch.ones_like(rewards_BT, dtype=torch.bool)
@@ -311,6 +327,10 @@ def test_wrong_arguments_are_refused() -> None:
         gae(zeros_BT, zeros_BT, mask_BT, gamma=1.5, lam=1.0)
     with pytest.raises(ValueError, match="must be a number or"):
         gae(zeros_BT, zeros_BT, mask_BT, lam=torch.ones(3))
+    with pytest.raises(ValueError, match=r"^lam must be a number or \(2,\), got \(2, 1\)"):
+        gae(zeros_BT, zeros_BT, mask_BT, lam=torch.ones(2, 1))
+    with pytest.raises(ValueError, match="lambda_critic must be in"):
+        decoupled_gae(zeros_BT, zeros_BT, mask_BT, lambda_actor=1.0, lambda_critic=2.0)
     with pytest.raises(ValueError, match="share a shape"):
         gae(zeros_BT, torch.zeros(2, 4), mask_BT, lam=1.0)
     with pytest.raises(ValueError, match="boolean"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.testing import assert_close
 
 from lightning_vcppo.losses import (
     kl_estimate,
+    kl_penalty,
     policy_loss,
     prompt_noise_weights,
     truncated_importance_weights,
@@ -228,17 +230,144 @@ def test_prompt_noise_weights_by_hand() -> None:
     assert_close(weights_B, torch.tensor([1 / std, 4.0, 1 / std, 4.0, 4.0]))
 
 
+def test_prompt_noise_weights_have_a_floor_of_their_own_choice() -> None:
+    weights_B = prompt_noise_weights(torch.ones(2), torch.tensor([0, 0]), min_std=0.5)
+    assert weights_B.tolist() == [2.0, 2.0]
+
+
+def ratios(*ratio: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log-probabilities of one row with these ratios, and a full mask."""
+    log_ratio_BT = torch.tensor([ratio], dtype=torch.float64).log()
+    old_BT = torch.full_like(log_ratio_BT, -1.0)
+    return old_BT + log_ratio_BT, old_BT, torch.ones_like(old_BT, dtype=torch.bool)
+
+
+def test_the_divergence_is_that_of_schulmans_k3() -> None:
+    logprobs_BT, old_BT, mask_BT = ratios(2.0, 0.5)
+    _, diagnostics = policy_loss(logprobs_BT, old_BT, torch.zeros(1, 2), mask_BT)
+    k3 = ((2 - 1 - math.log(2)) + (0.5 - 1 - math.log(0.5))) / 2
+    assert diagnostics["approx_kl"].item() == pytest.approx(k3)
+    assert diagnostics["ratio_mean"].item() == pytest.approx(1.25)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected"),
+    [
+        (1.15, 1.0, -1.15),
+        (1.25, 1.0, -1.2),
+        (0.85, -1.0, 0.85),
+        (0.75, -1.0, 0.8),
+        (0.75, 1.0, -0.75),  # a clip never makes a bad move look better
+        (3.0, -1.0, 3.0),
+    ],
+)
+def test_the_clip_of_the_paper_is_the_default(
+    ratio: float, advantage: float, expected: float
+) -> None:
+    logprobs_BT, old_BT, mask_BT = ratios(ratio)
+    loss, _ = policy_loss(logprobs_BT, old_BT, torch.tensor([[advantage]]), mask_BT)
+    assert loss.item() == pytest.approx(expected)
+
+
+def test_a_clip_of_zero_lets_nothing_through_but_is_allowed() -> None:
+    logprobs_BT, old_BT, mask_BT = ratios(1.1, 0.9)
+    loss, diagnostics = policy_loss(
+        *(logprobs_BT, old_BT, torch.tensor([[1.0, -1.0]]), mask_BT),
+        clip_ratio_low=0.0,
+        clip_ratio_high=0.0,
+    )
+    assert loss.item() == pytest.approx(0.0)
+    assert diagnostics["clipfrac"] == 1
+    _, diagnostics = policy_loss(  # at the bound itself nothing is cut off
+        *(old_BT, old_BT, torch.tensor([[1.0, -1.0]]), mask_BT),
+        clip_ratio_low=0.0,
+        clip_ratio_high=0.0,
+    )
+    assert diagnostics["clipfrac"] == 0
+
+
+def test_a_dual_clip_stops_at_its_bound() -> None:
+    logprobs_BT, old_BT, mask_BT = ratios(1.4, 1.6, 1.6)
+    advantages_BT = torch.tensor([[-1.0, -1.0, 0.0]])
+    loss, diagnostics = policy_loss(logprobs_BT, old_BT, advantages_BT, mask_BT, clip_ratio_c=1.5)
+    assert loss.item() == pytest.approx((1.4 + 1.5) / 3)
+    assert diagnostics["clipfrac_c"].item() == pytest.approx(1 / 3)
+
+
+def test_log_ratios_end_at_twenty() -> None:
+    mask_BT = torch.ones(1, 1, dtype=torch.bool)
+    far_BT = torch.full((1, 1), 1e4, dtype=torch.float64)
+    _, diagnostics = policy_loss(far_BT, torch.zeros_like(far_BT), far_BT, mask_BT)
+    assert diagnostics["ratio_mean"].item() == pytest.approx(math.exp(20))
+    assert kl_estimate(-far_BT, far_BT, "k1").item() == -20
+
+
+def test_values_that_have_not_moved_are_not_clipped() -> None:
+    values_BT = torch.tensor([[0.5, -0.5]])
+    mask_BT = torch.ones(1, 2, dtype=torch.bool)
+    loss, diagnostics = value_loss(
+        *(values_BT, torch.zeros(1, 2), mask_BT), old_values_BT=values_BT, cliprange_value=0.2
+    )
+    assert_close(loss, torch.tensor(0.125))
+    assert diagnostics["value_clipfrac"] == 0
+
+
+def test_huber_turns_linear_at_one_unless_told_otherwise() -> None:
+    mask_BT = torch.ones(1, 1, dtype=torch.bool)
+    far_BT = torch.full((1, 1), 3.0)
+    loss, _ = value_loss(far_BT, torch.zeros(1, 1), mask_BT, loss="huber")
+    assert loss.item() == pytest.approx(3.0 - 0.5)
+
+
+def test_the_estimator_is_k1_unless_told_otherwise() -> None:
+    logprobs_BT, ref_BT, mask_BT = ratios(2.0)
+    assert_close(kl_estimate(logprobs_BT, ref_BT), kl_estimate(logprobs_BT, ref_BT, "k1"))
+    loss, diagnostics = kl_penalty(logprobs_BT, ref_BT, mask_BT)
+    assert loss.item() == pytest.approx(math.log(2))
+    assert diagnostics["kl"] == loss
+
+
+@pytest.mark.parametrize("mode", ["truncate", "mask"])
+def test_a_cap_of_one_keeps_what_matches(mode: Any) -> None:
+    logprobs_BT, old_BT, mask_BT = ratios(1.0, 1.0, 0.5, 2.0)
+    weights_BT, keep_BT, diagnostics = truncated_importance_weights(
+        logprobs_BT, old_BT, mask_BT, cap=1.0, mode=mode
+    )
+    low = 0.5 if mode == "truncate" else 0.0
+    high = 1.0 if mode == "truncate" else 0.0
+    assert_close(weights_BT, torch.tensor([[1.0, 1.0, low, high]], dtype=torch.float64))
+    assert keep_BT.tolist() == [[True, True, mode == "truncate", mode == "truncate"]]
+    assert diagnostics["weight_clipped"] == (0.25 if mode == "truncate" else 0.5)
+    assert diagnostics["weight_max"].item() == pytest.approx(2.0)
+
+
+def test_the_cap_is_two_unless_told_otherwise() -> None:
+    weights_BT, _, diagnostics = truncated_importance_weights(*ratios(1.9, 3.0))
+    assert_close(weights_BT, torch.tensor([[1.9, 2.0]], dtype=torch.float64))
+    assert diagnostics["weight_clipped"] == 0.5
+    k1, k3 = -(math.log(1.9) + math.log(3)) / 2, (0.9 - math.log(1.9) + 2 - math.log(3)) / 2
+    assert diagnostics["kl_k1"].item() == pytest.approx(k1)
+    assert diagnostics["kl_k3"].item() == pytest.approx(k3)
+    assert diagnostics["weight_mean"].item() == pytest.approx(1.95)
+    assert diagnostics["ess"].item() == pytest.approx(1.95**2 / ((1.9**2 + 4) / 2))
+
+
 def test_impossible_arguments_are_refused() -> None:
     batch = Batch()
     policy = batch.logprobs_BT, batch.old_BT, batch.advantages_BT, batch.mask_BT
     value = batch.values_BT, batch.returns_BT, batch.mask_BT
     refused: list[tuple[str, Callable[[], object]]] = [
         ("clip_ratio_low", lambda: policy_loss(*policy, clip_ratio_low=-0.1)),
+        ("clip_ratio_high", lambda: policy_loss(*policy, clip_ratio_high=-0.1)),
         ("clip_ratio_c", lambda: policy_loss(*policy, clip_ratio_c=1.0)),
         ("loss_agg_mode", lambda: policy_loss(*policy, loss_agg_mode="mean")),
         ("mse", lambda: value_loss(*value, loss="l1")),
         ("huber_delta", lambda: value_loss(*value, loss="huber", huber_delta=0.0)),
         ("cliprange_value", lambda: value_loss(*value, cliprange_value=0.2)),
+        (
+            "cliprange_value",
+            lambda: value_loss(*value, cliprange_value=0.0, old_values_BT=batch.old_values_BT),
+        ),
         ("kl_estimator", lambda: kl_estimate(*policy[:2], "k4")),
         ("cap", lambda: truncated_importance_weights(*policy[:2], batch.mask_BT, cap=0.5)),
         ("mode", lambda: truncated_importance_weights(*policy[:2], batch.mask_BT, mode="x")),

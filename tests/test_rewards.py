@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_vcppo.rewards import (
+    THINKING_TAGS,
     answer_part,
     answers_equal,
     extract_answer,
@@ -59,6 +60,13 @@ def test_answer_part_is_what_follows_the_thinking(response, expected):
 
 
 # Extraction
+
+
+@pytest.mark.parametrize(("opening", "closing"), THINKING_TAGS)
+def test_every_kind_of_thinking_tag_is_known(opening, closing):
+    assert answer_part(f"{opening}a{closing}b") == "b"
+    assert answer_part(f"{opening.upper()}a{closing.upper()}b") == "b"
+    assert answer_part(f"a{opening}b") == ""
 
 
 @pytest.mark.parametrize(
@@ -141,6 +149,11 @@ def test_what_is_not_seventy(text):
     assert not answers_equal(text, 70)
 
 
+def test_what_is_too_long_is_left_as_it_is():
+    assert normalize_answer("0" * 299 + "5") == "5"
+    assert normalize_answer("0" * 300 + "5") == "0" * 300 + "5"
+
+
 def test_thousands_separators_and_long_numbers():
     assert answers_equal("1,234", 1234)
     assert answers_equal("1{,}234", 1234)
@@ -162,6 +175,26 @@ def test_thousands_separators_and_long_numbers():
         (r"\text{Evelyn}", "Evelyn", True),
         (r"4\sqrt{2}", r"\sqrt{32}", True),
         ("0.3333", "1/3", False),
+        ("\u22125", "-5", True),
+        ("\u2212x", "-x", True),
+        (r"\frac{1}{2}.", "0.5", True),
+        ("x + x", "2x", True),
+        ("x + y", "2x", False),
+        ("(3, 4)", "(3,4)", True),
+        ("(3, 4)", "(4, 3)", False),
+        ("6, 343", "6343", False),
+        ("6,343", "6343", True),
+        ("6, 343", "6, 343", True),
+        ("final answer = 42", "final answer = 42", True),
+        ("3!/12", "1/2", False),  # factorials are not evaluated
+        ("x^{5}x^{2}", "x^{7}", True),
+        ("x^{9}x^{2}", "x^{11}", False),  # nor are large powers of letters
+        ("x^{1}x^{1}x^{1}x^{1}x^{1}", "x^{5}", True),
+        ("((((5))))", "10/2", True),
+        ("(((((5)))))", "10/2", False),  # nor what is nested deeply
+        ("+".join(["1"] * 50), "100/2", True),
+        ("+".join(["1"] * 52), "104/2", False),  # nor what is long
+        ("π/2", r"\frac{\pi}{2}", False),
     ],
 )
 def test_other_answers_are_compared_symbolically(candidate, gold, equal):

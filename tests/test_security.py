@@ -188,6 +188,23 @@ def test_a_data_sets_script_is_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("value", ["[" * 100_000, "1" * 5_000])
+@pytest.mark.parametrize("row", ["{}", '{{"problem": "1?", "answer": {}}}', "[{}]"])
+def test_numbers_and_nesting_beyond_python_are_a_users_mistake(value, row, tmp_path):
+    (tmp_path / "a.json").write_text(row.format(value))
+    with pytest.raises(ValueError, match=r"a\.json") as error:
+        load_problems(tmp_path / "a.json")
+    assert len(str(error.value)) < 300 and "\n" not in str(error.value)
+
+
+def test_a_text_that_cannot_be_written_is_not_read(tmp_path):
+    (tmp_path / "a.json").write_text('{"problem": "1 \\ud800", "answer": 2}')
+    with pytest.raises(ValueError, match=r"a\.json:1: a text holds half a character"):
+        load_problems(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text('{"problem": "\\ud83d\\ude00?", "answer": 2}')
+    assert load_problems(tmp_path / "a.json")[0].problem == "\U0001f600?"
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_no_source_opens_a_door(path):
     for call in (
