@@ -71,19 +71,24 @@ class _IndexReader(pickle.Unpickler):
 
 
 def refuse_code_in(checkpoint: Path) -> None:
-    """Look through the index of a checkpoint in parts (a folder); any other is not looked at.
+    """Look through the index of a checkpoint in parts (a folder), unless pickles are allowed.
+
+    Any other checkpoint is not looked at: `torch.load` restricts it.
 
     Raises:
         ValueError: If reading the index would call what an index has no need of.
     """
     index = checkpoint / _INDEX
-    if not index.is_file():
+    if not index.is_file() or pickles_allowed():
         return
     try:
         with index.open("rb") as file:
             _IndexReader(file).load()
     except Exception as error:  # a hostile or broken pickle raises anything
-        raise ValueError(f"{index}: not the index of a checkpoint, {error}") from error
+        raise ValueError(
+            f"{index}: not the index of a checkpoint, {error}; --allow_pickle=true reads it if you "
+            "trust where it comes from"
+        ) from error
 
 
 def printable(text: str) -> str:

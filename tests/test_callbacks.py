@@ -129,6 +129,7 @@ def test_a_terminal_shows_the_numbers_below_the_bar(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
+    monkeypatch.setattr("rich._console", None)  # nor do later tests inherit its colours
     bar = RolloutProgressBar(leave=leave)
     fit(make_trainer(tmp_path, bar, enable_progress_bar=True, max_epochs=2), InventingModule())
     out = capsys.readouterr().out

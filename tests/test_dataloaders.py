@@ -151,7 +151,7 @@ def test_two_processes_share_the_prompts(tmp_path):
             import json, lightning.pytorch as pl
             from lightning_vcppo.callbacks import AIMEEvaluation
             from lightning_vcppo.rollout import ResponseRecord
-            from test_data import AIMEDataModule, Recorder
+            from test_dataloaders import AIMEDataModule, Recorder
 
             def record(index, name):  # right on problem 0 alone
                 rest = "test", "?", 7, "7", "7", index == 0, 1, True, name

@@ -160,7 +160,7 @@ def test_a_checkpoint_from_a_url_is_read_like_any_other(command, tiny_actor, cap
     assert "\nweights_only: true\n" in capsys.readouterr().out
 
 
-def test_the_index_of_a_checkpoint_in_parts_is_looked_through(tmp_path):
+def test_the_index_of_a_checkpoint_in_parts_is_looked_through(tmp_path, monkeypatch):
     state = {"weights": torch.zeros(3, 4), "half": torch.zeros(2, dtype=torch.bfloat16)}
     state |= {"rollouts": 3, "names": ["a", {"b": torch.tensor(1)}]}
     with pytest.warns(UserWarning):
@@ -174,6 +174,8 @@ def test_the_index_of_a_checkpoint_in_parts_is_looked_through(tmp_path):
         with pytest.raises(ValueError, match="not the index of a checkpoint, it names"):
             refuse_code_in(index.parent)
     assert not (tmp_path / "ran").exists()
+    monkeypatch.setenv(ALLOW_PICKLE, "1")
+    refuse_code_in(index.parent)
 
 
 def test_a_data_sets_script_is_not_run(tmp_path):
