@@ -19,6 +19,7 @@ from lightning_vcppo.callbacks import (
     RewardDecayMonitor,
     RolloutProgressBar,
 )
+from lightning_vcppo.dashboards import has_wandb_account
 from lightning_vcppo.records import gather_records, read_records, unique_records, write_records
 from lightning_vcppo.rollout import ResponseRecord
 from tests.inventing import (
@@ -193,3 +194,41 @@ def test_wandb_gets_tables_and_figures_offline(
         assert logger.experiment.summary["decay/advantage_heat_map"]["count"] == 1
     finally:
         wandb.finish()
+
+
+def test_an_evaluation_without_a_response_is_refused(tmp_path: Path) -> None:
+    class Silent(InventingModule):
+        def validation_step(self, *args: Any) -> dict[str, list[ResponseRecord]]:
+            return {"records": []}
+
+    with pytest.raises(ValueError, match="ended without a response"):
+        make_trainer(tmp_path, AIMEEvaluation()).validate(Silent(), problems(2), verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("netrc", "url", "known"),
+    [
+        ("machine api.wandb.ai login user password x", None, True),
+        ("machine api.wandb.ai login user password x", "https://wandb.company.org", False),
+        ("machine wandb.company.org login user password x", "https://wandb.company.org", True),
+        ("machine github.com login user password x", None, False),
+        ("not a netrc file", None, False),
+        (None, None, False),
+    ],
+)
+def test_an_account_of_weights_and_biases_is_found(
+    netrc: str | None,
+    url: str | None,
+    known: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    if netrc:
+        (tmp_path / "netrc").write_text(netrc + "\n")
+    if url:
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+    assert has_wandb_account() is known
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    assert has_wandb_account()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, ClassVar
 
+import pytest
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from matplotlib.image import imread
 
@@ -95,3 +98,17 @@ def test_learning_curves_without_a_critic(tmp_path: Path) -> None:
     drawn = {path.stem for path in (tmp_path / "pictures").iterdir()}
     assert drawn == PLOTS - {"value_by_position", "value_by_token", "reward_decay"}
     assert curves.state_dict()["by_decile"]["value"] == [[None] * 10] * 4
+
+
+def test_pictures_are_there_while_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Watcher(Callback):
+        seen: ClassVar[list[bool]] = []
+
+        def on_train_batch_start(self, *args: Any) -> None:
+            self.seen.append((tmp_path / "plots" / "reward.png").exists())
+
+    monkeypatch.setattr("lightning_vcppo.callbacks.plots.DRAWING_SHARE", 1e9)
+    fit(make_trainer(tmp_path, AIMEEvaluation(), LearningCurves(), Watcher()), InventingModule())
+    assert Watcher.seen == [False, False, True, True]  # drawn after the evaluation of rollout 2

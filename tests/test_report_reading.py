@@ -6,11 +6,11 @@ import json
 import math
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 import yaml
 
+from lightning_vcppo.report.drawing import curves
 from lightning_vcppo.report.page import differences
 from lightning_vcppo.report.reading import read_run, read_runs
 from lightning_vcppo.report.summary import headline, profiles, reach, reliability, smooth, stages
@@ -23,8 +23,6 @@ from tests.report_runs import (
     write_jsonl,
     write_run,
 )
-
-ROOT = Path(__file__).parents[1]
 
 
 def read(folder):
@@ -231,3 +229,26 @@ def test_calibration_when_the_policy_starts_and_at_the_end(tmp_path):
 def test_differences_between_configs(tmp_path):
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
     assert differences(read_runs([a, b])) == [("model.init_args.note", ["a", "b"])]
+
+
+def test_a_folder_without_metrics_is_no_runs(tmp_path):
+    with pytest.raises(ValueError, match=r"no metrics\.csv; expected the folder of a run"):
+        read(tmp_path)
+
+
+def test_the_files_of_vcppo_test_are_no_evaluations_of_the_run(tmp_path):
+    folder = write_run(tmp_path / "run")
+    before = read(folder).evaluations
+    first = folder / "evaluation" / "rollouts_000004.jsonl"
+    shutil.copy(first, first.with_name("test_rollouts_000004.jsonl"))
+    assert read(folder).evaluations == before
+
+
+def test_a_long_curve_is_drawn_twice_as_points_and_as_their_average(tmp_path):
+    write_csv(tmp_path / "metrics.csv", metrics(rollouts=30, pretraining=0))
+    raw, average = curves(read_runs([tmp_path]), "rollout/reward_mean", "reward")["data"]
+    assert raw["opacity"] < 0.5 and raw["y"] == pytest.approx(
+        [-0.5 + 0.02 * i for i in range(1, 31)]
+    )
+    assert average["y"] == smooth(raw["y"]) != raw["y"]
+    assert average["x"] == raw["x"] == list(range(1, 31))

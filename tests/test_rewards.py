@@ -1,9 +1,5 @@
 """The scorer: what counts as an answer, and what equals it."""
 
-import json
-import os
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given
@@ -22,17 +18,7 @@ from lightning_vcppo.rewards import (
     verify,
 )
 
-SHARED_DATA = Path(
-    os.environ.get("VCPPO_SHARED_DATA", Path(__file__).parents[1].parent / "shared/data")
-)
 STYLES = ("boxed", "answer_line", "last_number", "lenient")
-
-
-def read_shared(name):
-    path = SHARED_DATA / name
-    if not path.exists():
-        pytest.skip(f"needs {name}, real data beside the project (VCPPO_SHARED_DATA)")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 # Thinking

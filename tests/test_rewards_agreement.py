@@ -14,7 +14,6 @@ from lightning_vcppo.rewards import (
 SHARED_DATA = Path(
     os.environ.get("VCPPO_SHARED_DATA", Path(__file__).parents[1].parent / "shared/data")
 )
-STYLES = ("boxed", "answer_line", "last_number", "lenient")
 
 
 def read_shared(name):

@@ -1,10 +1,7 @@
 """What cannot be gamed or hung: an optimizer writes the responses."""
 
-import json
-import os
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -19,17 +16,7 @@ from lightning_vcppo.rewards import (
     verify,
 )
 
-SHARED_DATA = Path(
-    os.environ.get("VCPPO_SHARED_DATA", Path(__file__).parents[1].parent / "shared/data")
-)
 STYLES = ("boxed", "answer_line", "last_number", "lenient")
-
-
-def read_shared(name):
-    path = SHARED_DATA / name
-    if not path.exists():
-        pytest.skip(f"needs {name}, real data beside the project (VCPPO_SHARED_DATA)")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 # Rewards that are not earned

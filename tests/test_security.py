@@ -324,3 +324,9 @@ def test_thinking_tags_that_are_special_tokens_still_end_the_thinking(tiny_actor
     thought = r"<|channel|>analysis<|message|>\boxed{1}"
     ids = tokenizer(thought, add_special_tokens=False).input_ids
     assert module.response_text([5], ids) == thought  # and so earns nothing
+
+
+def test_a_file_without_responses_cannot_be_graded(tmp_path):
+    (tmp_path / "a.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"a\.jsonl: no responses"):
+        regrade.regrade(str(tmp_path / "a.jsonl"))
