@@ -32,7 +32,7 @@ from lightning_vcppo.interruptions import exit_code
 from lightning_vcppo.regrade import regrade
 from lightning_vcppo.run_folder import choose_start, choose_weights
 from lightning_vcppo.sharding import refuse_checkpoint, refuse_strategy
-from lightning_vcppo.untrusted import ALLOW_PICKLE, printable, refuse_code_in
+from lightning_vcppo.untrusted import ALLOW_PICKLE, printable
 from lightning_vcppo.workspace import dashboard
 
 USER_ERROR = 2
@@ -157,8 +157,6 @@ class VCPPOCLI(LightningCLI):
         elif not given.trainer.fast_dev_run:
             self._start = choose_start(folder, self._start, overwrite=given.overwrite)
             given.overwrite = False  # said once: config.yaml does not say it again
-        if self._start:
-            refuse_code_in(Path(self._start))
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
