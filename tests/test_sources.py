@@ -371,12 +371,6 @@ def shared(name):
     return path
 
 
-def test_a_csv_that_is_none_is_a_users_mistake(tmp_path):
-    (tmp_path / "a.csv").write_bytes(b"problem,answer\n1 + 1?,2\n2\r + 1?,3\n")
-    with pytest.raises(ValueError, match=r"a\.csv:2: broken CSV"):
-        load_problems(tmp_path / "a.csv")
-
-
 def test_without_reasoning_gym_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(ValueError, match="reasoning_gym:gcd: needs `pip install reasoning-gym`"):
