@@ -243,11 +243,11 @@ def ratios(*ratio: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_the_divergence_is_that_of_schulmans_k3() -> None:
-    logprobs_BT, old_BT, mask_BT = ratios(2.0, 0.5)
+    logprobs_BT, old_BT, mask_BT = ratios(2.0, 0.8)
     _, diagnostics = policy_loss(logprobs_BT, old_BT, torch.zeros(1, 2), mask_BT)
-    k3 = ((2 - 1 - math.log(2)) + (0.5 - 1 - math.log(0.5))) / 2
+    k3 = ((2 - 1 - math.log(2)) + (0.8 - 1 - math.log(0.8))) / 2
     assert diagnostics["approx_kl"].item() == pytest.approx(k3)
-    assert diagnostics["ratio_mean"].item() == pytest.approx(1.25)
+    assert diagnostics["ratio_mean"].item() == pytest.approx(1.4)
 
 
 @pytest.mark.parametrize(
