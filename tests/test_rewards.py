@@ -174,7 +174,7 @@ def test_thousands_separators_and_long_numbers():
         ("final answer = 42", "final answer = 42", True),
         ("3!/12", "1/2", False),  # factorials are not evaluated
         ("x^{5}x^{2}", "x^{7}", True),
-        ("x^{9}x^{2}", "x^{11}", False),  # nor are large powers of letters
+        ("x^{11}/x", "x^{10}", False),  # nor are large powers of letters
         ("x^{1}x^{1}x^{1}x^{1}x^{1}", "x^{5}", True),
         ("((((5))))", "10/2", True),
         ("(((((5)))))", "10/2", False),  # nor what is nested deeply
