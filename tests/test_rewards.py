@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_vcppo.rewards import (
-    THINKING_TAGS,
     answer_part,
     answers_equal,
     extract_answer,
@@ -48,7 +47,20 @@ def test_answer_part_is_what_follows_the_thinking(response, expected):
 # Extraction
 
 
-@pytest.mark.parametrize(("opening", "closing"), THINKING_TAGS)
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [
+        ("<think>", "</think>"),
+        ("<thinking>", "</thinking>"),
+        ("<thought>", "</thought>"),
+        ("<reasoning>", "</reasoning>"),
+        ("<seed:think>", "</seed:think>"),
+        ("<|begin_of_thought|>", "<|end_of_thought|>"),
+        ("[THINK]", "[/THINK]"),
+        ("◁think▷", "◁/think▷"),
+        ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+    ],
+)
 def test_every_kind_of_thinking_tag_is_known(opening, closing):
     assert answer_part(f"{opening}a{closing}b") == "b"
     assert answer_part(f"{opening.upper()}a{closing.upper()}b") == "b"
