@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from lightning_vcppo.adapters import save_trained_alone
 from lightning_vcppo.packing import PackedLayout, enable_packing, reads_packed_rows
 from lightning_vcppo.problems import THINK_CLOSE, THINK_OPEN
 from lightning_vcppo.settings import ValueSettings
-from lightning_vcppo.untrusted import holds_only_pickles, pickle_refusal, pickles_allowed
+from lightning_vcppo.untrusted import weights_format
 
 PAD, EOS = "<pad>", "<eos>"
 FAILURES = (
@@ -344,7 +343,7 @@ def _load(auto_class: Any, name_or_path: str, what: str, **kwargs: Any) -> Any:
         kwargs.setdefault("gguf_file", gguf[0].name)
     if auto_class not in (AutoTokenizer, AutoConfig):
         kwargs.setdefault("dtype", torch.float32)
-        kwargs |= _weights_format(name_or_path, path)
+        kwargs |= weights_format(name_or_path, path)
     reports = logging.getLogger("transformers.modeling_utils")
     level = reports.level
     reports.setLevel(logging.ERROR)  # a value head that starts anew is expected, not a fault
@@ -361,22 +360,6 @@ def _load(auto_class: Any, name_or_path: str, what: str, **kwargs: Any) -> Any:
         raise ValueError(f"{name_or_path}: cannot load a {what} from here: {reason}") from error
     finally:
         reports.setLevel(level)
-
-
-def _weights_format(name_or_path: str, path: Path) -> dict[str, bool]:
-    """Return the option of `from_pretrained` that admits safetensors alone, unless told otherwise.
-
-    Raises:
-        ValueError: if a folder holds nothing but a pickle.
-    """
-    only_pickles = holds_only_pickles(path)
-    if not pickles_allowed():
-        if only_pickles:
-            raise ValueError(pickle_refusal(name_or_path))
-        return {"use_safetensors": True}
-    if only_pickles:
-        warnings.warn(f"{name_or_path}: reading weights from a pickle", stacklevel=4)
-    return {}
 
 
 def _build_config(

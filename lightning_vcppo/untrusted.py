@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from pathlib import Path
 
 ALLOW_PICKLE = "VCPPO_ALLOW_PICKLE"
@@ -41,7 +42,7 @@ def pickles_allowed() -> bool:
     return os.environ.get(ALLOW_PICKLE, "") not in ("", "0", "false")
 
 
-def pickle_refusal(source: str) -> str:
+def _refusal(source: str) -> str:
     """Return why weights that are a pickle are not read."""
     return (
         f"{source}: its weights are no safetensors but a pickle (pytorch_model.bin), which can run "
@@ -50,9 +51,20 @@ def pickle_refusal(source: str) -> str:
     )
 
 
-def holds_only_pickles(folder: Path) -> bool:
-    """Tell whether the weights in a folder are pickles alone."""
-    return any(folder.glob("pytorch_model*.bin*")) and not any(folder.glob("*.safetensors"))
+def weights_format(source: str, folder: Path) -> dict[str, bool]:
+    """Return the option of `from_pretrained` that admits safetensors alone, unless told otherwise.
+
+    Raises:
+        ValueError: if a folder holds nothing but a pickle.
+    """
+    only_pickles = any(folder.glob("pytorch_model*.bin*")) and not any(folder.glob("*.safetensors"))
+    if not pickles_allowed():
+        if only_pickles:
+            raise ValueError(_refusal(source))
+        return {"use_safetensors": True}
+    if only_pickles:
+        warnings.warn(f"{source}: reading weights from a pickle", stacklevel=4)
+    return {}
 
 
 class _IndexReader(pickle.Unpickler):
