@@ -8,7 +8,7 @@ WORKERS ?= 2
 VLLM := .venv-vllm
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 
-.PHONY: help install ablation demo test test-vllm lint types smollm2 clean
+.PHONY: help install ablation demo test coverage test-vllm lint types smollm2 clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,6 +31,11 @@ ablation: install  ## plain PPO, VC-PPO and what is between them, one seed; figu
 
 test: install  ## run all tests, in WORKERS processes of one thread each
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+coverage: install  ## run all tests, and list the lines and branches that none of them takes
+	$(BIN)/python -m coverage run -m pytest -n $(WORKERS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
 
 test-vllm: $(VLLM)/.installed  ## run the tests of the vLLM engine, in an environment of their own
 	$(VLLM)/bin/python -m pytest tests/test_vllm.py tests/test_engine_choice.py
@@ -55,4 +60,4 @@ smollm2: install  ## put SmolLM2-135M-Instruct into models/smollm2_135m (optiona
 	$(BIN)/python -m benchmarks.smollm2 models/smollm2_135m
 
 clean:  ## remove what was built
-	rm -rf $(VENV) $(VLLM) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) build dist *.egg-info .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
@@ -21,7 +20,7 @@ from lightning_vcppo.calibration import (
     join_forecasts,
     success_probability,
 )
-from lightning_vcppo.diagnostics import FOLDER, RolloutLog
+from lightning_vcppo.diagnostics import RolloutMonitor
 from lightning_vcppo.files import may_write
 from lightning_vcppo.rollout import of_all_ranks
 from lightning_vcppo.seeding import stream, stream_seed
@@ -30,10 +29,8 @@ if TYPE_CHECKING:
     from lightning_vcppo.module import VCPPOModule
     from lightning_vcppo.rollout import Rollout
 
-FILE = "calibration.jsonl"
 
-
-class CriticCalibration(Callback):
+class CriticCalibration(RolloutMonitor):
     """Log `calibration/*` and write the reliability curve to `diagnostics/calibration.jsonl`.
 
     V before the first token of the responses is compared with the share of them that is right; with
@@ -46,6 +43,8 @@ class CriticCalibration(Callback):
     its own, so that a run with audit has the weights of one without. In the policy phase the policy
     has meanwhile moved by the updates of one rollout.
     """
+
+    file = "calibration.jsonl"
 
     def __init__(
         self,
@@ -86,15 +85,14 @@ class CriticCalibration(Callback):
             raise ValueError(
                 f"reward_min: expected below reward_max, got {reward_min} and {reward_max}"
             )
+        super().__init__(dirpath)
         self._window_prompts = window_prompts
         self._num_bins = num_bins
         self._rewards = {"reward_min": reward_min, "reward_max": reward_max}
         self._audit_every = audit_every
         self._prefixes = audit_prefixes
         self._continuations = audit_continuations
-        self._dirpath = dirpath
         self._window: list[Forecasts] = []
-        self._phase = ""
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -105,20 +103,6 @@ class CriticCalibration(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the window."""
         self._window = [Forecasts(**part) for part in state_dict["window"]]
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drop what an earlier run wrote about rollouts that are still to come."""
-        if may_write(trainer) and hasattr(pl_module, "rollout"):
-            self._log(trainer).rewind(cast("VCPPOModule", pl_module).rollouts_done)
-
-    @override
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Remember the phase, which may change when the rollout ends."""
-        if hasattr(pl_module, "phase"):
-            self._phase = cast("VCPPOModule", pl_module).phase.value
 
     @override
     def on_train_batch_end(
@@ -192,9 +176,6 @@ class CriticCalibration(Callback):
             reduce=module.sum_over_ranks,
         )
         return audit_values(table[:, 0], table[:, 1:])
-
-    def _log(self, trainer: Trainer) -> RolloutLog:
-        return RolloutLog(Path(self._dirpath or Path(trainer.default_root_dir, FOLDER)) / FILE)
 
 
 def continue_responses(

@@ -12,12 +12,13 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from lightning_vcppo.actor_critic import Phase
 from lightning_vcppo.dashboards import log_figure, log_positions
+from lightning_vcppo.diagnostics import PhaseWatcher
 from lightning_vcppo.files import complete_file, may_write
 from lightning_vcppo.metrics import range_alignment_end
 from lightning_vcppo.profiles import (
@@ -93,7 +94,7 @@ class _History:
         ]
 
 
-class LearningCurves(Callback):
+class LearningCurves(PhaseWatcher):
     """Write PNG plots at the end of `fit`, send them to the logger; draw them now and then before.
 
     In between it draws, and sends profiles by position, after an evaluation, when half a percent
@@ -109,7 +110,6 @@ class LearningCurves(Callback):
         """Start with an empty history."""
         self._dirpath = dirpath
         self._history = _History()
-        self._phase = ""
         self._drawn_at = time.monotonic()
         self._drawing_s = 2.0  # about that much, the first time
 
@@ -122,14 +122,6 @@ class LearningCurves(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the history of a checkpoint."""
         self._history = _History(**state_dict)
-
-    @override
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Remember the phase, which may change when the rollout ends."""
-        if hasattr(pl_module, "phase"):
-            self._phase = cast("VCPPOModule", pl_module).phase.value
 
     @override
     def on_train_batch_end(

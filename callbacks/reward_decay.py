@@ -8,13 +8,12 @@ position although nothing but the end of a response is rewarded.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
-from lightning_vcppo.diagnostics import FOLDER, RolloutLog
+from lightning_vcppo.diagnostics import RolloutMonitor
 from lightning_vcppo.files import may_write
 from lightning_vcppo.profiles import (
     NUM_DECILES,
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from lightning_vcppo.module import VCPPOModule
     from lightning_vcppo.rollout import Rollout
 
-FILE = "positions.jsonl"
 MAX_BINS = 50
 WEIGHTS = {"actor_weight": "actor", "critic_weight": "critic"}
 """Quantities that are weights of the terminal reward, and whose they are."""
@@ -57,12 +55,14 @@ class RolloutProfiles:
     positions: PositionProfiles
 
 
-class RewardDecayMonitor(Callback):
+class RewardDecayMonitor(RolloutMonitor):
     """Log `decay/*`, and write all profiles to `diagnostics/positions.jsonl`; see docs/metrics.md.
 
     `latest` holds the profiles of the last rollout on every rank, for whoever wants to draw them.
     A module without rollouts is left alone.
     """
+
+    file = "positions.jsonl"
 
     def __init__(self, bin_width: int | None = None, dirpath: str | None = None) -> None:
         """Set the bins.
@@ -77,24 +77,9 @@ class RewardDecayMonitor(Callback):
         """
         if bin_width is not None and bin_width < 1:
             raise ValueError(f"bin_width: expected >= 1 token, got {bin_width}")
+        super().__init__(dirpath)
         self.latest: RolloutProfiles | None = None
         self._bin_width = bin_width
-        self._dirpath = dirpath
-        self._phase = ""
-
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drop what an earlier run wrote about rollouts that are still to come."""
-        if may_write(trainer) and hasattr(pl_module, "rollout"):
-            self._log(trainer).rewind(cast("VCPPOModule", pl_module).rollouts_done)
-
-    @override
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Remember the phase, which may change when the rollout ends."""
-        if hasattr(pl_module, "phase"):
-            self._phase = cast("VCPPOModule", pl_module).phase.value
 
     @override
     def on_train_batch_end(
@@ -143,9 +128,6 @@ class RewardDecayMonitor(Callback):
                 reduce=reduce,
             ),
         )
-
-    def _log(self, trainer: Trainer) -> RolloutLog:
-        return RolloutLog(Path(self._dirpath or Path(trainer.default_root_dir, FOLDER)) / FILE)
 
 
 def _scalars(profiles: RolloutProfiles) -> dict[str, float]:

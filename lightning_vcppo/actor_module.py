@@ -258,9 +258,20 @@ class ActorModule(RoomForResponses):
 
         Without that tag a reasoning that never ends would look like an answer.
         """
-        text = self.tokenizer.decode(response_ids, skip_special_tokens=True)
+        seen = [token for token in response_ids if token not in self.hidden_token_ids]
+        text = self.tokenizer.decode(seen, skip_special_tokens=False)
         opened = self.opened_thinking_tag(prompt_ids)
         return f"{opened}\n{text}" if opened else str(text)
+
+    @cached_property
+    def hidden_token_ids(self) -> frozenset[int]:
+        """Special tokens, but for those of thinking tags: without them, thoughts would count."""
+        tags = [tag for pair in rewards.THINKING_TAGS for tag in pair]
+        return frozenset(
+            token_id
+            for token_id, token in self.tokenizer.added_tokens_decoder.items()
+            if token.special and not any(token.content in tag for tag in tags)
+        )
 
     def opened_thinking_tag(self, prompt_ids: list[int]) -> str:
         """Return the thinking tag that a prompt ends with, or nothing."""

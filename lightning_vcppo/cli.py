@@ -38,6 +38,7 @@ from lightning_vcppo.run_folder import choose_start, choose_weights
 from lightning_vcppo.settings import require
 from lightning_vcppo.sharding import refuse_checkpoint, refuse_strategy
 from lightning_vcppo.suggestions import did_you_mean, name_flag
+from lightning_vcppo.untrusted import ALLOW_PICKLE
 from lightning_vcppo.workspace import dashboard
 
 FORCED_CALLBACKS = {
@@ -89,7 +90,20 @@ class VCPPOCLI(LightningCLI):
             default=False,
             help="Begin anew in a folder that holds a run.",
         )
+        parser.add_argument(
+            "--allow_pickle",
+            type=bool,
+            default=False,
+            help="Read models from pytorch_model.bin: a pickle, which can run code of its author.",
+        )
         parser.set_defaults({"model": {"class_path": "lightning_vcppo.VCPPOModule"}})
+
+    @override
+    def _prepare_subcommand_parser(self, *args: Any, **kwargs: Any) -> LightningArgumentParser:
+        """Read checkpoints without running code that they bring along, also from a URL."""
+        parser = super()._prepare_subcommand_parser(*args, **kwargs)
+        parser.set_defaults({"weights_only": True})
+        return parser
 
     @override
     def before_instantiate_classes(self) -> None:
@@ -98,6 +112,8 @@ class VCPPOCLI(LightningCLI):
         strategy = getattr(strategy, "class_path", strategy)
         refuse_strategy(strategy)
         refuse_checkpoint(self._get(self.config, "ckpt_path"), strategy)
+        if self._get(self.config, "allow_pickle"):
+            os.environ[ALLOW_PICKLE] = "1"
         if (threads := self._get(self.config, "threads")) is not None:
             require(threads >= 1, f"--threads: expected >= 1, got {threads}")
             torch.set_num_threads(threads)

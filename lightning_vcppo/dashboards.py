@@ -8,7 +8,9 @@ others (CSV).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -232,7 +234,9 @@ def _markdown(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 
 
 def _markdown_cell(cell: Cell) -> str:
-    return str(cell).replace("|", "\\|").replace("\n", "<br>")
+    """Show a text as it is: what a model writes must neither load a picture nor be a link."""
+    shown = re.sub(r"([\\`*_{}\[\]#!|~])", r"\\\1", escape(str(cell), quote=False))
+    return shown.replace("\n", "<br>")
 
 
 def build_logger(name: str, run_dir: str, part: str = "") -> Logger:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
-from lightning_vcppo.files import complete_file, whole_lines
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from lightning_vcppo.files import complete_file, may_write, whole_lines
 
 FOLDER = "diagnostics"
 """Of these files, in a run's folder."""
@@ -56,3 +59,36 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return value
+
+
+class PhaseWatcher(Callback):
+    """Knows in which phase the rollout at hand was made, for it may change when that ends."""
+
+    _phase = ""
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember the phase."""
+        if hasattr(pl_module, "phase"):
+            self._phase = cast(Any, pl_module).phase.value
+
+
+class RolloutMonitor(PhaseWatcher):
+    """Writes a line on each rollout into `file`, in `dirpath` or the run's own folder of them."""
+
+    file: ClassVar[str]
+
+    def __init__(self, dirpath: str | None) -> None:
+        """Keep the folder; None means `diagnostics/` in the trainer's root folder."""
+        self._dirpath = dirpath
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop what an earlier run wrote about rollouts that are still to come."""
+        if may_write(trainer) and hasattr(pl_module, "rollout"):
+            self._log(trainer).rewind(cast(Any, pl_module).rollouts_done)
+
+    def _log(self, trainer: Trainer) -> RolloutLog:
+        return RolloutLog(Path(self._dirpath or Path(trainer.default_root_dir, FOLDER), self.file))

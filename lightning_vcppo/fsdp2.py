@@ -45,6 +45,7 @@ from typing_extensions import override
 from lightning_vcppo.models import Critic
 from lightning_vcppo.settings import require
 from lightning_vcppo.sharding import AS_FORWARD, METADATA
+from lightning_vcppo.untrusted import refuse_code_in
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -233,6 +234,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         if path.is_file():
             return self._load_unsharded(path, strict, weights_only)
         require((path / METADATA).is_file(), f"{path}: expected a checkpoint, file or folder")
+        refuse_code_in(path)
         saved = FileSystemReader(path).read_metadata().state_dict_metadata
         weights = {"state_dict": get_model_state_dict(self.model)}
         load(weights, checkpoint_id=path)

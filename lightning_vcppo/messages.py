@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from lightning_vcppo.suggestions import did_you_mean, nearest_flag
+from lightning_vcppo.untrusted import printable
 
 USER_ERROR = 2
 """Exit code."""
@@ -68,7 +69,7 @@ def fail(message: str, error: BaseException | None = None) -> NoReturn:
     """End the program with one line and exit code 2; when debugging, a traceback in front of it."""
     if debugging() and error is not None:
         traceback.print_exception(error)
-    print(f"vcppo: error: {one_line(message)}", file=sys.stderr)
+    print(f"vcppo: error: {printable(one_line(message))}", file=sys.stderr)
     raise SystemExit(USER_ERROR)
 
 

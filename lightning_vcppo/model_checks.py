@@ -20,6 +20,8 @@ def reason(error: Exception) -> str:
     text = str(error).strip()
     if not text or isinstance(error, KeyError):
         return f"a file in it is not of the expected form ({type(error).__name__} {text})".rstrip()
+    if "trust_remote_code" in text:
+        return "it is of a kind that transformers lacks; code that comes with it is not run"
     line = text.splitlines()[0]
     return line.partition(" Model type should be one of")[0]  # all that transformers knows
 

@@ -7,6 +7,7 @@ H hidden, K outputs of the value head (1, or the bins of a histogram).
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,19 @@ from lightning_vcppo.packing import PackedLayout, enable_packing, reads_packed_r
 from lightning_vcppo.problems import THINK_CLOSE, THINK_OPEN
 from lightning_vcppo.settings import ValueSettings
 from lightning_vcppo.suggestions import near_file
+from lightning_vcppo.untrusted import weights_format
 from lightning_vcppo.waiting import waiting_for
 
 PAD, EOS = "<pad>", "<eos>"
+FAILURES = (
+    OSError,
+    ValueError,
+    KeyError,
+    SafetensorError,
+    RuntimeError,
+    pickle.UnpicklingError,
+)
+"""What `from_pretrained` raises."""
 
 # Outputs of these models are not softmax(hidden @ head): the log-probability kernel would be wrong.
 _UNSUPPORTED_LOGIT_TRANSFORMS = {
@@ -325,7 +336,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def _load(auto_class: Any, name_or_path: str, what: str, *, new: str = "", **kwargs: Any) -> Any:
-    """Call `from_pretrained` and turn its many failures into one line.
+    """Call `from_pretrained` and turn its many failures into one line; nothing it reads is run.
 
     Args:
         auto_class: Of transformers.
@@ -339,15 +350,17 @@ def _load(auto_class: Any, name_or_path: str, what: str, *, new: str = "", **kwa
         hint = near_file(path)
         raise ValueError(f"{name_or_path}: no such folder (expected a {what}){hint}")
     has_weights = auto_class not in (AutoTokenizer, AutoConfig)
-    if has_weights:
-        kwargs.setdefault("dtype", torch.float32)
     source = str(path) if path.is_dir() else name_or_path
+    kwargs["trust_remote_code"] = False  # None would ask on the terminal
     if (
         path.is_dir()
         and (gguf := sorted(path.glob("*.gguf")))
         and not (path / "config.json").exists()
     ):
         kwargs.setdefault("gguf_file", gguf[0].name)
+    if has_weights:
+        kwargs.setdefault("dtype", torch.float32)
+        kwargs |= weights_format(name_or_path, path)
     reports = logging.getLogger("transformers.modeling_utils")
     level = reports.level
     reports.setLevel(logging.ERROR)  # a value head that starts anew is expected, not a fault
@@ -361,7 +374,7 @@ def _load(auto_class: Any, name_or_path: str, what: str, *, new: str = "", **kwa
         checked = {"output_loading_info": True, "ignore_mismatched_sizes": True}
         with waiting_for(f"Loading the {what}"):
             model, info = auto_class.from_pretrained(source, **checked, **kwargs)
-    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+    except FAILURES as error:
         raise ValueError(
             f"{name_or_path}: cannot load a {what} from here: {reason(error)}"
         ) from error

@@ -15,6 +15,8 @@ from lightning_vcppo.files import complete_file
 from lightning_vcppo.rollout import ResponseRecord, SavedResponse
 
 T = TypeVar("T")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a formula of a spreadsheet may begin with."""
 
 
 def gather(mine: T) -> list[T]:
@@ -84,6 +86,13 @@ def read_records(path: Path) -> list[ResponseRecord]:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a table as CSV; the file appears complete or not at all."""
+    """Write a table as CSV; the file appears complete or not at all.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe in front.
+    """
     with complete_file(path) as file:
-        csv.writer(file).writerows([columns, *rows])
+        csv.writer(file).writerows([columns, *([*map(_no_formula, row)] for row in rows)])
+
+
+def _no_formula(cell: object) -> object:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell

@@ -9,6 +9,7 @@ from lightning_vcppo.evaluation import by_set, summarize
 from lightning_vcppo.records import read_records
 from lightning_vcppo.rewards import extract_answer, load_reward
 from lightning_vcppo.rollout import ResponseRecord
+from lightning_vcppo.untrusted import printable
 
 
 def regrade(file: str, reward: str = "lightning_vcppo.rewards.verify") -> list[ResponseRecord]:
@@ -40,12 +41,12 @@ def regrade(file: str, reward: str = "lightning_vcppo.rewards.verify") -> list[R
     for name, of_set in by_set(again).items():
         before, now = summarize(written[name]), summarize(of_set)
         was, is_now = (100 * summary.rates["accuracy"].value for summary in (before, now))
-        print(f"{name or file}: avg@{now.k} {is_now:.2f} % (written: {was:.2f} %)")
+        print(f"{printable(name or file)}: avg@{now.k} {is_now:.2f} % (written: {was:.2f} %)")
     for old, new in zip(records, again, strict=True):
         if old.correct != new.correct:
             verdict = "right" if new.correct else "wrong"
             print(
-                f"{new.source}, sample {new.sample}: now {verdict} "
-                f"({new.prediction}; the answer is {new.answer})"
+                f"{printable(new.source)}, sample {new.sample}: now {verdict} "
+                f"({printable(str(new.prediction))}; the answer is {new.answer})"
             )
     return again

@@ -185,6 +185,8 @@ _REWRITES = tuple(
         (rf"(?<=[0-9])\s*\^?\{{?\s*{_TEXT}\s*\{{[^{{}}]*\}}\}}?(?:\^\{{?[0-9]\}}?)?$", ""),
     )
 )
+# Space that tells things apart: 20 4 is not 204, the list 1, 234 not 1234
+_SPACE = re.compile(r"((?<=[0-9])\s+(?=[0-9])|(?<=[A-Za-z])\s+(?=[A-Za-z])|(?<=,)\s+(?=[0-9]))|\s+")
 _THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?")
 _DECIMAL = re.compile(r"([+-]?)([0-9]*)(?:\.([0-9]*))?")
 _INTEGER = re.compile(r"-?[0-9]+")
@@ -194,7 +196,8 @@ def normalize_answer(text: str) -> str:
     r"""Write an answer in one canonical way, for comparing and for majority votes.
 
     Numbers lose their padding ("070" and "70.0" become "70"), thousands separators, units and signs
-    of dollars and degrees; "m + n = 5" becomes "5"; any other answer loses spaces and wrapping.
+    of dollars and degrees; "m + n = 5" becomes "5"; any other answer loses wrapping, and space that
+    tells nothing apart.
 
     Returns:
         The canonical text; a text of more than `MAX_ANSWER_CHARS` characters comes back as it is.
@@ -204,7 +207,7 @@ def normalize_answer(text: str) -> str:
     before = None
     while before != text:
         before = text
-        text = text.strip().removesuffix(".").rstrip()
+        text = _SPACE.sub(lambda space: " " if space[1] else "", text.strip().removesuffix("."))
         if wrapped := _WRAPPING.fullmatch(text):
             text = wrapped[wrapped.lastindex or 0]
         for pattern, replacement in _REWRITES:
@@ -216,7 +219,7 @@ def normalize_answer(text: str) -> str:
         sign, whole, fraction = decimal[1], decimal[2].lstrip("0"), (decimal[3] or "").rstrip("0")
         number = (whole or "0") + (f".{fraction}" if fraction else "")
         return f"-{number}" if sign == "-" and number != "0" else number
-    return re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text)  # "20 4" is not 204
+    return re.sub(",(?=[0-9])", ", ", text)  # a list like any other
 
 
 def answers_equal(candidate: str, answer: int | str) -> bool:

@@ -25,6 +25,7 @@ from lightning_vcppo.problem_files import FILE_SUFFIXES, NumberedRow, Row, file_
 from lightning_vcppo.problems import Problem
 from lightning_vcppo.rewards import last_boxed, normalize_answer
 from lightning_vcppo.suggestions import did_you_mean, near_file
+from lightning_vcppo.untrusted import printable
 
 PROBLEM_FIELDS = ("problem", "question", "prompt", "messages", "conversations")
 ANSWER_FIELDS = (
@@ -38,6 +39,7 @@ ANSWER_FIELDS = (
 REASONING_GYM = "reasoning_gym"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can say it: "\\ud800"
 _GYM_TASK = re.compile(rf"{REASONING_GYM}[:/](\w+)")
 
 
@@ -81,7 +83,7 @@ def load_problems(
         try:
             problems.append(_read_row(row, source, problem_field, answer_field))
         except _InvalidRow as error:
-            invalid.append(f"{source}: {error}")
+            invalid.append(printable(f"{source}: {error}"))
     if not problems:
         none = "no rows; expected problems with a text and an integer answer"
         reason = f"none of {len(invalid)} rows is valid; {invalid[0]}" if invalid else none
@@ -124,6 +126,8 @@ def _read_row(
     if not isinstance(solution, str) and isinstance(value, str) and "####" in value:
         solution = value.rpartition("####")[0]  # GSM8K works the answer out in front of it
     solution = solution.strip() if isinstance(solution, str) else None
+    if _HALF_CHARACTER.search(text + (solution or "")):
+        raise _InvalidRow("a text holds half a character (a surrogate), which no UTF-8 can write")
     return Problem(text, answer, solution or None, source, find_year(row, source))
 
 

@@ -11,14 +11,8 @@ from torch.testing import assert_close
 
 from lightning_vcppo.advantages import (
     decoupled_gae,
-    explained_variance_gate,
     gae,
-    group_advantages,
-    length_adaptive_lambda,
-    monte_carlo_returns,
 )
-from lightning_vcppo.microbatch import Reduce
-from tests.ranks import on_ranks
 
 SEEDS = st.integers(0, 2**31 - 1)
 MANY = settings(max_examples=40, deadline=None)
@@ -80,6 +74,22 @@ def test_four_tokens_by_hand() -> None:
         dtype=torch.float64,
     )
     assert_close(gae(rewards_BT, values_BT, mask_BT, gamma=0.9, lam=0.5), expected_BT)
+
+
+@pytest.mark.parametrize("gap", [[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 1], [1, 1, 0, 1]])
+def test_a_gap_wherever_it_is_costs_no_discount(gap: list[int]) -> None:
+    mask_BT = torch.tensor([gap], dtype=torch.bool)
+    rewards_BT = torch.tensor([[1.0, 2.0, 4.0, 8.0]])
+    values_BT = torch.tensor([[0.5, 0.25, 0.125, 1.0]])
+    whole_BT = gae(rewards_BT, values_BT, mask_BT, gamma=0.5, lam=0.5)
+    closed_BT = gae(
+        rewards_BT[mask_BT][None],
+        values_BT[mask_BT][None],
+        torch.ones(1, sum(gap), dtype=torch.bool),
+        gamma=0.5,
+        lam=0.5,
+    )
+    assert_close(whole_BT[mask_BT], closed_BT[0])
 
 
 def test_lambda_0_is_the_td_error() -> None:
@@ -317,90 +327,13 @@ def test_wrong_arguments_are_refused() -> None:
         gae(zeros_BT, zeros_BT, mask_BT, gamma=1.5, lam=1.0)
     with pytest.raises(ValueError, match="must be a number or"):
         gae(zeros_BT, zeros_BT, mask_BT, lam=torch.ones(3))
+    with pytest.raises(ValueError, match=r"^lam must be a number or \(2,\), got \(2, 1\)"):
+        gae(zeros_BT, zeros_BT, mask_BT, lam=torch.ones(2, 1))
+    with pytest.raises(ValueError, match="lambda_critic must be in"):
+        decoupled_gae(zeros_BT, zeros_BT, mask_BT, lambda_actor=1.0, lambda_critic=2.0)
     with pytest.raises(ValueError, match="share a shape"):
         gae(zeros_BT, torch.zeros(2, 4), mask_BT, lam=1.0)
     with pytest.raises(ValueError, match="boolean"):
         gae(zeros_BT, zeros_BT, mask_BT.long(), lam=1.0)
     with pytest.raises(ValueError, match="bootstrap"):
         gae(zeros_BT, zeros_BT, mask_BT, lam=1.0, bootstrap_B=torch.zeros(3))
-
-
-def test_length_adaptive_lambda_is_clamped() -> None:
-    lengths_B = torch.tensor([0, 1, 20, 40, 2000])
-    lam_B = length_adaptive_lambda(lengths_B, alpha=0.05)
-    assert_close(lam_B, torch.tensor([0.0, 0.0, 0.0, 1 - 1 / 2, 1 - 1 / 100]))
-    with pytest.raises(ValueError, match="length_adaptive_alpha"):
-        length_adaptive_lambda(lengths_B, alpha=0.0)
-
-
-def test_group_advantages_by_hand() -> None:
-    rewards_B = torch.tensor([1.0, 5.0, -1.0, 7.0, 1.0, 7.0], dtype=torch.float64)
-    group_ids_B = torch.tensor([3, 8, 3, 0, 3, 0])
-    # Group 3: mean 1/3, deviations 2/3, -4/3, 2/3, variance (4 + 16 + 4) / 9 / 2 = 4/3.
-    std = (4 / 3) ** 0.5
-    centred_B = torch.tensor([2 / 3, 0.0, -4 / 3, 0.0, 2 / 3, 0.0], dtype=torch.float64)
-    assert_close(group_advantages(rewards_B, group_ids_B, normalize_std=False), centred_B)
-    assert_close(group_advantages(rewards_B, group_ids_B), centred_B / (std + 1e-6))
-    with pytest.raises(ValueError, match="same shape"):
-        group_advantages(rewards_B, group_ids_B[:2])
-
-
-def test_groups_without_signal_get_zero() -> None:
-    rewards_B = torch.full((7,), 0.1)
-    group_ids_B = torch.tensor([0, 0, 0, 0, 0, 0, 1])
-    assert torch.equal(group_advantages(rewards_B, group_ids_B), torch.zeros(7))
-
-
-def gate_case() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    scores_B = torch.tensor([1.0, -1.0, -1.0, 1.0, 9.0])
-    mask_BT = torch.tensor([[1, 1], [1, 0], [1, 1], [0, 1], [0, 0]], dtype=torch.bool)
-    returns_BT = torch.where(mask_BT, scores_B[:, None], torch.nan)
-    return torch.full((5, 2), 0.25), returns_BT, scores_B, mask_BT
-
-
-@pytest.mark.parametrize(("slope", "is_open"), [(0.5, True), (0.0, False), (-0.5, False)])
-def test_gate_is_open_while_explained_variance_is_positive(slope: float, is_open: bool) -> None:
-    advantages_BT, returns_BT, scores_B, mask_BT = gate_case()
-    result_BT, gate_open = explained_variance_gate(
-        advantages_BT, returns_BT, slope * returns_BT, scores_B, mask_BT
-    )
-    chosen_BT = advantages_BT if is_open else scores_B[:, None].expand(5, 2)  # their mean is 0
-    assert bool(gate_open) is is_open
-    assert_close(result_BT, torch.where(mask_BT, chosen_BT, 0.0))
-
-
-def test_gate_is_closed_where_the_returns_do_not_vary() -> None:
-    advantages_BT, _, _, mask_BT = gate_case()
-    ones_BT = torch.ones(5, 2)
-    result_BT, gate_open = explained_variance_gate(
-        advantages_BT, ones_BT, ones_BT, torch.ones(5), mask_BT
-    )
-    assert not gate_open
-    assert torch.equal(result_BT, torch.zeros(5, 2))
-
-
-def test_gate_takes_the_same_side_on_all_ranks() -> None:
-    advantages_BT, returns_BT, scores_B, mask_BT = gate_case()
-    values_BT = torch.tensor([[0.9], [-0.9], [0.1], [-0.1], [0.0]]).expand(5, 2)
-
-    def compute(rows: slice, reduce: Reduce) -> tuple[Tensor, Tensor]:
-        return explained_variance_gate(
-            advantages_BT[rows],
-            returns_BT[rows],
-            values_BT[rows],
-            scores_B[rows],
-            mask_BT[rows],
-            reduce=reduce,
-        )
-
-    parts = on_ranks(compute, [slice(0, 2), slice(2, 5)])
-    whole_BT, gate_open = compute(slice(None), lambda statistics: statistics)
-    assert_close(torch.cat([part_BT for part_BT, _ in parts]), whole_BT)
-    assert all(bool(part_open) == bool(gate_open) for _, part_open in parts)
-
-
-def test_monte_carlo_returns_by_hand() -> None:
-    rewards_BT = torch.tensor([[0.0, 1.0, 4.0], [2.0, 7.0, 0.0]])
-    mask_BT = torch.tensor([[True, True, True], [True, False, False]])
-    assert monte_carlo_returns(rewards_BT, mask_BT).tolist() == [[5, 5, 4], [2, 0, 0]]
-    assert monte_carlo_returns(rewards_BT, mask_BT, gamma=0.5).tolist() == [[1.5, 3, 4], [2, 0, 0]]

@@ -30,6 +30,7 @@ LAYERS = [
         "seeding",
         "settings",
         "suggestions",
+        "untrusted",
         "usage",
         "waiting",
     },
@@ -91,6 +92,7 @@ PURE = {
     "rewards": {"torch", "math_verify"},
     "problems": set(),
     "settings": set(),
+    "untrusted": set(),
 }
 PURE_MAY_SHARE = {"microbatch"}
 

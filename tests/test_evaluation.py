@@ -28,7 +28,7 @@ from lightning_vcppo.evaluation import (
 from lightning_vcppo.records import read_records
 from lightning_vcppo.rewards import extract_answer, verify
 from lightning_vcppo.rollout import ResponseRecord
-from tests.test_callbacks import InventingModule, make_trainer, problems
+from tests.inventing import InventingModule, make_trainer, problems
 
 
 def record(

@@ -9,8 +9,7 @@ from lightning_vcppo.generation.sampling import sample_tokens, uniform_numbers
 from lightning_vcppo.packing import enable_packing
 from lightning_vcppo.settings import SamplingSettings
 from tests.decoders import CONFIGS, SIZES, decoder
-
-PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15]]
+from tests.stopping import PROMPTS, assert_responses_end_where_they_should
 
 
 @pytest.fixture(scope="module")
@@ -65,25 +64,8 @@ def test_a_seed_fixes_a_response_whatever_shares_its_batch(model):
 
 
 def test_responses_end_with_the_stop_token_and_padding_follows(model, eos):
-    settings = SamplingSettings(max_response_length=30)
     stops = {eos, *range(20, 60)}
-    sampled = TransformersEngine(model, pad_token_id=0, eos_token_ids=stops).generate(
-        PROMPTS * 8, list(range(32)), settings
-    )
-    for ids, mask, finished in zip(
-        sampled.response_ids_BT.tolist(),
-        sampled.response_mask_BT.tolist(),
-        sampled.finished_B.tolist(),
-        strict=True,
-    ):
-        length = sum(mask)
-        assert mask == [True] * length + [False] * (len(mask) - length)
-        assert not any(token in stops for token in ids[: length - 1])
-        assert (ids[length - 1] in stops) == finished
-        assert finished or length == 30
-        assert ids[length:] == [0] * (len(ids) - length)
-    assert int(sampled.finished_B.sum()) > 0
-    assert sampled.logprobs_BT[~sampled.response_mask_BT].eq(0).all()
+    assert_responses_end_where_they_should(engine_for(model, *stops), stops)
 
 
 def test_sampled_frequencies_are_the_softmax():

@@ -1,4 +1,4 @@
-"""Shape suffixes: B sequences, T response tokens."""
+"""What holds for every loss. Shape suffixes: B sequences, T response tokens."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from lightning_vcppo.losses import (
-    kl_estimate,
     kl_penalty,
     policy_loss,
     positive_example_nll,
-    prompt_noise_weights,
-    truncated_importance_weights,
     value_loss,
 )
 from lightning_vcppo.microbatch import (
@@ -243,101 +240,6 @@ def test_lower_precision_is_computed_in_float32(loss: Loss, input_name: str) -> 
     assert value.dtype == torch.float32
 
 
-def test_policy_loss_token_by_token() -> None:
-    batch = Batch()
-    terms, low, high, bounded = [], 0, 0, 0
-    for b, t in batch.mask_BT.nonzero().tolist():
-        ratio = math.exp(batch.logprobs_BT[b, t] - batch.old_BT[b, t])
-        advantage = batch.advantages_BT[b, t].item()
-        term = max(-advantage * ratio, -advantage * min(max(ratio, 0.9), 1.15))
-        if advantage < 0:
-            term = min(term, -advantage * 1.3)
-            low, bounded = low + (ratio < 0.9), bounded + (ratio > 1.3)
-        else:
-            high += ratio > 1.15
-        terms.append(term * batch.importance_BT[b, t].item())
-    loss, diagnostics = _policy(batch, batch.logprobs_BT, None)
-    assert loss.item() == pytest.approx(sum(terms) / 12)
-    assert min(low, high, bounded) > 0
-    assert diagnostics["clipfrac_low"].item() == pytest.approx(low / 12)
-    assert diagnostics["clipfrac_high"].item() == pytest.approx(high / 12)
-    assert diagnostics["clipfrac_c"].item() == pytest.approx(bounded / 12)
-    assert diagnostics["clipfrac"].item() == pytest.approx((low + high + bounded) / 12)
-
-
-def test_clipped_tokens_are_those_without_a_gradient() -> None:
-    batch = Batch()
-    _, gradient, diagnostics = run(_policy, batch, "logprobs_BT", None)
-    stopped = (batch.mask_BT & (gradient == 0)).sum().item()
-    assert diagnostics["clipfrac"].item() == pytest.approx(stopped / 12)
-
-
-def test_policy_loss_on_policy_is_minus_the_mean_advantage() -> None:
-    batch = Batch()
-    loss, diagnostics = policy_loss(
-        batch.logprobs_BT, batch.logprobs_BT, batch.advantages_BT, batch.mask_BT
-    )
-    assert_close(loss, -batch.advantages_BT[batch.mask_BT].mean())
-    assert diagnostics["approx_kl"] == 0
-    assert diagnostics["clipfrac"] == 0
-    assert_close(diagnostics["ratio_mean"], torch.ones((), dtype=torch.float64))
-
-
-@pytest.mark.parametrize("gap", [1e4, -1e4])
-@pytest.mark.parametrize("advantage", [1.0, -1.0])
-def test_extreme_ratios_stay_finite(gap: float, advantage: float) -> None:
-    logprobs_BT = torch.full((1, 1), gap, requires_grad=True)
-    mask_BT = torch.ones(1, 1, dtype=torch.bool)
-    loss, diagnostics = policy_loss(
-        logprobs_BT, torch.zeros(1, 1), torch.full((1, 1), advantage), mask_BT
-    )
-    loss.backward()
-    assert loss.isfinite() and logprobs_BT.grad.isfinite().all()
-    assert all(diagnostic.isfinite() for diagnostic in diagnostics.values())
-
-
-def test_value_loss_by_hand() -> None:
-    values_BT = torch.tensor([[0.0, 1.0, 3.0]])
-    returns_BT = torch.tensor([[1.0, 1.0, -1.0]])
-    mask_BT = torch.ones(1, 3, dtype=torch.bool)
-    loss, diagnostics = value_loss(values_BT, returns_BT, mask_BT)
-    assert_close(loss, torch.tensor((0.5 + 0.0 + 8.0) / 3))
-    assert_close(diagnostics["value_mean"], torch.tensor(4 / 3))
-    assert_close(diagnostics["return_mean"], torch.tensor(1 / 3))
-    assert_close(diagnostics["value_error"], torch.tensor(5 / 3))
-    huber, _ = value_loss(values_BT, returns_BT, mask_BT, loss="huber", huber_delta=2.0)
-    assert_close(huber, torch.tensor((0.5 + 0.0 + 2.0 * (4.0 - 1.0)) / 3))
-
-
-def test_value_clipping_by_hand() -> None:
-    # Both moved by 1 and are clipped to 0.2. Only in the first is the clipped loss the larger.
-    loss, diagnostics = value_loss(
-        torch.tensor([[1.0, 1.0]]),
-        torch.tensor([[1.0, -1.0]]),
-        torch.ones(1, 2, dtype=torch.bool),
-        old_values_BT=torch.zeros(1, 2),
-        cliprange_value=0.2,
-    )
-    assert_close(loss, torch.tensor((0.5 * 0.8**2 + 0.5 * 2.0**2) / 2))
-    assert diagnostics["value_clipfrac"] == 0.5
-
-
-def test_nll_is_over_the_tokens_of_correct_responses() -> None:
-    batch = Batch()
-    chosen_BT = batch.mask_BT & batch.correct_B[:, None]
-    loss, diagnostics = _nll(batch, batch.logprobs_BT, None)
-    assert_close(loss, -batch.logprobs_BT[chosen_BT].sum() / 7)
-    assert diagnostics["positive_tokens"] == 7
-
-
-def test_nll_without_a_correct_response_is_zero() -> None:
-    batch = Batch(fill=math.nan)
-    batch.correct_B = torch.zeros(5, dtype=torch.bool)
-    value, gradient, _ = run(_nll, batch, "logprobs_BT", None)
-    assert value == 0
-    assert not gradient.any()
-
-
 @each_loss
 def test_means_of_micro_batch_means_would_be_wrong(loss: Loss, input_name: str) -> None:
     """Normalising in each micro-batch, as other trainers do, gives short rows too much weight."""
@@ -345,131 +247,3 @@ def test_means_of_micro_batch_means_would_be_wrong(loss: Loss, input_name: str) 
     whole, _, _ = run(loss, batch, input_name, None)
     means = [run(loss, batch.rows([row]), input_name, None)[0] for row in (0, 1, 3, 4)]
     assert abs(torch.stack(means).mean() - whole) > 1e-2
-
-
-def test_kl_estimators_by_hand() -> None:
-    logprobs_BT, ref_BT = torch.tensor([[0.5, -1.0]]).log_softmax(-1), torch.tensor([[-0.1, -3.0]])
-    d_BT = logprobs_BT - ref_BT
-    assert_close(kl_estimate(logprobs_BT, ref_BT, "k1"), d_BT)
-    assert_close(kl_estimate(logprobs_BT, ref_BT, "k2"), d_BT**2 / 2)
-    assert_close(kl_estimate(logprobs_BT, ref_BT, "k3"), torch.exp(-d_BT) - 1 + d_BT)
-
-
-def test_k1_and_k3_are_unbiased_and_gradients_are_as_documented() -> None:
-    torch.manual_seed(0)
-    logits_V, ref_V = torch.randn(2, 7, dtype=torch.float64)
-    logits_V.requires_grad_()
-    logp_V, ref_V = logits_V.log_softmax(-1), ref_V.log_softmax(-1)
-    p_V = logp_V.detach().exp()
-    forward = (logp_V.exp() * (logp_V - ref_V)).sum()
-    backward = (ref_V.exp() * (ref_V - logp_V)).sum()
-
-    def gradient(value: Tensor) -> Tensor:
-        return torch.autograd.grad(value, logits_V, retain_graph=True)[0]
-
-    # Expectations over tokens sampled from pi, exactly: the samples' weights are constants.
-    expected = {k: (p_V * kl_estimate(logp_V, ref_V, k)).sum() for k in ("k1", "k2", "k3")}
-    assert_close(expected["k1"], forward)
-    assert_close(expected["k3"], forward)
-    assert_close(gradient(expected["k1"]), torch.zeros(7, dtype=torch.float64))
-    assert_close(gradient(expected["k2"]), gradient(forward))
-    assert_close(gradient(expected["k3"]), gradient(backward))
-
-
-def mismatch_case() -> tuple[Tensor, Tensor, Tensor]:
-    ratios_BT = torch.tensor([[1.0, 1.5, 4.0, 0.25, 100.0]], dtype=torch.float64)
-    mask_BT = torch.tensor([[True, True, True, True, False]])
-    sampler_BT = -torch.ones_like(ratios_BT)
-    return ratios_BT.log() + sampler_BT, sampler_BT, mask_BT
-
-
-def test_truncated_importance_weights_by_hand() -> None:
-    old_BT, sampler_BT, mask_BT = mismatch_case()
-    weights_BT, keep_BT, diagnostics = truncated_importance_weights(old_BT, sampler_BT, mask_BT)
-    assert_close(weights_BT, torch.tensor([[1.0, 1.5, 2.0, 0.25, 0.0]], dtype=torch.float64))
-    assert torch.equal(keep_BT, mask_BT)
-    kl_k1 = -sum(math.log(ratio) for ratio in (1.0, 1.5, 4.0, 0.25)) / 4
-    assert {name: value.item() for name, value in diagnostics.items()} == pytest.approx(
-        {
-            "kl_k1": kl_k1,
-            "kl_k3": (1.0 + 1.5 + 4.0 + 0.25) / 4 - 1 + kl_k1,
-            "weight_mean": 4.75 / 4,
-            "weight_max": 4.0,
-            "ess": 4.75**2 / (1.0 + 2.25 + 4.0 + 0.0625) / 4,
-            "weight_clipped": 1 / 4,
-        }
-    )
-
-
-def test_masked_importance_weights_drop_tokens_on_both_sides() -> None:
-    old_BT, sampler_BT, mask_BT = mismatch_case()
-    weights_BT, keep_BT, diagnostics = truncated_importance_weights(
-        old_BT, sampler_BT, mask_BT, mode="mask"
-    )
-    assert_close(weights_BT, torch.tensor([[1.0, 1.5, 0.0, 0.0, 0.0]], dtype=torch.float64))
-    assert keep_BT.tolist() == [[True, True, False, False, False]]
-    assert diagnostics["weight_clipped"] == 0.5
-    assert aggregation_weights(keep_BT).tolist() == [[0.5, 0.5, 0.0, 0.0, 0.0]]
-
-
-def test_importance_weights_of_matching_policies_are_one() -> None:
-    batch = Batch(fill=math.nan)
-    for mode in ("truncate", "mask"):
-        weights_BT, keep_BT, diagnostics = truncated_importance_weights(
-            batch.logprobs_BT, batch.logprobs_BT, batch.mask_BT, mode=mode
-        )
-        assert torch.equal(weights_BT, batch.mask_BT.double())
-        assert torch.equal(keep_BT, batch.mask_BT)
-        assert diagnostics["kl_k3"] == 0
-        assert diagnostics["ess"] == 1
-
-
-def test_importance_diagnostics_are_over_all_ranks() -> None:
-    batch = Batch()
-
-    def compute(rows: slice, reduce: Reduce) -> dict[str, Tensor]:
-        part = batch.rows(rows)
-        diagnostics = truncated_importance_weights(
-            part.logprobs_BT, part.old_BT, part.mask_BT, reduce=reduce
-        )[2]
-        del diagnostics["weight_max"]
-        return diagnostics
-
-    whole = compute(slice(None), lambda statistics: statistics)
-    for part in on_ranks(compute, [slice(0, 1), slice(1, 5)]):
-        assert_close(part, whole)
-
-
-def test_importance_weights_of_no_tokens() -> None:
-    nothing_BT = torch.full((2, 3), math.nan)
-    mask_BT = torch.zeros(2, 3, dtype=torch.bool)
-    weights_BT, _, diagnostics = truncated_importance_weights(nothing_BT, nothing_BT, mask_BT)
-    assert not weights_BT.any()
-    assert all(value == 0 for value in diagnostics.values())
-
-
-def test_prompt_noise_weights_by_hand() -> None:
-    scores_B = torch.tensor([1.0, 1.0, -1.0, 1.0, 1.0])
-    weights_B = prompt_noise_weights(scores_B, torch.tensor([4, 2, 4, 2, 9]))
-    std = math.sqrt(2)  # of +1 and -1
-    assert_close(weights_B, torch.tensor([1 / std, 4.0, 1 / std, 4.0, 4.0]))
-
-
-def test_impossible_arguments_are_refused() -> None:
-    batch = Batch()
-    policy = batch.logprobs_BT, batch.old_BT, batch.advantages_BT, batch.mask_BT
-    value = batch.values_BT, batch.returns_BT, batch.mask_BT
-    refused: list[tuple[str, Callable[[], object]]] = [
-        ("clip_ratio_low", lambda: policy_loss(*policy, clip_ratio_low=-0.1)),
-        ("clip_ratio_c", lambda: policy_loss(*policy, clip_ratio_c=1.0)),
-        ("loss_agg_mode", lambda: policy_loss(*policy, loss_agg_mode="mean")),
-        ("mse", lambda: value_loss(*value, loss="l1")),
-        ("huber_delta", lambda: value_loss(*value, loss="huber", huber_delta=0.0)),
-        ("cliprange_value", lambda: value_loss(*value, cliprange_value=0.2)),
-        ("kl_estimator", lambda: kl_estimate(*policy[:2], "k4")),
-        ("cap", lambda: truncated_importance_weights(*policy[:2], batch.mask_BT, cap=0.5)),
-        ("mode", lambda: truncated_importance_weights(*policy[:2], batch.mask_BT, mode="x")),
-    ]
-    for name, call in refused:
-        with pytest.raises(ValueError, match=name):
-            call()

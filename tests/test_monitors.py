@@ -24,7 +24,7 @@ from lightning_vcppo.diagnostics import RolloutLog
 from lightning_vcppo.guard_rules import Limits
 from lightning_vcppo.profiles import SPLITS
 from lightning_vcppo.settings import AdvantageSettings
-from tests.test_callbacks import (
+from tests.inventing import (
     InventingModule,
     PretrainTwice,
     fit,

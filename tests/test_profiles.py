@@ -24,8 +24,8 @@ from lightning_vcppo.profiles import (
 )
 from lightning_vcppo.rollout import Rollout, of_all_ranks
 from lightning_vcppo.settings import AdvantageSettings
+from tests.inventing import invent_rollout
 from tests.ranks import on_ranks
-from tests.test_callbacks import invent_rollout
 
 MASK_BT = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]], dtype=torch.bool)
 VALUES_BT = torch.tensor([[1.0, 2.0, 3.0, 4.0], [10.0, 20.0, torch.nan, torch.nan]])

@@ -1,18 +1,11 @@
-"""The scorer: what counts as an answer, what equals it, and what cannot be gamed or hung."""
-
-import json
-import os
-import threading
-import time
-from pathlib import Path
+"""The scorer: what counts as an answer, and what equals it."""
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_vcppo.rewards import (
-    MAX_ANSWER_CHARS,
     answer_part,
     answers_equal,
     extract_answer,
@@ -24,17 +17,7 @@ from lightning_vcppo.rewards import (
     verify,
 )
 
-SHARED_DATA = Path(
-    os.environ.get("VCPPO_SHARED_DATA", Path(__file__).parents[1].parent / "shared/data")
-)
 STYLES = ("boxed", "answer_line", "last_number", "lenient")
-
-
-def read_shared(name):
-    path = SHARED_DATA / name
-    if not path.exists():
-        pytest.skip(f"needs {name}, real data beside the project (VCPPO_SHARED_DATA)")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 # Thinking
@@ -62,6 +45,26 @@ def test_answer_part_is_what_follows_the_thinking(response, expected):
 
 
 # Extraction
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [
+        ("<think>", "</think>"),
+        ("<thinking>", "</thinking>"),
+        ("<thought>", "</thought>"),
+        ("<reasoning>", "</reasoning>"),
+        ("<seed:think>", "</seed:think>"),
+        ("<|begin_of_thought|>", "<|end_of_thought|>"),
+        ("[THINK]", "[/THINK]"),
+        ("◁think▷", "◁/think▷"),
+        ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+    ],
+)
+def test_every_kind_of_thinking_tag_is_known(opening, closing):
+    assert answer_part(f"{opening}a{closing}b") == "b"
+    assert answer_part(f"{opening.upper()}a{closing.upper()}b") == "b"
+    assert answer_part(f"a{opening}b") == ""
 
 
 @pytest.mark.parametrize(
@@ -144,6 +147,11 @@ def test_what_is_not_seventy(text):
     assert not answers_equal(text, 70)
 
 
+def test_what_is_too_long_is_left_as_it_is():
+    assert normalize_answer("0" * 299 + "5") == "5"
+    assert normalize_answer("0" * 300 + "5") == "0" * 300 + "5"
+
+
 def test_thousands_separators_and_long_numbers():
     assert answers_equal("1,234", 1234)
     assert answers_equal("1{,}234", 1234)
@@ -165,6 +173,26 @@ def test_thousands_separators_and_long_numbers():
         (r"\text{Evelyn}", "Evelyn", True),
         (r"4\sqrt{2}", r"\sqrt{32}", True),
         ("0.3333", "1/3", False),
+        ("\u22125", "-5", True),
+        ("\u2212x", "-x", True),
+        (r"\frac{1}{2}.", "0.5", True),
+        ("x + x", "2x", True),
+        ("x + y", "2x", False),
+        ("(3, 4)", "(3,4)", True),
+        ("(3, 4)", "(4, 3)", False),
+        ("6, 343", "6343", False),
+        ("6,343", "6343", True),
+        ("6, 343", "6, 343", True),
+        ("final answer = 42", "final answer = 42", True),
+        ("3!/12", "1/2", False),  # factorials are not evaluated
+        ("x^{5}x^{2}", "x^{7}", True),
+        ("x^{11}/x", "x^{10}", False),  # nor are large powers of letters
+        ("x^{1}x^{1}x^{1}x^{1}x^{1}", "x^{5}", True),
+        ("((((5))))", "10/2", True),
+        ("(((((5)))))", "10/2", False),  # nor what is nested deeply
+        ("+".join(["1"] * 50), "100/2", True),
+        ("+".join(["1"] * 52), "104/2", False),  # nor what is long
+        ("π/2", r"\frac{\pi}{2}", False),
     ],
 )
 def test_other_answers_are_compared_symbolically(candidate, gold, equal):
@@ -182,209 +210,6 @@ def test_padding_never_changes_an_integer(number, zeros_before, zeros_behind):
 def test_integers_are_right_exactly_when_equal(answer, gold, style):
     response = f"1 + 1 = 2. Answer: {answer}" if style != "boxed" else rf"2, \boxed{{{answer}}}"
     assert is_correct(response, gold, style=style) == (answer == gold)
-
-
-# Rewards that are not earned
-
-
-def test_a_truncated_response_is_never_right():
-    cut = "wait, 200 + 36 ... maybe the answer is 236"
-    assert not is_correct(cut, 236)
-    assert not is_correct(cut, 236, style="answer_line")
-    assert is_correct(cut, 236, style="lenient")  # the trap that lenient graders step into
-
-
-@pytest.mark.parametrize(
-    "response",
-    [
-        r"<think>\boxed{204}</think> I do not know.",
-        r"<think>so \boxed{204}",
-        r"<think>a</think>\boxed{204}<think>wait",
-        " ".join(rf"\boxed{{{n}}}" for n in range(1000)),
-        r"\boxed{" + ", ".join(map(str, range(100, 300))) + "}",
-        r"\boxed{203, 204}",
-        r"\boxed{203 \text{ or } 204}",
-        r"\boxed{204 \text{ or } 203}",
-        "\\boxed{\uff12\uff10\uff14}",
-        "\\boxed{\u0662\u0660\u0664}",
-        r"\boxed{20 4}",
-        r"\boxed{204",
-        r"\boxed{204} \boxed{}",
-        r"Find it. The answer is 204. \boxed{n}",
-        r"boxed{204}",
-    ],
-)
-def test_guesses_and_tricks_are_not_rewarded(response):
-    assert verify(response, 204) == -1.0
-
-
-def test_the_reward_is_plus_or_minus_one():
-    assert verify(r"<think>\boxed{1}</think> \boxed{204}", 204) == 1.0
-    assert verify(r"\boxed{1}", 204) == -1.0
-    assert verify("Answer: 204", 204, style="answer_line") == 1.0
-
-
-# Nothing hangs
-
-
-ADVERSARIAL = {
-    "a million digits": "\\boxed{" + "1" * 10**6 + "}",
-    "a million bare digits": "answer: " + "1" * 10**6,
-    "nested boxes": "\\boxed{" * 10**5 + "5" + "}" * 10**5,
-    "unclosed boxes": "\\boxed{" * 10**5,
-    "boxes": "\\boxed{5} " * 10**5,
-    "bare boxes": "\\boxed 5 " * 10**5,
-    "braces": "\\boxed{" + "{" * 10**6,
-    "closing braces": "\\boxed{5" + "}" * 10**6,
-    "spaces": "answer" + " " * 10**6 + "\\boxed" + " " * 10**6,
-    "newlines": "answer is" + "\n" * 10**6,
-    "answers": "the answer is " * 10**5,
-    "dollars": "answer: " + "$" * 10**6,
-    "thousands": "1,234" * 10**5,
-    "minuses": "-" * 10**6 + "1",
-    "tags": "<think>" * 10**5 + "</think>" * 10**5,
-    "halves of tags": "<" * 10**6,
-    "tower": r"\boxed{9^{9^{9^{9}}}}",
-    "power of a group": r"\boxed{9^{(9^9)}}",
-    "powers of powers": r"\boxed{((9^{999})^{999})^{999}}",
-    "huge exponent": r"\boxed{9^{99999999999}}",
-    "programming power": r"\boxed{9**9**9**9}",
-    "factorial": r"\boxed{99999999!}",
-    "binomial": r"\boxed{\binom{999999999}{99999999}}",
-    "sum": r"\boxed{\sum_{n=1}^{999999999} n}",
-    "parentheses": r"\boxed{" + "(" * 40 + "5" + ")" * 40 + "}",
-    "fractions": r"\boxed{" + r"\frac{1}{" * 30 + "5" + "}" * 30 + "}",
-    "radicals": r"\boxed{" + "+".join(rf"\sqrt{{{n}}}" for n in range(2, 9)) + "}",
-    "expansion": r"\boxed{(a+b)^{9999}}",
-    "large expansion": r"\boxed{(a+b+c+d+e+f+g)^{99}}",
-    "code": r"\boxed{__import__('os').abort()}",
-}
-
-
-@pytest.mark.parametrize("name", ADVERSARIAL)
-def test_nothing_hangs(name):
-    answers_equal("1/2", r"\frac{3}{4}")  # the first call imports and caches
-    for style in STYLES:
-        for gold in (5, r"(a+b)^{2}"):
-            start = time.process_time()
-            is_correct(ADVERSARIAL[name], gold, style=style)
-            assert time.process_time() - start < 1.0  # of CPU: the machine may be busy
-
-
-def test_only_bounded_powers_are_evaluated():
-    assert answers_equal(r"5 \cdot 9^{9} / 9^{9}", 5)
-    assert not answers_equal(r"5 \cdot 9^{9999} / 9^{9999}", 5)
-
-
-def test_long_candidates_are_no_answers():
-    assert extract_answer(rf"\boxed{{{'1' * MAX_ANSWER_CHARS}}}") is not None
-    assert extract_answer(rf"\boxed{{{'1' * (MAX_ANSWER_CHARS + 1)}}}") is None
-    assert not is_correct("\\boxed{" + "0" * 400 + "5}", 5)
-
-
-def test_verdicts_are_the_same_off_the_main_thread():
-    verdicts = []
-    thread = threading.Thread(target=lambda: verdicts.append(answers_equal(r"\sqrt{16}", 4)))
-    thread.start()
-    thread.join()
-    assert verdicts == [True]
-
-
-PIECES = st.lists(
-    st.sampled_from(
-        [
-            *(
-                r"\boxed{",
-                r"\boxed",
-                r"\fbox{",
-                r"\text{",
-                r"\(",
-                r"\)",
-                r"\frac",
-                r"\sqrt",
-                r"^\circ",
-            ),
-            *("answer is", "Answer:", "<think>", "</think>", "5", "07", "x", "\u0663", "\uff11"),
-            *"{}$.,=^-/()\\ \n",
-        ]
-    ),
-    max_size=25,
-).map("".join)
-
-
-@settings(max_examples=1500, deadline=None)
-@given(st.one_of(PIECES, st.text(max_size=60)), st.sampled_from(STYLES))
-def test_any_text_gets_a_verdict(text, style):
-    assert is_correct(text, 5, style=style) in (True, False)
-    candidate = extract_answer(text, style=style)
-    if candidate is not None:
-        normal = normalize_answer(candidate)
-        assert normalize_answer(normal) == normal
-        assert answers_equal(candidate, candidate) == bool(normal)
-
-
-# Other graders
-
-
-@pytest.mark.parametrize(
-    ("name", "score"),
-    [
-        ("outputs_aime24_qwen2.5-math-7b.jsonl", 20.0),
-        ("outputs_aime24_sky-t1-32b-ckpt133.jsonl", 40.0),
-        ("outputs_amc23_qwen2.5-14b-instruct.jsonl", 65.0),
-    ],
-)
-@pytest.mark.parametrize("style", ["boxed", "lenient"])
-def test_published_scores_are_reproduced_sample_by_sample(name, score, style):
-    rows = read_shared(name)
-    verdicts = [is_correct(row["response"], row["gold"], style=style) for row in rows]
-    assert verdicts == [row["published_correct"] for row in rows]
-    assert 100 * sum(verdicts) / len(verdicts) == score
-
-
-STYLE_OF_MODE = {
-    "strict_box": "boxed",
-    "strict_box_tail300": "boxed",
-    "answer_line": "answer_line",
-    "last_number": "last_number",
-    "gsm8k": "last_number",
-    "lenient": "lenient",
-    "qwen_lenient": "lenient",
-    "symbolic": "lenient",
-    "string": "lenient",
-}
-# Line of verifier_cases.jsonl: our verdict and why it is another one, see docs/verifier.md.
-DISAGREEMENTS = {
-    10: (False, "we take the last number, 1, of an unboxed `(9+1)`"),
-    91: (True, "we read the whole answer part, not its last 300 characters"),
-    97: (False, "we take the last number, 2, of an unboxed `3+2`"),
-    111: (False, "`12cm`: we know units in \\text{} only"),
-}
-
-
-def test_agreement_with_other_graders_on_integer_answers():
-    found = {}
-    agreed = 0
-    for line, case in enumerate(read_shared("verifier_cases.jsonl"), 1):
-        if not case["gold_int_0_999"]:
-            continue
-        if case["kind"] == "pair":
-            ours = answers_equal(case["response"], case["gold"])
-        else:
-            style = STYLE_OF_MODE[case["mode"]]
-            ours = is_correct(case["response"], case["gold"], style=style)
-        agreed += ours == case["expected"]
-        if ours != case["expected"]:
-            found[line] = ours
-    assert found == {line: ours for line, (ours, _) in DISAGREEMENTS.items()}
-    assert agreed == 80
-
-
-def test_agreement_with_strict_graders_on_all_answers():
-    cases = [c for c in read_shared("verifier_cases.jsonl") if c["mode"] == "strict_box"]
-    assert len(cases) == 9
-    for case in cases:
-        assert is_correct(case["response"], case["gold"]) == case["expected"], case
 
 
 # Loading and shaping

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import sys
 from pathlib import Path
 
 import datasets
@@ -372,3 +373,9 @@ def shared(name):
     if not path.exists():
         pytest.skip(f"needs {name}, real data beside the project (VCPPO_SHARED_DATA)")
     return path
+
+
+def test_without_reasoning_gym_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(ValueError, match="reasoning_gym:gcd: needs `pip install reasoning-gym`"):
+        load_problems("reasoning_gym:gcd")

@@ -29,9 +29,9 @@ from lightning_vcppo.cold_start import default_tokenizer
 from lightning_vcppo.generation import TransformersEngine, VLLMEngine
 from lightning_vcppo.settings import EngineSettings, SamplingSettings
 from tests.conftest import TINY_QWEN2
+from tests.stopping import PROMPTS, assert_responses_end_where_they_should
 from tests.tiny_runs import ROLLOUTS, ROOT, TINY, assert_finite, logged, logged_keys, vcppo
 
-PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15]]
 SMALL = {"kv_cache_memory_bytes": 2**26, "max_num_seqs": 16}
 SETTINGS = EngineSettings("vllm", max_model_len=128, init_args=SMALL)
 FLAGS = ["--model.engine.name=vllm", f"--model.engine.init_args={json.dumps(SMALL)}"]
@@ -122,22 +122,7 @@ def test_a_seed_fixes_a_response_whatever_shares_its_batch(model):
 
 def test_responses_end_with_the_stop_token_and_padding_follows(model):
     stops = set(range(20, 60))
-    settings = SamplingSettings(max_response_length=30)
-    sampled = engine_for(model, *stops).generate(PROMPTS * 8, list(range(32)), settings)
-    for ids, mask, finished in zip(
-        sampled.response_ids_BT.tolist(),
-        sampled.response_mask_BT.tolist(),
-        sampled.finished_B.tolist(),
-        strict=True,
-    ):
-        length = sum(mask)
-        assert mask == [True] * length + [False] * (len(mask) - length)
-        assert not any(token in stops for token in ids[: length - 1])
-        assert (ids[length - 1] in stops) == finished
-        assert finished or length == 30
-        assert ids[length:] == [0] * (len(ids) - length)
-    assert int(sampled.finished_B.sum()) > 0
-    assert sampled.logprobs_BT[~sampled.response_mask_BT].eq(0).all()
+    assert_responses_end_where_they_should(engine_for(model, *stops), stops)
 
 
 def test_the_tail_is_cut_by_top_p_and_its_logprobs_are_not_made_up(model):
