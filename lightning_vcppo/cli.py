@@ -30,6 +30,7 @@ from lightning_vcppo.interruptions import exit_code
 from lightning_vcppo.regrade import regrade
 from lightning_vcppo.run_folder import choose_start, choose_weights
 from lightning_vcppo.sharding import refuse_checkpoint, refuse_strategy
+from lightning_vcppo.shipped import resolve_configs
 from lightning_vcppo.workspace import dashboard
 
 USER_ERROR = 2
@@ -110,6 +111,15 @@ class VCPPOCLI(LightningCLI):
             help="Begin anew in a folder that holds a run.",
         )
         parser.set_defaults({"model": {"class_path": "lightning_vcppo.VCPPOModule"}})
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Read the arguments; configs may be given by their short names."""
+        given = sys.argv[1:] if args is None else args
+        if isinstance(given, list):
+            self.config = parser.parse_args(resolve_configs(given))
+        else:
+            super().parse_arguments(parser, given)
 
     @override
     def before_instantiate_classes(self) -> None:

@@ -138,7 +138,10 @@ def test_cold_start_needs_solutions(mistake, problems):
         (["--model.lambda_actor=0.9"], "--model: Problem with given class_path"),
         (["--no_such_flag=1"], "unrecognized arguments: --no_such_flag=1"),
         (["--data.train_size=many"], "--data.train_size: Expected a int"),
-        (["--config=no.yaml"], "--config: File does not exist"),
+        (
+            ["--config=vcppoo"],
+            "--config: vcppoo: no such file, and no config of that name;",
+        ),
         (["--model=NoSuchModule"], "--model: "),
         (["--loggers=[neptune]"], "--loggers: "),
     ],
