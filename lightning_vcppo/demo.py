@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -74,7 +75,10 @@ def demo(seed: int = 0, output: str = "runs/demo", quick: bool = False) -> None:
     console.print(
         f"{minutes:.1f} minutes; plots, metrics, checkpoints and models are in {run_dir}/"
     )
-    _vcppo(["report", str(run_dir), str(runs["plain PPO"][1])])
+    if find_spec("plotly"):
+        _vcppo(["report", str(run_dir), str(runs["plain PPO"][1])])
+    else:
+        console.print("pip install 'lightning-vcppo[report]' for a page about it", markup=False)
 
 
 def _fit(configs: list[str], flags: list[str], run_dir: Path) -> None:

@@ -6,9 +6,8 @@ bin=$1/bin
 cd "$(mktemp -d)"
 export WANDB_MODE=offline
 set -x
-"$bin/vcppo" fit --config demo/cold_start --trainer.limit_train_batches=20 --data.val_size=16
-"$bin/vcppo" fit --config vcppo --config demo/rl --trainer.limit_train_batches=3 \
-  --trainer.val_check_interval=3 --data.val_size=16 --data.prompts_per_rollout=16 \
-  --value_pretraining.max_rollouts=1 --value_pretraining.min_rollouts=1
-"$bin/python" -m lightning_vcppo.demo --help
-ls runs/demo
+"$bin/python" -m lightning_vcppo.demo --quick
+"$bin/vcppo" fit --config vcppo --config demo/rl --trainer.limit_train_batches=2 \
+  --trainer.limit_val_batches=0 --data.prompts_per_rollout=16 --value_pretraining.max_rollouts=1 \
+  --trainer.default_root_dir=runs/by_name
+ls runs/demo runs/by_name
