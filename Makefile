@@ -9,7 +9,7 @@ VLLM := .venv-vllm
 UV_FLAGS ?=
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 
-.PHONY: help install ablation demo test test-vllm test-min test-latest test-wheel dist lint types smollm2 clean
+.PHONY: help install ablation demo test test-vllm test-min test-latest test-wheel dist docs lint types smollm2 clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -59,6 +59,9 @@ define resolve
 	$(1)/bin/uv pip install --quiet --python $(1) $(2) $(UV_FLAGS) -e '.[dev]'
 endef
 
+docs: install  ## build the documentation into site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 dist: install  ## build sdist and wheel into dist/
 	rm -rf build dist
 	$(BIN)/python -m build
@@ -80,4 +83,4 @@ smollm2: install  ## put SmolLM2-135M-Instruct into models/smollm2_135m (optiona
 	$(BIN)/python -m benchmarks.smollm2 models/smollm2_135m
 
 clean:  ## remove what was built
-	rm -rf $(VENV) $(VLLM) .venv-min .venv-latest .venv-wheel build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) .venv-min .venv-latest .venv-wheel build dist site *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

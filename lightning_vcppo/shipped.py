@@ -90,5 +90,6 @@ def _file(flag: str, value: str) -> str:
     names = [name for name in config_names() if name.startswith(folder)]
     ends = {name.removeprefix(folder): name for name in names}
     close = get_close_matches(short.removeprefix(folder), ends, 1)
-    hint = f"did you mean {ends[close[0]]}?" if close else f"there are {', '.join(names)}"
+    first = [name for name in names if "/" not in name.removeprefix(folder)]
+    hint = f"did you mean {ends[close[0]]}?" if close else f"there are {', '.join(first)}"
     raise ValueError(f"{flag}: {value}: no such file, and no config of that name; {hint}")

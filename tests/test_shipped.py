@@ -113,7 +113,7 @@ def test_a_wheel_holds_callbacks_configs_and_definitions(built: Path) -> None:
 def test_a_wheel_finds_its_configs_from_an_empty_folder(built: Path, tmp_path: Path) -> None:
     command = "fit --config vcppo --config demo/rl --data data/generated_long --print_config"
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "lightning_vcppo", *command.split()],
+        [sys.executable, "-m", "lightning_vcppo", *command.split()],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(built)},
         capture_output=True,
