@@ -17,10 +17,10 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from lightning_vcppo import cli, report, rewards
+from lightning_vcppo import cli, regrade, report, rewards
 from lightning_vcppo.shipped import find_config
 from tests.report_runs import write_run
-from tests.tiny_runs import ROOT, vcppo
+from tests.tiny_runs import ROLLOUTS, ROOT, vcppo
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "configs/README.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
@@ -168,6 +168,20 @@ def test_no_command_is_overlooked() -> None:
     assert len(COMMANDS) > 60
     assert {program(command) for command in COMMANDS.values()} <= CHECKS.keys()
     assert "vcppo report runs/demo runs/demo_ppo" in commands(ROOT / "README.md")
+
+
+def test_the_commands_of_the_quick_start_follow_one_another(tiny_actor: Path) -> None:
+    page = list(commands(ROOT / "docs" / "quickstart.md"))
+    fit = shlex.split("vcppo fit --config vcppo --config demo/rl")
+    assert shlex.join(fit) in page and "vcppo report runs/demo runs/lambda_95 runs/ppo" in page
+    vcppo(
+        *(*fit[1:], f"--model.actor={tiny_actor}", *ROLLOUTS, "--loggers=[csv]"),
+        "--trainer.val_check_interval=3",
+    )
+    report.main(["runs/demo"])
+    records = regrade.regrade("runs/demo/evaluation/rollouts_000003.jsonl")
+    assert len(records) == 2
+    assert Path("runs/demo/report.html").stat().st_size > 1e6  # with the library that draws
 
 
 # Flags and names in running text ----------------------------------------------------------------
