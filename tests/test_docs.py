@@ -173,9 +173,15 @@ def test_no_command_is_overlooked() -> None:
 def test_the_commands_of_the_quick_start_follow_one_another(tiny_actor: Path) -> None:
     page = list(commands(ROOT / "docs" / "quickstart.md"))
     fit = shlex.split("vcppo fit --config vcppo --config demo/rl")
-    assert shlex.join(fit) in page and "vcppo report runs/demo runs/lambda_95 runs/ppo" in page
+    assert shlex.join(fit) in page and "vcppo report runs/demo runs/lambda_95 runs/grpo" in page
     vcppo(
-        *(*fit[1:], f"--model.actor={tiny_actor}", *ROLLOUTS, "--loggers=[csv]"),
+        *(
+            *fit[1:],
+            f"--model.actor={tiny_actor}",
+            f"--model.critic={tiny_actor}",
+            *ROLLOUTS,
+            "--loggers=[csv]",
+        ),
         "--trainer.val_check_interval=3",
     )
     report.main(["runs/demo"])
