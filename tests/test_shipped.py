@@ -123,6 +123,6 @@ def test_a_wheel_finds_its_configs_from_an_empty_folder(built: Path, tmp_path: P
     )
     config = yaml.safe_load(done.stdout)
     assert config["model"]["init_args"]["advantage"]["lambda_critic"] == 1.0
-    assert config["trainer"]["limit_train_batches"] == 26
+    assert config["trainer"]["default_root_dir"] == "runs/demo"
     assert config["data"]["generated"]["max_steps"] == 12
     assert not list(tmp_path.iterdir())
