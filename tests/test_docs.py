@@ -32,6 +32,7 @@ FENCE = re.compile(r"^```(?P<info>.*)\n(?P<text>(?:.*\n)*?)^```$", re.MULTILINE)
 INDENTED = re.compile(r"(?:^(?: {4}.*)?\n)+", re.MULTILINE)
 COMMAND = re.compile(r"(?:[A-Z_]+=\S* )*(?:\.venv/bin/)?(?P<name>[a-z0-9.][\w./-]*)(?: |$)")
 PROGRAMS = {"vcppo", "python", "python3", "make", "pip", "source", ".ci/run", "pre-commit"}
+PROGRAMS |= {"bash", "sbatch", "pytest"}
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str]]:
@@ -144,12 +145,20 @@ def check_pip(arguments: list[str]) -> None:
             assert (ROOT / text).exists()
 
 
+def check_files(arguments: list[str]) -> None:
+    """Find the files."""
+    assert arguments and all((ROOT / text).exists() for text in arguments)
+
+
 CHECKS: dict[str, Callable[[list[str]], Any]] = {
     "vcppo": check_vcppo,
     "python": check_python,
     "python3": check_python,
     "make": check_make,
     "pip": check_pip,
+    "bash": check_files,
+    "sbatch": check_files,
+    "pytest": check_files,
     ".ci/run": lambda _: None,  # CI runs it
     "source": lambda _: None,
     "pre-commit": lambda _: None,
@@ -172,7 +181,9 @@ def test_no_command_is_overlooked() -> None:
 
 def test_the_commands_of_the_quick_start_follow_one_another(tiny_actor: Path) -> None:
     page = list(commands(ROOT / "docs" / "quickstart.md"))
-    fit = shlex.split("vcppo fit --config vcppo --config demo/rl")
+    fit = shlex.split(
+        "vcppo fit --config vcppo --config demo/rl --trainer.default_root_dir runs/again"
+    )
     assert shlex.join(fit) in page and "vcppo report runs/demo runs/lambda_95 runs/grpo" in page
     vcppo(
         *(
@@ -184,10 +195,10 @@ def test_the_commands_of_the_quick_start_follow_one_another(tiny_actor: Path) ->
         ),
         "--trainer.val_check_interval=3",
     )
-    report.main(["runs/demo"])
-    records = regrade.regrade("runs/demo/evaluation/rollouts_000003.jsonl")
+    report.main(["runs/again"])
+    records = regrade.regrade("runs/again/evaluation/rollouts_000003.jsonl")
     assert len(records) == 2
-    assert Path("runs/demo/report.html").stat().st_size > 1e6  # with the library that draws
+    assert Path("runs/again/report.html").stat().st_size > 1e6  # with the library that draws
 
 
 # Flags and names in running text ----------------------------------------------------------------
