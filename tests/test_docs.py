@@ -17,7 +17,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from lightning_vcppo import cli, regrade, report, rewards
+from lightning_vcppo import cli, plan, regrade, report, rewards
 from lightning_vcppo.shipped import find_config
 from tests.report_runs import write_run
 from tests.tiny_runs import ROLLOUTS, ROOT, vcppo
@@ -110,6 +110,9 @@ def check_vcppo(arguments: list[str]) -> None:
     name, *rest = arguments
     if name in STAGES:
         check_stage(arguments)
+    elif name == "plan":
+        _, flags_of_fit = plan._parser().parse_known_args(rest)
+        check_stage(["fit", *flags_of_fit])
     elif name == "report":
         check_report(rest)
     else:
