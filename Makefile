@@ -6,9 +6,11 @@ SEED ?= 0
 RUN ?= runs/demo
 WORKERS ?= 2
 VLLM := .venv-vllm
+UV_FLAGS ?=
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 
-.PHONY: help install ablation demo test coverage test-vllm lint types smollm2 clean
+.PHONY: help install ablation demo test coverage test-vllm test-min test-latest test-wheel dist docs lint types \
+	smollm2 clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,6 +50,33 @@ $(VLLM)/.installed: pyproject.toml constraints-vllm.txt
 	$(VLLM)/bin/pip install --quiet --no-deps -r constraints-vllm.txt -e .
 	touch $@
 
+# UV_FLAGS='--torch-backend cpu' keeps the CUDA libraries out.
+test-min:  ## run all tests with the lowest versions that pyproject.toml allows, in .venv-min
+	$(call resolve,.venv-min,--resolution lowest-direct)
+	.venv-min/bin/python -m pytest -n $(WORKERS)
+
+test-latest:  ## run all tests with the newest versions that it allows, in .venv-latest
+	$(call resolve,.venv-latest,--upgrade)
+	.venv-latest/bin/python -m pytest -n $(WORKERS)
+
+define resolve
+	$(PYTHON) -m venv --clear $(1)
+	$(1)/bin/pip install --quiet uv
+	$(1)/bin/uv pip install --quiet --python $(1) $(2) $(UV_FLAGS) -e '.[dev]'
+endef
+
+docs: install  ## build the documentation into site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+dist: install  ## build sdist and wheel into dist/
+	rm -rf build dist
+	$(BIN)/python -m build
+
+test-wheel: dist  ## install the wheel on its own, and fit by config names from an empty folder
+	$(PYTHON) -m venv --clear .venv-wheel
+	.venv-wheel/bin/pip install --quiet -c constraints.txt dist/*.whl
+	./tests/try_wheel.sh $(CURDIR)/.venv-wheel
+
 lint: install  ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -60,4 +89,5 @@ smollm2: install  ## put SmolLM2-135M-Instruct into models/smollm2_135m (optiona
 	$(BIN)/python -m benchmarks.smollm2 models/smollm2_135m
 
 clean:  ## remove what was built
-	rm -rf $(VENV) $(VLLM) build dist *.egg-info .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM) .venv-min .venv-latest .venv-wheel build dist site *.egg-info .coverage* .hypothesis \
+		.mypy_cache .pytest_cache .ruff_cache

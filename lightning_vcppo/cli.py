@@ -37,6 +37,7 @@ from lightning_vcppo.regrade import regrade
 from lightning_vcppo.run_folder import choose_start, choose_weights
 from lightning_vcppo.settings import require
 from lightning_vcppo.sharding import refuse_checkpoint, refuse_strategy
+from lightning_vcppo.shipped import resolve_configs
 from lightning_vcppo.suggestions import did_you_mean, name_flag
 from lightning_vcppo.untrusted import ALLOW_PICKLE
 from lightning_vcppo.workspace import dashboard
@@ -104,6 +105,15 @@ class VCPPOCLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(*args, **kwargs)
         parser.set_defaults({"weights_only": True})
         return parser
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Read the arguments; configs may be given by their short names."""
+        given = sys.argv[1:] if args is None else args
+        if isinstance(given, list):
+            self.config = parser.parse_args(resolve_configs(given))
+        else:
+            super().parse_arguments(parser, given)
 
     @override
     def before_instantiate_classes(self) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
-PACKAGE = Path(__file__).parent
+from lightning_vcppo.shipped import shipped_folder
+
 HEADER = "| Key | Meaning | Healthy |"
 
 
@@ -38,8 +38,7 @@ class Definition:
 @cache
 def read_definitions() -> tuple[Definition, ...]:
     """Return the rows of all tables of metrics, in the order of the page."""
-    places = (PACKAGE / "docs" / "metrics.md", PACKAGE.parent / "docs" / "metrics.md")
-    page = next(place for place in places if place.exists())
+    page = shipped_folder("docs") / "metrics.md"
     definitions: list[Definition] = []
     in_table = False
     for line in page.read_text(encoding="utf-8").splitlines():

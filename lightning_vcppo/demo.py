@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,7 +22,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 QUICK = {
     "cold_start": ["--trainer.limit_train_batches=30", "--data.val_size=16"],
     "reward_model": ["--trainer.limit_train_batches=2", "--data.prompts_per_rollout=16"],
@@ -53,17 +53,17 @@ def demo(seed: int = 0, output: str = "runs/demo", quick: bool = False) -> None:
     extra: dict[str, list[str]] = QUICK if quick else {part: [] for part in QUICK}
 
     console.rule("Cold start: a policy that knows how to count but answers too early")
-    _fit(["demo/cold_start.yaml"], [*common, *extra["cold_start"]], cold_start_dir)
+    _fit(["demo/cold_start"], [*common, *extra["cold_start"]], cold_start_dir)
     console.rule("Reward model: where critics usually start")
-    _fit(["demo/reward_model.yaml"], [actor, *common, *extra["reward_model"]], reward_model_dir)
+    _fit(["demo/reward_model"], [actor, *common, *extra["reward_model"]], reward_model_dir)
     runs = {
-        "plain PPO": ("ppo.yaml", run_dir.with_name(f"{run_dir.name}_ppo")),
-        "VC-PPO": ("vcppo.yaml", run_dir),
+        "plain PPO": ("ppo", run_dir.with_name(f"{run_dir.name}_ppo")),
+        "VC-PPO": ("vcppo", run_dir),
     }
     critic = f"--model.critic={reward_model_dir / 'reward_model'}"
     for name, (algorithm, folder) in runs.items():
         console.rule(f"Value pretraining, then {name}" if folder == run_dir else name)
-        _fit([algorithm, "demo/rl.yaml"], [actor, critic, *common, *extra["rl"]], folder)
+        _fit([algorithm, "demo/rl"], [actor, critic, *common, *extra["rl"]], folder)
 
     before = _last_evaluation(cold_start_dir)
     afters = {name: _last_evaluation(folder) for name, (_, folder) in runs.items()}
@@ -75,11 +75,14 @@ def demo(seed: int = 0, output: str = "runs/demo", quick: bool = False) -> None:
     console.print(
         f"{minutes:.1f} minutes; plots, metrics, checkpoints and models are in {run_dir}/"
     )
-    _vcppo(["report", str(run_dir), str(runs["plain PPO"][1])])
+    if find_spec("plotly"):
+        _vcppo(["report", str(run_dir), str(runs["plain PPO"][1])])
+    else:
+        console.print("pip install 'lightning-vcppo[report]' for a page about it", markup=False)
 
 
 def _fit(configs: list[str], flags: list[str], run_dir: Path) -> None:
-    files = [f"--config={_config(name)}" for name in configs]
+    files = [f"--config={name}" for name in configs]
     _vcppo(["fit", *files, *flags, f"--trainer.default_root_dir={run_dir}", "--overwrite"])
 
 
@@ -94,13 +97,6 @@ def _vcppo(command: list[str]) -> None:
     )
     if done.returncode:
         sys.exit(done.returncode)
-
-
-def _config(name: str) -> Path:
-    """Return a shipped config by the shortest path from here."""
-    path = CONFIGS / name
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _last_evaluation(run_dir: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ without a process group. Nothing in it is executed: tensors, numbers and text al
 
 from __future__ import annotations
 
-import io
 import pickle
 import shutil
 import warnings
@@ -16,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from transformers import PreTrainedModel
-from typing_extensions import override
 
 from lightning_vcppo import adapters, folders, models
 from lightning_vcppo.actor_module import write_folder
 from lightning_vcppo.fingerprints import model_fingerprint
 from lightning_vcppo.settings import LoRASettings, ValueSettings, require
+from lightning_vcppo.untrusted import refuse_code_in
 
 SHARDED_STATE, SHARDED_REST = ".metadata", "meta.pt"
 """Files of a folder of shards: which tensor is where, and all that is no tensor of a network."""
@@ -106,7 +105,8 @@ def _read_shards(path: Path) -> Any:
             f"--ckpt_path: {path} is no checkpoint: expected a file, or a folder with {name}",
         )
     checkpoint = torch.load(path / SHARDED_REST, map_location="cpu", weights_only=True)
-    reader = _Reader(path)
+    refuse_code_in(path)
+    reader = FileSystemReader(path)
     state: dict[str, Tensor] = {}
     for key, stored in reader.read_metadata().state_dict_metadata.items():
         root, _, name = key.partition(".")
@@ -116,44 +116,6 @@ def _read_shards(path: Path) -> Any:
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         load({"state_dict": state}, storage_reader=reader, no_dist=True)
     return checkpoint | {"state_dict": state}
-
-
-class _Reader(FileSystemReader):
-    """Reads shards; their index, a pickle, may name classes of torch's checkpoints alone."""
-
-    @override
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Return the index."""
-        index = io.BytesIO(Path(self.path, SHARDED_STATE).read_bytes())
-        metadata: Metadata = _Unpickler(index).load()
-        return metadata
-
-
-class _Unpickler(pickle.Unpickler):
-    @override
-    def find_class(self, module: str, name: str) -> Any:
-        found = super().find_class(module, name) if _is_expected(module, name) else None
-        if found is None:
-            raise pickle.UnpicklingError(f"its index names {module}.{name}")
-        return found
-
-
-def _is_expected(module: str, name: str) -> bool:
-    """Tell whether the index of a checkpoint has a use for what it names."""
-    if module.startswith("torch.distributed.checkpoint."):
-        return name.isidentifier() and name.lstrip("_")[:1].isupper()  # a class
-    return (module, name) in _EXPECTED or (
-        module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-    )
-
-
-_EXPECTED = {
-    ("collections", "OrderedDict"),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "WindowsPath"),
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-}
 
 
 def _network(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -39,18 +38,3 @@ def test_a_submodule_is_the_file_in_the_folder(stem: str) -> None:
 
 def test_no_global_package_named_callbacks_is_imported() -> None:
     assert "callbacks" not in sys.modules
-
-
-def test_a_wheel_holds_the_real_files_in_the_place_of_the_alias(tmp_path: Path) -> None:
-    if not (ROOT / "pyproject.toml").exists():
-        pytest.skip("not a checkout: there is no pyproject.toml to build from")
-    # build_py copies what a wheel would hold, without the wheel's metadata and isolation.
-    build = [sys.executable, "-c", "from setuptools import setup; setup()", "-q", "egg_info"]
-    build += ["--egg-base", str(tmp_path), "build_py", "--build-lib", str(tmp_path / "lib")]
-    subprocess.run(build, check=True, cwd=ROOT, capture_output=True)
-    packaged = tmp_path / "lib" / "lightning_vcppo" / "callbacks"
-    sources = {path.name: path.read_bytes() for path in FOLDER.glob("*.py")}
-    assert {path.name: path.read_bytes() for path in packaged.glob("*.py")} == sources
-    assert not (tmp_path / "lib" / "callbacks").exists()
-    definitions = tmp_path / "lib" / "lightning_vcppo" / "docs" / "metrics.md"
-    assert definitions.read_bytes() == (ROOT / "docs" / "metrics.md").read_bytes()
