@@ -1,7 +1,4 @@
-"""Two networks and their updates: the machinery under the algorithm of `module.py`.
-
-Shapes: B responses, L tokens of prompt + response, T response tokens, N masked response tokens.
-"""
+"""Two networks and their updates: the machinery under the algorithm of `module.py`."""
 
 from __future__ import annotations
 
@@ -9,29 +6,23 @@ import math
 import time
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from typing_extensions import override
 
-from lightning_vcppo import adapters, folders, models
-from lightning_vcppo.actor_module import ActorModule, build_optimizer, warmed_up_lr
-from lightning_vcppo.fingerprints import base_of_adapters
+from lightning_vcppo import adapters
 from lightning_vcppo.health import UpdateHealth
-from lightning_vcppo.logprobs import token_logprobs
-from lightning_vcppo.microbatch import token_balanced_micro_batches
-from lightning_vcppo.model_checks import check_vocabulary
-from lightning_vcppo.packing import reads_packed_rows
+from lightning_vcppo.networks import NetworksModule
+from lightning_vcppo.optimizers import build_optimizer, warmed_up_lr
 from lightning_vcppo.replay import RolloutStore
-from lightning_vcppo.rollout import Rollout, pad
-from lightning_vcppo.seeding import stream, stream_seed
+from lightning_vcppo.rollout import Rollout
+from lightning_vcppo.seeding import stream
 from lightning_vcppo.settings import (
     EngineSettings,
     LoRASettings,
@@ -39,16 +30,8 @@ from lightning_vcppo.settings import (
     SamplingSettings,
     UpdateSettings,
     ValueSettings,
-    require,
 )
-from lightning_vcppo.sharding import (
-    as_forward,
-    full_scalar,
-    is_sharded,
-    load_whole_or_sharded,
-    prepare_strategy,
-    sum_gradients_once,
-)
+from lightning_vcppo.sharding import full_scalar, load_whole_or_sharded, sum_gradients_once
 
 Network = Literal["policy", "critic"]
 
@@ -60,8 +43,8 @@ class Phase(str, Enum):
     POLICY_OPTIMIZATION = "policy_optimization"
 
 
-class ActorCriticModule(ActorModule):
-    """Actor, critic and reference, how they are read, and how they are updated.
+class ActorCriticModule(NetworksModule):
+    """Actor and critic, and how they are updated.
 
     A subclass says what a rollout is and what the losses are.
     """
@@ -83,21 +66,20 @@ class ActorCriticModule(ActorModule):
         critic_optimizer: OptimizerSettings,
     ) -> None:
         """Collect the settings, see `VCPPOModule`."""
-        super().__init__(actor, models.load_tokenizer(actor), reward, evaluation, engine)
-        self.automatic_optimization = False
-        require(
-            lora.rank is None or not isinstance(critic, dict),
-            "critic: a model config has random weights, which adapters would leave as they are",
+        super().__init__(
+            actor,
+            critic,
+            reference,
+            reward,
+            sampling,
+            evaluation,
+            engine,
+            value,
+            update,
+            lora,
+            activation_checkpointing,
         )
-        self.critic_source = actor if critic is None else critic
-        self.reference_source = reference
-        self.sampling = sampling
-        self.value = value
-        self.update = update
-        self.lora = lora
-        self.activation_checkpointing = activation_checkpointing
-        self.bases: dict[str, dict[str, str]] = {}  # under the adapters: source and fingerprint
-        self.restored: dict[str, Tensor] = {}  # what has to come back in float32
+        self.automatic_optimization = False
         self.optimizer_settings: dict[Network, OptimizerSettings] = {
             "policy": actor_optimizer,
             "critic": critic_optimizer,
@@ -108,15 +90,12 @@ class ActorCriticModule(ActorModule):
                 critic_optimizer.max_skipped_updates, "--model.critic_optimizer"
             ),
         }
-        self.critic: models.Critic | None = None
-        self.reference: PreTrainedModel | None = None
         self.phase = Phase.POLICY_OPTIMIZATION
         self.rollout_store: RolloutStore | None = None  # the callback's, for value pretraining
         self.saved_rollout: Rollout | None = None  # to be taken there instead of sampling one
         self.updates_done: dict[Network, int] = {"policy": 0, "critic": 0}
         self.update_metrics: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
-        adapters.save_trained_alone(self)
 
     @abstractmethod
     def policy_loss(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
@@ -130,57 +109,7 @@ class ActorCriticModule(ActorModule):
     def weigh_tokens(self, network: Network, mini_batch: Rollout) -> Rollout:
         """Fix each token's weight in the loss of a mini-batch, before it is cut any further."""
 
-    @property
-    def critic_is_pretrained(self) -> bool:
-        """Whether the run starts from a critic that has been fitted already."""
-        return models.holds_pretrained_critic(self.critic_source)
-
     # Lightning's hooks ---------------------------------------------------------------------------
-
-    @override
-    def setup(self, stage: str) -> None:
-        """Prepare the strategy; evaluation loads the actor alone, so a checkpoint has more keys."""
-        super().setup(stage)
-        prepare_strategy(self.trainer.strategy)
-        self.strict_loading = stage == "fit"
-
-    @override
-    def configure_model(self) -> None:
-        """Load the networks, once for all stages; critic and reference only to train."""
-        super().configure_model()
-        assert self.actor is not None
-        if not self.trainer.training or self.critic is not None:
-            return
-        source, value, reference = self.critic_source, self.value, self.reference_source
-        if value is not None:
-            self.critic = self.build(lambda: self._load_critic(source, value))
-            check_vocabulary(self.critic.model, self.tokenizer, str(source), "critic")
-            adapters.share_weights(self.critic.model.base_model, self.actor.base_model)
-        if reference is not None and self.reference is None:
-            self.reference = self.build(lambda: models.load_actor(reference).requires_grad_(False))
-            adapters.share_weights(self.reference, self.actor)
-
-    @override
-    def _load_actor(self) -> PreTrainedModel:
-        actor = super()._load_actor()
-        self._pull_levers("actor", actor)
-        return actor
-
-    def _load_critic(self, source: str | dict[str, Any], value: ValueSettings) -> models.Critic:
-        critic = models.load_critic(source, value)
-        self._pull_levers("critic", critic.model)
-        critic.head.requires_grad_(True)
-        return critic
-
-    def _pull_levers(self, name: str, model: PreTrainedModel) -> None:
-        """Give a network what the settings say of memory."""
-        if self.activation_checkpointing:
-            models.checkpoint_activations(model)
-        if self.lora.rank is not None:
-            source = self.actor_source if name == "actor" else self.critic_source
-            # Where weights are sent to other ranks, the first builds a model without memory, too.
-            self.bases[name] = self.bases.get(name, {}) | base_of_adapters(str(source), model)
-            adapters.adapt(model, self.lora, stream_seed(self.run_seed, "lora", name))
 
     @override
     def on_fit_start(self) -> None:
@@ -188,11 +117,6 @@ class ActorCriticModule(ActorModule):
         super().on_fit_start()
         if getattr(self.trainer, "fast_dev_run", False):
             self.trainer.fit_loop.epoch_loop.max_steps = -1
-
-    @override
-    def training_settings(self) -> dict[str, SamplingSettings]:
-        """Return how training samples, by flag."""
-        return {"sampling": self.sampling}
 
     @override
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -216,20 +140,15 @@ class ActorCriticModule(ActorModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save phase and counters, and what the networks are."""
+        """Save phase and counters."""
         super().on_save_checkpoint(checkpoint)
-        if self.critic is not None:
-            checkpoint["folders"]["critic"] = folders.describe(self.critic.model)
-        checkpoint["lora"] = adapters.record(self.lora, self.bases)
         checkpoint["phase"] = self.phase.value
         checkpoint["updates_done"] = dict(self.updates_done)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore phase and counters; refuse adapters of another kind or on another base."""
+        """Restore phase and counters."""
         super().on_load_checkpoint(checkpoint)
-        adapters.require_same(checkpoint.get("lora"), adapters.record(self.lora, self.bases))
-        self.restored = adapters.precise(checkpoint.get("state_dict", {}))
         self.phase = Phase(checkpoint["phase"])
         self.updates_done = dict(checkpoint["updates_done"])
 
@@ -239,72 +158,6 @@ class ActorCriticModule(ActorModule):
         start = time.perf_counter()
         yield
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
-
-    # Reading the networks ------------------------------------------------------------------------
-
-    def actor_logprobs(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities and entropy, at the sampling temperature, (B, T) each."""
-        assert self.actor is not None
-        return self._logprobs(self.actor, rollout)
-
-    def reference_logprobs(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities and entropy under the reference, (B, T) each."""
-        assert self.reference is not None
-        return self._logprobs(self.reference, rollout)
-
-    def critic_values(self, rollout: Rollout) -> tuple[Tensor]:
-        """Return V of the state before each token, (B, T)."""
-        assert self.critic is not None
-        mask_BT = rollout.response_mask_BT
-        outputs_NK = self.critic(rollout.input_ids_BL, rollout.prompt_lengths_B, mask_BT)
-        return (pad(self.critic.values(outputs_NK), mask_BT),)
-
-    def bootstrap(self, rollout: Rollout) -> Tensor:
-        """Return V after the last token of truncated responses and 0 for finished ones, (B,)."""
-        end_BT = torch.nn.functional.one_hot(
-            rollout.response_lengths_B, rollout.response_mask_BT.shape[1] + 1
-        ).bool()
-        (values_BT,) = self.in_micro_batches(
-            self.critic_values, rollout.with_(response_mask_BT=end_BT)
-        )
-        return values_BT.sum(1).masked_fill(rollout.finished_B, 0.0)
-
-    def in_micro_batches(
-        self, read: Callable[[Rollout], tuple[Tensor, ...]], rollout: Rollout
-    ) -> tuple[Tensor, ...]:
-        """Apply a reading of (B, T) tensors to a rollout piece by piece, without gradients.
-
-        Rows come back in the rollout's order.
-        """
-        results: list[Tensor] = []
-        all_rows = self._micro_batch_rows(rollout)
-        for rows in all_rows:
-            for i, values in enumerate(read(rollout.select(rows))):
-                if len(results) <= i:
-                    results.append(values.new_zeros(rollout.response_mask_BT.shape))
-                results[i][rows, : values.shape[1]] = values
-        assert self.actor is not None
-        if is_sharded(self.actor):  # weights are gathered from ranks with more pieces, too
-            for _ in range(self.max_over_ranks(len(all_rows)) - len(all_rows)):
-                read(rollout.select(torch.zeros(1, dtype=torch.long, device=self.device)))
-        return tuple(results)
-
-    def _logprobs(self, model: PreTrainedModel, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        mask_BT = rollout.response_mask_BT
-
-        def read() -> tuple[Tensor, Tensor]:
-            hidden_NH = models.response_hidden(
-                model.base_model, rollout.input_ids_BL, rollout.prompt_lengths_B, mask_BT
-            )
-            return token_logprobs(
-                hidden_NH,
-                model.get_output_embeddings().weight,
-                rollout.response_ids_N,
-                temperature=self.sampling.temperature,
-            )
-
-        logprobs_N, entropy_N = as_forward(model, read)
-        return pad(logprobs_N, mask_BT), pad(entropy_N, mask_BT)
 
     # Updating them -------------------------------------------------------------------------------
 
@@ -406,16 +259,6 @@ class ActorCriticModule(ActorModule):
         filler = rollout.select(torch.zeros(1, dtype=torch.long, device=self.device)).silenced()
         yield from [filler] * missing
 
-    def _micro_batch_rows(self, rollout: Rollout) -> list[Tensor]:
-        assert self.actor is not None
-        networks = [self.actor] if self.critic is None else [self.actor, self.critic.model]
-        rows = token_balanced_micro_batches(
-            rollout.lengths_B.tolist(),
-            self.update.ppo_max_token_len_per_gpu,
-            padded=not all(map(reads_packed_rows, networks)),
-        )
-        return [torch.tensor(r, dtype=torch.long, device=self.device) for r in rows]
-
     def critic_state(self) -> dict[str, Any]:
         """Return a copy, on the CPU, of the critic's weights and of its optimizer's state.
 
@@ -437,17 +280,3 @@ class ActorCriticModule(ActorModule):
         load_whole_or_sharded(
             self.critic, self._optimizer("critic"), state["weights"], state["optimizer"]
         )
-
-    # Out -----------------------------------------------------------------------------------------
-
-    @override
-    def export(self, folder: Path) -> None:
-        """Write `actor` and `critic` as ordinary Hugging Face folders; called on every rank."""
-        super().export(folder)
-        if self.critic is not None:
-            self.export_critic(folder / "critic")
-
-    def export_critic(self, folder: Path) -> None:
-        """Write the critic as an ordinary Hugging Face folder; called on every rank."""
-        assert self.critic is not None
-        self.write(folder, self.critic.model)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -43,7 +43,7 @@ from lightning_vcppo.rollout import (
 )
 from lightning_vcppo.room import RoomForResponses
 from lightning_vcppo.seeding import stream_seed
-from lightning_vcppo.settings import EngineSettings, OptimizerSettings, SamplingSettings
+from lightning_vcppo.settings import EngineSettings, SamplingSettings
 from lightning_vcppo.sharding import full_state_dict, gathered, refuse_strategy
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -374,32 +374,6 @@ class ActorModule(RoomForResponses):
         """Return the largest of one number a rank."""
         largest = torch.tensor(number, device=self.device)
         return int(self.trainer.strategy.reduce(largest, reduce_op="max"))
-
-
-def build_optimizer(
-    settings: OptimizerSettings, parameters: Iterable[Tensor]
-) -> torch.optim.Optimizer:
-    """Build the optimizer that the settings name, of the parameters that are not frozen.
-
-    Raises:
-        ValueError: if there is no such class or it refuses an argument.
-    """
-    module_name, _, class_name = settings.class_path.rpartition(".")
-    try:
-        optimizer_class = getattr(__import__(module_name, fromlist=[class_name]), class_name)
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        optimizer = optimizer_class(trained, lr=settings.lr, **settings.init_args)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"optimizer {settings.class_path}: {error}") from error
-    assert isinstance(optimizer, torch.optim.Optimizer)
-    return optimizer
-
-
-def warmed_up_lr(settings: OptimizerSettings, updates_done: int) -> float:
-    """Return the learning rate of the next update: a linear rise, then constant."""
-    if settings.warmup_updates == 0:
-        return settings.lr
-    return settings.lr * min(1.0, (updates_done + 1) / settings.warmup_updates)
 
 
 def write_folder(

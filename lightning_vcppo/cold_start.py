@@ -20,10 +20,11 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lightning_vcppo import folders, models
-from lightning_vcppo.actor_module import ActorModule, build_optimizer, warmed_up_lr
+from lightning_vcppo.actor_module import ActorModule
 from lightning_vcppo.health import UpdateHealth
 from lightning_vcppo.logprobs import token_logprobs
 from lightning_vcppo.microbatch import explained_variance
+from lightning_vcppo.optimizers import build_optimizer, warmed_up_lr
 from lightning_vcppo.problems import (
     FAMILIES,
     THINK_CLOSE,
@@ -35,6 +36,7 @@ from lightning_vcppo.rollout import PromptBatch, Rollout, join_prompts, last_tok
 from lightning_vcppo.seeding import stream
 from lightning_vcppo.settings import EngineSettings, OptimizerSettings, SamplingSettings
 from lightning_vcppo.sharding import as_forward, full_scalar
+from lightning_vcppo.tiny_tokenizer import train_tokenizer
 
 
 class SupervisedModule(ActorModule):
@@ -322,7 +324,7 @@ def default_tokenizer(vocab_size: int) -> Any:
     """Train the tiny model's tokenizer on generated problems of all families."""
     settings = ProblemSettings(tuple(FAMILIES), max_steps=6, rough_rate=0.2, check_rate=0.2)
     problems = generate_problems(2000, settings, seed=0)
-    return models.train_tokenizer(
+    return train_tokenizer(
         (f"{p.problem}\n{THINK_OPEN}\n{p.solution}" for p in problems), vocab_size
     )
 

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -27,20 +24,17 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 
 from lightning_vcppo import value_heads
 from lightning_vcppo.adapters import save_trained_alone
 from lightning_vcppo.model_checks import check_tokenizer, check_weights, reason
 from lightning_vcppo.packing import PackedLayout, enable_packing, reads_packed_rows
-from lightning_vcppo.problems import THINK_CLOSE, THINK_OPEN
 from lightning_vcppo.settings import ValueSettings
 from lightning_vcppo.suggestions import near_file
 from lightning_vcppo.untrusted import weights_format
 from lightning_vcppo.waiting import waiting_for
 
-PAD, EOS = "<pad>", "<eos>"
 FAILURES = (
     OSError,
     ValueError,
@@ -300,39 +294,6 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
         model.activation_checkpointing_enable(options)
     else:  # its earlier name
         model.gradient_checkpointing_enable(options)
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a small byte-level BPE tokenizer: digits one by one, any text without loss.
-
-    Args:
-        texts: Samples of the texts to come.
-        vocab_size: Upper bound; 256 bytes and the special tokens are always there.
-
-    Returns:
-        A fast tokenizer with <pad>, <eos> and the thinking tags as single tokens.
-    """
-    bpe = Tokenizer(BPE())
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
-    )
-    bpe.decoder = decoders.ByteLevel()
-    trainer = BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[PAD, EOS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        pad_token=PAD,
-        eos_token=EOS,
-        unk_token=PAD,  # never needed; without a name transformers adds one on loading
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.add_tokens([THINK_OPEN, THINK_CLOSE])
-    return tokenizer
 
 
 def _load(auto_class: Any, name_or_path: str, what: str, *, new: str = "", **kwargs: Any) -> Any:

@@ -55,7 +55,7 @@ LAYERS = [
         "value_heads",
     },
     {"adapters", "folders", "packing", "sharding"},
-    {"models"},
+    {"models", "optimizers", "tiny_tokenizer"},
     {
         "dynamic_sampling",
         "evaluation",
@@ -69,6 +69,7 @@ LAYERS = [
     },
     {"dashboards", "dataloaders", "regrade", "room", "saved_rollouts", "sources", "workspace"},
     {"actor_module", "data"},
+    {"networks"},
     {"actor_critic", "cold_start"},
     {"export", "module"},
     {"__init__", "callbacks"},
@@ -77,7 +78,7 @@ LAYERS = [
     {"plan"},
     {"__main__", "demo"},
 ]
-MODULES = {"actor_module", "actor_critic", "cold_start", "module"}
+MODULES = {"actor_module", "networks", "actor_critic", "cold_start", "module"}
 NEVER_IN_MODULES = {"data", "dashboards", "dataloaders", "sources"}
 
 # Files that a reader can try without a Trainer or a model: what they need beside Python itself.

@@ -14,6 +14,7 @@ from transformers import (
 
 from lightning_vcppo import models
 from lightning_vcppo.settings import ValueSettings
+from lightning_vcppo.tiny_tokenizer import train_tokenizer
 
 IDS_BL = torch.tensor([[5, 6, 7, 8, 9], [4, 3, 2, 0, 0]])
 PROMPT_LENGTHS_B = torch.tensor([2, 1])
@@ -123,7 +124,7 @@ def test_the_tokenizer_loses_nothing_and_splits_digits(tiny_actor):
 
 def test_training_a_tokenizer_twice_gives_the_same(tmp_path):
     texts = ["Find the remainder when 12 + 34 is divided by 1000."] * 3
-    first, second = (models.train_tokenizer(texts, 300).get_vocab() for _ in range(2))
+    first, second = (train_tokenizer(texts, 300).get_vocab() for _ in range(2))
     assert first == second
 
 
