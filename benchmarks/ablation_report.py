@@ -5,7 +5,7 @@ difference from VC-PPO on the same seeds with the interval and p value of a pair
 few, so intervals are wide; arms with one seed have none.
 
 Figures, as far as the results go: `curves.png` (accuracy and length over rollouts, each seed and
-their mean), `ablation.png` (each arm's accuracy at the end), `initial_advantage.png` (values and
+their mean), `arms.png` (each arm's accuracy at the end), `initial_advantage.png` (values and
 advantages by position, before any update of the policy, of the runs given by `--initial`).
 """
 
@@ -232,7 +232,7 @@ def main() -> None:
     console.print(Markdown(text) if console.is_terminal else text)
     curves = read_rows(arguments.results.with_name(f"{arguments.results.stem}_curves.csv"))
     draw_curves(curves, arguments.curves, arguments.output / "curves.png")
-    draw_arms(rows, arguments.output / "ablation.png")
+    draw_arms(rows, arguments.output / "arms.png")
     if arguments.initial:
         runs = dict(part.split("=", 1) for part in arguments.initial)
         named = {label: Path(run) for label, run in runs.items()}
