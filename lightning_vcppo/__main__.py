@@ -32,7 +32,7 @@ def run() -> None:
 
             completion.main(arguments, cli.parser)
         elif command == "plan":
-            from lightning_vcppo import plan
+            from lightning_vcppo import cli, plan
 
             plan.main(arguments)
         elif command in usage.COMMANDS or command.startswith("-"):

@@ -25,12 +25,7 @@ from lightning_vcppo.checkpoints import FORMAT
 from lightning_vcppo.files import UNFINISHED, put_in_place
 from lightning_vcppo.fingerprints import model_fingerprint, tokenizer_fingerprint
 from lightning_vcppo.fsdp2 import build
-from lightning_vcppo.generation import (
-    GenerationEngine,
-    Generations,
-    TransformersEngine,
-    VLLMEngine,
-)
+from lightning_vcppo.generation import GenerationEngine, Generations, TransformersEngine, VLLMEngine
 from lightning_vcppo.health import NotFiniteError, UpdateHealth
 from lightning_vcppo.model_checks import check_vocabulary
 from lightning_vcppo.rollout import (

@@ -16,6 +16,9 @@ os.environ.update(
     MPLBACKEND="agg",
 )
 
+# Before transformers: typing gives whoever asks later for int | float | None the float | int | None
+# that came first; jsonargparse then reads Lightning's limit_train_batches=1 as 1.0: all batches.
+import lightning.pytorch  # noqa: F401
 import pytest
 import torch
 

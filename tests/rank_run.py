@@ -6,8 +6,10 @@ as under torchrun. What a process has at the end is in `FOLDER/NAME/RANK.pt`.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import random
 import socket
 import sys
 import traceback
@@ -178,12 +180,22 @@ def command(actor: str, folder: Path, name: str) -> None:
     vcppo(*words, f"--trainer.default_root_dir={folder / name}")
 
 
+def free_port() -> int:
+    """Return a port that nobody listens on.
+
+    It is below those that the system deals out, so nobody is given it before the run begins.
+    """
+    for port in random.Random(os.getpid()).sample(range(20_000, 30_000), 100):
+        with socket.socket() as trial, contextlib.suppress(OSError):
+            trial.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no free port")
+
+
 def launch(actor: str, folder: Path, name: str) -> bool:
     """Do one run in processes of its own; tell whether all have ended well, and in time."""
     run = RUNS.get(name, Run("fsdp2", 2))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     fork = multiprocessing.get_context("fork")
     each = [
         fork.Process(target=_as_rank, args=(actor, folder, name, port, rank))
@@ -202,6 +214,7 @@ def _as_rank(actor: str, folder: Path, name: str, port: int, rank: int) -> None:
     """Say what torchrun would say to a process, and run."""
     run = RUNS.get(name, Run("fsdp2", 2))
     here = run.ranks // run.nodes
+    os.environ.pop("MASTER_PORT", None)  # of a process group in whoever has started this
     (folder / name).mkdir(parents=True, exist_ok=True)
     if run.ranks > 1:
         os.environ |= {

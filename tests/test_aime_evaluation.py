@@ -13,13 +13,13 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
+from lightning_vcppo.accounts import has_account
 from lightning_vcppo.callbacks import (
     AIMEEvaluation,
     LearningCurves,
     RewardDecayMonitor,
     RolloutProgressBar,
 )
-from lightning_vcppo.dashboards import has_wandb_account
 from lightning_vcppo.records import gather_records, read_records, unique_records, write_records
 from lightning_vcppo.rollout import ResponseRecord
 from tests.inventing import (
@@ -229,6 +229,6 @@ def test_an_account_of_weights_and_biases_is_found(
         (tmp_path / "netrc").write_text(netrc + "\n")
     if url:
         monkeypatch.setenv("WANDB_BASE_URL", url)
-    assert has_wandb_account() is known
+    assert has_account() is known
     monkeypatch.setenv("WANDB_API_KEY", "x")
-    assert has_wandb_account()
+    assert has_account()

@@ -231,7 +231,7 @@ def test_a_flag_in_the_text_is_one(page: Path, flags: set[str]) -> None:
     for flag in re.findall(r"--([a-z_]+\.[\w.]+)", page.read_text()):
         of_class = flag.startswith("trainer.strategy.")  # as it is named in the same command
         if flag.partition(".")[0] in groups and not of_class:
-            assert flag.rstrip(".").removesuffix(".class_path") in flags, flag
+            assert re.sub(r"\.(class_path|init_args)$", "", flag.rstrip(".")) in flags, flag
 
 
 def test_the_names_that_others_names_become_exist(flags: set[str]) -> None:

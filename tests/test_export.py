@@ -166,7 +166,7 @@ def test_what_is_no_checkpoint_ends_in_one_line(full, tmp_path, capfd):
         foreign: "foreign.ckpt does not say what its networks are",
         harmful: "harmful.ckpt is not a readable checkpoint",
         outside: "the checkpoint has a file named '../../x'",
-        shards: "its index names builtins.print",
+        shards: "not the index of a checkpoint, it names builtins.print",
         unweighted: "weights of its actor are missing or unknown",
     }.items():
         with pytest.raises(SystemExit) as end:

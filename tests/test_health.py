@@ -4,6 +4,7 @@ As a program, `-m tests.test_health ACTOR FOLDER`, it is two ranks of which one 
 """
 
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -203,6 +204,7 @@ def test_ranks_leave_the_same_update_out(tiny_actor, tmp_path):
 
 def main(actor: str, folder: Path) -> None:
     """Train for three rollouts on two ranks; the second has a loss that the first cannot see."""
+    os.environ.pop("MASTER_PORT", None)  # of a process group in whoever has started this
     torch.set_num_threads(1)
     seed_everything(0)
     module, watch = poisoned(actor), Watch()

@@ -6,7 +6,8 @@ from unittest import mock
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lightning_vcppo import __main__, cli, plan
+from lightning_vcppo import __main__, plan
+from lightning_vcppo.messages import USER_ERROR
 from lightning_vcppo.planning.run import GB
 from lightning_vcppo.planning.shapes import PUBLISHED
 from tests.tiny_runs import CONFIGS, needing_its_settings
@@ -122,7 +123,7 @@ def test_a_mistake_is_told_in_one_line(tiny_actor, arguments, named, capsys):
     argv = ["vcppo", "plan", *map(str, given)]
     with mock.patch.object(sys, "argv", argv), pytest.raises(SystemExit) as end:
         __main__.run()
-    assert end.value.code == cli.USER_ERROR
+    assert end.value.code == USER_ERROR
     said = capsys.readouterr().err.strip()
     assert named in said and "\n" not in said
 

@@ -228,9 +228,9 @@ def test_a_file_is_dealt_out_again_and_again(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "x.jsonl:1: expected a graded response, Expecting property name"),
-        ('{"index": 0}', "x.jsonl:1: expected a graded response, "),
-        ("[]", "x.jsonl:1: expected a graded response, "),
+        ("{", "x.jsonl:1: expected a graded response; Expecting property name"),
+        ('{"index": 0}', "x.jsonl:1: expected a graded response"),
+        ("[]", "x.jsonl:1: expected a graded response"),
         ([evaluated(0)], "x.jsonl: expected token ids, as `vcppo predict` writes them"),
         ("", "x.jsonl: no responses"),
         ([saved(0), saved(0, 1), saved(1)], "x.jsonl: problems have 1 to 2 responses"),

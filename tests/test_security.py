@@ -149,7 +149,10 @@ def test_a_checkpoint_runs_no_code(tiny_actor, tmp_path, capsys):
     with mock.patch.object(sys, "argv", command), pytest.raises(SystemExit) as end:
         cli.run()
     assert end.value.code == 2
-    assert "evil.ckpt: not a checkpoint, or one that runs code" in capsys.readouterr().err
+    assert (
+        "evil.ckpt: holds Python objects, which could run code when loaded"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "ran").exists()
 
 
@@ -201,7 +204,9 @@ def test_numbers_and_nesting_beyond_python_are_a_users_mistake(value, row, tmp_p
 
 def test_a_text_that_cannot_be_written_is_not_read(tmp_path):
     (tmp_path / "a.json").write_text('{"problem": "1 \\ud800", "answer": 2}')
-    with pytest.raises(ValueError, match=r"a\.json:1: a text holds half a character"):
+    with pytest.raises(
+        ValueError, match=r"a\.json:1: the problem.s text holds a NUL byte or half a surrogate pair"
+    ):
         load_problems(tmp_path / "a.json")
     (tmp_path / "a.json").write_text('{"problem": "\\ud83d\\ude00?", "answer": 2}')
     assert load_problems(tmp_path / "a.json")[0].problem == "\U0001f600?"
@@ -220,7 +225,9 @@ def test_no_source_opens_a_door(path):
         if name == "torch.load":
             assert options.get("weights_only") in {"True", "weights_only"}  # as Lightning was told
         if name.startswith("yaml."):
-            assert name in {"yaml.safe_load", "yaml.safe_dump"}
+            assert name in {"yaml.safe_load", "yaml.safe_dump"} or (
+                options.get("Loader") == "yaml.SafeLoader"
+            )
 
 
 # Secrets

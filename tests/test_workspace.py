@@ -10,9 +10,10 @@ import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from lightning_vcppo import cli
+from lightning_vcppo import __main__, cli
 from lightning_vcppo.dashboards import RUN_ID, continue_run
 from lightning_vcppo.definitions import Definition, define, read_definitions
+from lightning_vcppo.messages import USER_ERROR
 from lightning_vcppo.workspace import SECTIONS, X_AXIS, build_workspace, lines
 
 
@@ -78,15 +79,17 @@ def test_without_the_extra_one_line_says_what_to_install(
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     with pytest.raises(SystemExit) as end:
         run(monkeypatch, "dashboard", "--dry_run")
-    assert end.value.code == cli.USER_ERROR
+    assert end.value.code == USER_ERROR
     expected = "vcppo: error: needs `pip install 'lightning-vcppo[dashboard]'`\n"
     assert capsys.readouterr().err == expected
 
 
-def test_the_commands_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["--help"])
-    assert "vcppo dashboard" in capsys.readouterr().out
+def test_the_commands_are_in_the_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["vcppo", "--help"])
+    __main__.run()
+    assert "\n  dashboard " in capsys.readouterr().out
 
 
 # Resumed runs

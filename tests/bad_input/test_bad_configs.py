@@ -204,7 +204,7 @@ def test_a_wrong_config(mistake, tmp_path, text, message):
 def test_a_config_that_is_no_text(mistake, tmp_path):
     (tmp_path / "run.yaml").write_bytes(b"\xff\xfe\x00")
     assert mistake("--config=run.yaml") == "run.yaml: expected YAML as UTF-8 text"
-    assert mistake("--config=.").startswith("--config: Path is not a file")
+    assert mistake("--config=.").startswith("--config: .: no such file, and no config of that name")
 
 
 def test_a_config_with_a_mark_and_windows_ends_is_read(tmp_path, tiny_actor, capsys):
