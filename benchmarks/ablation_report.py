@@ -192,7 +192,7 @@ def draw_initial(runs: Mapping[str, Path], path: Path) -> None:
             ]
             color = COLORS[(place + 1) % len(COLORS)]
             ax.plot(*zip(*points, strict=True), color=color, linewidth=2, label=label)
-    panels[0].legend(frameon=False)
+    panels[1].legend(frameon=False, loc="upper left")
     figure.savefig(path, dpi=120)
 
 
@@ -229,7 +229,7 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     text = table(rows)
     console = Console()
-    console.print(Markdown(text) if console.is_terminal else text)
+    console.print(Markdown(text) if console.is_terminal else text, soft_wrap=True)
     curves = read_rows(arguments.results.with_name(f"{arguments.results.stem}_curves.csv"))
     draw_curves(curves, arguments.curves, arguments.output / "curves.png")
     draw_arms(rows, arguments.output / "arms.png")

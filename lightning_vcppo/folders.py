@@ -46,6 +46,8 @@ def files_of(*savable: Any) -> dict[str, str]:
 
 def describe(model: PreTrainedModel) -> dict[str, str]:
     """Return the files of a model's folder, all but its weights."""
+    # As `save_pretrained` would, so that it makes no difference whether it has been called before.
+    model.config.architectures = [type(model).__name__]
     if model.can_generate():
         return files_of(model.config, model.generation_config)
     return files_of(model.config)
