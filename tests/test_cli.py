@@ -184,7 +184,8 @@ def test_evaluation_and_prediction_leave_the_training_alone(trained, tmp_path):
 def test_published_problems_can_be_validated_on(name, shared_data, tiny_actor, tmp_path):
     vcppo(
         *("validate", f"--model.actor={tiny_actor}", *TINY, f"--data.path={shared_data / name}"),
-        *("--data.drop_invalid=true", "--data.max_prompt_length=4096", "--data.val_size=64"),
+        *("--data.drop_invalid=true", "--data.val_size=64", "--data.max_prompt_length=1000"),
+        "--data.on_long_prompt=drop",
         *("--trainer.limit_val_batches=1", "--loggers=[csv]"),
         f"--trainer.default_root_dir={tmp_path}",
     )

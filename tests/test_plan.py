@@ -104,7 +104,7 @@ def test_strategies_engines_and_critics_are_understood(tiny_actor):
         (["--device=h9000"], "--device: expected one of"),
         (["--gpus=0"], "--gpus: expected more than 0"),
         (
-            ["--trainer.strategy=deepspeed"],
+            ["--trainer.strategy=fsdp2_offload"],
             "--trainer.strategy: vcppo plan knows auto, ddp and fsdp2",
         ),
         (["--model=ColdStartModule"], "not of ColdStartModule"),

@@ -13,6 +13,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+import wandb
 
 from lightning_vcppo import cli, dashboards, models, regrade
 from lightning_vcppo.records import write_csv, write_records
@@ -237,11 +238,13 @@ def test_no_secret_of_the_environment_is_written(tiny_actor, tmp_path, monkeypat
     for name, secret in SECRETS.items():
         monkeypatch.setenv(name, secret)
     run = tmp_path / "run"
+    wandb.finish()  # one that another test has left would go on
     vcppo(
         *("fit", f"--model.actor={tiny_actor}", *ROLLOUTS, "--loggers=[csv,wandb,tensorboard]"),
         "--trainer.limit_train_batches=2",
         f"--trainer.default_root_dir={run}",
     )
+    wandb.finish()
     write_report([run])
     files = [path for path in run.rglob("*") if path.is_file()]
     kinds = {path.suffix for path in files}

@@ -43,7 +43,8 @@ def test_a_full_disk(mistake, tmp_path, size, what):
     assert "--ckpt_path" in line
     finished = [path for path in files(tmp_path) if path.endswith((".safetensors", ".ckpt"))]
     assert all(Path(path).stat().st_size < size for path in finished)
-    assert not (tmp_path / "run" / "actor").exists()
+    if what != "a checkpoint":  # which is written last
+        assert not (tmp_path / "run" / "actor").exists()
 
 
 def test_a_device_that_is_always_full(mistake):
