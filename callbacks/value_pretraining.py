@@ -264,8 +264,13 @@ class ValuePretraining(Callback):
         if not is_trial(trainer):
             module.export_critic(folder / "critic")
         progress = self._progress
+        which = "the last critic"
+        if progress.best_rollout:  # not if all held-out returns were equal
+            which = (
+                f"the best critic, of rollout {progress.best_rollout} with a held-out explained "
+                f"variance of {progress.best:.2f},"
+            )
         rank_zero_info(
-            f"Value pretraining ended after {progress.rollouts} rollouts; the best critic, of "
-            f"rollout {progress.best_rollout} with a held-out explained variance of "
-            f"{progress.best:.2f}, is in {folder / 'critic'}."
+            f"Value pretraining ended after {progress.rollouts} rollouts; {which} is in "
+            f"{folder / 'critic'}."
         )
