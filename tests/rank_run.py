@@ -214,7 +214,8 @@ def _as_rank(actor: str, folder: Path, name: str, port: int, rank: int) -> None:
     """Say what torchrun would say to a process, and run."""
     run = RUNS.get(name, Run("fsdp2", 2))
     here = run.ranks // run.nodes
-    os.environ.pop("MASTER_PORT", None)  # of a process group in whoever has started this
+    for variable in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        os.environ.pop(variable, None)  # of ranks in whoever has started this
     (folder / name).mkdir(parents=True, exist_ok=True)
     if run.ranks > 1:
         os.environ |= {

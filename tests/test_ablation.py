@@ -32,7 +32,7 @@ def test_the_main_arms_are_there_and_unknown_ones_are_named():
 
 def test_another_learning_rate_keeps_the_ratio_of_actor_and_critic():
     (sao,) = ablation.read_arms(["sao"])
-    assert sao.critic_lr == 5 * sao.actor_lr
+    assert sao.critic_lr == pytest.approx(5 * sao.actor_lr)
     assert (sao.at(2e-5).actor_lr, sao.at(2e-5).critic_lr) == (2e-5, 1e-4)
 
 

@@ -20,6 +20,8 @@ from lightning_vcppo.settings import OptimizerSettings, UpdateSettings
 from tests.test_module import SAMPLING, fit, weights
 from tests.tiny_runs import CONFIGS, ROLLOUTS, ROOT, logged
 
+LAUNCHED = {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"}
+"""Variables that Lightning leaves in a process in which it has launched ranks."""
 FLAGS = {
     "accelerator": "cpu",
     "logger": False,
@@ -192,8 +194,7 @@ def test_too_many_end_the_cold_start(tiny_actor, tmp_path):
 
 def test_ranks_leave_the_same_update_out(tiny_actor, tmp_path):
     command = [sys.executable, "-m", "tests.test_health", str(tiny_actor), str(tmp_path)]
-    # Lightning leaves the port of a process group that has been in this process.
-    clean = {name: value for name, value in os.environ.items() if name != "MASTER_PORT"}
+    clean = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
     done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     first, second = (torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in (0, 1))
