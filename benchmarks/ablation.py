@@ -33,7 +33,15 @@ from typing import Any
 
 import yaml
 
-from benchmarks.runs import CONFIGS, append_rows, metric_rows, read_rows, rounded, vcppo
+from benchmarks.runs import (
+    CONFIGS,
+    append_rows,
+    holds_model,
+    metric_rows,
+    read_rows,
+    rounded,
+    vcppo,
+)
 
 SETTING = CONFIGS / "demo"
 ARMS = Path(__file__).with_suffix(".yaml")
@@ -140,16 +148,11 @@ def prepare(seed: int, seed_dir: Path) -> None:
     """Cold-start a policy and train a reward model on it, unless they are there."""
     common = f"--seed_everything={seed}"
     actor = seed_dir / "cold_start" / "actor"
-    parts = {"cold_start": [common], "reward_model": [common, f"--model.actor={actor}"]}
-    for name, flags in parts.items():
-        if not (seed_dir / name / "metrics.csv").is_file() or not _exported(seed_dir, name):
-            config = f"--config={SETTING / f'{name}.yaml'}"
-            vcppo(["fit", config, *flags], seed_dir / name)
-
-
-def _exported(seed_dir: Path, part: str) -> bool:
-    model = "actor" if part == "cold_start" else part
-    return (seed_dir / part / model / "model.safetensors").is_file()
+    reward_model = seed_dir / "reward_model" / "reward_model"
+    for model, flags in ((actor, [common]), (reward_model, [common, f"--model.actor={actor}"])):
+        if not holds_model(model):
+            run_dir = model.parent
+            vcppo(["fit", f"--config={SETTING / run_dir.name}.yaml", *flags], run_dir)
 
 
 def run_arm(arm: Arm, seed: int, seed_dir: Path, results: Results) -> None:

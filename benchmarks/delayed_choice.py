@@ -29,7 +29,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks.runs import CONFIGS, append_rows, metric_rows, read_rows, rounded, vcppo
+from benchmarks.runs import (
+    CONFIGS,
+    append_rows,
+    holds_model,
+    metric_rows,
+    read_rows,
+    rounded,
+    vcppo,
+)
 
 COLUMNS = ("critic", "lambda_critic", "length", "seed", "rollouts", "accuracy", "seconds")
 TOKENS_PER_LINE = 8
@@ -64,7 +72,7 @@ def problems(shortest: int, longest: int, rough_rate: float = 0.0) -> str:
 
 def cold_start(seed: int, lengths: Sequence[int], folder: Path) -> None:
     """Teach a policy to count over all lengths, with either method, unless it is there."""
-    if (folder / "actor" / "model.safetensors").is_file():
+    if holds_model(folder / "actor"):
         return
     flags = (
         f"--config={CONFIGS / 'demo' / 'cold_start.yaml'}",

@@ -41,6 +41,11 @@ def vcppo(arguments: Sequence[str], run_dir: Path) -> None:
         raise RuntimeError(f"{run_dir}: {''.join(last)} (see log.txt there)")
 
 
+def holds_model(folder: Path) -> bool:
+    """Tell whether a run has written a model there, which it does when it ends."""
+    return (folder / "model.safetensors").is_file()
+
+
 def metric_rows(run_dir: Path, must: str, *more: str) -> Iterator[dict[str, str]]:
     """Yield metrics from the rows of a run's `metrics.csv` that have the first of them."""
     for row in read_rows(run_dir / "metrics.csv"):
