@@ -183,7 +183,7 @@ class ValuePretraining(Callback):
             self._begin(trainer, pl_module)
 
     def _begin(self, trainer: Trainer, module: VCPPOModule) -> None:
-        if getattr(trainer, "fast_dev_run", False):  # two rollouts try both phases out
+        if is_trial(trainer):  # two rollouts try both phases out
             self._stop_rule = replace(self._stop_rule, max_rollouts=1)
         if self._stored_by_rank:
             self._store.load_state_dict(

@@ -17,20 +17,14 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_vcppo import adapters
+from lightning_vcppo.files import is_trial
 from lightning_vcppo.health import UpdateHealth
 from lightning_vcppo.networks import NetworksModule
 from lightning_vcppo.optimizers import build_optimizer, warmed_up_lr
 from lightning_vcppo.replay import RolloutStore
 from lightning_vcppo.rollout import Rollout
 from lightning_vcppo.seeding import stream
-from lightning_vcppo.settings import (
-    EngineSettings,
-    LoRASettings,
-    OptimizerSettings,
-    SamplingSettings,
-    UpdateSettings,
-    ValueSettings,
-)
+from lightning_vcppo.settings import OptimizerSettings
 from lightning_vcppo.sharding import full_scalar, load_whole_or_sharded, sum_gradients_once
 
 Network = Literal["policy", "critic"]
@@ -51,34 +45,13 @@ class ActorCriticModule(NetworksModule):
 
     def __init__(
         self,
-        actor: str,
-        critic: str | dict[str, Any] | None,
-        reference: str | None,
-        reward: str,
-        sampling: SamplingSettings,
-        evaluation: SamplingSettings,
-        engine: EngineSettings,
-        value: ValueSettings | None,
-        update: UpdateSettings,
-        lora: LoRASettings,
-        activation_checkpointing: bool,
+        *,
         actor_optimizer: OptimizerSettings,
         critic_optimizer: OptimizerSettings,
+        **networks: Any,
     ) -> None:
-        """Collect the settings, see `VCPPOModule`."""
-        super().__init__(
-            actor,
-            critic,
-            reference,
-            reward,
-            sampling,
-            evaluation,
-            engine,
-            value,
-            update,
-            lora,
-            activation_checkpointing,
-        )
+        """Collect the settings, see `VCPPOModule`; those of the networks are `NetworksModule`'s."""
+        super().__init__(**networks)
         self.automatic_optimization = False
         self.optimizer_settings: dict[Network, OptimizerSettings] = {
             "policy": actor_optimizer,
@@ -115,7 +88,7 @@ class ActorCriticModule(NetworksModule):
     def on_fit_start(self) -> None:
         """Let a trial do as many rollouts as asked for: Lightning would count optimizer steps."""
         super().on_fit_start()
-        if getattr(self.trainer, "fast_dev_run", False):
+        if is_trial(self.trainer):
             self.trainer.fit_loop.epoch_loop.max_steps = -1
 
     @override

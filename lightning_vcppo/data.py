@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_vcppo.dataloaders import EvalLoader, TrainLoader
+from lightning_vcppo.files import is_trial
 from lightning_vcppo.models import load_tokenizer
 from lightning_vcppo.problems import Problem, ProblemSettings, generate_problems
 from lightning_vcppo.prompts import INSTRUCTION, Template, render_prompt, uses_chat
@@ -332,8 +333,8 @@ class AIMEDataModule(pl.LightningDataModule):
 
     def _eval_loader(self, prompts: PromptBatch) -> EvalLoader:
         # A trial has one batch of each: training as it will be, evaluation as short as can be.
-        is_trial = getattr(self.trainer, "fast_dev_run", False)
-        size = min(self.val_batch_size, TRIAL_PROMPTS) if is_trial else self.val_batch_size
+        tried_out = self.trainer is not None and is_trial(self.trainer)
+        size = min(self.val_batch_size, TRIAL_PROMPTS) if tried_out else self.val_batch_size
         return EvalLoader(prompts, size, *self._place())
 
 

@@ -93,7 +93,7 @@ class VCPPOModule(ActorCriticModule):
             ValueError: for settings that contradict each other, or a tokenizer that cannot load.
         """
         super().__init__(
-            actor,
+            actor=actor,
             critic=critic,
             reference=(reference or actor) if policy.kl_coef else None,
             reward=reward,
