@@ -6,9 +6,10 @@ In a checkout they lie beside the package, in a wheel within it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+
+from lightning_vcppo.suggestions import nearest
 
 PACKAGE = Path(__file__).parent
 
@@ -89,7 +90,7 @@ def _file(flag: str, value: str) -> str:
     short = value.removeprefix("configs/").removesuffix(".yaml")
     names = [name for name in config_names() if name.startswith(folder)]
     ends = {name.removeprefix(folder): name for name in names}
-    close = get_close_matches(short.removeprefix(folder), ends, 1)
+    close = nearest(short.removeprefix(folder), ends)
     first = [name for name in names if "/" not in name.removeprefix(folder)]
-    hint = f"did you mean {ends[close[0]]}?" if close else f"there are {', '.join(first)}"
+    hint = f"did you mean {ends[close]}?" if close else f"there are {', '.join(first)}"
     raise ValueError(f"{flag}: {value}: no such file, and no config of that name; {hint}")

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "lightning_vcppo"
 
 # A file imports from the rows above its own alone. A folder counts as one file.
 LAYERS = [
+    {"suggestions"},
     {"shipped"},
     {
         "accounts",
@@ -30,7 +31,6 @@ LAYERS = [
         "problems",
         "seeding",
         "settings",
-        "suggestions",
         "untrusted",
         "usage",
         "waiting",
