@@ -1,9 +1,10 @@
 """Reward-signal decay, alone: `python -m benchmarks.delayed_choice --lengths 64 128 256 512`.
 
 The first token of a response chooses a method, exact or rough. What follows is the same for both,
-and only the answer, T tokens later, shows which it was: rough is wrong. A policy that chooses rough
-in six of ten responses has to learn this one decision. Two ways of training the critic are compared
-by the rollouts that it takes until nine in ten responses are right:
+and after T tokens of it the method is rewarded: +1 for exact, -1 for rough, and for what does not
+come to its end. A policy that chooses rough in six of ten responses has to learn this one decision.
+Two ways of training the critic are compared by the rollouts that it takes until eight in
+ten responses are rewarded:
 
     lambda_critic 0.95    PPO: at a distance of T the reward reaches the target as 0.95^T
     lambda_critic 1       decoupled GAE: it does at any distance
@@ -15,7 +16,8 @@ lambda_actor is 0.95 for both, and neither pretrains. Two critics:
               choice, values cannot tell one method from the other
 
 Results are added to a CSV file, run by run: critic, lambda_critic, length (tokens), seed, rollouts
-(empty if the limit was reached before), accuracy (of the last five rollouts), seconds.
+(empty if the limit was reached before), exact (share in the last five rollouts), response_length
+(of the last), seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -38,13 +39,17 @@ from benchmarks.runs import (
     rounded,
     vcppo,
 )
+from lightning_vcppo.problems import THINK_OPEN
 
-COLUMNS = ("critic", "lambda_critic", "length", "seed", "rollouts", "accuracy", "seconds")
+RUN = ("critic", "lambda_critic", "length", "seed")
+COLUMNS = (*RUN, "rollouts", "exact", "response_length", "seconds")
 TOKENS_PER_LINE = 8
-ROUGH_RATE, ENOUGH, LIMIT = 0.6, 0.9, 30
+ROUGH_RATE, ENOUGH, LIMIT = 0.6, 0.8, 60
 CRITICS = ("window", "full")
 WINDOW_CRITIC = {
     "model_type": "qwen2",
+    "vocab_size": 512,
+    "initializer_range": 0.05,
     "hidden_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -59,30 +64,36 @@ WINDOW_CRITIC = {
 ALGORITHMS = {"0.95": "ppo.yaml", "1": "vcppo_no_pretraining.yaml"}
 
 
-def problems(shortest: int, longest: int, rough_rate: float = 0.0) -> str:
+def chose_exact(response: str, answer: int) -> float:
+    """Reward the method that a response has chosen, if it counts to its end, slips or not."""
+    words = response.removeprefix(THINK_OPEN).split()
+    at_end = any(word.startswith("000:") for word in words)
+    return 1.0 if words[:1] == ["exact"] and at_end else -1.0
+
+
+def problems(length: int, rough_rate: float = 0.0) -> str:
     """Return the flag for counts whose responses have about that many tokens."""
+    steps = length // TOKENS_PER_LINE
     generated = {
         "families": ["count"],
-        "min_steps": shortest // TOKENS_PER_LINE,
-        "max_steps": longest // TOKENS_PER_LINE,
+        "min_steps": steps,
+        "max_steps": steps,
         "rough_rate": rough_rate,
     }
     return f"--data.generated={json.dumps(generated)}"
 
 
-def cold_start(seed: int, lengths: Sequence[int], folder: Path) -> None:
-    """Teach a policy to count over all lengths, with either method, unless it is there."""
-    if holds_model(folder / "actor"):
+def cold_start(seed: int, length: int, run: Path) -> None:
+    """Teach a policy to count that far, with either method, unless it is there."""
+    if holds_model(run / "actor"):
         return
     flags = (
         f"--config={CONFIGS / 'demo' / 'cold_start.yaml'}",
         f"--seed_everything={seed}",
-        problems(min(lengths), max(lengths), ROUGH_RATE),
-        f"--model.evaluation.max_response_length={max(lengths) + 64}",
-        "--data.val_size=128",
-        "--data.val_batch_size=128",
+        problems(length, ROUGH_RATE),
+        "--trainer.limit_val_batches=0",
     )
-    vcppo(["fit", *flags], folder)
+    vcppo(["fit", *flags], run)
 
 
 def train(critic: str, lambda_critic: str, length: int, seed: int, actor: Path, run: Path) -> None:
@@ -93,12 +104,14 @@ def train(critic: str, lambda_critic: str, length: int, seed: int, actor: Path, 
         f"--config={CONFIGS / ALGORITHMS[lambda_critic]}",
         f"--config={CONFIGS / 'demo' / 'rl.yaml'}",
         f"--seed_everything={seed}",
+        "--model.reward=benchmarks.delayed_choice.chose_exact",
         f"--model.actor={actor}",
         f"--model.critic={actor if critic == 'full' else json.dumps(WINDOW_CRITIC)}",
         "--model.advantage.lambda_actor=0.95",
+        "--model.actor_optimizer.lr=1e-4",
         "--model.critic_optimizer.lr=1e-3",
         f"--model.sampling.max_response_length={length + 64}",
-        problems(length, length),
+        problems(length),
         "--data.train_size=1000",
         "--data.val_size=0",
         "--data.prompts_per_rollout=64",
@@ -122,26 +135,29 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("docs/experiments/delayed_choice.csv"))
     parser.add_argument("--runs", type=Path, default=Path("runs/delayed_choice"))
     arguments = parser.parse_args()
-    key = COLUMNS[:4]
     try:
         for seed, length, critic, lambda_critic in itertools.product(
             arguments.seeds, arguments.lengths, arguments.critics, ALGORITHMS
         ):
-            which = dict(zip(key, (critic, lambda_critic, str(length), str(seed)), strict=True))
-            done = [{name: row[name] for name in key} for row in read_rows(arguments.results)]
+            which = dict(zip(RUN, (critic, lambda_critic, str(length), str(seed)), strict=True))
+            done = [{name: row[name] for name in RUN} for row in read_rows(arguments.results)]
             if which in done:
                 continue
-            start_dir = arguments.runs / f"seed_{seed}" / "cold_start"
-            cold_start(seed, arguments.lengths, start_dir)
+            start_dir = arguments.runs / f"seed_{seed}" / f"cold_start_{length}"
+            cold_start(seed, length, start_dir)
             run = start_dir.with_name(f"{critic}_{lambda_critic}_{length}")
             start = time.perf_counter()
             train(critic, lambda_critic, length, seed, start_dir / "actor", run)
             seconds = time.perf_counter() - start
-            found = [float(row["rollout/accuracy"]) for row in metric_rows(run, "rollout/accuracy")]
+            keys = ("rollout/accuracy", "rollout/response_length")
+            exact, tokens = zip(
+                *([float(row[key]) for key in keys] for row in metric_rows(run, *keys)), strict=True
+            )
             row = {
                 **which,
-                "rollouts": len(found) if found[-1] >= ENOUGH else "",
-                "accuracy": rounded(str(fmean(found[-5:]))),
+                "rollouts": len(exact) if exact[-1] >= ENOUGH else "",
+                "exact": rounded(str(fmean(exact[-5:]))),
+                "response_length": rounded(str(tokens[-1])),
                 "seconds": round(seconds),
             }
             append_rows(arguments.results, COLUMNS, [row])
