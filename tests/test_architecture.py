@@ -27,6 +27,7 @@ LAYERS = [
         "health",
         "microbatch",
         "planning",
+        "plotting",
         "problem_files",
         "problems",
         "seeding",
