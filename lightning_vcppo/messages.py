@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from lightning_vcppo.ranks import own_rank
 from lightning_vcppo.suggestions import did_you_mean, nearest_flag
 from lightning_vcppo.untrusted import printable
 
@@ -66,10 +67,16 @@ def debugging() -> bool:
 
 
 def fail(message: str, error: BaseException | None = None) -> NoReturn:
-    """End the program with one line and exit code 2; when debugging, a traceback in front of it."""
+    """End the program with one line and exit code 2; when debugging, a traceback in front of it.
+
+    Most mistakes are met by all ranks alike, some by one alone, and none knows what the others have
+    met. So all of them speak, and all but the first say who they are.
+    """
     if debugging() and error is not None:
         traceback.print_exception(error)
-    print(f"vcppo: error: {printable(one_line(message))}", file=sys.stderr)
+    rank = own_rank()
+    who = f"[rank {rank}] " if rank else ""
+    print(f"vcppo: {who}error: {printable(one_line(message))}", file=sys.stderr)
     raise SystemExit(USER_ERROR)
 
 

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "lightning_vcppo"
 
 # A file imports from the rows above its own alone. A folder counts as one file.
 LAYERS = [
-    {"suggestions"},
+    {"ranks", "suggestions"},
     {"shipped"},
     {
         "accounts",
