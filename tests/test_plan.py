@@ -10,7 +10,7 @@ from lightning_vcppo import __main__, plan
 from lightning_vcppo.messages import USER_ERROR
 from lightning_vcppo.planning.run import GB
 from lightning_vcppo.planning.shapes import PUBLISHED
-from tests.tiny_runs import CONFIGS, needing_its_settings
+from tests.tiny_runs import CONFIGS
 
 QWEN = sorted(CONFIGS.glob("qwen2.5_*.yaml"))
 GPUS = {"0.5b": 1, "1.5b": 8, "7b": 8, "32b": 64}
@@ -37,7 +37,7 @@ def read(tiny_actor, *arguments):
     return seen[0]
 
 
-@pytest.mark.parametrize("path", map(needing_its_settings, QWEN), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", QWEN, ids=lambda path: path.stem)
 def test_a_run_of_qwen_fits_the_hardware_that_its_config_names(path, capsys):
     gpus = GPUS[path.stem.removeprefix("qwen2.5_")]
     device = "h200" if gpus == 64 else "h100"

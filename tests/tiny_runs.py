@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import inspect
 import json
 import math
 import struct
 import sys
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
-import pytest
 import torch
-import yaml
 from lightning.pytorch import Callback
 
-import lightning_vcppo
 from lightning_vcppo import cli
 
 ROOT = Path(__file__).parents[1]
@@ -46,15 +41,6 @@ ROLLOUTS = [
     "--value_pretraining.held_out_share=0.5",
 ]
 """Of VC-PPO: a rollout of value pretraining, if it is on, and two more."""
-
-
-def needing_its_settings(path: Path) -> Any:
-    """Return a config as a parameter of a test that is skipped while the module lacks a setting."""
-    model = yaml.safe_load(path.read_text())["model"]
-    module = getattr(lightning_vcppo, model["class_path"].rpartition(".")[2])
-    missing = set(model["init_args"]) - set(inspect.signature(module).parameters)
-    skip = pytest.mark.skipif(bool(missing), reason=f"no setting {missing}")
-    return pytest.param(path, marks=skip)
 
 
 def vcppo(*arguments: object) -> None:
