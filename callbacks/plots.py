@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from lightning_vcppo.actor_critic import Phase
 from lightning_vcppo.dashboards import log_figure, log_positions
-from lightning_vcppo.diagnostics import PhaseWatcher
+from lightning_vcppo.diagnostics import RolloutCallback
 from lightning_vcppo.files import complete_file, may_write
 from lightning_vcppo.metrics import range_alignment_end
 from lightning_vcppo.plotting import open_figure, stages, tidy
@@ -93,7 +93,7 @@ class _History:
         ]
 
 
-class LearningCurves(PhaseWatcher):
+class LearningCurves(RolloutCallback):
     """Write PNG plots at the end of `fit`, send them to the logger; draw them now and then before.
 
     In between it draws, and sends profiles by position, after an evaluation, when half a percent
@@ -123,20 +123,10 @@ class LearningCurves(PhaseWatcher):
         self._history = _History(**state_dict)
 
     @override
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_rollout(self, trainer: Trainer, module: VCPPOModule, rollout: Rollout) -> None:
         """Remember the rollout that was just learned from."""
-        rollout: Rollout | None = getattr(pl_module, "rollout", None)
-        if rollout is None:
-            return
         history = self._history
-        history.rollouts.append(cast("VCPPOModule", pl_module).rollouts_done)
+        history.rollouts.append(module.rollouts_done)
         history.phases.append(self._phase)
         metrics = trainer.callback_metrics  # collected anew at each access
         for key, curve in history.scalars.items():
@@ -144,7 +134,7 @@ class LearningCurves(PhaseWatcher):
         if self._phase == Phase.VALUE_PRETRAINING:
             for name, curve in history.pretraining.items():
                 curve.append(float(metrics.get(f"value_pretraining/{name}", math.nan)))
-        self._remember_profiles(cast("VCPPOModule", pl_module), rollout, trainer.world_size)
+        self._remember_profiles(module, rollout, trainer.world_size)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
