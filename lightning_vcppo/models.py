@@ -219,7 +219,7 @@ def load_critic(source: str | Mapping[str, Any], settings: ValueSettings) -> Cri
     config = _load(AutoConfig, source, "model config")
     wanted, held = describe_head(settings), getattr(config, "value_head", None)
     if held is not None and held != wanted:
-        raise ValueError(f"critic {source}: it was trained with value head {held}, not {wanted}")
+        raise ValueError(f"critic: {source} was trained with value head {held}, not {wanted}")
     is_reward_model = (config.architectures or [""])[0].endswith("ForSequenceClassification")
     takes_head = is_reward_model and settings.head == "scalar"
     has_head = held is not None or takes_head

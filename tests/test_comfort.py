@@ -108,7 +108,7 @@ def test_a_message_gets_the_flag_whose_value_it_tells():
     assert name_flag(message, values).startswith(
         "--model.sampling.num_generations or --model.evaluation.num_generations: expected"
     )
-    for other in ("reward 'x': no", "problems.jsonl:3: no", "No flag here"):
+    for other in ("no_setting: no", "problems.jsonl:3: no", "No flag here"):
         assert name_flag(other, values) == other
 
 

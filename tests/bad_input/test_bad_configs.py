@@ -123,11 +123,11 @@ FLAGS = [
         "--trainer.strategy=model_parallel: this strategy",
     ),
     # What a name leads to
-    ("--model.reward=no.such", "reward 'no.such': No module named 'no'"),
-    ("--model.reward=math.sqrt", "reward 'math.sqrt': not an f(response, answer)"),
+    ("--model.reward=no.such", "--model.reward: No module named 'no'; expected one of boxed"),
+    ("--model.reward=math.sqrt", "--model.reward: not an f(response, answer): too many"),
     (
         "--model.actor_optimizer.class_path=torch.optim.Adamm",
-        "optimizer torch.optim.Adamm: module ",
+        "--model.actor_optimizer.class_path: module 'torch.optim' has no attribute 'Adamm'; got ",
     ),
 ]
 
@@ -232,7 +232,7 @@ COMMAND_LINES = [
     (["regrade", "half.jsonl"], "half.jsonl:1: expected a graded response"),
     (["regrade", "binary.jsonl"], "binary.jsonl: expected UTF-8 text"),
     (["regrade", "half.jsonl", "--rewrd=x"], "--rewrd: no such option; did you mean --reward?"),
-    (["regrade", "half.jsonl", "--reward=x.y"], "reward 'x.y': No module named 'x'"),
+    (["regrade", "half.jsonl", "--reward=x.y"], "reward: No module named 'x'"),
     (["dashboard", "--projct=x"], "--projct: no such option; did you mean --project?"),
     (["doctor", "--jsn"], "vcppo doctor: --jsn: no such option; there is --json"),
     (["completion", "fish"], "vcppo completion: expected one of bash, zsh, tcsh, got fish"),
