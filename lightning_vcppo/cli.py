@@ -160,7 +160,7 @@ class VCPPOCLI(LightningCLI):
         given = self.config[str(self.subcommand)]
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # `describe` tells a user's mistake from a fault, which goes on
             line = describe(error, folder=given.trainer.default_root_dir)
             if line is None:
                 raise

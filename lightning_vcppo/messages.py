@@ -85,7 +85,7 @@ def in_one_line() -> Iterator[None]:
     """End the program as `fail` does where the body raises what is a user's mistake."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # `describe` tells a user's mistake from a fault, which goes on
         line = describe(error)
         if line is None:
             raise

@@ -104,7 +104,8 @@ def test_a_page_has_every_figure_with_its_data(html):
 def test_plots_are_valid_to_plotly(html):
     graph_objects = pytest.importorskip("plotly.graph_objects")
     for plot in Page(html).plots:
-        graph_objects.Figure(plot)  # refuses a property that it does not know
+        figure = graph_objects.Figure(plot)  # refuses a property that it does not know
+        assert len(figure.data) == len(plot["data"])
 
 
 def test_a_page_needs_nothing_from_outside(html):
