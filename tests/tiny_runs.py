@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from lightning.pytorch import Callback
 
-from lightning_vcppo import cli
+from lightning_vcppo import __main__, cli
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -52,7 +52,7 @@ def vcppo(*arguments: object) -> None:
 def run_program(*arguments: object) -> None:
     """Run `vcppo` in this process as a shell would: a mistake ends in one line and SystemExit."""
     with mock.patch.object(sys, "argv", ["vcppo", *map(str, arguments)]):
-        cli.run()
+        __main__.run()
 
 
 def parity(response: str, answer: int) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from lightning_vcppo.messages import explain, fail, in_one_line
+from lightning_vcppo.messages import explain, fail
 from lightning_vcppo.report.page import render
 from lightning_vcppo.report.reading import read_runs
 from lightning_vcppo.waiting import waiting_for
@@ -39,16 +39,20 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
 
 
 def main(args: Sequence[str]) -> None:
-    """Run `vcppo report`; a user's mistake ends in one line and exit code 2.
+    """Run `vcppo report`.
 
     Args:
         args: What follows the subcommand.
+
+    Raises:
+        ValueError: As `write_report`.
+        ImportError: As `write_report`.
     """
     parser = _Parser("vcppo report", description="Write one HTML page about one or more runs.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--output", type=Path, help="the page; default: report.html in the first")
     arguments = parser.parse_args(args)
-    with in_one_line(), waiting_for("Drawing the report"):
+    with waiting_for("Drawing the report"):
         page = write_report(arguments.runs, arguments.output)
     print(f"The report is in {page}")
 
