@@ -192,9 +192,7 @@ def load_config(name_or_path: str) -> PreTrainedConfig:
 
 def holds_pretrained_critic(source: str | Mapping[str, Any]) -> bool:
     """Tell whether a folder holds a critic of ours, rather than a reward or language model."""
-    return isinstance(source, str) and hasattr(
-        _load(AutoConfig, source, "model config"), "value_head"
-    )
+    return isinstance(source, str) and hasattr(load_config(source), "value_head")
 
 
 def load_critic(source: str | Mapping[str, Any], settings: ValueSettings) -> Critic:
@@ -216,7 +214,7 @@ def load_critic(source: str | Mapping[str, Any], settings: ValueSettings) -> Cri
         critic = Critic(AutoModelForTokenClassification.from_config(config), settings)
         critic.reset_head()
         return critic
-    config = _load(AutoConfig, source, "model config")
+    config = load_config(source)
     wanted, held = describe_head(settings), getattr(config, "value_head", None)
     if held is not None and held != wanted:
         raise ValueError(f"critic: {source} was trained with value head {held}, not {wanted}")
