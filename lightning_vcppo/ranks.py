@@ -2,8 +2,8 @@
 
 import os
 
-LAUNCHERS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
-"""Variables in which torchrun, srun and Lightning tell a process its number; the first counts."""
+LAUNCHERS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+"""Variables in which torchrun, Lightning and srun tell a process its number; the first counts."""
 
 
 def own_rank() -> int:

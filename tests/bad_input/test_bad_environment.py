@@ -133,7 +133,7 @@ def test_an_account_that_is_asked_for_and_missing(mistake, monkeypatch, tmp_path
 def test_other_ranks_than_the_first_say_who_they_are():
     program = [sys.executable, "-m", "lightning_vcppo", "fitt"]
     lines = []
-    for launcher in ({}, {"RANK": "0", "LOCAL_RANK": "0"}, {"RANK": "9", "LOCAL_RANK": "1"}):
+    for launcher in ({}, {"SLURM_PROCID": "0"}, {"RANK": "9", "LOCAL_RANK": "0"}):
         done = subprocess.run(program, env=os.environ | launcher, capture_output=True, text=True)
         assert done.returncode == 2
         lines.append(done.stderr)
