@@ -17,10 +17,8 @@ from lightning_vcppo import AIMEDataModule, ColdStartModule, VCPPOModule
 from lightning_vcppo.health import NotFiniteError, UpdateHealth
 from lightning_vcppo.settings import OptimizerSettings, UpdateSettings
 from tests.test_module import SAMPLING, fit, weights
-from tests.tiny_runs import CONFIGS, ROLLOUTS, ROOT, logged, run_program
+from tests.tiny_runs import CONFIGS, LAUNCHED, ROLLOUTS, ROOT, logged, run_program
 
-LAUNCHED = {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"}
-"""Variables that Lightning leaves in a process in which it has launched ranks."""
 FLAGS = {
     "accelerator": "cpu",
     "logger": False,

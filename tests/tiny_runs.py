@@ -19,6 +19,9 @@ from lightning_vcppo import __main__, cli
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 
+LAUNCHED = {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"}
+"""Variables that Lightning leaves in a process in which it has launched ranks."""
+
 TINY = [
     "--trainer.accelerator=cpu",
     "--trainer.enable_model_summary=false",
