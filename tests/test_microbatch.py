@@ -59,14 +59,6 @@ def test_whitened_values_have_zero_mean_and_unit_variance() -> None:
     assert not whitened_BT[~mask_BT].any()
 
 
-def test_whitening_can_keep_the_mean() -> None:
-    values_BT, mask_BT = case()
-    whitened_BT = whiten(values_BT, mask_BT, shift_mean=False, eps=0.0)
-    assert_close(masked_mean(whitened_BT, mask_BT), masked_mean(values_BT, mask_BT))
-    assert_close(whitened_BT[mask_BT].var(unbiased=False), torch.ones((), dtype=torch.float64))
-    assert not whitened_BT[~mask_BT].any()
-
-
 def test_constant_values_whiten_to_zero() -> None:
     mask_BT = torch.ones(2, 3, dtype=torch.bool)
     assert torch.equal(whiten(torch.full((2, 3), 0.1), mask_BT), torch.zeros(2, 3))
