@@ -56,7 +56,8 @@ LAYERS = [
         "value_heads",
     },
     {"adapters", "folders", "packing", "sharding"},
-    {"models", "optimizers", "tiny_tokenizer"},
+    {"forward", "optimizers", "tiny_tokenizer"},
+    {"models"},
     {
         "dynamic_sampling",
         "evaluation",
