@@ -1,6 +1,6 @@
 """`vcppo plan`: what a run will take before it is paid for; no weight is loaded or downloaded.
 
-    vcppo plan --config configs/qwen2.5_7b.yaml --gpus 8 --gpu_memory 80
+    vcppo plan --config qwen2.5_7b --gpus 8 --gpu_memory 80
 
 It reads the configs and flags of `fit`, and the model's config alone. The arithmetic is in
 `planning/`; here are its inputs and its printing, and for the CPU a short trial that measures how
