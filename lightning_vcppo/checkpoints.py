@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from lightning_vcppo.settings import require
 
@@ -56,6 +58,23 @@ def check_checkpoint(path: Path, *, to_train: bool) -> None:
 def in_parts(path: Path) -> bool:
     """Tell whether a path is that of a checkpoint in parts."""
     return (path / PARTS).is_file()
+
+
+@contextmanager
+def reading_parts(path: Path) -> Iterator[None]:
+    """Turn what torch raises on parts that are cut off, or of another model, into one line.
+
+    Raises:
+        ValueError: In its place, which is no `Exception`.
+    """
+    try:
+        yield
+    except CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        raise ValueError(
+            f"{path}: cannot be loaded, a part is cut off or of another model; "
+            f"{type(cause).__name__}: {cause}"
+        ) from error
 
 
 def read_file(path: Path) -> Any:

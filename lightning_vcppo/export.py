@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -21,7 +20,7 @@ from transformers import PreTrainedModel
 
 from lightning_vcppo import adapters, folders, models
 from lightning_vcppo.actor_module import write_folder
-from lightning_vcppo.checkpoints import PARTS, in_parts, read_file
+from lightning_vcppo.checkpoints import PARTS, in_parts, read_file, reading_parts
 from lightning_vcppo.fingerprints import model_fingerprint
 from lightning_vcppo.settings import LoRASettings, ValueSettings, require
 from lightning_vcppo.untrusted import refuse_code_in
@@ -96,7 +95,7 @@ def _read_parts(path: Path) -> Any:
     checkpoint = read_file(path / PARTS)
     refuse_code_in(path)
     state: dict[str, Tensor] = {}
-    try:
+    with reading_parts(path):
         reader = FileSystemReader(path)
         for key, stored in reader.read_metadata().state_dict_metadata.items():
             root, _, name = key.partition(".")
@@ -105,10 +104,6 @@ def _read_parts(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
             load({"state_dict": state}, storage_reader=reader, no_dist=True)
-    except (OSError, RuntimeError, KeyError, CheckpointException) as error:
-        raise ValueError(
-            f"{path}: not a whole checkpoint ({type(error).__name__}); take an earlier one"
-        ) from error
     return checkpoint | {"state_dict": state}
 
 

@@ -42,7 +42,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, zeros
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from lightning_vcppo.checkpoints import PARTS, in_parts
+from lightning_vcppo.checkpoints import PARTS, in_parts, reading_parts
 from lightning_vcppo.models import Critic
 from lightning_vcppo.settings import require
 from lightning_vcppo.sharding import AS_FORWARD
@@ -230,12 +230,18 @@ class FSDP2Strategy(ModelParallelStrategy):
     ) -> dict[str, Any]:
         """Load a checkpoint of this strategy, of any number of ranks, or of an unsharded run."""
         path = Path(self.broadcast(checkpoint_path))
-        assert self.model is not None and self.lightning_module is not None
+        assert self.lightning_module is not None
         strict = self.lightning_module.strict_loading
         if path.is_file():
             return self._load_unsharded(path, strict, weights_only)
         require(in_parts(path), f"{path}: expected a checkpoint, file or folder")
         refuse_code_in(path)
+        with reading_parts(path):
+            return self._load_parts(path, strict, weights_only)
+
+    def _load_parts(self, path: Path, strict: bool, weights_only: bool | None) -> dict[str, Any]:
+        """Load a checkpoint of this strategy."""
+        assert self.model is not None
         saved = FileSystemReader(path).read_metadata().state_dict_metadata
         weights = {"state_dict": get_model_state_dict(self.model)}
         load(weights, checkpoint_id=path)

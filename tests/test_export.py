@@ -169,7 +169,7 @@ def test_what_is_no_checkpoint_ends_in_one_line(full, tmp_path, capfd):
         harmful: "harmful.ckpt: holds Python objects, which could run code",
         outside: "the checkpoint has a file named '../../x'",
         shards: "not the index of a checkpoint, it names builtins.print",
-        torn: "torn.ckpt: not a whole checkpoint (",
+        torn: "torn.ckpt: cannot be loaded, a part is cut off",
         unweighted: "weights of its actor are missing or unknown",
     }.items():
         with pytest.raises(SystemExit) as end:
