@@ -243,6 +243,9 @@ def build_logger(name: str, run_dir: str, part: str = "") -> Logger:
         name: csv, wandb or tensorboard.
         run_dir: The run's folder.
         part: Of the run, for its own folder in there: "" is the training.
+
+    Raises:
+        ValueError: If WANDB_MODE asks for an account that is not here.
     """
     if name == "csv":
         return RunCSVLogger(run_dir, name="", version=part, flush_logs_every_n_steps=1)

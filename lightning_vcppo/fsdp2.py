@@ -139,6 +139,9 @@ class FSDP2Strategy(ModelParallelStrategy):
 
         Args:
             build: Returns the network; called once more in the context of the meta device.
+
+        Raises:
+            ValueError: On every rank, where it is raised on the first.
         """
         assert self._mesh is not None
         source, failure = None, ""

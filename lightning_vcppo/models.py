@@ -109,7 +109,11 @@ class Critic(nn.Module):
     """
 
     def __init__(self, model: PreTrainedModel, settings: ValueSettings) -> None:
-        """Wrap an `AutoModelForTokenClassification` with `num_outputs(settings)` labels."""
+        """Wrap an `AutoModelForTokenClassification` with `num_outputs(settings)` labels.
+
+        Raises:
+            ValueError: If its head is not a linear layer `score`.
+        """
         super().__init__()
         if not isinstance(getattr(model, "score", None), nn.Linear):
             raise ValueError(
