@@ -6,6 +6,7 @@ ends.
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import re
@@ -208,9 +209,20 @@ def explain(
         return f"{missing[1]}: no such file {missing[2]}"
     if bare := re.match(r"argument (--[\w.]+): expected one argument", text):
         return f"{bare[1]}: expected a value, {bare[1]}=VALUE"
+    if other := re.match(r"argument (--[\w.]+): invalid (\w+) value: '(.*)'", text):
+        return f"{other[1]}: expected {_TYPES[other[2]]}, got {other[3]}"
     if typed := re.match(r"(--[\w.]+): (Expected a .*)", text, re.DOTALL):
         return _of_a_type(typed[1], typed[2], message)
     return text
+
+
+class OneLineArguments(argparse.ArgumentParser):
+    """Answers a mistake with one line instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program."""
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        fail(explain(message, flags))
 
 
 def _no_such_option(flag: str, known: Iterable[str]) -> str:

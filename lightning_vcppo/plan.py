@@ -25,6 +25,7 @@ from typing_extensions import override
 
 from lightning_vcppo import cli, forward, models
 from lightning_vcppo.generation import TransformersEngine
+from lightning_vcppo.messages import OneLineArguments
 from lightning_vcppo.packing import enable_packing
 from lightning_vcppo.planning.advice import advise, fits
 from lightning_vcppo.planning.memory import Memory, engine_needs, plan_memory
@@ -78,8 +79,8 @@ def main(args: Sequence[str]) -> None:
     print_plan(run, rates, own.gpus_per_node)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> OneLineArguments:
+    parser = OneLineArguments(
         "vcppo plan",
         description="Say what a run will take: memory by part, seconds a rollout, what to change.",
         epilog="All flags of `vcppo fit` are read, too: --config, --model.*, --trainer.*, ...",

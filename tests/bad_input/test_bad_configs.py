@@ -221,9 +221,11 @@ def test_a_config_with_a_mark_and_windows_ends_is_read(tmp_path, tiny_actor, cap
 COMMAND_LINES = [
     (["fti"], "fti: no such command; did you mean fit? (`vcppo --help` lists them)"),
     (["evaluate"], "evaluate: no such command"),
-    (["report"], "the following arguments are required: RUN, the folder of a run"),
+    (["report"], "the following arguments are required: RUN_FOLDER"),
     (["report", "nowhere"], "nowhere: "),
     (["report", ".", "--outptu=x"], "--outptu: no such option; did you mean --output?"),
+    (["plan", "--gpus=x"], "--gpus: expected an integer, got x"),
+    (["plan", "--gpus"], "--gpus: expected a value, --gpus=VALUE"),
     (["regrade"], "the following arguments are required: file"),
     (["regrade", "no.jsonl"], "no.jsonl: no such file or directory"),
     (["regrade", "."], ".: is a directory"),
