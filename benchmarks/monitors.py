@@ -79,7 +79,8 @@ def main() -> None:
         write_actor(folder / "actor", actor_fields("demo/cold_start"))
         cli.main(
             [
-                *("fit", "--config=vcppo", "--config=demo/rl", f"--model.actor={folder / 'actor'}"),
+                *("fit", "--config=vcppo", "--config=demo/rl"),
+                *(f"--model.actor={folder / 'actor'}", f"--model.critic={folder / 'actor'}"),
                 *(f"--trainer.default_root_dir={folder}", f"--threads={THREADS}"),
                 *(f"--trainer.limit_train_batches={ROLLOUTS}", "--trainer.val_check_interval=8"),
                 *("--data.val_size=8", "--data.val_batch_size=8", "--loggers=[csv]"),

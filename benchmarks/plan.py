@@ -101,6 +101,13 @@ def held_bytes() -> int:
 class Bench(VCPPOModule):
     """Reads the peak of each phase of a rollout."""
 
+    @override
+    def configure_model(self) -> None:
+        """Load the networks, and let no response end before its limit."""
+        super().configure_model()
+        assert self.actor is not None and self.actor.generation_config is not None
+        self.actor.generation_config.eos_token_id = self.tokenizer.eos_token_id = None
+
     def prepare(self, batch: PromptBatch) -> None:
         """Take the prompts."""
         self.prompts = batch
@@ -144,7 +151,6 @@ def fit(folder: str, name: str, rollouts: int) -> Bench:
     ids_BP = torch.randint(3, vocabulary, (work.prompts, work.prompt), generator=rng)
     count = work.prompts
     bench.prepare(PromptBatch([Problem("", 0)] * count, ids_BP.tolist(), list(range(count))))
-    bench.tokenizer.eos_token_id = None  # no response ends before its limit
     steps: Any = range(rollouts)
     with tempfile.TemporaryDirectory() as runs:
         trainer = Trainer(
