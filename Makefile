@@ -24,7 +24,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: install  ## plain PPO and VC-PPO from the same start, on the embedded default, in one report
+demo: install  ## plain PPO and VC-PPO from the same start, in one report
 	$(BIN)/python -m lightning_vcppo.demo --seed $(SEED) --output $(RUN)
 
 ablation: install  ## plain PPO, VC-PPO and what is between them, one seed; figures in runs/ablation

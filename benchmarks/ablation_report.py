@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
@@ -27,9 +27,7 @@ from scipy import stats
 
 from benchmarks.ablation import MAIN_ARMS
 from benchmarks.runs import read_rows
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from lightning_vcppo.plotting import tidy
 
 REFERENCE = "vcppo"
 COLORS = ("#BBBBBB", "#D55E00", "#E69F00", "#009E73", "#0072B2", "#CC79A7")
@@ -125,7 +123,7 @@ def draw_curves(curves: Sequence[Mapping[str, str]], arms: Sequence[str], path: 
         (panels[0], "accuracy", "Accuracy of rollouts (%)", 100),
         (panels[1], "response_length", "Response length (tokens)", 1),
     ):
-        _tidy(ax, title, "rollouts, those of value pretraining included")
+        tidy(ax, title, "rollouts, those of value pretraining included")
         for place, arm in enumerate(arms):
             seeds: dict[str, list[tuple[int, float]]] = defaultdict(list)
             for row in curves:
@@ -154,7 +152,7 @@ def draw_arms(rows: Sequence[Mapping[str, str]], path: Path) -> None:
     accuracy = by_arm(rows, "accuracy")
     figure = Figure(figsize=(8, 0.42 * len(accuracy) + 1.2), layout="constrained")
     ax = figure.subplots()
-    _tidy(ax, "Held-out accuracy after the same number of rollouts (%)", "")
+    tidy(ax, "Held-out accuracy after the same number of rollouts (%)", "")
     for place, values in enumerate(accuracy.values()):
         estimate = Estimate.of(list(values.values()))
         half = 0.0 if math.isnan(estimate.half_width) else 100 * estimate.half_width
@@ -178,7 +176,7 @@ def draw_initial(runs: Mapping[str, Path], path: Path) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = figure.subplots(1, 2)
     for ax, name in zip(panels, ("value", "advantage"), strict=True):
-        _tidy(ax, f"Mean {name} before the first policy update", "token of the response")
+        tidy(ax, f"Mean {name} before the first policy update", "token of the response")
         ax.axhline(0, color="#888888", linewidth=0.8)
         for place, (label, run) in enumerate(runs.items()):
             positions = _first_of_policy(run)["absolute"]
@@ -201,14 +199,6 @@ def _first_of_policy(run: Path) -> dict[str, Any]:
         records = (json.loads(line) for line in lines)
         found: dict[str, Any] = next(r for r in records if r["phase"] == "policy_optimization")
     return found
-
-
-def _tidy(ax: Axes, title: str, xlabel: str) -> None:
-    ax.set_title(title, loc="left", fontweight="bold")
-    ax.set_xlabel(xlabel)
-    ax.grid(color="#DDDDDD", linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
 
 
 def main() -> None:

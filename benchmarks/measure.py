@@ -23,10 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import logging as transformers_logging
+
+from lightning_vcppo.actor_module import write_folder
+from lightning_vcppo.cold_start import default_tokenizer
+from lightning_vcppo.models import build_actor
+from lightning_vcppo.shipped import shipped_folder
 
 THREADS = 2
 
@@ -218,3 +224,20 @@ def word_tokenizer(work: Workload, pad_token_id: int | None = None) -> PreTraine
         pad_token=f"w{pad}",
         eos_token=f"w{work.eos_token_id}",
     )
+
+
+def actor_fields(config: str) -> dict[str, Any]:
+    """Return the fields of the model that a cold start begins with.
+
+    Args:
+        config: Short name of the cold start's config, such as "model/tiny_qwen2".
+    """
+    whole = yaml.safe_load((shipped_folder("configs") / f"{config}.yaml").read_text("utf-8"))
+    fields: dict[str, Any] = whole.get("model", whole)["init_args"]["actor"]
+    return fields
+
+
+def write_actor(folder: Path, fields: Mapping[str, Any]) -> None:
+    """Write a model with random weights, and the tokenizer that a cold start trains along."""
+    tokenizer = default_tokenizer(320)
+    write_folder(folder, build_actor(fields, tokenizer), tokenizer)

@@ -1,8 +1,8 @@
 """Time what the monitors take of a rollout: `python -m benchmarks.monitors`.
 
-A run of VC-PPO with the sizes of configs/demo/rl.yaml from random weights: 128 responses of up to
-144 tokens a rollout, 16 rollouts, an evaluation after every eighth. On a busy machine a run with
-monitors and one without differ by more than the monitors, so the clock runs inside their hooks.
+A run of VC-PPO with the sizes of configs/demo/rl.yaml from random weights: 16 rollouts, an
+evaluation after every eighth. On a busy machine a run with monitors and one without differ by more
+than the monitors, so the clock runs inside their hooks.
 The last line is JSON:
 
     overhead    seconds in hooks during training, and in logging, by seconds of `training_step`
@@ -23,17 +23,12 @@ from typing import Any
 
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
-from omegaconf import OmegaConf
 
-from benchmarks.measure import THREADS, print_json, print_table, start
+from benchmarks.measure import THREADS, actor_fields, print_json, print_table, start, write_actor
 from lightning_vcppo import cli
-from lightning_vcppo.actor_module import write_folder
-from lightning_vcppo.cold_start import default_tokenizer
-from lightning_vcppo.models import build_actor
 from lightning_vcppo.module import VCPPOModule
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-ROLLOUTS, VOCABULARY = 16, 320
+ROLLOUTS = 16
 NO_MONITORS = {"value_pretraining", "aime_evaluation", "model_export", "response_writer"}
 """Forced callbacks that train, evaluate or export."""
 AFTER_TRAINING = {"on_train_end", "on_fit_end"}
@@ -74,15 +69,6 @@ def watch_everything(watch: Stopwatch) -> list[str]:
     return monitors
 
 
-def write_actor(folder: Path) -> None:
-    """Write the demo's model with random weights."""
-    config = OmegaConf.load(CONFIGS / "demo" / "cold_start.yaml")
-    sizes = OmegaConf.to_container(config.model.init_args.actor)
-    assert isinstance(sizes, dict)
-    tokenizer = default_tokenizer(VOCABULARY)
-    write_folder(folder, build_actor({str(k): v for k, v in sizes.items()}, tokenizer), tokenizer)
-
-
 def main() -> None:
     """Run, print a table and a line of JSON."""
     start()
@@ -90,11 +76,11 @@ def main() -> None:
     monitors = watch_everything(watch)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_actor(folder / "actor")
+        write_actor(folder / "actor", actor_fields("demo/cold_start"))
         cli.main(
             [
-                *("fit", f"--config={CONFIGS / 'vcppo.yaml'}"),
-                *(f"--config={CONFIGS / 'demo' / 'rl.yaml'}", f"--model.actor={folder / 'actor'}"),
+                *("fit", "--config=vcppo", "--config=demo/rl"),
+                *(f"--model.actor={folder / 'actor'}", f"--model.critic={folder / 'actor'}"),
                 *(f"--trainer.default_root_dir={folder}", f"--threads={THREADS}"),
                 *(f"--trainer.limit_train_batches={ROLLOUTS}", "--trainer.val_check_interval=8"),
                 *("--data.val_size=8", "--data.val_batch_size=8", "--loggers=[csv]"),

@@ -6,7 +6,7 @@ resident set is read in each phase, above what it was before the models were loa
 memory go back to the system as soon as they are freed (MALLOC_MMAP_THRESHOLD_), so the resident set
 is what tensors occupy.
 
-    tiny      the demo's model: 3 layers x 96
+    tiny      configs/model/tiny_qwen2.yaml: 3 layers x 96
     smollm2   SmolLM2-135M from a folder (`make smollm2`): 30 layers x 576
 
 `_long`: a cache that grows; `_mixed`, `_half`: bf16-mixed and bf16-true instead of float32; `_one`:
@@ -30,38 +30,26 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig
 from typing_extensions import override
 
 from benchmarks.measure import (
+    actor_fields,
     forget_peak,
     in_own_process,
     peak_bytes,
     print_json,
     print_table,
     start,
+    write_actor,
 )
 from lightning_vcppo import VCPPOModule
-from lightning_vcppo.actor_module import write_folder
-from lightning_vcppo.cold_start import default_tokenizer
 from lightning_vcppo.plan import shape_of
 from lightning_vcppo.planning.memory import plan_memory
 from lightning_vcppo.planning.run import Run
 from lightning_vcppo.problems import Problem
 from lightning_vcppo.rollout import PromptBatch, Rollout
 from lightning_vcppo.settings import EngineSettings, SamplingSettings, UpdateSettings
-
-TINY = Qwen2Config(
-    vocab_size=320,
-    hidden_size=96,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=4,
-    intermediate_size=256,
-    tie_word_embeddings=True,
-    bos_token_id=None,
-    pad_token_id=None,
-)
 
 
 @dataclass(frozen=True)
@@ -113,6 +101,13 @@ def held_bytes() -> int:
 class Bench(VCPPOModule):
     """Reads the peak of each phase of a rollout."""
 
+    @override
+    def configure_model(self) -> None:
+        """Load the networks, and let no response end before its limit."""
+        super().configure_model()
+        assert self.actor is not None and self.actor.generation_config is not None
+        self.actor.generation_config.eos_token_id = self.tokenizer.eos_token_id = None
+
     def prepare(self, batch: PromptBatch) -> None:
         """Take the prompts."""
         self.prompts = batch
@@ -156,7 +151,6 @@ def fit(folder: str, name: str, rollouts: int) -> Bench:
     ids_BP = torch.randint(3, vocabulary, (work.prompts, work.prompt), generator=rng)
     count = work.prompts
     bench.prepare(PromptBatch([Problem("", 0)] * count, ids_BP.tolist(), list(range(count))))
-    bench.tokenizer.eos_token_id = None  # no response ends before its limit
     steps: Any = range(rollouts)
     with tempfile.TemporaryDirectory() as runs:
         trainer = Trainer(
@@ -180,17 +174,12 @@ def measure(folder: str, name: str) -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     WORKLOADS["warm_up"] = Sizes(2, 8, 8, 64, WORKLOADS[name].precision)
     with tempfile.TemporaryDirectory() as tiny:
-        write_tiny(tiny)
+        write_actor(Path(tiny), actor_fields("model/tiny_qwen2"))
         fit(tiny, "warm_up", 2)  # libraries, threads, their buffers
     base = held_bytes()
     bench = fit(folder, name, 2)
     peaks = {phase: peak - base for phase, peak in bench.peaks.items()}
     print(json.dumps({"peaks": peaks, "took": bench.took}))
-
-
-def write_tiny(folder: str) -> None:
-    """Write the tiny model."""
-    write_folder(Path(folder), Qwen2ForCausalLM(TINY), default_tokenizer(320))
 
 
 def main() -> None:
@@ -206,7 +195,7 @@ def main() -> None:
     rows: list[list[Any]] = []
     results: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as tiny:
-        write_tiny(tiny)
+        write_actor(Path(tiny), actor_fields("model/tiny_qwen2"))
         for name in [arguments.workload] if arguments.workload else WORKLOADS:
             folder = tiny if name.startswith("tiny") else arguments.model
             point = in_own_process("benchmarks.plan", "--folder", folder, "--workload", name)

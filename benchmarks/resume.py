@@ -34,9 +34,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_vcppo import cli, models
-from lightning_vcppo.actor_module import write_folder
-from lightning_vcppo.cold_start import default_tokenizer
+from benchmarks.measure import write_actor
+from lightning_vcppo import __main__
 
 TIMES = ("time/", "rollout/tokens_per_second")
 """How the names of metrics begin that tell a time; no two runs agree in them."""
@@ -209,7 +208,7 @@ def run(arguments: list[str], log: Path) -> int:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
         sys.argv = ["vcppo", *arguments]
-        cli.run()
+        __main__.run()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
@@ -275,9 +274,8 @@ class Ring:
             folder: For all of it.
         """
         self._folder = folder
-        tokenizer = default_tokenizer(320)
         torch.manual_seed(0)
-        write_folder(folder / "actor", models.build_actor(TINY, tokenizer), tokenizer)
+        write_actor(folder / "actor", TINY)
         self._stages: dict[str, dict[str, list[float]]] = {}
         for name in RUNS:
             root = folder / f"{name}_never_killed"

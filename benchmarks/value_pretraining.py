@@ -7,7 +7,7 @@ Both ways fit the same critic with the same settings on rollouts of the same fro
 
 Explained variance is of responses to other problems that neither way ever sees, the same for both.
 Tokens are all that were generated, those of responses that `replay` holds out included. The policy
-is cold-started here, on the demo's problems. Medians over seeds of the critic's data; the last line
+is cold-started here, on generated sums. Medians over seeds of the critic's data; the last line
 is JSON:
 
     token_ratio       tokens of fresh / of replay until they have what fresh ends with
@@ -44,17 +44,6 @@ from lightning_vcppo.problems import ProblemSettings
 from lightning_vcppo.rollout import Rollout
 from lightning_vcppo.settings import OptimizerSettings, SamplingSettings, UpdateSettings
 
-ACTOR = {
-    "model_type": "qwen2",
-    "hidden_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "intermediate_size": 256,
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": True,
-    "initializer_range": 0.05,
-}
 PROBLEMS: Any = {"families": ["sum"], "min_steps": 3, "max_steps": 3}
 IMPERFECT: Any = {"slip_rate": 0.04, "rough_rate": 0.35}
 SAMPLING = SamplingSettings(max_response_length=144)
@@ -70,7 +59,10 @@ Curve = list[tuple[int, float]]
 def cold_start(folder: Path) -> str:
     """Teach a tiny policy to add, unreliably; return its folder."""
     L.seed_everything(0, verbose=False)
-    module = ColdStartModule(ACTOR, optimizer=OptimizerSettings(lr=3e-3, warmup_updates=30))
+    module = ColdStartModule(
+        measure.actor_fields("model/tiny_qwen2"),
+        optimizer=OptimizerSettings(lr=3e-3, warmup_updates=30),
+    )
     data = AIMEDataModule(
         generated=ProblemSettings(**PROBLEMS, **IMPERFECT),
         train_size=32 * COLD_START_UPDATES + 2000,

@@ -88,11 +88,6 @@ class AIMEEvaluation(Callback):
         self._records = []
 
     @override
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget an evaluation that was broken off."""
-        self._records = []
-
-    @override
     def on_validation_batch_end(
         self,
         trainer: Trainer,
@@ -105,18 +100,8 @@ class AIMEEvaluation(Callback):
         """Collect this rank's responses."""
         self._records += outputs["records"]
 
-    @override
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Collect this rank's responses."""
-        self._records += outputs["records"]
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_end = on_validation_batch_end
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

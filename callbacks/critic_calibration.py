@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
 from typing_extensions import override
 
@@ -105,19 +105,11 @@ class CriticCalibration(RolloutMonitor):
         self._window = [Forecasts(**part) for part in state_dict["window"]]
 
     @override
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_rollout(self, trainer: Trainer, module: VCPPOModule, rollout: Rollout) -> None:
         """Judge the forecasts for the rollout that was just learned from."""
-        rollout: Rollout | None = getattr(pl_module, "rollout", None)
-        if rollout is None or rollout.values_BT is None:
+        if rollout.values_BT is None:
             return
-        module, ranks = cast("VCPPOModule", pl_module), trainer.world_size
+        ranks = trainer.world_size
         self._remember(self._forecasts(module, rollout, ranks))
         calibration = calibrate(join_forecasts(self._window), self._num_bins)
         entry: dict[str, Any] = {

@@ -7,11 +7,12 @@ from collections import defaultdict
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from rich import get_console
 from rich.text import Text
 from typing_extensions import override
 
+from lightning_vcppo.diagnostics import RolloutCallback
 from lightning_vcppo.guard_rules import MISMATCH_KL, WATCHED, Facts, Limits, broken_rules
 from lightning_vcppo.losses import kl_estimate
 from lightning_vcppo.microbatch import masked_mean
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from lightning_vcppo.rollout import Rollout
 
 
-class GuardRails(Callback):
+class GuardRails(RolloutCallback):
     """Check the rules of `guard_rules.py` after each rollout.
 
     A broken rule is warned of once, and again only when it had been whole for some rollouts in
@@ -46,7 +47,6 @@ class GuardRails(Callback):
         self._whole_for: dict[str, int] = {}  # rule that has been broken -> rollouts since
         self._fresh_critic = False
         self._fits_critic = False
-        self._pretraining = False
         self._reason = ""  # to stop
 
     @override
@@ -78,32 +78,14 @@ class GuardRails(Callback):
         self._fits_critic = self._fits_critic or fitted
 
     @override
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Remember the phase, which may change when the rollout ends."""
-        if hasattr(pl_module, "phase"):
-            phase = cast("VCPPOModule", pl_module).phase.value
-            self._pretraining = phase == "value_pretraining"
-            self._fits_critic = self._fits_critic or self._pretraining
-
-    @override
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_rollout(self, trainer: Trainer, module: VCPPOModule, rollout: Rollout) -> None:
         """Check the rules on the rollout that was just learned from."""
-        rollout: Rollout | None = getattr(pl_module, "rollout", None)
-        if rollout is None or self._on_violation == "off":
+        self._fits_critic = self._fits_critic or self._pretraining
+        if self._on_violation == "off":
             return
-        module = cast("VCPPOModule", pl_module)
         last = self._see(trainer, module, rollout)
         broken = broken_rules(self._facts(module, last), self._limits)
-        pl_module.log("guard_rails/violations", float(len(broken)), batch_size=len(rollout))
+        module.log("guard_rails/violations", float(len(broken)), batch_size=len(rollout))
         stop = self._on_violation == "stop"
         for name, message in broken.items():
             if name not in self._whole_for or (stop and not self._reason):
@@ -128,15 +110,17 @@ class GuardRails(Callback):
                 "--guard_rails.on_violation=warn goes on.",
             )
 
+    @property
+    def _pretraining(self) -> bool:
+        return self._phase == "value_pretraining"
+
     def _see(self, trainer: Trainer, module: VCPPOModule, rollout: Rollout) -> dict[str, float]:
         """Read the rollout's metrics, and keep the first and the latest of each."""
         metrics = trainer.callback_metrics
         last = {key: float(metrics[key]) for key in WATCHED if key in metrics}
         if not self._pretraining:  # Lightning keeps what was logged before
             last = {k: v for k, v in last.items() if not k.startswith("value_pretraining/")}
-        if (
-            MISMATCH_KL not in last and rollout.old_logprobs_BT is not None
-        ):  # it is not corrected for
+        if MISMATCH_KL not in last and rollout.old_logprobs_BT is not None:  # not corrected for
             kl_BT = kl_estimate(rollout.sampler_logprobs_BT, rollout.old_logprobs_BT, "k3")
             mean = masked_mean(kl_BT, rollout.response_mask_BT, reduce=module.sum_over_ranks)
             last[MISMATCH_KL] = float(mean)

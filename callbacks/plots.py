@@ -18,9 +18,10 @@ from typing_extensions import override
 
 from lightning_vcppo.actor_critic import Phase
 from lightning_vcppo.dashboards import log_figure, log_positions
-from lightning_vcppo.diagnostics import PhaseWatcher
+from lightning_vcppo.diagnostics import RolloutCallback
 from lightning_vcppo.files import complete_file, may_write
 from lightning_vcppo.metrics import range_alignment_end
+from lightning_vcppo.plotting import open_figure, stages, tidy
 from lightning_vcppo.profiles import (
     NUM_DECILES,
     absolute_bins,
@@ -41,8 +42,6 @@ BLUE, ORANGE, GREY, SHADE = "#0072B2", "#D55E00", "#666666", "#F1E4C3"
 DECAY_LAMBDAS = (0.9, 0.95, 0.99, 0.999, 1.0)
 DRAWING_SHARE = 0.005
 """Of the time of a run, for drawing before its end."""
-MAX_STAGES = 5
-"""Lines of a profile plot: the run is cut into at most as many stages."""
 MAX_BINS = 50
 """Points of a line over tokens."""
 PROFILED = ("value", "advantage")
@@ -94,7 +93,7 @@ class _History:
         ]
 
 
-class LearningCurves(PhaseWatcher):
+class LearningCurves(RolloutCallback):
     """Write PNG plots at the end of `fit`, send them to the logger; draw them now and then before.
 
     In between it draws, and sends profiles by position, after an evaluation, when half a percent
@@ -124,20 +123,10 @@ class LearningCurves(PhaseWatcher):
         self._history = _History(**state_dict)
 
     @override
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_rollout(self, trainer: Trainer, module: VCPPOModule, rollout: Rollout) -> None:
         """Remember the rollout that was just learned from."""
-        rollout: Rollout | None = getattr(pl_module, "rollout", None)
-        if rollout is None:
-            return
         history = self._history
-        history.rollouts.append(cast("VCPPOModule", pl_module).rollouts_done)
+        history.rollouts.append(module.rollouts_done)
         history.phases.append(self._phase)
         metrics = trainer.callback_metrics  # collected anew at each access
         for key, curve in history.scalars.items():
@@ -145,7 +134,7 @@ class LearningCurves(PhaseWatcher):
         if self._phase == Phase.VALUE_PRETRAINING:
             for name, curve in history.pretraining.items():
                 curve.append(float(metrics.get(f"value_pretraining/{name}", math.nan)))
-        self._remember_profiles(cast("VCPPOModule", pl_module), rollout, trainer.world_size)
+        self._remember_profiles(module, rollout, trainer.world_size)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -211,7 +200,7 @@ def _draw(history: _History, settings: AdvantageSettings) -> Iterator[tuple[str,
     """Draw the figures that the history has something for."""
     for name, (key, title, label) in LEARNING_CURVES.items():
         if not all(map(math.isnan, history.scalars[key])):
-            figure, ax = _axes(title, "rollouts", label)
+            figure, ax = open_figure(title, "rollouts", label)
             _shade_value_pretraining(ax, history)
             _curve(ax, history.rollouts, history.scalars[key], label="training")
             if name == "accuracy" and history.evaluations:
@@ -231,7 +220,7 @@ def _draw(history: _History, settings: AdvantageSettings) -> Iterator[tuple[str,
     ):
         for name, profiles in kept.items():
             if any(mean is not None for profile in profiles for mean in profile):
-                figure, ax = _axes(
+                figure, ax = open_figure(
                     f"{name.capitalize()} by {place}",
                     f"position in the response ({unit})",
                     f"mean {name}",
@@ -241,25 +230,6 @@ def _draw(history: _History, settings: AdvantageSettings) -> Iterator[tuple[str,
     lengths = [x for x in history.scalars["rollout/response_length"] if not math.isnan(x)]
     if lengths and settings.estimator == "gae":
         yield "reward_decay", _draw_reward_decay(round(lengths[-1]), settings)
-
-
-def _axes(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    """Open a figure of the house style."""
-    from matplotlib.figure import Figure  # No pyplot: no backend and no global state are touched.
-
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    ax = figure.subplots()
-    ax.set_title(title, loc="left", fontweight="bold")
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
-    _tidy(ax)
-    return figure, ax
-
-
-def _tidy(ax: Axes) -> None:
-    ax.grid(color="#DDDDDD", linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
 
 
 def _curve(ax: Axes, x: Sequence[int], y: Sequence[float], *, label: str) -> None:
@@ -304,11 +274,10 @@ def _draw_value_pretraining(history: _History) -> Figure:
         (axes[0], "loss", "½ (V - R)²"),
         (axes[1], "explained_variance", "explained variance"),
     ):
-        _tidy(ax)
+        tidy(ax, ylabel=label)
         ax.axvspan(rollouts[0] - 0.5, aligned, color=SHADE, lw=0, label="range alignment")
         ax.plot(rollouts, curves[f"train_{name}"], ".-", color=ORANGE, label="fitted on")
         ax.plot(rollouts, curves[name], ".-", color=BLUE, linewidth=2, label="held out")
-        ax.set_ylabel(label)
     axes[0].set_ylim(bottom=0)
     axes[0].legend(**BESIDE)
     axes[1].set_xlim(rollouts[0] - 0.5, rollouts[-1] + 0.5)
@@ -326,13 +295,10 @@ def _draw_profiles(
     ax.axhline(0, color=GREY, linewidth=0.8)
     numbers = [[math.nan if mean is None else mean for mean in profile] for profile in profiles]
     centers = [width * (i + 0.5) for i in range(len(profiles[0]))]
-    stages = min(MAX_STAGES, len(rollouts))
-    for stage in range(stages):
-        part = slice(stage * len(rollouts) // stages, (stage + 1) * len(rollouts) // stages)
+    cut = stages(rollouts)
+    for stage, (span, part) in enumerate(cut):
         mean = torch.tensor(numbers[part]).nanmean(0).tolist()
-        first, last = rollouts[part][0], rollouts[part][-1]
-        span = f"{first}" if first == last else f"{first} to {last}"
-        color = colormaps["viridis_r"](0.15 + 0.85 * stage / max(1, stages - 1))
+        color = colormaps["viridis_r"](0.15 + 0.85 * stage / max(1, len(cut) - 1))
         ax.plot(centers, mean, ".-", color=color, linewidth=1.8, label=f"rollouts {span}")
     ax.set_xlim(0, width * len(centers))
     ax.legend(**BESIDE)
@@ -342,7 +308,7 @@ def _draw_reward_decay(length: int, settings: AdvantageSettings) -> Figure:
     """Draw the weight of the terminal reward along a response of the run's mean length."""
     from matplotlib import colormaps
 
-    figure, ax = _axes(
+    figure, ax = open_figure(
         f"Reach of the terminal reward over {length} tokens",
         "position in the response (tokens)",
         "weight of the reward, (γλ)$^{T-t}$",

@@ -8,9 +8,9 @@ position although nothing but the end of a response is rewarded.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from typing_extensions import override
 
 from lightning_vcppo.diagnostics import RolloutMonitor
@@ -82,21 +82,11 @@ class RewardDecayMonitor(RolloutMonitor):
         self._bin_width = bin_width
 
     @override
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_rollout(self, trainer: Trainer, module: VCPPOModule, rollout: Rollout) -> None:
         """Measure the rollout that was just learned from."""
-        rollout: Rollout | None = getattr(pl_module, "rollout", None)
-        if rollout is None:
-            return
-        self.latest = self._measure(cast("VCPPOModule", pl_module), rollout, trainer.world_size)
+        self.latest = self._measure(module, rollout, trainer.world_size)
         metrics = {f"decay/{key}": value for key, value in _scalars(self.latest).items()}
-        pl_module.log_dict(metrics, batch_size=len(rollout))
+        module.log_dict(metrics, batch_size=len(rollout))
         if may_write(trainer):
             self._log(trainer).append(_entry(self.latest))
 

@@ -9,7 +9,11 @@ from lightning_vcppo.suggestions import did_you_mean
 
 
 def run() -> None:
-    """Run the command line; what needs no training does not wait for its imports."""
+    """Run the command line: a user's mistake ends in one line and exit code 2.
+
+    With `--debug` a traceback stands in front of it. What needs no training does not wait for its
+    imports.
+    """
     if "--debug" in sys.argv:
         sys.argv = [argument for argument in sys.argv if argument != "--debug"]
         os.environ["VCPPO_DEBUG"] = "1"

@@ -31,7 +31,7 @@ from lightning_vcppo.cold_start import ColdStartModule, RewardModelModule  # noq
 from lightning_vcppo.data import AIMEDataModule
 from lightning_vcppo.export import export
 from lightning_vcppo.interruptions import exit_code
-from lightning_vcppo.messages import UserError, describe, in_one_line, one_line
+from lightning_vcppo.messages import UserError, describe, one_line
 from lightning_vcppo.parsing import OneLineParser, VCPPOArgumentParser
 from lightning_vcppo.regrade import regrade
 from lightning_vcppo.run_folder import choose_start, choose_weights
@@ -69,7 +69,7 @@ class VCPPOCLI(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the callbacks, each under its own flag group, and the loggers' flag."""
+        """Add the callbacks, each under its own flag group, and flags of the run as a whole."""
         for name, callback in FORCED_CALLBACKS.items():
             parser.add_lightning_class_args(callback, name)
         parser.add_argument(
@@ -160,7 +160,7 @@ class VCPPOCLI(LightningCLI):
         given = self.config[str(self.subcommand)]
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # `describe` tells a user's mistake from a fault, which goes on
             line = describe(error, folder=given.trainer.default_root_dir)
             if line is None:
                 raise
@@ -240,17 +240,13 @@ def parser() -> ArgumentParser:
 
 
 def run() -> None:
-    """Run the command line as a program: a user's mistake ends in one line and exit code 2.
-
-    With `--debug` a traceback stands in front of it.
-    """
+    """Run the command line as a program: Ctrl-C ends it with the exit code of that signal."""
     try:
-        with in_one_line():
-            name, *arguments = sys.argv[1:] or [""]
-            if name in COMMANDS:
-                _run_command(name, arguments)
-            else:
-                main()
+        name, *arguments = sys.argv[1:] or [""]
+        if name in COMMANDS:
+            _run_command(name, arguments)
+        else:
+            main()
     except (KeyboardInterrupt, SystemExit) as end:
         # Outside the rollouts Lightning leaves with code 1.
         if isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt):

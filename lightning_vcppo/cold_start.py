@@ -10,6 +10,7 @@ Shapes: B sequences, L tokens of prompt + response, T response tokens, N masked 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from lightning_vcppo import folders, models
+from lightning_vcppo import folders, forward, models
 from lightning_vcppo.actor_module import ActorModule
 from lightning_vcppo.health import UpdateHealth
-from lightning_vcppo.logprobs import token_logprobs
 from lightning_vcppo.microbatch import explained_variance
 from lightning_vcppo.optimizers import build_optimizer, warmed_up_lr
 from lightning_vcppo.problems import (
@@ -49,6 +49,15 @@ class SupervisedModule(ActorModule):
         """Say which network is trained, and how."""
         self.optimizer_settings = settings
         self.health = {network: UpdateHealth(settings.max_skipped_updates, "--model.optimizer")}
+
+    def scheduled(self, network: nn.Module, factor: Callable[[int], float]) -> OptimizerLRScheduler:
+        """Return the network's optimizer, and what the updates done make of its learning rate."""
+        optimizer = build_optimizer(self.optimizer_settings, network.parameters())
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
     @override
     def on_before_backward(self, loss: Tensor) -> None:
@@ -139,18 +148,10 @@ class ColdStartModule(SupervisedModule):
             batch.prompt_ids, response_ids_BT, mask_BT, self.tokenizer.pad_token_id
         )
         prompt_lengths_B = torch.tensor([len(ids) for ids in batch.prompt_ids], device=self.device)
-        actor = self.actor
-
-        def read() -> Tensor:
-            hidden_NH = models.response_hidden(
-                actor.base_model, input_ids_BL, prompt_lengths_B, mask_BT
-            )
-            logprobs_N, _ = token_logprobs(
-                hidden_NH, actor.get_output_embeddings().weight, response_ids_BT[mask_BT]
-            )
-            return -logprobs_N.sum()
-
-        loss = as_forward(actor, read)
+        logprobs_N, _ = forward.response_logprobs(
+            self.actor, input_ids_BL, prompt_lengths_B, mask_BT, response_ids_BT[mask_BT]
+        )
+        loss = -logprobs_N.sum()
         # A token weighs the same on every rank, and strategies average over ranks.
         tokens = self.sum_over_ranks(mask_BT.sum())
         mean = self.sum_over_ranks(loss.detach().double()) / tokens
@@ -167,13 +168,6 @@ class ColdStartModule(SupervisedModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer with a linear warm-up and a cosine decay over the whole run."""
         assert self.actor is not None
-        optimizer = build_optimizer(self.optimizer_settings, self.actor.parameters())
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self._cosine(optimizer), "interval": "step"},
-        }
-
-    def _cosine(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
         total = int(self.trainer.estimated_stepping_batches)
         warmup = max(self.optimizer_settings.warmup_updates, 1)
 
@@ -181,7 +175,7 @@ class ColdStartModule(SupervisedModule):
             rise = min(1.0, (update + 1) / warmup)
             return rise * 0.5 * (1 + math.cos(math.pi * min(update / total, 1.0)))
 
-        return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return self.scheduled(self.actor, factor)
 
     def _response_ids(self, batch: PromptBatch, row: int) -> list[int]:
         problem = batch.problems[row]
@@ -284,7 +278,7 @@ class RewardModelModule(SupervisedModule):
         assert isinstance(score, nn.Module)
 
         def read() -> Tensor:
-            hidden_BH = models.response_hidden(
+            hidden_BH = forward.response_hidden(
                 model.base_model, rollout.input_ids_BL, rollout.prompt_lengths_B, place_BT
             )
             score_B1: Tensor = score(hidden_BH)
@@ -297,14 +291,9 @@ class RewardModelModule(SupervisedModule):
         """Return the reward model's optimizer with a linear warm-up."""
         assert self.reward_model is not None
         settings = self.optimizer_settings
-        optimizer = build_optimizer(settings, self.reward_model.parameters())
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda update: warmed_up_lr(settings, update) / settings.lr
+        return self.scheduled(
+            self.reward_model, lambda update: warmed_up_lr(settings, update) / settings.lr
         )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from typing_extensions import override
 from lightning_vcppo.accounts import has_account
 from lightning_vcppo.files import complete_file
 from lightning_vcppo.metrics_file import MetricsFile
+from lightning_vcppo.plotting import open_figure, stages
 from lightning_vcppo.settings import require
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ Cell = str | int | float | bool | None
 
 RUN_ID = Path("wandb", "run_id")
 """Where a run's folder holds the id of its training's run on Weights & Biases."""
-MAX_STAGES = 5
-"""Lines of a line plot by position: the run is cut into at most as many stages."""
 
 
 def log_table(
@@ -105,10 +104,11 @@ def log_positions(trainer: Trainer, rows: Sequence[Mapping[str, Any]], *, step: 
 
 def _heat_map(quantity: str, rollouts: Sequence[int], means_RD: torch.Tensor) -> Figure:
     """Draw R rollouts from left to right, the D deciles of the response from bottom to top."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    ax = figure.subplots()
+    figure, ax = open_figure(
+        f"{quantity.capitalize()} by position",
+        "rollouts",
+        "position in the response (% of its length)",
+    )
     largest = float(means_RD.nan_to_num().abs().max()) or 1.0
     signed = bool((means_RD < 0).any())
     mesh = ax.pcolormesh(
@@ -119,9 +119,6 @@ def _heat_map(quantity: str, rollouts: Sequence[int], means_RD: torch.Tensor) ->
         vmin=-largest if signed else 0.0,
         vmax=largest,
     )
-    ax.set_title(f"{quantity.capitalize()} by position", loc="left", fontweight="bold")
-    ax.set_xlabel("rollouts")
-    ax.set_ylabel("position in the response (% of its length)")
     figure.colorbar(mesh, label=f"mean {quantity}")
     return figure
 
@@ -131,14 +128,11 @@ def _stage_lines(quantity: str, rollouts: Sequence[int], means_RD: torch.Tensor)
     import wandb
 
     deciles = means_RD.shape[1]
-    stages = min(MAX_STAGES, len(rollouts))
-    parts = [
-        slice(i * len(rollouts) // stages, (i + 1) * len(rollouts) // stages) for i in range(stages)
-    ]
+    cut = stages(rollouts)
     return wandb.plot.line_series(
         xs=[100 * (i + 0.5) / deciles for i in range(deciles)],
-        ys=[means_RD[part].nanmean(0).tolist() for part in parts],
-        keys=[f"rollouts {rollouts[part][0]}-{rollouts[part][-1]}" for part in parts],
+        ys=[means_RD[part].nanmean(0).tolist() for _, part in cut],
+        keys=[f"rollouts {span}" for span, _ in cut],
         title=f"{quantity.capitalize()} by position",
         xname="position in the response (% of its length)",
     )
@@ -249,6 +243,9 @@ def build_logger(name: str, run_dir: str, part: str = "") -> Logger:
         name: csv, wandb or tensorboard.
         run_dir: The run's folder.
         part: Of the run, for its own folder in there: "" is the training.
+
+    Raises:
+        ValueError: If WANDB_MODE asks for an account that is not here.
     """
     if name == "csv":
         return RunCSVLogger(run_dir, name="", version=part, flush_logs_every_n_steps=1)

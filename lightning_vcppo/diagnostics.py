@@ -1,4 +1,4 @@
-"""Files with one JSON object a rollout, which a report can read while the run goes on."""
+"""What looks at each rollout, and files with a JSON object on each, which a report can read."""
 
 from __future__ import annotations
 
@@ -61,10 +61,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
-class PhaseWatcher(Callback):
-    """Knows in which phase the rollout at hand was made, for it may change when that ends."""
+class RolloutCallback(Callback):
+    """Looks at each rollout that has been learned from; a module without rollouts is left alone."""
 
     _phase = ""
+    """In which the rollout at hand was made: it may change when the rollout ends."""
 
     @override
     def on_train_batch_start(
@@ -74,8 +75,21 @@ class PhaseWatcher(Callback):
         if hasattr(pl_module, "phase"):
             self._phase = cast(Any, pl_module).phase.value
 
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Hand the rollout on, if there is one."""
+        rollout = getattr(pl_module, "rollout", None)
+        if rollout is not None:
+            self.on_rollout(trainer, pl_module, rollout)
 
-class RolloutMonitor(PhaseWatcher):
+    def on_rollout(self, trainer: Trainer, module: Any, rollout: Any) -> None:
+        """Look at the rollout of a VCPPOModule."""
+        raise NotImplementedError
+
+
+class RolloutMonitor(RolloutCallback):
     """Writes a line on each rollout into `file`, in `dirpath` or the run's own folder of them."""
 
     file: ClassVar[str]

@@ -236,6 +236,7 @@ def _what_works(findings: Findings) -> list[Findings]:
     rows.append(("--trainer.strategy=ddp", bool(several), over))
     uses = {
         "vllm": "--model.engine.name=vllm",
+        "lora": "--model.lora.rank",
         "report": "vcppo report",
         "dashboard": "vcppo dashboard",
         "completion": "vcppo completion",

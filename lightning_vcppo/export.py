@@ -6,7 +6,6 @@ without a process group. Nothing in it is executed: tensors, numbers and text al
 
 from __future__ import annotations
 
-import pickle
 import shutil
 import warnings
 from pathlib import Path
@@ -21,12 +20,10 @@ from transformers import PreTrainedModel
 
 from lightning_vcppo import adapters, folders, models
 from lightning_vcppo.actor_module import write_folder
+from lightning_vcppo.checkpoints import PARTS, in_parts, read_file, reading_parts
 from lightning_vcppo.fingerprints import model_fingerprint
 from lightning_vcppo.settings import LoRASettings, ValueSettings, require
 from lightning_vcppo.untrusted import refuse_code_in
-
-SHARDED_STATE, SHARDED_REST = ".metadata", "meta.pt"
-"""Files of a folder of shards: which tensor is where, and all that is no tensor of a network."""
 
 
 def export(
@@ -79,11 +76,7 @@ def read_checkpoint(path: Path) -> Any:
         ValueError: If it is none, or one of a version that did not describe its networks.
     """
     require(path.exists(), f"--ckpt_path: {path} does not exist")
-    try:
-        checkpoint = _read_shards(path) if path.is_dir() else _read_file(path)
-    except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"--ckpt_path: {path} is not a readable checkpoint: {reason}") from error
+    checkpoint = _read_parts(path) if path.is_dir() else read_file(path)
     require(
         isinstance(checkpoint, dict)
         and {"folders", "state_dict", "tokenizer"} <= checkpoint.keys()
@@ -94,27 +87,23 @@ def read_checkpoint(path: Path) -> Any:
     return checkpoint
 
 
-def _read_file(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-
-
-def _read_shards(path: Path) -> Any:
-    for name in (SHARDED_STATE, SHARDED_REST):
-        require(
-            (path / name).is_file(),
-            f"--ckpt_path: {path} is no checkpoint: expected a file, or a folder with {name}",
-        )
-    checkpoint = torch.load(path / SHARDED_REST, map_location="cpu", weights_only=True)
+def _read_parts(path: Path) -> Any:
+    require(
+        in_parts(path),
+        f"--ckpt_path: {path} is no checkpoint: expected a file, or a folder with {PARTS}",
+    )
+    checkpoint = read_file(path / PARTS)
     refuse_code_in(path)
-    reader = FileSystemReader(path)
     state: dict[str, Tensor] = {}
-    for key, stored in reader.read_metadata().state_dict_metadata.items():
-        root, _, name = key.partition(".")
-        if root == "state_dict" and isinstance(stored, TensorStorageMetadata):
-            state[name] = torch.empty(stored.size, dtype=stored.properties.dtype)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        load({"state_dict": state}, storage_reader=reader, no_dist=True)
+    with reading_parts(path):
+        reader = FileSystemReader(path)
+        for key, stored in reader.read_metadata().state_dict_metadata.items():
+            root, _, name = key.partition(".")
+            if root == "state_dict" and isinstance(stored, TensorStorageMetadata):
+                state[name] = torch.empty(stored.size, dtype=stored.properties.dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            load({"state_dict": state}, storage_reader=reader, no_dist=True)
     return checkpoint | {"state_dict": state}
 
 

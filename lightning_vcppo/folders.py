@@ -54,7 +54,11 @@ def describe(model: PreTrainedModel) -> dict[str, str]:
 
 
 def put_files(files: Mapping[str, str], folder: Path) -> None:
-    """Write files that a checkpoint carries; their names cannot lead out of the folder."""
+    """Write files that a checkpoint carries.
+
+    Raises:
+        ValueError: If a name leads out of the folder.
+    """
     for name, content in files.items():
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):

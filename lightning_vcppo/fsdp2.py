@@ -42,9 +42,10 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, zeros
 from transformers import PreTrainedModel
 from typing_extensions import override
 
+from lightning_vcppo.checkpoints import PARTS, in_parts, reading_parts
 from lightning_vcppo.models import Critic
 from lightning_vcppo.settings import require
-from lightning_vcppo.sharding import AS_FORWARD, METADATA
+from lightning_vcppo.sharding import AS_FORWARD
 from lightning_vcppo.untrusted import refuse_code_in
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -138,6 +139,9 @@ class FSDP2Strategy(ModelParallelStrategy):
 
         Args:
             build: Returns the network; called once more in the context of the meta device.
+
+        Raises:
+            ValueError: On every rank, where it is raised on the first.
         """
         assert self._mesh is not None
         source, failure = None, ""
@@ -213,7 +217,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         path = Path(self.broadcast(filepath))
         path.mkdir(parents=True, exist_ok=True)
         if self.is_global_zero:
-            (path / METADATA).unlink(missing_ok=True)  # without it the folder is no checkpoint
+            (path / PARTS).unlink(missing_ok=True)  # without it the folder is no checkpoint
         optimizers = enumerate(checkpoint.pop("optimizer_states", []))
         sharded = {"state_dict": checkpoint.pop("state_dict")}
         sharded |= {f"optimizer_{i}": state for i, state in optimizers if state}
@@ -221,7 +225,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         plain = _take_out(checkpoint, kept)
         save(sharded | ({"kept": kept} if kept else {}), checkpoint_id=path)
         if self.is_global_zero:
-            torch.save(plain, path / METADATA)
+            torch.save(plain, path / PARTS)
 
     @override
     def load_checkpoint(
@@ -229,12 +233,18 @@ class FSDP2Strategy(ModelParallelStrategy):
     ) -> dict[str, Any]:
         """Load a checkpoint of this strategy, of any number of ranks, or of an unsharded run."""
         path = Path(self.broadcast(checkpoint_path))
-        assert self.model is not None and self.lightning_module is not None
+        assert self.lightning_module is not None
         strict = self.lightning_module.strict_loading
         if path.is_file():
             return self._load_unsharded(path, strict, weights_only)
-        require((path / METADATA).is_file(), f"{path}: expected a checkpoint, file or folder")
+        require(in_parts(path), f"{path}: expected a checkpoint, file or folder")
         refuse_code_in(path)
+        with reading_parts(path):
+            return self._load_parts(path, strict, weights_only)
+
+    def _load_parts(self, path: Path, strict: bool, weights_only: bool | None) -> dict[str, Any]:
+        """Load a checkpoint of this strategy."""
+        assert self.model is not None
         saved = FileSystemReader(path).read_metadata().state_dict_metadata
         weights = {"state_dict": get_model_state_dict(self.model)}
         load(weights, checkpoint_id=path)
@@ -246,7 +256,7 @@ class FSDP2Strategy(ModelParallelStrategy):
                 set_optimizer_state_dict(
                     self.model, optimizer, optim_state_dict=state[f"optimizer_{i}"]
                 )
-        plain: dict[str, Any] = torch.load(path / METADATA, weights_only=weights_only)
+        plain: dict[str, Any] = torch.load(path / PARTS, weights_only=weights_only)
         kept = {name: self._empty_like(saved[name]) for name in saved if name.startswith("kept.")}
         if kept:
             load(kept, checkpoint_id=path)

@@ -3,10 +3,10 @@
 Every loss is a weighted sum over response tokens. With `token_weights_BT` from
 `microbatch.aggregation_weights`, made once for the mini-batch, the losses of its micro-batches add
 up to the loss of the mini-batch, whatever the cut. Without them the call is taken for the whole
-mini-batch and the weights follow from `loss_agg_mode`.
+mini-batch, and each of its tokens has the same weight.
 
 Each returns `(loss, diagnostics)`: a scalar, and detached scalars that are weighted with the same
-weights and add up over micro-batches too. In the two mean modes they are means over tokens.
+weights and add up over micro-batches too. With the two mean modes they are means over tokens.
 
 Inputs where `response_mask_BT` is False may be NaN or infinite: they reach neither the loss nor a
 gradient. Log-ratios are clamped to +-20, so that exp cannot overflow.
@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_vcppo.microbatch import (
-    LossAggMode,
     Reduce,
     float_dtype,
     group_moments,
@@ -48,7 +47,6 @@ def policy_loss(
     clip_ratio_high: float = 0.2,
     clip_ratio_c: float | None = None,
     importance_weights_BT: Tensor | None = None,
-    loss_agg_mode: LossAggMode = "token-mean",
     token_weights_BT: Tensor | None = None,
 ) -> tuple[Tensor, Diagnostics]:
     """Compute PPO's clipped loss, max(-A r, -A clip(r, 1 - low, 1 + high)), r = pi / pi_old.
@@ -65,15 +63,14 @@ def policy_loss(
         clip_ratio_c: Dual clip (arXiv 1912.09729): for A < 0 the loss is at most -A c; > 1.
         importance_weights_BT: Factor of each token's clipped loss, from
             `truncated_importance_weights`.
-        loss_agg_mode: How tokens are weighted, if `token_weights_BT` is None.
-        token_weights_BT: From `aggregation_weights`; overrides `loss_agg_mode`.
+        token_weights_BT: From `aggregation_weights`; None gives each token the same.
 
     Returns:
         The loss, and approx_kl (k3 of pi_old to pi), ratio_mean, clipfrac (tokens that a clip
         deprives of their gradient), its parts clipfrac_low and clipfrac_high, and clipfrac_c.
 
     Raises:
-        ValueError: For a clip outside its range or an unknown mode.
+        ValueError: For a clip outside its range.
     """
     if clip_ratio_low < 0 or clip_ratio_high < 0:
         raise ValueError(
@@ -84,7 +81,7 @@ def policy_loss(
         raise ValueError(f"clip_ratio_c must be above 1, got {clip_ratio_c}")
     mask_BT = response_mask_BT
     logprobs_BT = _masked(logprobs_BT, mask_BT)
-    weights_BT = token_weights(mask_BT, token_weights_BT, loss_agg_mode, logprobs_BT.dtype)
+    weights_BT = token_weights(mask_BT, token_weights_BT, logprobs_BT.dtype)
     advantages_BT = _masked(advantages_BT, mask_BT).detach()
 
     log_ratio_BT = _log_ratio(logprobs_BT, _masked(old_logprobs_BT, mask_BT).detach())
@@ -121,7 +118,6 @@ def value_loss(
     huber_delta: float = 1.0,
     old_values_BT: Tensor | None = None,
     cliprange_value: float | None = None,
-    loss_agg_mode: LossAggMode = "token-mean",
     token_weights_BT: Tensor | None = None,
 ) -> tuple[Tensor, Diagnostics]:
     """Compute the critic's loss 1/2 (V - R)^2 (VC-PPO, arXiv 2503.01491, Algorithm 1).
@@ -135,14 +131,13 @@ def value_loss(
         old_values_BT: V at the start of the update, needed for clipping.
         cliprange_value: If given, the larger of the losses of V and of V clipped to
             old V +- cliprange_value (PPO2). The paper does not clip.
-        loss_agg_mode: How tokens are weighted, if `token_weights_BT` is None.
-        token_weights_BT: From `aggregation_weights`; overrides `loss_agg_mode`.
+        token_weights_BT: From `aggregation_weights`; None gives each token the same.
 
     Returns:
         The loss, and value_mean, return_mean, value_error (|V - R|), value_clipfrac.
 
     Raises:
-        ValueError: For an unknown loss or mode, a range that is not positive, or clipping without
+        ValueError: For an unknown loss, a range that is not positive, or clipping without
             old values.
     """
     if loss not in ("mse", "huber"):
@@ -152,7 +147,7 @@ def value_loss(
     mask_BT = response_mask_BT
     values_BT = _masked(values_BT, mask_BT)
     returns_BT = _masked(returns_BT, mask_BT).detach()
-    weights_BT = token_weights(mask_BT, token_weights_BT, loss_agg_mode, values_BT.dtype)
+    weights_BT = token_weights(mask_BT, token_weights_BT, values_BT.dtype)
 
     def terms(prediction_BT: Tensor) -> Tensor:
         if loss == "huber":
@@ -204,7 +199,7 @@ def positive_example_nll(
     """
     mask_BT = response_mask_BT & correct_B.bool()[:, None]
     logprobs_BT = _masked(logprobs_BT, mask_BT)
-    weights_BT = token_weights(mask_BT, token_weights_BT, "token-mean", logprobs_BT.dtype)
+    weights_BT = token_weights(mask_BT, token_weights_BT, logprobs_BT.dtype)
     loss = -weighted_sum(logprobs_BT, mask_BT, weights_BT)
     return loss, {"positive_tokens": mask_BT.sum().to(logprobs_BT.dtype)}
 
@@ -244,7 +239,6 @@ def kl_penalty(
     response_mask_BT: Tensor,
     *,
     estimator: KLEstimator = "k1",
-    loss_agg_mode: LossAggMode = "token-mean",
     token_weights_BT: Tensor | None = None,
 ) -> tuple[Tensor, Diagnostics]:
     """Compute the KL divergence from the reference policy as a loss.
@@ -258,18 +252,17 @@ def kl_penalty(
         ref_logprobs_BT: log ref of the same tokens.
         response_mask_BT: Boolean; True on the tokens of the loss.
         estimator: k1, k2 or k3, see `kl_estimate`.
-        loss_agg_mode: How tokens are weighted, if `token_weights_BT` is None.
-        token_weights_BT: From `aggregation_weights`; overrides `loss_agg_mode`.
+        token_weights_BT: From `aggregation_weights`; None gives each token the same.
 
     Returns:
         The loss in nats, not yet multiplied by kl_coef, and the same as kl.
 
     Raises:
-        ValueError: For an unknown estimator or mode.
+        ValueError: For an unknown estimator.
     """
     mask_BT = response_mask_BT
     logprobs_BT = _masked(logprobs_BT, mask_BT)
-    weights_BT = token_weights(mask_BT, token_weights_BT, loss_agg_mode, logprobs_BT.dtype)
+    weights_BT = token_weights(mask_BT, token_weights_BT, logprobs_BT.dtype)
     kl_BT = kl_estimate(logprobs_BT, _masked(ref_logprobs_BT, mask_BT).detach(), estimator)
     loss = weighted_sum(kl_BT, mask_BT, weights_BT)
     return loss, {"kl": loss.detach()}

@@ -6,6 +6,7 @@ ends.
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import re
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from lightning_vcppo.ranks import own_rank
 from lightning_vcppo.suggestions import did_you_mean, nearest_flag
 from lightning_vcppo.untrusted import printable
 
@@ -66,10 +68,16 @@ def debugging() -> bool:
 
 
 def fail(message: str, error: BaseException | None = None) -> NoReturn:
-    """End the program with one line and exit code 2; when debugging, a traceback in front of it."""
+    """End the program with one line and exit code 2; when debugging, a traceback in front of it.
+
+    Most mistakes are met by all ranks alike, some by one alone, and none knows what the others have
+    met. So all of them speak, and all but the first say who they are.
+    """
     if debugging() and error is not None:
         traceback.print_exception(error)
-    print(f"vcppo: error: {printable(one_line(message))}", file=sys.stderr)
+    rank = own_rank()
+    who = f"[rank {rank}] " if rank else ""
+    print(f"vcppo: {who}error: {printable(one_line(message))}", file=sys.stderr)
     raise SystemExit(USER_ERROR)
 
 
@@ -78,7 +86,7 @@ def in_one_line() -> Iterator[None]:
     """End the program as `fail` does where the body raises what is a user's mistake."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # `describe` tells a user's mistake from a fault, which goes on
         line = describe(error)
         if line is None:
             raise
@@ -201,9 +209,20 @@ def explain(
         return f"{missing[1]}: no such file {missing[2]}"
     if bare := re.match(r"argument (--[\w.]+): expected one argument", text):
         return f"{bare[1]}: expected a value, {bare[1]}=VALUE"
+    if other := re.match(r"argument (--[\w.]+): invalid (\w+) value: '(.*)'", text):
+        return f"{other[1]}: expected {_TYPES[other[2]]}, got {other[3]}"
     if typed := re.match(r"(--[\w.]+): (Expected a .*)", text, re.DOTALL):
         return _of_a_type(typed[1], typed[2], message)
     return text
+
+
+class OneLineArguments(argparse.ArgumentParser):
+    """Answers a mistake with one line instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program."""
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        fail(explain(message, flags))
 
 
 def _no_such_option(flag: str, known: Iterable[str]) -> str:

@@ -1,12 +1,10 @@
 """The numbers that we report about rollouts; none needs a Trainer.
 
 They are its means (`describe_rollout`) and how good the critic was (`describe_critic`), or is after
-a fit (`describe_fit`). What
-depends on the position in the response is in `profiles.py`, what an evaluation gives in
-`evaluation.py`.
+a fit (`describe_fit`). What depends on the position in the response is in `profiles.py`, what an
+evaluation gives in `evaluation.py`.
 
-Shapes: B sequences, T response tokens.
-Masks are True on the tokens that count.
+Shapes: B sequences, T response tokens. Masks are True on the tokens that count.
 """
 
 from __future__ import annotations
@@ -19,6 +17,9 @@ from torch import Tensor
 from lightning_vcppo.advantages import monte_carlo_returns
 from lightning_vcppo.microbatch import Reduce, explained_variance, identity, masked_mean
 from lightning_vcppo.rollout import Rollout
+
+ALIGNED = 0.05
+"""Largest share of the bias in the squared error once the range of the values is right; ours."""
 
 
 def describe_rollout(rollout: Rollout, *, reduce: Reduce = identity) -> dict[str, float]:
@@ -62,10 +63,6 @@ def describe_fit(
         ),
         "bias": float(masked_mean(error_BT, mask_BT, reduce=reduce)),
     }
-
-
-ALIGNED = 0.05
-"""Largest share of the bias in the squared error once the range of the values is right; ours."""
 
 
 def range_alignment_end(losses: Sequence[float], biases: Sequence[float]) -> int | None:

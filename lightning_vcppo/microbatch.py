@@ -49,27 +49,11 @@ def masked_mean(values: Tensor, mask: Tensor, *, reduce: Reduce = identity) -> T
     return mean.to(float_dtype(values))
 
 
-def masked_var(values: Tensor, mask: Tensor, *, reduce: Reduce = identity) -> Tensor:
-    """Compute the population variance of `values` over the elements where `mask` is True.
-
-    Args:
-        values: Any shape.
-        mask: Boolean, same shape as `values`; True on the elements that count.
-        reduce: Sums a small tensor over ranks.
-
-    Returns:
-        A scalar; 0 if no element counts.
-    """
-    _, var = _mean_and_var(values, mask, reduce)
-    return var.to(float_dtype(values))
-
-
 def whiten(
     values: Tensor,
     mask: Tensor,
     *,
     reduce: Reduce = identity,
-    shift_mean: bool = True,
     eps: float = 1e-8,
 ) -> Tensor:
     """Scale `values` to unit variance, and to zero mean, over the elements where `mask` is True.
@@ -80,7 +64,6 @@ def whiten(
         values: Any shape.
         mask: Boolean, same shape as `values`; True on the elements that count.
         reduce: Sums a small tensor over ranks.
-        shift_mean: If False, the mean is kept and only the scale changes.
         eps: Added to the variance.
 
     Returns:
@@ -88,10 +71,7 @@ def whiten(
     """
     mean, var = _mean_and_var(values, mask, reduce)
     centred = torch.where(mask, values, mean) - mean
-    whitened = centred * torch.rsqrt(var + eps)
-    if not shift_mean:
-        whitened = torch.where(mask, whitened + mean, 0.0)
-    return whitened.to(float_dtype(values))
+    return (centred * torch.rsqrt(var + eps)).to(float_dtype(values))
 
 
 def explained_variance(
@@ -193,15 +173,12 @@ def aggregation_weights(
 
 
 def token_weights(
-    response_mask_BT: Tensor,
-    token_weights_BT: Tensor | None,
-    mode: LossAggMode,
-    dtype: torch.dtype,
+    response_mask_BT: Tensor, token_weights_BT: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """Return the weights a loss was given, or those of its own tokens if it was given none."""
+    """Return the weights a loss was given, or equal ones of its own tokens if it was given none."""
     if token_weights_BT is not None:
         return token_weights_BT
-    return aggregation_weights(response_mask_BT, mode, dtype=dtype)
+    return aggregation_weights(response_mask_BT, dtype=dtype)
 
 
 def weighted_sum(terms_BT: Tensor, response_mask_BT: Tensor, weights_BT: Tensor) -> Tensor:

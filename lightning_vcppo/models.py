@@ -28,8 +28,9 @@ from transformers import (
 
 from lightning_vcppo import value_heads
 from lightning_vcppo.adapters import save_trained_alone
+from lightning_vcppo.forward import response_hidden
 from lightning_vcppo.model_checks import check_tokenizer, check_weights, reason
-from lightning_vcppo.packing import PackedLayout, enable_packing, reads_packed_rows
+from lightning_vcppo.packing import enable_packing
 from lightning_vcppo.settings import ValueSettings
 from lightning_vcppo.suggestions import near_file
 from lightning_vcppo.untrusted import weights_format
@@ -108,7 +109,11 @@ class Critic(nn.Module):
     """
 
     def __init__(self, model: PreTrainedModel, settings: ValueSettings) -> None:
-        """Wrap an `AutoModelForTokenClassification` with `num_outputs(settings)` labels."""
+        """Wrap an `AutoModelForTokenClassification` with `num_outputs(settings)` labels.
+
+        Raises:
+            ValueError: If its head is not a linear layer `score`.
+        """
         super().__init__()
         if not isinstance(getattr(model, "score", None), nn.Linear):
             raise ValueError(
@@ -192,9 +197,7 @@ def load_config(name_or_path: str) -> PreTrainedConfig:
 
 def holds_pretrained_critic(source: str | Mapping[str, Any]) -> bool:
     """Tell whether a folder holds a critic of ours, rather than a reward or language model."""
-    return isinstance(source, str) and hasattr(
-        _load(AutoConfig, source, "model config"), "value_head"
-    )
+    return isinstance(source, str) and hasattr(load_config(source), "value_head")
 
 
 def load_critic(source: str | Mapping[str, Any], settings: ValueSettings) -> Critic:
@@ -216,10 +219,10 @@ def load_critic(source: str | Mapping[str, Any], settings: ValueSettings) -> Cri
         critic = Critic(AutoModelForTokenClassification.from_config(config), settings)
         critic.reset_head()
         return critic
-    config = _load(AutoConfig, source, "model config")
+    config = load_config(source)
     wanted, held = describe_head(settings), getattr(config, "value_head", None)
     if held is not None and held != wanted:
-        raise ValueError(f"critic {source}: it was trained with value head {held}, not {wanted}")
+        raise ValueError(f"critic: {source} was trained with value head {held}, not {wanted}")
     is_reward_model = (config.architectures or [""])[0].endswith("ForSequenceClassification")
     takes_head = is_reward_model and settings.head == "scalar"
     has_head = held is not None or takes_head
@@ -243,36 +246,6 @@ def load_reward_model(name_or_path: str) -> PreTrainedModel:
         AutoModelForSequenceClassification, name_or_path, "reward model", new="score.", num_labels=1
     )
     return model
-
-
-def response_hidden(
-    backbone: nn.Module, input_ids_BL: Tensor, prompt_lengths_B: Tensor, mask_BT: Tensor
-) -> Tensor:
-    """Run a transformer and return the hidden states from which the masked tokens are predicted.
-
-    Args:
-        backbone: A transformers base model.
-        input_ids_BL: Prompt and response, padded on the right alone.
-        prompt_lengths_B: Tokens of each prompt, at least 1.
-        mask_BT: True on the response tokens wanted; may be one token wider than the responses.
-
-    Returns:
-        (N, H), in row order: for response token t the state of prompt + tokens before t.
-    """
-    row_N, token_N = mask_BT.nonzero(as_tuple=True)
-    before_N = prompt_lengths_B[row_N] - 1 + token_N
-    if not reads_packed_rows(backbone):
-        # Padding stands on the right of every row, so causal attention needs no mask.
-        hidden_BLH: Tensor = backbone(input_ids=input_ids_BL, use_cache=False).last_hidden_state
-        return hidden_BLH[row_N, before_N]
-    # What follows the last state wanted is not read.
-    place_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
-    last_B = torch.where(mask_BT, place_T, 0).amax(1)
-    lengths_B = prompt_lengths_B + last_B
-    layout = PackedLayout.of(lengths_B.tolist(), input_ids_BL.device)
-    inputs = layout.inputs(layout.pack(input_ids_BL))
-    hidden_1NH: Tensor = backbone(**inputs, use_cache=False).last_hidden_state
-    return hidden_1NH[0, layout.starts_B[row_N] + before_N]
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -14,10 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from lightning_vcppo import adapters, folders, models
+from lightning_vcppo import adapters, folders, forward, models
 from lightning_vcppo.actor_module import ActorModule
 from lightning_vcppo.fingerprints import base_of_adapters
-from lightning_vcppo.logprobs import token_logprobs
 from lightning_vcppo.microbatch import token_balanced_micro_batches
 from lightning_vcppo.model_checks import check_vocabulary
 from lightning_vcppo.packing import reads_packed_rows
@@ -31,7 +30,7 @@ from lightning_vcppo.settings import (
     ValueSettings,
     require,
 )
-from lightning_vcppo.sharding import as_forward, is_sharded, prepare_strategy
+from lightning_vcppo.sharding import is_sharded, prepare_strategy
 
 
 class NetworksModule(ActorModule):
@@ -205,19 +204,14 @@ class NetworksModule(ActorModule):
 
     def _logprobs(self, model: PreTrainedModel, rollout: Rollout) -> tuple[Tensor, Tensor]:
         mask_BT = rollout.response_mask_BT
-
-        def read() -> tuple[Tensor, Tensor]:
-            hidden_NH = models.response_hidden(
-                model.base_model, rollout.input_ids_BL, rollout.prompt_lengths_B, mask_BT
-            )
-            return token_logprobs(
-                hidden_NH,
-                model.get_output_embeddings().weight,
-                rollout.response_ids_N,
-                temperature=self.sampling.temperature,
-            )
-
-        logprobs_N, entropy_N = as_forward(model, read)
+        logprobs_N, entropy_N = forward.response_logprobs(
+            model,
+            rollout.input_ids_BL,
+            rollout.prompt_lengths_B,
+            mask_BT,
+            rollout.response_ids_N,
+            temperature=self.sampling.temperature,
+        )
         return pad(logprobs_N, mask_BT), pad(entropy_N, mask_BT)
 
     def _micro_batch_rows(self, rollout: Rollout) -> list[Tensor]:

@@ -24,7 +24,7 @@ def build_optimizer(
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         optimizer = optimizer_class(trained, lr=settings.lr, **settings.init_args)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"optimizer {settings.class_path}: {error}") from error
+        raise ValueError(f"class_path: {error}; got {settings.class_path}") from error
     assert isinstance(optimizer, torch.optim.Optimizer)
     return optimizer
 

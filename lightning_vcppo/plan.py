@@ -1,6 +1,6 @@
 """`vcppo plan`: what a run will take before it is paid for; no weight is loaded or downloaded.
 
-    vcppo plan --config configs/qwen2.5_7b.yaml --gpus 8 --gpu_memory 80
+    vcppo plan --config qwen2.5_7b --gpus 8 --gpu_memory 80
 
 It reads the configs and flags of `fit`, and the model's config alone. The arithmetic is in
 `planning/`; here are its inputs and its printing, and for the CPU a short trial that measures how
@@ -23,9 +23,9 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForCausalLM
 from typing_extensions import override
 
-from lightning_vcppo import cli, models
+from lightning_vcppo import cli, forward, models
 from lightning_vcppo.generation import TransformersEngine
-from lightning_vcppo.logprobs import token_logprobs
+from lightning_vcppo.messages import OneLineArguments
 from lightning_vcppo.packing import enable_packing
 from lightning_vcppo.planning.advice import advise, fits
 from lightning_vcppo.planning.memory import Memory, engine_needs, plan_memory
@@ -79,8 +79,8 @@ def main(args: Sequence[str]) -> None:
     print_plan(run, rates, own.gpus_per_node)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> OneLineArguments:
+    parser = OneLineArguments(
         "vcppo plan",
         description="Say what a run will take: memory by part, seconds a rollout, what to change.",
         epilog="All flags of `vcppo fit` are read, too: --config, --model.*, --trainer.*, ...",
@@ -132,8 +132,7 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
     uses_vllm = engine.name == "vllm"
     exact = precision in ("32-true", "64-true") and not uses_vllm
     corrected = settings.policy.importance_correction not in ("auto", "off")
-    lora = settings.get("lora") or {"rank": None, "target_modules": "all-linear"}
-    targets = lora["target_modules"]
+    targets = settings.lora.target_modules
     critic = None
     if settings.advantage.estimator == "gae":
         critic = actor if settings.critic is None else shape_from(settings.critic)
@@ -161,9 +160,9 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
         devices=devices,
         shards=shards,
         moments=_moments(settings.actor_optimizer),
-        lora_rank=lora["rank"],
+        lora_rank=settings.lora.rank,
         lora_targets=() if isinstance(targets, str) else tuple(targets),
-        checkpointing=bool(settings.get("activation_checkpointing")),
+        checkpointing=settings.activation_checkpointing,
         reads_logprobs=not (exact and settings.policy.reuse_sampler_logprobs) or corrected,
         device="cuda" if on_gpu else "cpu",
         memory=int(memory),
@@ -292,9 +291,8 @@ def measured_rates(run: Run) -> Rates:
     mask_BT = torch.ones(responses, TRIAL_COLUMNS, dtype=torch.bool)
 
     def update() -> None:
-        hidden_NH = models.response_hidden(model.base_model, ids_BL, lengths_B, mask_BT)
-        head_VH = model.get_output_embeddings().weight
-        logprobs_N, _ = token_logprobs(hidden_NH, head_VH, ids_BL[:, TRIAL_PROMPT:].flatten())
+        targets_N = ids_BL[:, TRIAL_PROMPT:].flatten()
+        logprobs_N, _ = forward.response_logprobs(model, ids_BL, lengths_B, mask_BT, targets_N)
         torch.autograd.grad(logprobs_N.sum(), list(model.parameters()))
 
     unit = Rates(1.0, 1.0)

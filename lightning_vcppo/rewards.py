@@ -349,15 +349,15 @@ def load_reward(name: str) -> RewardFunction:
     expected = f"expected one of {', '.join(get_args(Style))} or an import path (module.function)"
     module_name, _, attribute = name.rpartition(".")
     if not module_name:
-        raise ValueError(f"reward {name!r}: {expected}")
+        raise ValueError(f"reward: {expected}, got {name}")
     try:
         function = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"reward {name!r}: {error}; {expected}") from error
+        raise ValueError(f"reward: {error}; {expected}, got {name}") from error
     try:
         inspect.signature(function).bind("response", 0)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"reward {name!r}: not an f(response, answer): {error}") from error
+        raise ValueError(f"reward: not an f(response, answer): {error}; got {name}") from error
     return cast(RewardFunction, function)
 
 

@@ -214,11 +214,6 @@ def join(parts: list[Rollout]) -> Rollout:
     return Rollout(**joined)
 
 
-def unpad(values_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
-    """Return the masked tokens in row order, (N, ...)."""
-    return values_BT[response_mask_BT]
-
-
 def pad(values_N: Tensor, response_mask_BT: Tensor) -> Tensor:
     """Put N token values back in their places of (B, T, ...), zero elsewhere; differentiable."""
     padded = values_N.new_zeros(*response_mask_BT.shape, *values_N.shape[1:])

@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from lightning_vcppo.checkpoints import in_parts
 from lightning_vcppo.settings import require
 
 Result = TypeVar("Result")
@@ -46,8 +47,6 @@ _CLASSES = {
     FSDPStrategy: "fsdp",
     ModelParallelStrategy: "model_parallel",
 }
-METADATA = "meta.pt"
-"""The file of a sharded checkpoint with all that is not sharded; Lightning's name for it."""
 AS_FORWARD = "as_forward"
 """The method of a sharded network that runs what it is given as a forward pass."""
 
@@ -85,9 +84,8 @@ def refuse_checkpoint(path: object, strategy: object) -> None:
     Raises:
         ValueError: if the checkpoint is a folder of `fsdp2` and the strategy another.
     """
-    is_folder = path is not None and (Path(str(path)) / METADATA).is_file()
     require(
-        not is_folder or _is_fsdp2(strategy),
+        path is None or not in_parts(Path(str(path))) or _is_fsdp2(strategy),
         f"{path}: a sharded checkpoint; go on with --trainer.strategy=fsdp2, on any number of "
         "processes",
     )

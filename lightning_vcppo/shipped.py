@@ -17,6 +17,7 @@ FRAGMENT_FLAGS = {
     "--data": "data",
     "--model": "model",
     "--model.engine": "engine",
+    "--model.lora": "lora",
     "--trainer": "trainer",
     "--trainer.logger": "logger",
 }

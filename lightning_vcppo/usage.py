@@ -29,9 +29,9 @@ Value-calibrated PPO for the reasoning of language models.
 
 Start here:
   vcppo doctor
-  vcppo fit --config configs/demo/cold_start.yaml
-  vcppo fit --config configs/demo/reward_model.yaml
-  vcppo fit --config configs/vcppo.yaml --config configs/demo/rl.yaml
+  vcppo fit --config demo/cold_start
+  vcppo fit --config demo/reward_model
+  vcppo fit --config vcppo --config demo/rl
 
 A command's flags: vcppo COMMAND --help. What would run: vcppo fit ... --print_config
 Trying it out: --trainer.fast_dev_run=true. Tracebacks: --debug. Version: --version"""

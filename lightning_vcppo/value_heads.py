@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_vcppo.microbatch import LossAggMode, float_dtype, token_weights, weighted_sum
+from lightning_vcppo.microbatch import float_dtype, token_weights, weighted_sum
 
 _MARGIN_BINS = 3
 
@@ -111,7 +111,6 @@ def hl_gauss_loss(
     *,
     edges_E: Tensor,
     sigma_ratio: float = 0.75,
-    loss_agg_mode: LossAggMode = "token-mean",
     token_weights_BT: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the cross-entropy to the Gaussian histogram of the return (arXiv 2403.03950).
@@ -122,19 +121,18 @@ def hl_gauss_loss(
         response_mask_BT: Boolean; True on the tokens of the loss. Other inputs are never read.
         edges_E: From `hl_gauss_edges`.
         sigma_ratio: Standard deviation of the target in bins.
-        loss_agg_mode: How tokens are weighted, if `token_weights_BT` is None.
-        token_weights_BT: From `aggregation_weights`; overrides `loss_agg_mode`.
+        token_weights_BT: From `aggregation_weights`; None gives each token the same.
 
     Returns:
         The loss, and value_mean, return_mean, value_error (|V - R|), weighted as the loss is.
 
     Raises:
-        ValueError: If sigma_ratio is not positive or the mode is unknown.
+        ValueError: If sigma_ratio is not positive.
     """
     mask_BT = response_mask_BT
     logits_BTK = torch.where(mask_BT[..., None], logits_BTK, 0.0).to(float_dtype(logits_BTK))
     returns_BT = torch.where(mask_BT, returns_BT, 0.0).detach()
-    weights_BT = token_weights(mask_BT, token_weights_BT, loss_agg_mode, logits_BTK.dtype)
+    weights_BT = token_weights(mask_BT, token_weights_BT, logits_BTK.dtype)
     target_BTK = hl_gauss_target(returns_BT, edges_E, sigma_ratio=sigma_ratio)
     terms_BT = -(target_BTK * logits_BTK.log_softmax(-1)).sum(-1)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+
+from lightning_vcppo.ranks import own_rank
 
 
 @contextmanager
@@ -19,8 +20,7 @@ def waiting_for(what: str) -> Iterator[None]:
         what: Such as "Loading the actor".
     """
     console = Console(stderr=True)
-    first_rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
-    if not console.is_terminal or not first_rank:
+    if not console.is_terminal or own_rank() != 0:
         yield
         return
     with console.status(f"{what} ...", spinner="dots"):

@@ -31,7 +31,7 @@ from lightning_vcppo.callbacks import (
 from lightning_vcppo.fsdp2 import FSDP2Strategy
 from lightning_vcppo.settings import OptimizerSettings, SamplingSettings, UpdateSettings
 from tests.test_module import EVERYTHING, Recorder, SaveAfter, make_module, weights
-from tests.tiny_runs import ROLLOUTS, TINY, vcppo
+from tests.tiny_runs import LAUNCHED, ROLLOUTS, TINY, vcppo
 
 StrategyRegistry.register("hsdp", FSDP2Strategy, shards=2)
 FEW = ["--data.prompts_per_rollout=6", "--trainer.limit_train_batches=2"]
@@ -214,8 +214,8 @@ def _as_rank(actor: str, folder: Path, name: str, port: int, rank: int) -> None:
     """Say what torchrun would say to a process, and run."""
     run = RUNS.get(name, Run("fsdp2", 2))
     here = run.ranks // run.nodes
-    for variable in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
-        os.environ.pop(variable, None)  # of ranks in whoever has started this
+    for variable in LAUNCHED:
+        os.environ.pop(variable, None)
     (folder / name).mkdir(parents=True, exist_ok=True)
     if run.ranks > 1:
         os.environ |= {

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 
-from lightning_vcppo import adapters, models
+from lightning_vcppo import adapters, forward, models
 from lightning_vcppo.callbacks import ValuePretraining
 from lightning_vcppo.fingerprints import model_fingerprint
 from lightning_vcppo.generation import TransformersEngine, decoding
@@ -110,7 +110,7 @@ def test_packed_rows_give_the_gradients_of_padded_ones():
         if attention:
             model.set_attn_implementation(attention)
         assert reads_packed_rows(model) is (attention is None)
-        hidden_NH = models.response_hidden(model.base_model, ids_BL, prompt_lengths_B, mask_BT)
+        hidden_NH = forward.response_hidden(model.base_model, ids_BL, prompt_lengths_B, mask_BT)
         hidden_NH.square().sum().backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
     padded, packed = gradients

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "lightning_vcppo"
 
 # A file imports from the rows above its own alone. A folder counts as one file.
 LAYERS = [
-    {"suggestions"},
+    {"ranks", "suggestions"},
     {"shipped"},
     {
         "accounts",
@@ -27,6 +27,7 @@ LAYERS = [
         "health",
         "microbatch",
         "planning",
+        "plotting",
         "problem_files",
         "problems",
         "seeding",
@@ -55,7 +56,8 @@ LAYERS = [
         "value_heads",
     },
     {"adapters", "folders", "packing", "sharding"},
-    {"models", "optimizers", "tiny_tokenizer"},
+    {"forward", "optimizers", "tiny_tokenizer"},
+    {"models"},
     {
         "dynamic_sampling",
         "evaluation",

@@ -13,7 +13,6 @@ import wandb
 import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from lightning_vcppo import cli
 from lightning_vcppo.definitions import define, read_definitions
 from lightning_vcppo.sources import load_problems
 from lightning_vcppo.workspace import PICTURES, SECTIONS, healthy_ranges, lines
@@ -26,6 +25,7 @@ from tests.tiny_runs import (
     logged,
     logged_keys,
     offline_run,
+    run_program,
     vcppo,
 )
 
@@ -148,12 +148,10 @@ def test_each_panel_of_the_dashboard_is_logged_and_defined(trained):
     assert "decay/value_lines_table" in keys
 
 
-def test_regrading_finds_the_written_accuracy(trained, capsys, monkeypatch):
+def test_regrading_finds_the_written_accuracy(trained, capsys):
     file = trained / "evaluation" / "rollouts_000006.jsonl"
     (last,) = (row for row in logged(trained) if row["step"] == 6 and "eval/accuracy" in row)
-    command = ["vcppo", "regrade", str(file), "--reward=tests.tiny_runs.parity"]
-    monkeypatch.setattr(sys, "argv", command)
-    cli.run()
+    run_program("regrade", file, "--reward=tests.tiny_runs.parity")
     shares = {
         "held_out": 100 * last["eval/accuracy"],
         "aime24": 100 * last["eval/aime24/accuracy"],
@@ -161,8 +159,7 @@ def test_regrading_finds_the_written_accuracy(trained, capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines() == [
         f"{name}: avg@3 {share:.2f} % (written: {share:.2f} %)" for name, share in shares.items()
     ]
-    monkeypatch.setattr(sys, "argv", command[:3])  # another reward: these answers are all wrong
-    cli.run()
+    run_program("regrade", file)  # by another reward: these answers are all wrong
     differing = [r for r in records(file) if r["correct"]]
     assert capsys.readouterr().out.count("now wrong") == len(differing) > 0
 

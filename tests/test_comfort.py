@@ -1,17 +1,18 @@
 """What `vcppo` says of itself and of the machine, and how it says that it is busy."""
 
+import contextlib
 import io
 import json
 import subprocess
 import sys
 from importlib import metadata
-from unittest import mock
 
 import pytest
 from rich.console import Console
 
-from lightning_vcppo import __main__, __version__, cli, completion, doctor, waiting
+from lightning_vcppo import __version__, cli, completion, doctor, waiting
 from lightning_vcppo.suggestions import did_you_mean, name_flag, nearest_flag
+from tests.tiny_runs import run_program
 
 FLAGS = [
     "--config",
@@ -29,12 +30,9 @@ FLAGS = [
 def printed(*arguments):
     """Return what `vcppo` prints, and its exit code."""
     out = io.StringIO()
-    with (
-        mock.patch.object(sys, "argv", ["vcppo", *arguments]),
-        mock.patch.object(sys, "stdout", out),
-    ):
+    with contextlib.redirect_stdout(out):
         try:
-            __main__.run()
+            run_program(*arguments)
         except SystemExit as end:
             return out.getvalue(), end.code or 0
     return out.getvalue(), 0
@@ -108,7 +106,7 @@ def test_a_message_gets_the_flag_whose_value_it_tells():
     assert name_flag(message, values).startswith(
         "--model.sampling.num_generations or --model.evaluation.num_generations: expected"
     )
-    for other in ("reward 'x': no", "problems.jsonl:3: no", "No flag here"):
+    for other in ("no_setting: no", "problems.jsonl:3: no", "No flag here"):
         assert name_flag(other, values) == other
 
 

@@ -6,12 +6,12 @@ import io
 import pytest
 import yaml
 
+from lightning_vcppo.shipped import FRAGMENT_FLAGS
 from tests.tiny_runs import (
     CONFIGS,
     ROLLOUTS,
     assert_finite,
     logged,
-    needing_its_settings,
     vcppo,
 )
 
@@ -23,14 +23,7 @@ ALGORITHMS = sorted(
 SETTINGS = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name in ("configs", "demo")]
 SETTINGS = sorted(set(SETTINGS) - set(ALGORITHMS))
 FRAGMENTS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("configs", "demo"))
-FRAGMENT_FLAGS = {
-    "model": "--model",
-    "engine": "--model.engine",
-    "lora": "--model.lora",
-    "data": "--data",
-    "trainer": "--trainer",
-    "logger": "--trainer.logger",
-}
+FLAGS = {folder: flag for flag, folder in FRAGMENT_FLAGS.items()}
 
 
 def printed(*arguments):
@@ -60,7 +53,7 @@ def test_all_algorithms_are_found():
     assert {"ppo", "vcppo", "vapo", "grpo", "orz", "sao", "bpco", "easyppo"} < names
 
 
-@pytest.mark.parametrize("path", map(needing_its_settings, ALGORITHMS + SETTINGS), ids=by_name)
+@pytest.mark.parametrize("path", ALGORITHMS + SETTINGS, ids=by_name)
 def test_a_config_is_what_it_says(path):
     actor = ["--model.actor=x"] if path in ALGORITHMS else []
     given = yaml.safe_load(path.read_text())
@@ -71,8 +64,8 @@ def test_a_config_is_what_it_says(path):
 
 @pytest.mark.parametrize("path", FRAGMENTS, ids=by_name)
 def test_a_fragment_is_what_it_says(path):
-    flag = FRAGMENT_FLAGS[path.parent.name]
-    config = printed("--model.actor=x", flag, path)
+    flag = FLAGS[path.parent.name]
+    config = printed("--model.actor=x", flag, by_name(path))
     for key in flag.removeprefix("--").split("."):
         config = config[key] if key in config else config["init_args"][key]
     assert_contains(config, yaml.safe_load(path.read_text()))

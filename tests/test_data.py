@@ -1,8 +1,6 @@
 """The data module: splits and prompts."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,9 +13,6 @@ from lightning_vcppo.problems import Problem
 from lightning_vcppo.rollout import PromptBatch
 from lightning_vcppo.sources import load_problems
 
-SHARED_DATA = Path(
-    os.environ.get("VCPPO_SHARED_DATA", Path(__file__).parents[1].parent / "shared/data")
-)
 CHAT = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -167,20 +162,21 @@ def test_other_digits_or_operators_make_another_problem():
     assert len(set(map(fingerprint, problems))) == 4
 
 
-def test_every_problem_of_two_copies_of_aime24_is_recognised():
+def test_every_problem_of_two_copies_of_aime24_is_recognised(shared_data):
     copies = [
-        {fingerprint(p.problem) for p in load_problems(shared(name))}
+        {fingerprint(p.problem) for p in load_problems(shared_data / name)}
         for name in ("aime24_qwen25math.jsonl", "aime24_qwq.jsonl")
     ]
     assert len(copies[0]) == 30 and copies[0] == copies[1]
 
 
-def test_past_aime_does_not_hold_the_evaluation_sets():
+def test_past_aime_does_not_hold_the_evaluation_sets(shared_data):
     train = {
-        fingerprint(p.problem) for p in load_problems(shared("aime_1983_2023_deepscaler.json"))
+        fingerprint(p.problem)
+        for p in load_problems(shared_data / "aime_1983_2023_deepscaler.json")
     }
     for name in ("aime24_qwq.jsonl", "aime25_matharena.csv"):
-        assert not train & {fingerprint(p.problem) for p in load_problems(shared(name))}
+        assert not train & {fingerprint(p.problem) for p in load_problems(shared_data / name)}
 
 
 def test_several_files_are_joined_and_predicted_in_order(tmp_path):
@@ -303,10 +299,3 @@ def test_mistakes_are_one_line(arguments, message):
     with pytest.raises(ValueError, match=message) as error:
         data_module(**arguments)
     assert "\n" not in str(error.value)
-
-
-def shared(name):
-    path = SHARED_DATA / name
-    if not path.exists():
-        pytest.skip(f"needs {name}, real data beside the project (VCPPO_SHARED_DATA)")
-    return path

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib
 import inspect
 import io
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -153,6 +155,19 @@ def check_files(arguments: list[str]) -> None:
     assert arguments and all((ROOT / text).exists() for text in arguments)
 
 
+def check_ci(arguments: list[str]) -> None:
+    assert not arguments and os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def check_source(arguments: list[str]) -> None:
+    """Compare with what `make install` and `python -m venv` make."""
+    assert arguments == [".venv/bin/activate"]
+
+
+def check_pre_commit(arguments: list[str]) -> None:
+    assert arguments == ["install"] and (ROOT / ".pre-commit-config.yaml").exists()
+
+
 CHECKS: dict[str, Callable[[list[str]], Any]] = {
     "vcppo": check_vcppo,
     "python": check_python,
@@ -162,9 +177,9 @@ CHECKS: dict[str, Callable[[list[str]], Any]] = {
     "bash": check_files,
     "sbatch": check_files,
     "pytest": check_files,
-    ".ci/run": lambda _: None,  # CI runs it
-    "source": lambda _: None,
-    "pre-commit": lambda _: None,
+    ".ci/run": check_ci,
+    "source": check_source,
+    "pre-commit": check_pre_commit,
 }
 
 
@@ -253,12 +268,15 @@ def test_a_link_leads_to_a_file(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_page)
-def test_python_and_yaml_of_a_page_can_be_read(page: Path) -> None:
+def test_python_of_a_page_imports_what_there_is_and_yaml_is_a_config(page: Path) -> None:
     for info, text in blocks(page):
         if info.startswith("python"):
-            ast.parse(text)
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.ImportFrom) and f"{node.module}".startswith("lightning_"):
+                    module = importlib.import_module(f"{node.module}")
+                    assert all(hasattr(module, alias.name) for alias in node.names), text
         elif info.startswith("yaml"):
-            yaml.safe_load(text)
+            assert isinstance(yaml.safe_load(text), dict), text
 
 
 def test_the_reward_of_the_page_can_be_used(tmp_path: Path, monkeypatch: Any) -> None:

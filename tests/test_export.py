@@ -157,16 +157,19 @@ def test_what_is_no_checkpoint_ends_in_one_line(full, tmp_path, capfd):
     torch.save(checkpoint | {"tokenizer": {"../../x": ""}}, outside)
     shards = sharded(path, tmp_path / "shards.ckpt")
     (shards / ".metadata").write_bytes(pickle.dumps(Harmful()))
+    torn = sharded(path, tmp_path / "torn.ckpt")
+    next(torn.glob("*.distcp")).write_bytes(b"")
     unweighted = tmp_path / "unweighted.ckpt"
     torch.save(checkpoint | {"state_dict": {}}, unweighted)
     for given, message in {
         tmp_path / "nowhere": "nowhere does not exist",
-        empty: "empty is no checkpoint: expected a file, or a folder with .metadata",
-        cut: "cut.ckpt is not a readable checkpoint",
+        empty: "empty is no checkpoint: expected a file, or a folder with meta.pt",
+        cut: "cut.ckpt: not a whole checkpoint (cut off",
         foreign: "foreign.ckpt does not say what its networks are",
-        harmful: "harmful.ckpt is not a readable checkpoint",
+        harmful: "harmful.ckpt: holds Python objects, which could run code",
         outside: "the checkpoint has a file named '../../x'",
         shards: "not the index of a checkpoint, it names builtins.print",
+        torn: "torn.ckpt: cannot be loaded, a part is cut off",
         unweighted: "weights of its actor are missing or unknown",
     }.items():
         with pytest.raises(SystemExit) as end:

@@ -8,20 +8,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
-from lightning_vcppo import AIMEDataModule, ColdStartModule, VCPPOModule, cli
+from lightning_vcppo import AIMEDataModule, ColdStartModule, VCPPOModule
 from lightning_vcppo.health import NotFiniteError, UpdateHealth
 from lightning_vcppo.settings import OptimizerSettings, UpdateSettings
 from tests.test_module import SAMPLING, fit, weights
-from tests.tiny_runs import CONFIGS, ROLLOUTS, ROOT, logged
+from tests.tiny_runs import CONFIGS, LAUNCHED, ROLLOUTS, ROOT, logged, run_program
 
-LAUNCHED = {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"}
-"""Variables that Lightning leaves in a process in which it has launched ranks."""
 FLAGS = {
     "accelerator": "cpu",
     "logger": False,
@@ -123,15 +120,14 @@ def test_too_many_in_a_row_end_the_run_with_a_message_and_a_checkpoint(
     tiny_actor, tmp_path, capsys
 ):
     run = [
-        *("vcppo", "fit", "--config", CONFIGS / "vcppo.yaml", f"--model.actor={tiny_actor}"),
+        *("fit", "--config", CONFIGS / "vcppo.yaml", f"--model.actor={tiny_actor}"),
         *(*ROLLOUTS, "--loggers=[csv]", "--value_pretraining.enabled=false"),
         *("--model.update.ppo_mini_batch_size=12", "--trainer.enable_checkpointing=false"),
         *("--trainer.limit_val_batches=0", f"--trainer.default_root_dir={tmp_path}"),
     ]
-    run = [str(argument) for argument in run]
     spoilt = [f"--model.reward={NEVER_FINITE}", "--model.critic_optimizer.max_skipped_updates=2"]
-    with mock.patch.object(sys, "argv", [*run, *spoilt]), pytest.raises(SystemExit) as end:
-        cli.run()
+    with pytest.raises(SystemExit) as end:
+        run_program(*run, *spoilt)
     checkpoint = tmp_path / "checkpoints" / "not_finite.ckpt"
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert end.value.code == 2
@@ -140,8 +136,7 @@ def test_too_many_in_a_row_end_the_run_with_a_message_and_a_checkpoint(
     assert saved["updates_done"] == {"policy": 0, "critic": 0} and saved["rollouts_done"] == 2
     assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values())
 
-    with mock.patch.object(sys, "argv", [*run, f"--ckpt_path={checkpoint}"]):
-        cli.run()  # with a reward that is one
+    run_program(*run, f"--ckpt_path={checkpoint}")  # with a reward that is one
     last = logged(tmp_path)[-1]
     assert last["step"] == 3 and last["update/skipped_critic"] == 0
 

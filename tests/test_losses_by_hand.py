@@ -360,7 +360,6 @@ def test_impossible_arguments_are_refused() -> None:
         ("clip_ratio_low", lambda: policy_loss(*policy, clip_ratio_low=-0.1)),
         ("clip_ratio_high", lambda: policy_loss(*policy, clip_ratio_high=-0.1)),
         ("clip_ratio_c", lambda: policy_loss(*policy, clip_ratio_c=1.0)),
-        ("loss_agg_mode", lambda: policy_loss(*policy, loss_agg_mode="mean")),
         ("mse", lambda: value_loss(*value, loss="l1")),
         ("huber_delta", lambda: value_loss(*value, loss="huber", huber_delta=0.0)),
         ("cliprange_value", lambda: value_loss(*value, cliprange_value=0.2)),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 
-from lightning_vcppo import models
+from lightning_vcppo import forward, models
 from lightning_vcppo.adapters import adapt
 from lightning_vcppo.generation import TransformersEngine
 from lightning_vcppo.packing import enable_packing
@@ -28,7 +28,7 @@ def gradients(model):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden_NH = models.response_hidden(model.base_model, IDS_BL, PROMPT_LENGTHS_B, MASK_BT)
+        hidden_NH = forward.response_hidden(model.base_model, IDS_BL, PROMPT_LENGTHS_B, MASK_BT)
     hidden_NH.square().sum().backward()
     parameters = {p.data_ptr() for p in model.parameters()}
     activations = sum(size for place, size in kept.items() if place not in parameters)

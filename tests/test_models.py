@@ -12,7 +12,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from lightning_vcppo import models
+from lightning_vcppo import forward, models
 from lightning_vcppo.settings import ValueSettings
 from lightning_vcppo.tiny_tokenizer import train_tokenizer
 
@@ -36,7 +36,7 @@ def shake(critic: models.Critic) -> models.Critic:
 
 def test_hidden_states_are_those_before_each_response_token(tiny_actor):
     actor = models.load_actor(str(tiny_actor))
-    hidden_NH = models.response_hidden(actor.base_model, IDS_BL, PROMPT_LENGTHS_B, MASK_BT)
+    hidden_NH = forward.response_hidden(actor.base_model, IDS_BL, PROMPT_LENGTHS_B, MASK_BT)
     for row, places, part in ((0, [1, 2, 3], slice(0, 3)), (1, [0, 1], slice(3, 5))):
         length = int(PROMPT_LENGTHS_B[row] + MASK_BT[row].sum())
         alone = actor.base_model(IDS_BL[row : row + 1, :length]).last_hidden_state[0]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from lightning_vcppo.models import response_hidden
+from lightning_vcppo.forward import response_hidden
 from lightning_vcppo.packing import PackedLayout, enable_packing, reads_packed_rows
 from tests.decoders import CONFIGS, HIDDEN, VOCABULARY, decoder
 

@@ -1,16 +1,15 @@
 """`vcppo plan` from configs and flags to what it prints; nothing is loaded."""
 
-import sys
 from unittest import mock
 
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lightning_vcppo import __main__, plan
+from lightning_vcppo import plan
 from lightning_vcppo.messages import USER_ERROR
 from lightning_vcppo.planning.run import GB
 from lightning_vcppo.planning.shapes import PUBLISHED
-from tests.tiny_runs import CONFIGS, needing_its_settings
+from tests.tiny_runs import CONFIGS, run_program
 
 QWEN = sorted(CONFIGS.glob("qwen2.5_*.yaml"))
 GPUS = {"0.5b": 1, "1.5b": 8, "7b": 8, "32b": 64}
@@ -37,7 +36,7 @@ def read(tiny_actor, *arguments):
     return seen[0]
 
 
-@pytest.mark.parametrize("path", map(needing_its_settings, QWEN), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", QWEN, ids=lambda path: path.stem)
 def test_a_run_of_qwen_fits_the_hardware_that_its_config_names(path, capsys):
     gpus = GPUS[path.stem.removeprefix("qwen2.5_")]
     device = "h200" if gpus == 64 else "h100"
@@ -120,9 +119,8 @@ def test_a_mistake_is_told_in_one_line(tiny_actor, arguments, named, capsys):
             f"--model.actor={tiny_actor}",
         ]
     )
-    argv = ["vcppo", "plan", *map(str, given)]
-    with mock.patch.object(sys, "argv", argv), pytest.raises(SystemExit) as end:
-        __main__.run()
+    with pytest.raises(SystemExit) as end:
+        run_program("plan", *given)
     assert end.value.code == USER_ERROR
     said = capsys.readouterr().err.strip()
     assert named in said and "\n" not in said

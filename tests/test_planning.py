@@ -6,6 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from lightning_vcppo import logprobs
+from lightning_vcppo.generation import decoding, slots, transformers_engine
+from lightning_vcppo.planning import memory
 from lightning_vcppo.planning.advice import advise, fits
 from lightning_vcppo.planning.memory import (
     Memory,
@@ -298,3 +301,14 @@ def test_a_device_is_slower_than_its_data_sheet():
     rates = DEVICES["h100"].rates("bf16-mixed")
     assert rates.update_flops == pytest.approx(0.4 * 989e12)
     assert DEVICES["h100"].rates("32-true").update_flops == pytest.approx(0.4 * 67e12)
+
+
+def test_the_plan_knows_the_sizes_that_a_run_uses() -> None:
+    """It is arithmetic alone and imports none of them."""
+    assert memory.BLOCK_LOGITS == {
+        "cpu": logprobs._CPU_BLOCK_LOGITS,
+        "cuda": logprobs._BLOCK_LOGITS,
+    }
+    assert memory.CACHE_GROWTH == slots.GROWTH
+    assert memory.PREFILL_TOKENS == transformers_engine.PREFILL_TOKENS
+    assert memory.STACKED_WIDTH == decoding.STACKED_WIDTH

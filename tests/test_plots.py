@@ -10,21 +10,21 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from matplotlib.image import imread
 
-from lightning_vcppo.callbacks import (
-    AIMEEvaluation,
-    LearningCurves,
-    RewardDecayMonitor,
-)
-from lightning_vcppo.settings import (
-    AdvantageSettings,
-    SamplingSettings,
-)
-from tests.inventing import (
-    InventingModule,
-    PretrainTwice,
-    fit,
-    make_trainer,
-)
+from lightning_vcppo import plotting
+from lightning_vcppo.callbacks import AIMEEvaluation, LearningCurves, RewardDecayMonitor
+from lightning_vcppo.settings import AdvantageSettings, SamplingSettings
+from tests.inventing import InventingModule, PretrainTwice, fit, make_trainer
+
+
+def test_stages_cover_a_run_early_to_late() -> None:
+    assert plotting.stages([1, 2, 3, 4, 5, 6, 7], at_most=3) == [
+        ("1 to 2", slice(0, 2)),
+        ("3 to 4", slice(2, 4)),
+        ("5 to 7", slice(4, 7)),
+    ]
+    assert plotting.stages([4, 9]) == [("4", slice(0, 1)), ("9", slice(1, 2))]
+    assert plotting.stages([]) == []
+
 
 # LearningCurves ----------------------------------------------------------------------------------
 

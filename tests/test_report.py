@@ -11,11 +11,10 @@ import sys
 from dataclasses import replace
 from html import escape
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
-from lightning_vcppo import __main__, report
+from lightning_vcppo import report
 from lightning_vcppo.report.drawing import spec
 from lightning_vcppo.report.figures import sections
 from lightning_vcppo.report.page import render
@@ -26,8 +25,7 @@ from tests.report_runs import (
     write_csv,
     write_run,
 )
-
-ROOT = Path(__file__).parents[1]
+from tests.tiny_runs import ROOT, run_program
 
 
 def read(folder):
@@ -104,7 +102,8 @@ def test_a_page_has_every_figure_with_its_data(html):
 def test_plots_are_valid_to_plotly(html):
     graph_objects = pytest.importorskip("plotly.graph_objects")
     for plot in Page(html).plots:
-        graph_objects.Figure(plot)  # refuses a property that it does not know
+        figure = graph_objects.Figure(plot)  # refuses a property that it does not know
+        assert len(figure.data) == len(plot["data"])
 
 
 def test_a_page_needs_nothing_from_outside(html):
@@ -160,23 +159,18 @@ def test_gaps_are_null_for_json():
 # The command
 
 
-def vcppo(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["vcppo", *map(str, arguments)])
-    __main__.run()
-
-
-def test_the_command_writes_the_page(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_the_page(tmp_path, capsys):
     folder = write_run(tmp_path / "run")
-    vcppo(monkeypatch, "report", folder)
+    run_program("report", folder)
     assert str(folder / "report.html") in capsys.readouterr().out
     first = (folder / "report.html").read_bytes()
-    vcppo(monkeypatch, "report", folder, "--output", tmp_path / "new" / "page.html")
+    run_program("report", folder, "--output", tmp_path / "new" / "page.html")
     assert (tmp_path / "new" / "page.html").read_bytes() == first
 
 
-def test_a_mistake_ends_in_one_line(tmp_path, monkeypatch, capsys):
+def test_a_mistake_ends_in_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
-        vcppo(monkeypatch, "report", tmp_path / "none")
+        run_program("report", tmp_path / "none")
     assert end.value.code == 2
     assert capsys.readouterr().err == (
         f"vcppo: error: {tmp_path / 'none'}: no such folder; expected the folder of a run\n"

@@ -10,6 +10,9 @@ import shutil
 import pytest
 import yaml
 
+from lightning_vcppo import profiles as training_profiles
+from lightning_vcppo import rollout
+from lightning_vcppo.report import reading
 from lightning_vcppo.report.drawing import curves
 from lightning_vcppo.report.page import differences
 from lightning_vcppo.report.reading import read_run, read_runs
@@ -30,6 +33,11 @@ def read(folder):
 
 
 # Reading
+
+
+def test_what_a_run_writes_is_what_the_report_reads_without_torch():
+    assert reading.DECILES == training_profiles.NUM_DECILES
+    assert reading.HELD_OUT == rollout.HELD_OUT
 
 
 def test_rows_of_one_step_are_one_row(tmp_path):

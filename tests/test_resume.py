@@ -21,7 +21,7 @@ from lightning_vcppo.files import complete_file, put_in_place, recover, whole_li
 from lightning_vcppo.interruptions import Interruptions
 from lightning_vcppo.metrics_file import MetricsFile
 from lightning_vcppo.run_folder import choose_start, choose_weights
-from tests.tiny_runs import ROLLOUTS, ROOT, logged, vcppo
+from tests.tiny_runs import ROLLOUTS, ROOT, logged, run_program, vcppo
 
 TIMES = ("time/", "rollout/tokens_per_second")
 
@@ -124,10 +124,9 @@ def test_ctrl_c_outside_the_rollouts_has_the_same_exit_code(monkeypatch):
         except KeyboardInterrupt:
             sys.exit(1)  # as Lightning does
 
-    monkeypatch.setattr(sys, "argv", ["vcppo", "fit"])
     monkeypatch.setattr(cli, "main", interrupted)
     with pytest.raises(SystemExit) as end:
-        cli.run()
+        run_program("fit")
     assert end.value.code == 130
 
 

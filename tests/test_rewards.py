@@ -224,7 +224,7 @@ def test_load_reward_by_style_and_by_path():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("box", "reward 'box': expected one of boxed, .* or an import path"),
+        ("box", "^reward: expected one of boxed, .* or an import path .*, got box$"),
         ("no_such_package.fn", "No module named 'no_such_package'"),
         ("lightning_vcppo.rewards.verfy", "no attribute 'verfy'"),
         ("lightning_vcppo.rewards.answer_part", "not an f\\(response, answer\\)"),

@@ -1,8 +1,6 @@
 """Verdicts beside those of other graders, on published responses."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 
@@ -11,15 +9,8 @@ from lightning_vcppo.rewards import (
     is_correct,
 )
 
-SHARED_DATA = Path(
-    os.environ.get("VCPPO_SHARED_DATA", Path(__file__).parents[1].parent / "shared/data")
-)
 
-
-def read_shared(name):
-    path = SHARED_DATA / name
-    if not path.exists():
-        pytest.skip(f"needs {name}, real data beside the project (VCPPO_SHARED_DATA)")
+def read(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -35,8 +26,8 @@ def read_shared(name):
     ],
 )
 @pytest.mark.parametrize("style", ["boxed", "lenient"])
-def test_published_scores_are_reproduced_sample_by_sample(name, score, style):
-    rows = read_shared(name)
+def test_published_scores_are_reproduced_sample_by_sample(name, score, style, shared_data):
+    rows = read(shared_data / name)
     verdicts = [is_correct(row["response"], row["gold"], style=style) for row in rows]
     assert verdicts == [row["published_correct"] for row in rows]
     assert 100 * sum(verdicts) / len(verdicts) == score
@@ -62,10 +53,10 @@ DISAGREEMENTS = {
 }
 
 
-def test_agreement_with_other_graders_on_integer_answers():
+def test_agreement_with_other_graders_on_integer_answers(shared_data):
     found = {}
     agreed = 0
-    for line, case in enumerate(read_shared("verifier_cases.jsonl"), 1):
+    for line, case in enumerate(read(shared_data / "verifier_cases.jsonl"), 1):
         if not case["gold_int_0_999"]:
             continue
         if case["kind"] == "pair":
@@ -80,8 +71,8 @@ def test_agreement_with_other_graders_on_integer_answers():
     assert agreed == 80
 
 
-def test_agreement_with_strict_graders_on_all_answers():
-    cases = [c for c in read_shared("verifier_cases.jsonl") if c["mode"] == "strict_box"]
+def test_agreement_with_strict_graders_on_all_answers(shared_data):
+    cases = [c for c in read(shared_data / "verifier_cases.jsonl") if c["mode"] == "strict_box"]
     assert len(cases) == 9
     for case in cases:
         assert is_correct(case["response"], case["gold"]) == case["expected"], case

@@ -6,7 +6,6 @@ import ast
 import json
 import os
 import pickle
-import sys
 from pathlib import Path
 from unittest import mock
 
@@ -23,7 +22,7 @@ from lightning_vcppo.settings import ValueSettings
 from lightning_vcppo.sources import load_problems
 from lightning_vcppo.untrusted import ALLOW_PICKLE, printable, refuse_code_in
 from tests.test_module import make_module
-from tests.tiny_runs import ROLLOUTS, ROOT, vcppo
+from tests.tiny_runs import ROLLOUTS, ROOT, run_program, vcppo
 
 SECRETS = {
     "WANDB_API_KEY": "5ec2e7" + "0123456789abcdef" * 2 + "ab",
@@ -146,9 +145,8 @@ def test_code_in_a_models_folder_is_not_run(kind, tiny_actor, tmp_path, monkeypa
 
 def test_a_checkpoint_runs_no_code(tiny_actor, tmp_path, capsys):
     torch.save({"state_dict": {}, "x": Bomb(tmp_path / "ran")}, tmp_path / "evil.ckpt")
-    command = ["vcppo", "fit", f"--model.actor={tiny_actor}", f"--ckpt_path={tmp_path}/evil.ckpt"]
-    with mock.patch.object(sys, "argv", command), pytest.raises(SystemExit) as end:
-        cli.run()
+    with pytest.raises(SystemExit) as end:
+        run_program("fit", f"--model.actor={tiny_actor}", f"--ckpt_path={tmp_path}/evil.ckpt")
     assert end.value.code == 2
     assert (
         "evil.ckpt: holds Python objects, which could run code when loaded"
@@ -286,8 +284,8 @@ def test_what_a_data_file_holds_does_not_reach_the_terminal_raw(tmp_path, monkey
     with pytest.raises(ValueError, match=r"\\x1b\[2J"):
         load_problems(tmp_path / "a.jsonl")
     monkeypatch.setattr(cli, "main", mock.Mock(side_effect=ValueError(f"a: {CLEAR_SCREEN}")))
-    with mock.patch.object(sys, "argv", ["vcppo", "fit"]), pytest.raises(SystemExit):
-        cli.run()
+    with pytest.raises(SystemExit):
+        run_program("fit")
     assert "\x1b" not in capsys.readouterr().err
 
 

@@ -2,9 +2,7 @@
 
 import csv
 import json
-import os
 import sys
-from pathlib import Path
 
 import datasets
 import pyarrow
@@ -16,9 +14,6 @@ from hypothesis import strategies as st
 from lightning_vcppo.problems import Problem
 from lightning_vcppo.sources import find_year, load_problems, parse_answer, problem_text
 
-SHARED_DATA = Path(
-    os.environ.get("VCPPO_SHARED_DATA", Path(__file__).parents[1].parent / "shared/data")
-)
 ROWS = [
     {"problem": "What is 1 + 1?", "answer": "2", "solution": "By counting."},
     {"problem": "Lines\nand, commas; $x$?", "answer": "070", "solution": ""},
@@ -327,8 +322,8 @@ def test_a_hub_data_set_out_of_reach_is_one_line(monkeypatch):
         ("aime_1983_2023_deepscaler.json", 975, 975),
     ],
 )
-def test_real_aime_sets_load_whole(name, count, with_solution):
-    problems = load_problems(shared(name))
+def test_real_aime_sets_load_whole(name, count, with_solution, shared_data):
+    problems = load_problems(shared_data / name)
     assert len(problems) == count
     assert sum(p.solution is not None for p in problems) == with_solution
     assert all(len(p.problem) > 30 for p in problems)
@@ -342,9 +337,9 @@ def test_real_aime_sets_load_whole(name, count, with_solution):
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*left out")
-def test_real_sets_with_other_answers_need_drop_invalid(name, count):
-    assert "drop_invalid=true" in message(shared(name))
-    assert len(load_problems(shared(name), drop_invalid=True)) == count
+def test_real_sets_with_other_answers_need_drop_invalid(name, count, shared_data):
+    assert "drop_invalid=true" in message(shared_data / name)
+    assert len(load_problems(shared_data / name, drop_invalid=True)) == count
 
 
 @pytest.mark.parametrize(
@@ -356,23 +351,16 @@ def test_real_sets_with_other_answers_need_drop_invalid(name, count):
         ("aime_1983_2023_deepscaler.json", set(range(1983, 2024))),
     ],
 )
-def test_years_of_real_sets(name, years):
-    assert {problem.year for problem in load_problems(shared(name))} == years
+def test_years_of_real_sets(name, years, shared_data):
+    assert {problem.year for problem in load_problems(shared_data / name)} == years
 
 
-def test_two_copies_of_aime24_agree():
+def test_two_copies_of_aime24_agree(shared_data):
     answers = [
-        [p.answer for p in load_problems(shared(name))]
+        [p.answer for p in load_problems(shared_data / name)]
         for name in ("aime24_qwen25math.jsonl", "aime24_qwq.jsonl")
     ]
     assert answers[0] == answers[1]
-
-
-def shared(name):
-    path = SHARED_DATA / name
-    if not path.exists():
-        pytest.skip(f"needs {name}, real data beside the project (VCPPO_SHARED_DATA)")
-    return path
 
 
 def test_without_reasoning_gym_it_says_what_to_install(monkeypatch):

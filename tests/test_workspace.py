@@ -10,17 +10,11 @@ import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from lightning_vcppo import __main__, cli
 from lightning_vcppo.dashboards import RUN_ID, continue_run
 from lightning_vcppo.definitions import Definition, define, read_definitions
 from lightning_vcppo.messages import USER_ERROR
 from lightning_vcppo.workspace import SECTIONS, X_AXIS, build_workspace, lines
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["vcppo", *arguments])
-    cli.run()
-
+from tests.tiny_runs import run_program
 
 # Definitions
 
@@ -49,11 +43,9 @@ def test_braces_stand_for_a_part_of_the_name() -> None:
 # The workspace
 
 
-def test_a_dry_run_prints_the_workspace(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_prints_the_workspace(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("wandb_workspaces")
-    run(monkeypatch, "dashboard", "--project=p", "--dry_run")
+    run_program("dashboard", "--project=p", "--dry_run")
     spec = json.loads(capsys.readouterr().out)
     sections = spec["section"]["panelBankConfig"]["sections"]
     assert [section["name"] for section in sections] == list(SECTIONS)
@@ -78,17 +70,14 @@ def test_without_the_extra_one_line_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     with pytest.raises(SystemExit) as end:
-        run(monkeypatch, "dashboard", "--dry_run")
+        run_program("dashboard", "--dry_run")
     assert end.value.code == USER_ERROR
     expected = "vcppo: error: needs `pip install 'lightning-vcppo[dashboard]'`\n"
     assert capsys.readouterr().err == expected
 
 
-def test_the_commands_are_in_the_help(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["vcppo", "--help"])
-    __main__.run()
+def test_the_commands_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    run_program("--help")
     assert "\n  dashboard " in capsys.readouterr().out
 
 

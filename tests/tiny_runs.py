@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import inspect
 import json
 import math
 import struct
 import sys
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
-import pytest
 import torch
-import yaml
 from lightning.pytorch import Callback
 
-import lightning_vcppo
-from lightning_vcppo import cli
+from lightning_vcppo import __main__, cli
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
+
+LAUNCHED = {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"}
+"""Variables that Lightning leaves in a process in which it has launched ranks."""
 
 TINY = [
     "--trainer.accelerator=cpu",
@@ -48,15 +46,6 @@ ROLLOUTS = [
 """Of VC-PPO: a rollout of value pretraining, if it is on, and two more."""
 
 
-def needing_its_settings(path: Path) -> Any:
-    """Return a config as a parameter of a test that is skipped while the module lacks a setting."""
-    model = yaml.safe_load(path.read_text())["model"]
-    module = getattr(lightning_vcppo, model["class_path"].rpartition(".")[2])
-    missing = set(model["init_args"]) - set(inspect.signature(module).parameters)
-    skip = pytest.mark.skipif(bool(missing), reason=f"no setting {missing}")
-    return pytest.param(path, marks=skip)
-
-
 def vcppo(*arguments: object) -> None:
     """Run `vcppo` in this process."""
     with mock.patch.object(sys, "argv", ["vcppo"]):
@@ -66,7 +55,7 @@ def vcppo(*arguments: object) -> None:
 def run_program(*arguments: object) -> None:
     """Run `vcppo` in this process as a shell would: a mistake ends in one line and SystemExit."""
     with mock.patch.object(sys, "argv", ["vcppo", *map(str, arguments)]):
-        cli.run()
+        __main__.run()
 
 
 def parity(response: str, answer: int) -> float:

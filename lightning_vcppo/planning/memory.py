@@ -1,4 +1,4 @@
-"""What a run will take, by arithmetic alone: bytes on a device in each phase, and what would help.
+"""What a run will take, by arithmetic alone: bytes on a device in each phase.
 
 Everything is counted as this package does it: actor and critic are updated one after the other, so
 gradients and activations are of one network; rows are packed without padding; logits exist a block

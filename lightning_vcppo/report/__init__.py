@@ -6,12 +6,10 @@ explains, page.py writes. It needs neither torch nor a Trainer, and so starts at
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from lightning_vcppo.messages import explain, fail, in_one_line
+from lightning_vcppo.messages import OneLineArguments
 from lightning_vcppo.report.page import render
 from lightning_vcppo.report.reading import read_runs
 from lightning_vcppo.waiting import waiting_for
@@ -39,23 +37,21 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
 
 
 def main(args: Sequence[str]) -> None:
-    """Run `vcppo report`; a user's mistake ends in one line and exit code 2.
+    """Run `vcppo report`.
 
     Args:
         args: What follows the subcommand.
+
+    Raises:
+        ValueError: As `write_report`.
+        ImportError: As `write_report`.
     """
-    parser = _Parser("vcppo report", description="Write one HTML page about one or more runs.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser = OneLineArguments(
+        "vcppo report", description="Write one HTML page about one or more runs."
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER")
     parser.add_argument("--output", type=Path, help="the page; default: report.html in the first")
     arguments = parser.parse_args(args)
-    with in_one_line(), waiting_for("Drawing the report"):
+    with waiting_for("Drawing the report"):
         page = write_report(arguments.runs, arguments.output)
     print(f"The report is in {page}")
-
-
-class _Parser(argparse.ArgumentParser):
-    """Answers a mistake with one line instead of a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
-        fail(explain(message.replace("RUN", "RUN, the folder of a run"), flags))

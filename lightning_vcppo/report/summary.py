@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from lightning_vcppo import plotting
 from lightning_vcppo.report.reading import DECILES, Run
 
 MAX_STAGES = 4
@@ -123,14 +124,8 @@ def stages(run: Run, quantity: str, split: str = "all") -> list[tuple[str, list[
         Rollouts in words, and ten means over them.
     """
     found = profiles(run, quantity, split)
-    parts = min(MAX_STAGES, len(found))
-    cut = []
-    for i in range(parts):
-        stage = found[i * len(found) // parts : (i + 1) * len(found) // parts]
-        first, last = stage[0][0], stage[-1][0]
-        span = f"{first}" if first == last else f"{first} to {last}"
-        cut.append((span, mean_profile(profile for _, profile in stage)))
-    return cut
+    cut = plotting.stages([rollout for rollout, _ in found], MAX_STAGES)
+    return [(span, mean_profile(profile for _, profile in found[part])) for span, part in cut]
 
 
 def mean_profile(rows: Iterable[Sequence[float]]) -> list[float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +12,10 @@ from unittest import mock
 
 import pytest
 
-from lightning_vcppo import __main__, cli
+from lightning_vcppo import cli
 from lightning_vcppo.data import AIMEDataModule
 from lightning_vcppo.messages import in_one_line
-from tests.tiny_runs import ROLLOUTS
+from tests.tiny_runs import ROLLOUTS, run_program
 
 ERROR = "vcppo: error: "
 NOBODY = 65534
@@ -50,14 +49,14 @@ def mistake(tiny_actor, capfd):
     """
 
     def run(*arguments, command="fit", base=ROLLOUTS, actor=tiny_actor, leaves=()):
-        given = ["vcppo", command, *([f"--model.actor={actor}"] if actor else []), *base]
+        given = [command, *([f"--model.actor={actor}"] if actor else []), *base]
         given += ["--loggers=[csv]", "--trainer.default_root_dir=run", *map(str, arguments)]
         # The parsers of the other three subcommands are alike, and half of the time.
         alone = {command: cli.VCPPOCLI.subcommands()[command]}
         patch = mock.patch.object(cli.VCPPOCLI, "subcommands", staticmethod(lambda: alone))
         before = files(Path())  # seen from within: as another user, not from the root
-        with mock.patch.object(sys, "argv", given), patch, pytest.raises(SystemExit) as end:
-            __main__.run()
+        with patch, pytest.raises(SystemExit) as end:
+            run_program(*given)
         line = the_line(capfd.readouterr().err)
         assert end.value.code == 2, line
         after = files(Path())
@@ -74,9 +73,8 @@ def command_mistake(capfd):
     """Return a function that runs `vcppo` as it is told; without a model."""
 
     def run(*arguments):
-        given = ["vcppo", *map(str, arguments)]
-        with mock.patch.object(sys, "argv", given), pytest.raises(SystemExit) as end:
-            __main__.run()
+        with pytest.raises(SystemExit) as end:
+            run_program(*arguments)
         captured = capfd.readouterr()
         assert (end.value.code, captured.out) == (2, "")
         return the_line(captured.err)

@@ -123,11 +123,11 @@ FLAGS = [
         "--trainer.strategy=model_parallel: this strategy",
     ),
     # What a name leads to
-    ("--model.reward=no.such", "reward 'no.such': No module named 'no'"),
-    ("--model.reward=math.sqrt", "reward 'math.sqrt': not an f(response, answer)"),
+    ("--model.reward=no.such", "--model.reward: No module named 'no'; expected one of boxed"),
+    ("--model.reward=math.sqrt", "--model.reward: not an f(response, answer): too many"),
     (
         "--model.actor_optimizer.class_path=torch.optim.Adamm",
-        "optimizer torch.optim.Adamm: module ",
+        "--model.actor_optimizer.class_path: module 'torch.optim' has no attribute 'Adamm'; got ",
     ),
 ]
 
@@ -221,9 +221,11 @@ def test_a_config_with_a_mark_and_windows_ends_is_read(tmp_path, tiny_actor, cap
 COMMAND_LINES = [
     (["fti"], "fti: no such command; did you mean fit? (`vcppo --help` lists them)"),
     (["evaluate"], "evaluate: no such command"),
-    (["report"], "the following arguments are required: RUN, the folder of a run"),
+    (["report"], "the following arguments are required: RUN_FOLDER"),
     (["report", "nowhere"], "nowhere: "),
     (["report", ".", "--outptu=x"], "--outptu: no such option; did you mean --output?"),
+    (["plan", "--gpus=x"], "--gpus: expected an integer, got x"),
+    (["plan", "--gpus"], "--gpus: expected a value, --gpus=VALUE"),
     (["regrade"], "the following arguments are required: file"),
     (["regrade", "no.jsonl"], "no.jsonl: no such file or directory"),
     (["regrade", "."], ".: is a directory"),
@@ -232,7 +234,7 @@ COMMAND_LINES = [
     (["regrade", "half.jsonl"], "half.jsonl:1: expected a graded response"),
     (["regrade", "binary.jsonl"], "binary.jsonl: expected UTF-8 text"),
     (["regrade", "half.jsonl", "--rewrd=x"], "--rewrd: no such option; did you mean --reward?"),
-    (["regrade", "half.jsonl", "--reward=x.y"], "reward 'x.y': No module named 'x'"),
+    (["regrade", "half.jsonl", "--reward=x.y"], "reward: No module named 'x'"),
     (["dashboard", "--projct=x"], "--projct: no such option; did you mean --project?"),
     (["doctor", "--jsn"], "vcppo doctor: --jsn: no such option; there is --json"),
     (["completion", "fish"], "vcppo completion: expected one of bash, zsh, tcsh, got fish"),

@@ -6,6 +6,8 @@ import shutil
 import signal
 import socket
 import stat
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -126,6 +128,17 @@ def test_an_account_that_is_asked_for_and_missing(mistake, monkeypatch, tmp_path
 
 
 # Several processes
+
+
+def test_other_ranks_than_the_first_say_who_they_are():
+    program = [sys.executable, "-m", "lightning_vcppo", "fitt"]
+    lines = []
+    for launcher in ({}, {"SLURM_PROCID": "0"}, {"RANK": "9", "LOCAL_RANK": "0"}):
+        done = subprocess.run(program, env=os.environ | launcher, capture_output=True, text=True)
+        assert done.returncode == 2
+        lines.append(done.stderr)
+    assert lines[0] == lines[1] and lines[0].startswith("vcppo: error: fitt: no such command")
+    assert lines[2] == lines[0].replace("vcppo: ", "vcppo: [rank 9] ")
 
 
 def test_what_shards_cannot_be(mistake):

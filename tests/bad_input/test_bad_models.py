@@ -158,7 +158,7 @@ def test_a_critic_or_reference_that_is_not_there(mistake):
 
 def test_a_critic_with_another_head(mistake, tiny_critic):
     line = mistake(f"--model.critic={tiny_critic}", "--model.value.head=bounded")
-    assert line.startswith(f"critic {tiny_critic}: it was trained with value head"), line
+    assert line.startswith(f"--model.critic: {tiny_critic} was trained with value head"), line
 
 
 def test_a_critic_that_has_lost_its_head(mistake, model_copy, tiny_critic):

@@ -1,0 +1,49 @@
+"""How figures look, and how a run is cut into stages for them; matplotlib waits until needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def open_figure(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    """Open a figure with one pair of axes."""
+    from matplotlib.figure import Figure  # No pyplot: no backend and no global state are touched.
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    ax = figure.subplots()
+    tidy(ax, title, xlabel, ylabel)
+    return figure, ax
+
+
+def tidy(ax: Axes, title: str = "", xlabel: str = "", ylabel: str = "") -> None:
+    """Give axes the style of the house: a grid behind what is drawn, no frame, title at left."""
+    ax.set_title(title, loc="left", fontweight="bold")
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.grid(color="#DDDDDD", linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def stages(rollouts: Sequence[int], at_most: int = 5) -> list[tuple[str, slice]]:
+    """Cut a run into stages of about equal length, early to late: the lines of a profile plot.
+
+    Args:
+        rollouts: Numbers of the rollouts that were measured, in order.
+        at_most: Stages; there are fewer if there are fewer rollouts.
+
+    Returns:
+        The first and the last rollout of each stage in words, and its part of the list.
+    """
+    count = min(at_most, len(rollouts))
+    cut = []
+    for i in range(count):
+        part = slice(i * len(rollouts) // count, (i + 1) * len(rollouts) // count)
+        first, last = rollouts[part][0], rollouts[part][-1]
+        cut.append((f"{first}" if first == last else f"{first} to {last}", part))
+    return cut
