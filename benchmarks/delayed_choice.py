@@ -17,7 +17,7 @@ lambda_actor is 0.95 for both, and neither pretrains. Two critics:
 
 Results are added to a CSV file, run by run: critic, lambda_critic, length (tokens), seed, rollouts
 (empty if the limit was reached before), exact (share in the last five rollouts), response_length
-(of the last), seconds.
+(of the last), seconds. The figure beside it has the same name.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ import itertools
 import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from benchmarks.runs import (
     CONFIGS,
@@ -39,6 +41,7 @@ from benchmarks.runs import (
     rounded,
     vcppo,
 )
+from lightning_vcppo.plotting import open_figure
 from lightning_vcppo.problems import THINK_OPEN
 
 RUN = ("critic", "lambda_critic", "length", "seed")
@@ -62,6 +65,13 @@ WINDOW_CRITIC = {
     "layer_types": ["sliding_attention", "sliding_attention"],
 }
 ALGORITHMS = {"0.95": "ppo.yaml", "1": "vcppo_no_pretraining.yaml"}
+LINES = {
+    ("window", "0.95"): ("#D55E00", "-"),
+    ("full", "0.95"): ("#D55E00", "--"),
+    ("window", "1"): ("#0072B2", "-"),
+    ("full", "1"): ("#0072B2", "--"),
+}
+"""Colour and style of the figure's lines."""
 
 
 def chose_exact(response: str, answer: int) -> float:
@@ -96,11 +106,14 @@ def cold_start(seed: int, length: int, run: Path) -> None:
     vcppo(["fit", *flags], run)
 
 
-def train(critic: str, lambda_critic: str, length: int, seed: int, actor: Path, run: Path) -> None:
-    """Train on problems of one length until the choice is learned; an epoch is a rollout."""
+def training(
+    critic: str, lambda_critic: str, length: int, seed: int, actor: str | Path
+) -> list[str]:
+    """Return the command that trains until the choice is learned; an epoch is a rollout."""
     stop = {"monitor": "rollout/accuracy", "stopping_threshold": ENOUGH, "mode": "max"}
     early_stopping = {"class_path": "EarlyStopping", "init_args": {**stop, "patience": LIMIT}}
-    flags = (
+    return [
+        "fit",
         f"--config={CONFIGS / ALGORITHMS[lambda_critic]}",
         f"--config={CONFIGS / 'demo' / 'rl.yaml'}",
         f"--seed_everything={seed}",
@@ -120,8 +133,41 @@ def train(critic: str, lambda_critic: str, length: int, seed: int, actor: Path, 
         "--trainer.val_check_interval=1",
         "--trainer.enable_checkpointing=false",
         f"--trainer.callbacks={json.dumps([early_stopping])}",
-    )
-    vcppo(["fit", *flags], run)
+    ]
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """Return what a run adds to its row, but for the time that it took."""
+    keys = ("rollout/accuracy", "rollout/response_length")
+    rollouts = [[float(row[key]) for key in keys] for row in metric_rows(run, *keys)]
+    exact, tokens = zip(*rollouts, strict=True)
+    return {
+        "rollouts": len(exact) if exact[-1] >= ENOUGH else "",
+        "exact": rounded(str(fmean(exact[-5:]))),
+        "response_length": rounded(str(tokens[-1])),
+    }
+
+
+def draw(rows: Sequence[Mapping[str, str]], path: Path) -> None:
+    """Draw the rollouts to the choice by length; a run that did not get there has an open mark."""
+    figure, ax = open_figure("Rollouts until the choice is learned", "tokens to the reward", "")
+    for (critic, lambda_critic), (color, style) in LINES.items():
+        mine = [r for r in rows if (r["critic"], r["lambda_critic"]) == (critic, lambda_critic)]
+        means = {
+            length: fmean(int(r["rollouts"] or LIMIT) for r in mine if int(r["length"]) == length)
+            for length in sorted({int(r["length"]) for r in mine})
+        }
+        label = f"{critic} critic, lambda_critic {lambda_critic}"
+        ax.plot(list(means), list(means.values()), style, color=color, label=label)
+        for row in mine:
+            face = color if row["rollouts"] else "none"
+            place = int(row["length"]), int(row["rollouts"] or LIMIT)
+            ax.plot(*place, "o", color=color, markerfacecolor=face, markersize=5)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter("{x:.0f}")
+    ax.set_ylim(0, LIMIT + 3)
+    ax.legend(frameon=False, fontsize="small")
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
@@ -147,21 +193,12 @@ def main() -> None:
             cold_start(seed, length, start_dir)
             run = start_dir.with_name(f"{critic}_{lambda_critic}_{length}")
             start = time.perf_counter()
-            train(critic, lambda_critic, length, seed, start_dir / "actor", run)
-            seconds = time.perf_counter() - start
-            keys = ("rollout/accuracy", "rollout/response_length")
-            exact, tokens = zip(
-                *([float(row[key]) for key in keys] for row in metric_rows(run, *keys)), strict=True
-            )
-            row = {
-                **which,
-                "rollouts": len(exact) if exact[-1] >= ENOUGH else "",
-                "exact": rounded(str(fmean(exact[-5:]))),
-                "response_length": rounded(str(tokens[-1])),
-                "seconds": round(seconds),
-            }
+            vcppo(training(critic, lambda_critic, length, seed, start_dir / "actor"), run)
+            seconds = round(time.perf_counter() - start)
+            row = {**which, **outcome(run), "seconds": seconds}
             append_rows(arguments.results, COLUMNS, [row])
             print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+        draw(read_rows(arguments.results), arguments.results.with_suffix(".png"))
     except RuntimeError as error:
         sys.exit(f"error: {error}")
 
