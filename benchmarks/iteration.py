@@ -25,7 +25,7 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -36,6 +36,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.measure import (
     THREADS,
+    EndlessModule,
     Workload,
     alternating_seconds,
     forget_peak,
@@ -101,8 +102,10 @@ def our_iteration(
         reference: Whether there is a reference policy.
     """
     work.model().save_pretrained(folder)
-    word_tokenizer(work).save_pretrained(folder)
-    module = VCPPOModule(
+    last = work.config.vocab_size - 1
+    ends = work.eos_token_id <= last
+    word_tokenizer(replace(work, eos_token_id=min(work.eos_token_id, last))).save_pretrained(folder)
+    module = (VCPPOModule if ends else EndlessModule)(
         str(folder),
         reward="benchmarks.iteration.parity",
         sampling=SamplingSettings(max_response_length=work.max_response_length),

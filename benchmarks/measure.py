@@ -28,13 +28,17 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import logging as transformers_logging
+from typing_extensions import override
 
+from lightning_vcppo import VCPPOModule
 from lightning_vcppo.actor_module import write_folder
 from lightning_vcppo.cold_start import default_tokenizer
+from lightning_vcppo.generation import TransformersEngine
 from lightning_vcppo.models import build_actor
 from lightning_vcppo.shipped import shipped_folder
 
 THREADS = 2
+UNKNOWN = "1"
 
 
 def start() -> None:
@@ -218,12 +222,29 @@ def word_tokenizer(work: Workload, pad_token_id: int | None = None) -> PreTraine
     """
     pad = work.pad_token_id if pad_token_id is None else pad_token_id
     size = max(work.config.vocab_size, work.eos_token_id + 1, pad + 1)
-    words = {f"w{i}": i for i in range(size)}
+    # transformers reads it as Qwen2's kind, letter by letter; a tokenizer that reads no text at all
+    # is refused, so one word is a figure.
+    words = {UNKNOWN if i == 2 else f"w{i}": i for i in range(size)}
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(words, unk_token="w2")),
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token=UNKNOWN)),
         pad_token=f"w{pad}",
         eos_token=f"w{work.eos_token_id}",
     )
+
+
+class EndlessModule(VCPPOModule):
+    """A module whose responses are all as long as they may be."""
+
+    @override
+    def engine(self) -> TransformersEngine:
+        """Return an engine for which no token ends a response."""
+        assert self.actor is not None
+        return TransformersEngine(
+            self.actor,
+            pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_ids=set(),
+            max_num_seqs=self.engine_settings.max_num_seqs,
+        )
 
 
 def actor_fields(config: str) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from transformers import AutoConfig
 from typing_extensions import override
 
 from benchmarks.measure import (
+    EndlessModule,
     actor_fields,
     forget_peak,
     in_own_process,
@@ -43,7 +44,6 @@ from benchmarks.measure import (
     start,
     write_actor,
 )
-from lightning_vcppo import VCPPOModule
 from lightning_vcppo.plan import shape_of
 from lightning_vcppo.planning.memory import plan_memory
 from lightning_vcppo.planning.run import Run
@@ -98,15 +98,8 @@ def held_bytes() -> int:
     return peak_bytes()
 
 
-class Bench(VCPPOModule):
+class Bench(EndlessModule):
     """Reads the peak of each phase of a rollout."""
-
-    @override
-    def configure_model(self) -> None:
-        """Load the networks, and let no response end before its limit."""
-        super().configure_model()
-        assert self.actor is not None and self.actor.generation_config is not None
-        self.actor.generation_config.eos_token_id = self.tokenizer.eos_token_id = None
 
     def prepare(self, batch: PromptBatch) -> None:
         """Take the prompts."""

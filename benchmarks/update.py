@@ -35,10 +35,16 @@ from torch.utils.data import DataLoader
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from typing_extensions import override
 
-from benchmarks.measure import alternating_seconds, print_json, print_table, start, workload
+from benchmarks.measure import (
+    alternating_seconds,
+    print_json,
+    print_table,
+    start,
+    word_tokenizer,
+    workload,
+)
 from lightning_vcppo import VCPPOModule, losses
 from lightning_vcppo.actor_module import write_folder
-from lightning_vcppo.cold_start import default_tokenizer
 from lightning_vcppo.microbatch import masked_mean
 from lightning_vcppo.packing import PackedLayout
 from lightning_vcppo.problems import Problem
@@ -188,7 +194,7 @@ def run(
 ) -> dict[str, float]:
     """Time both updates and print a table."""
     with tempfile.TemporaryDirectory() as folder:
-        write_folder(Path(folder, "actor"), model, default_tokenizer(320))
+        write_folder(Path(folder, "actor"), model, word_tokenizer(workload("W-tail")))
         bench = Bench(
             str(Path(folder, "actor")),
             sampling=SamplingSettings(max_response_length=rollout.response_mask_BT.shape[1]),

@@ -1,0 +1,37 @@
+"""What benchmarks time does run: they use the package's insides, and nobody runs them every day."""
+
+import sys
+
+import pytest
+import torch
+
+from benchmarks import iteration, measure, plan, update
+
+
+@pytest.mark.parametrize("name", ["W", "W-tail"])
+def test_the_iteration_that_is_timed(name, tmp_path):
+    work = measure.workload(name, prompts=2, prompt_length=4, max_response_length=16)
+    iterate, measured = iteration.our_iteration(work, tmp_path / "actor", reference=name == "W")
+    assert iterate() > 0 and iterate() > 0
+    assert name == "W-tail" or measured.tokens == [32, 32]  # on W no response ends by itself
+    assert all(part > 0 for parts in measured.parts for part in parts.values())
+
+
+def test_both_updates_that_are_compared_end_alike():
+    work = measure.workload("W-tail")
+    rollout = update.random_rollout(4, 8, 16, work.config.vocab_size, stop=1 / 8)
+    results = update.run("small", work.model(), rollout, max_tokens=64, repeats=1)
+    assert results["speedup"] > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_phases_whose_memory_is_planned(tmp_path, monkeypatch):
+    monkeypatch.setitem(plan.WORKLOADS, "small", plan.Sizes(2, 8, 8, 64))
+    torch.manual_seed(0)
+    measure.write_actor(tmp_path / "actor", measure.actor_fields("model/tiny_qwen2"))
+    bench = plan.fit(str(tmp_path / "actor"), "small", rollouts=1)
+    assert (
+        bench.peaks.keys()
+        == plan.plan_memory(plan.planned(str(tmp_path / "actor"), "small")).keys()
+    )
+    assert min(bench.took.values()) > 0
