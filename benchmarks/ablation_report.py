@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from scipy import stats
 
-from benchmarks.ablation import MAIN_ARMS
+from benchmarks.ablation import MAIN_ARMS, read_arms
 from benchmarks.runs import read_rows
 from lightning_vcppo.plotting import tidy
 
@@ -216,6 +216,8 @@ def main() -> None:
     rows = read_rows(arguments.results)
     if not rows:
         parser.error(f"{arguments.results}: no results there")
+    places = {arm.name: place for place, arm in enumerate(read_arms(["all"]))}
+    rows.sort(key=lambda row: places.get(row["arm"], len(places)))
     arguments.output.mkdir(parents=True, exist_ok=True)
     text = table(rows)
     console = Console()

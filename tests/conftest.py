@@ -26,6 +26,7 @@ from lightning_vcppo import models
 from lightning_vcppo.actor_module import write_folder
 from lightning_vcppo.cold_start import default_tokenizer
 from lightning_vcppo.settings import ValueSettings
+from tests.tiny_runs import LAUNCHED
 
 torch.set_num_threads(1)
 
@@ -43,10 +44,10 @@ TINY_QWEN2 = {
 
 @pytest.fixture(autouse=True)
 def _clean_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Start outside the checkout, without the seed that an earlier `seed_everything` has left."""
+    """Start outside the checkout, without the seed and the ranks that earlier runs have left."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
-    monkeypatch.delenv("PL_SEED_WORKERS", raising=False)
+    for variable in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", *LAUNCHED):
+        monkeypatch.delenv(variable, raising=False)
 
 
 @pytest.fixture(scope="session")
