@@ -17,6 +17,7 @@ from typing_extensions import override
 from lightning_vcppo import adapters, folders, forward, models
 from lightning_vcppo.actor_module import ActorModule
 from lightning_vcppo.fingerprints import base_of_adapters
+from lightning_vcppo.grading import RewardFunction
 from lightning_vcppo.microbatch import token_balanced_micro_batches
 from lightning_vcppo.model_checks import check_vocabulary
 from lightning_vcppo.packing import reads_packed_rows
@@ -41,7 +42,7 @@ class NetworksModule(ActorModule):
         actor: str,
         critic: str | dict[str, Any] | None,
         reference: str | None,
-        reward: str,
+        reward: str | RewardFunction,
         sampling: SamplingSettings,
         evaluation: SamplingSettings,
         engine: EngineSettings,

@@ -19,7 +19,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from lightning_vcppo import cli, plan, regrade, report, rewards
+from lightning_vcppo import cli, plan, regrade, report
+from lightning_vcppo.grading import load_reward
 from lightning_vcppo.shipped import find_config
 from tests.report_runs import write_run
 from tests.tiny_runs import ROLLOUTS, ROOT, vcppo
@@ -279,13 +280,16 @@ def test_python_of_a_page_imports_what_there_is_and_yaml_is_a_config(page: Path)
             assert isinstance(yaml.safe_load(text), dict), text
 
 
-def test_the_reward_of_the_page_can_be_used(tmp_path: Path, monkeypatch: Any) -> None:
-    ((name, text),) = titled(ROOT / "docs" / "howto" / "reward.md", "python")
-    (tmp_path / name).write_text(text)
+def test_the_rewards_of_the_page_can_be_used(tmp_path: Path, monkeypatch: Any) -> None:
+    for name, text in titled(ROOT / "docs" / "howto" / "reward.md", "python"):
+        (tmp_path / name).write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    reward = rewards.load_reward("my_reward.brief")
+    reward = load_reward("my_reward.brief")
     assert reward(r"\boxed{7}", 7) == 1.1
     assert reward(r"\boxed{7}", 8) == -1.0
+    partial = load_reward("my_partial_reward.partial")
+    responses = (r"\boxed{7}", r"\boxed{8}", "7")
+    assert [partial(text, 7) for text in responses] == [(1.0, True), (0.2, False), (0.0, False)]
 
 
 def test_the_configs_that_the_documents_name_exist() -> None:
