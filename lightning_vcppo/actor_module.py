@@ -98,8 +98,11 @@ class ActorModule(RoomForResponses):
         check_vocabulary(self.actor, self.tokenizer, str(self.actor_source), "actor")
 
     def build(self, load: Callable[[], Network]) -> Network:
-        """Build a network as the strategy has it, without dropout; called on every rank."""
-        network = build(load, self.trainer.strategy)
+        """Build a network as the strategy has it, without dropout; called on every rank.
+
+        `load_from_checkpoint` does without a Trainer.
+        """
+        network = build(load, self._trainer and self._trainer.strategy)
         models.disable_dropout(network.train())
         return network
 
@@ -157,8 +160,8 @@ class ActorModule(RoomForResponses):
         """Continue the saved run's random streams."""
         self.rollouts_done = checkpoint["rollouts_done"]
         self.run_seed = checkpoint["run_seed"]
-        ranks = checkpoint.get("ranks", self.trainer.world_size)
-        if ranks != self.trainer.world_size:
+        ranks = checkpoint.get("ranks", 1)
+        if self._trainer and ranks != self.trainer.world_size:
             rank_zero_info(
                 f"The checkpoint is of {ranks} processes, and this run has "
                 f"{self.trainer.world_size}: it goes on with the same prompts and random numbers, "

@@ -86,10 +86,10 @@ class NetworksModule(ActorModule):
 
     @override
     def configure_model(self) -> None:
-        """Load the networks, once for all stages; critic and reference only to train."""
+        """Load the networks, once for all stages; critic and reference not to evaluate."""
         super().configure_model()
         assert self.actor is not None
-        if not self.trainer.training or self.critic is not None:
+        if self.critic is not None or (self._trainer and not self.trainer.training):
             return
         source, value, reference = self.critic_source, self.value, self.reference_source
         if value is not None:
