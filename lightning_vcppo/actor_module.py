@@ -102,7 +102,7 @@ class ActorModule(RoomForResponses):
 
         `load_from_checkpoint` does without a Trainer.
         """
-        network = build(load, self._trainer and self._trainer.strategy)
+        network = build(load, self.trainer.strategy if self._trainer else None)
         models.disable_dropout(network.train())
         return network
 
