@@ -7,13 +7,21 @@ from collections import defaultdict
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from rich import get_console
 from rich.text import Text
 from typing_extensions import override
 
 from lightning_vcppo.diagnostics import RolloutCallback
-from lightning_vcppo.guard_rules import MISMATCH_KL, WATCHED, Facts, Limits, broken_rules
+from lightning_vcppo.guard_rules import (
+    MISMATCH_KL,
+    REWARD_VARIANCE,
+    WATCHED,
+    Facts,
+    Limits,
+    broken_rules,
+)
 from lightning_vcppo.losses import kl_estimate
 from lightning_vcppo.microbatch import masked_mean
 
@@ -124,6 +132,10 @@ class GuardRails(RolloutCallback):
             kl_BT = kl_estimate(rollout.sampler_logprobs_BT, rollout.old_logprobs_BT, "k3")
             mean = masked_mean(kl_BT, rollout.response_mask_BT, reduce=module.sum_over_ranks)
             last[MISMATCH_KL] = float(mean)
+        scores_B, all_B = rollout.scores_B, torch.ones_like(rollout.correct_B)
+        mean = masked_mean(scores_B, all_B, reduce=module.sum_over_ranks)
+        variance = masked_mean((scores_B - mean) ** 2, all_B, reduce=module.sum_over_ranks)
+        last[REWARD_VARIANCE] = float(variance)
         last = {key: number for key, number in last.items() if math.isfinite(number)}
         for key, number in last.items():
             self._latest[key] = [*self._latest[key], number][-self._limits.window :]
@@ -143,6 +155,7 @@ class GuardRails(RolloutCallback):
             pretraining=self._pretraining,
             actor_moves=module.phase.value != "value_pretraining",
             last=last,
+            seen=len(self._latest[REWARD_VARIANCE]),
             now={key: fmean(seen) for key, seen in self._latest.items()},
             start={key: fmean(seen) for key, seen in self._first.items()},
         )

@@ -224,7 +224,8 @@ class ValuePretraining(Callback):
         if progress.rollouts == 0 and math.isnan(held_out["explained_variance"]):
             rank_zero_warn(
                 "Value pretraining: all held-out responses have the same return, so there is no "
-                "variance to explain and no best critic; hold out more of a larger rollout."
+                "variance to explain and no best critic. Where accuracy is near 0 or 1, take "
+                "other problems or a cold start; else a larger rollout."
             )
         if self._rollouts_path is None:
             tokens = pl_module.sum_over_ranks(rollout.response_mask_BT.sum())
@@ -270,7 +271,7 @@ class ValuePretraining(Callback):
                 f"the best critic, of rollout {progress.best_rollout} with a held-out explained "
                 f"variance of {progress.best:.2f},"
             )
+        where = "goes on" if is_trial(trainer) else f"is in {folder / 'critic'}"
         rank_zero_info(
-            f"Value pretraining ended after {progress.rollouts} rollouts; {which} is in "
-            f"{folder / 'critic'}."
+            f"Value pretraining ended after {progress.rollouts} rollouts; {which} {where}."
         )

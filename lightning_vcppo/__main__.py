@@ -18,6 +18,8 @@ def run() -> None:
         sys.argv = [argument for argument in sys.argv if argument != "--debug"]
         os.environ["VCPPO_DEBUG"] = "1"
     command, *arguments = sys.argv[1:] or ["--help"]
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path.append(os.getcwd())  # a reward or a class in a file beside the user
     with in_one_line():
         if command in ("--help", "-h", "help"):
             print(usage.overview())

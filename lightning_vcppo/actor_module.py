@@ -26,6 +26,7 @@ from lightning_vcppo.files import UNFINISHED, put_in_place
 from lightning_vcppo.fingerprints import model_fingerprint, tokenizer_fingerprint
 from lightning_vcppo.fsdp2 import build
 from lightning_vcppo.generation import GenerationEngine, Generations, TransformersEngine, VLLMEngine
+from lightning_vcppo.grading import Grader, RewardFunction
 from lightning_vcppo.health import NotFiniteError, UpdateHealth
 from lightning_vcppo.model_checks import check_vocabulary
 from lightning_vcppo.rollout import (
@@ -51,7 +52,7 @@ class ActorModule(RoomForResponses):
         self,
         actor: str | dict[str, Any],
         tokenizer: PreTrainedTokenizerBase,
-        reward: str,
+        reward: str | RewardFunction,
         evaluation: SamplingSettings,
         engine: EngineSettings,
     ) -> None:
@@ -60,7 +61,8 @@ class ActorModule(RoomForResponses):
         Args:
             actor: Folder or hub id of a causal language model, or a model config.
             tokenizer: The actor's.
-            reward: Import path of `(response: str, answer: int) -> float`; positive means correct.
+            reward: A style of the verifier, or a function of (response, answer), or its import
+                path. It returns a float, positive for correct; or (float, whether correct).
             evaluation: How responses are sampled in `validate`, `test` and `predict`.
             engine: What samples them.
 
@@ -75,7 +77,7 @@ class ActorModule(RoomForResponses):
         self.actor_source = actor
         self.evaluation = evaluation
         self.tokenizer = tokenizer
-        self.reward_function = rewards.load_reward(reward)
+        self.grader = Grader(reward)
         self.actor: PreTrainedModel | None = None
         self.health: dict[str, UpdateHealth] = {}  # of each network that is trained
         self.rollouts_done = 0
@@ -96,8 +98,11 @@ class ActorModule(RoomForResponses):
         check_vocabulary(self.actor, self.tokenizer, str(self.actor_source), "actor")
 
     def build(self, load: Callable[[], Network]) -> Network:
-        """Build a network as the strategy has it, without dropout; called on every rank."""
-        network = build(load, self.trainer.strategy)
+        """Build a network as the strategy has it, without dropout; called on every rank.
+
+        `load_from_checkpoint` does without a Trainer.
+        """
+        network = build(load, self.trainer.strategy if self._trainer else None)
         models.disable_dropout(network.train())
         return network
 
@@ -155,8 +160,8 @@ class ActorModule(RoomForResponses):
         """Continue the saved run's random streams."""
         self.rollouts_done = checkpoint["rollouts_done"]
         self.run_seed = checkpoint["run_seed"]
-        ranks = checkpoint.get("ranks", self.trainer.world_size)
-        if ranks != self.trainer.world_size:
+        ranks = checkpoint.get("ranks", 1)
+        if self._trainer and ranks != self.trainer.world_size:
             rank_zero_info(
                 f"The checkpoint is of {ranks} processes, and this run has "
                 f"{self.trainer.world_size}: it goes on with the same prompts and random numbers, "
@@ -221,13 +226,10 @@ class ActorModule(RoomForResponses):
                 prompts, sampled.response_ids_BT, sampled.response_mask_BT, strict=True
             )
         )
-        scores = [
-            self.reward_function(r, p.answer) for r, p in zip(responses, problems, strict=True)
-        ]
+        grades = self.grader.grade_all(responses, [problem.answer for problem in problems])
         first_row = self.global_rank * len(prompts)
         positions_B = torch.arange(first_row, first_row + len(prompts), device=self.device)
         prompt_lengths_B = torch.tensor([len(ids) for ids in prompts], device=self.device)
-        scores_B = torch.tensor(scores, dtype=torch.float32, device=self.device)
         return Rollout(
             problems=problems,
             responses=responses,
@@ -244,8 +246,10 @@ class ActorModule(RoomForResponses):
             entropy_BT=sampled.entropy_BT,
             positions_B=positions_B,
             group_ids_B=positions_B // n,
-            scores_B=scores_B,
-            correct_B=scores_B > 0,
+            scores_B=torch.tensor(
+                [g.reward for g in grades], dtype=torch.float32, device=self.device
+            ),
+            correct_B=torch.tensor([g.correct for g in grades], device=self.device),
         )
 
     def response_text(self, prompt_ids: list[int], response_ids: list[int]) -> str:

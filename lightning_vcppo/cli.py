@@ -100,10 +100,18 @@ class VCPPOCLI(LightningCLI):
         parser.set_defaults({"model": {"class_path": "lightning_vcppo.VCPPOModule"}})
 
     @override
-    def _prepare_subcommand_parser(self, *args: Any, **kwargs: Any) -> LightningArgumentParser:
-        """Read checkpoints without running code that they bring along, also from a URL."""
-        parser = super()._prepare_subcommand_parser(*args, **kwargs)
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        """Read checkpoints without running code that they bring along; say where the flags are."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.set_defaults({"weights_only": True})
+        if subcommand in ("validate", "test"):
+            parser.set_defaults({"verbose": False})  # our table says it, and with intervals
+        parser.usage = f"vcppo {subcommand} [--config NAME ...] [--flag=value ...]"
+        parser.epilog = (
+            f"The model's flags: vcppo {subcommand} --model.help (of another class: =CLASS)"
+        )
         return parser
 
     @override
@@ -111,7 +119,7 @@ class VCPPOCLI(LightningCLI):
         """Read the arguments; configs may be given by their short names."""
         given = sys.argv[1:] if args is None else args
         if isinstance(given, list):
-            self.config = parser.parse_args(resolve_configs(given))
+            self.config = parser.parse_args(resolve_configs(_name_the_model(given)))
         else:
             super().parse_arguments(parser, given)
 
@@ -252,6 +260,13 @@ def run() -> None:
         if isinstance(end, KeyboardInterrupt) or isinstance(end.__context__, KeyboardInterrupt):
             raise SystemExit(exit_code(signal.SIGINT)) from None
         raise
+
+
+def _name_the_model(arguments: list[str]) -> list[str]:
+    """Have `--model.help` alone speak of the model that a run trains unless told otherwise."""
+    if arguments[-1:] == ["--model.help"]:
+        return [*arguments[:-1], "--model.help=lightning_vcppo.VCPPOModule"]
+    return arguments
 
 
 def _run_command(name: str, arguments: list[str]) -> None:

@@ -22,6 +22,7 @@ from typing_extensions import override
 
 from lightning_vcppo import folders, forward, models
 from lightning_vcppo.actor_module import ActorModule
+from lightning_vcppo.grading import RewardFunction
 from lightning_vcppo.health import UpdateHealth
 from lightning_vcppo.microbatch import explained_variance
 from lightning_vcppo.optimizers import build_optimizer, warmed_up_lr
@@ -110,7 +111,7 @@ class ColdStartModule(SupervisedModule):
         self,
         actor: str | dict[str, Any],
         tokenizer_vocab_size: int = 320,
-        reward: str = "lightning_vcppo.rewards.verify",
+        reward: str | RewardFunction = "lightning_vcppo.rewards.verify",
         evaluation: SamplingSettings = SamplingSettings(),
         engine: EngineSettings = EngineSettings(),
         optimizer: OptimizerSettings = OptimizerSettings(lr=1e-5),
@@ -122,7 +123,7 @@ class ColdStartModule(SupervisedModule):
                 ...) for random weights; such a model gets a small tokenizer trained on generated
                 problems.
             tokenizer_vocab_size: Upper bound of that tokenizer's vocabulary.
-            reward: Import path of `(response: str, answer: int) -> float`, for `validate`.
+            reward: As in `VCPPOModule`, for `validate`.
             evaluation: How responses are sampled in `validate`, `test` and `predict`.
             engine: What samples them.
             optimizer: Learning rate (cosine to 0 after the warm-up), clipping, optimizer.
@@ -202,7 +203,7 @@ class RewardModelModule(SupervisedModule):
     def __init__(
         self,
         actor: str,
-        reward: str = "lightning_vcppo.rewards.verify",
+        reward: str | RewardFunction = "lightning_vcppo.rewards.verify",
         sampling: SamplingSettings = SamplingSettings(),
         evaluation: SamplingSettings = SamplingSettings(),
         engine: EngineSettings = EngineSettings(),
@@ -213,7 +214,7 @@ class RewardModelModule(SupervisedModule):
 
         Args:
             actor: Folder or hub id of the policy; the reward model starts from its weights.
-            reward: Import path of `(response: str, answer: int) -> float`.
+            reward: As in `VCPPOModule`.
             sampling: How the training responses are sampled.
             evaluation: How responses are sampled in `validate`, `test` and `predict`.
             engine: What samples them.

@@ -11,10 +11,14 @@ from dataclasses import astuple
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_vcppo.problems import Problem
 from lightning_vcppo.rollout import Rollout, join
+
+PATIENCE = 8
+"""Batches without a rollout after which a user hears of it."""
 
 
 def informative_rows(correct_B: Tensor, group_ids_B: Tensor) -> Tensor:
@@ -59,6 +63,12 @@ class GroupBuffer:
         self.batches += 1
         parts = gather(rollout.select(rows).to(torch.device("cpu")))
         self._parts += [part for part in parts if len(part)]
+        if self.batches == PATIENCE:
+            rank_zero_warn(
+                f"Dynamic sampling: {PATIENCE} batches have not filled a rollout; {len(self)} "
+                "responses wait. In the other groups all are right or all wrong: other problems "
+                "(--data.path), a cold start, or more --model.sampling.num_generations."
+            )
 
     def take(self, size: int, first_position: int, num_generations: int) -> Rollout:
         """Return this rank's part of the rollout and empty the buffer.

@@ -301,13 +301,14 @@ class FSDP2Strategy(ModelParallelStrategy):
         )
 
 
-def build(make: Callable[[], Network], strategy: Strategy) -> Network:
-    """Build a network as a strategy wants it: this rank's shard of it, or the whole."""
+def build(make: Callable[[], Network], strategy: Strategy | None) -> Network:
+    """Build a network as a strategy, if there is one, wants it: this rank's shard or the whole."""
     if isinstance(strategy, FSDP2Strategy):
         return strategy.shard(make)
     # Lightning restores weights before it converts them: those in float64 have to have room.
     network = make()
-    return network.double() if isinstance(strategy.precision_plugin, DoublePrecision) else network
+    is_double = strategy and isinstance(strategy.precision_plugin, DoublePrecision)
+    return network.double() if is_double else network
 
 
 def layers(network: nn.Module) -> list[nn.Module]:

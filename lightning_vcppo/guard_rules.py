@@ -65,6 +65,7 @@ class Facts:
         actor_moves: Whether the next rollout updates the actor.
         last: Metrics of this rollout, those that are finite.
         now: Their means over the last rollouts, as many as `Limits.window`.
+        seen: Rollouts that have been measured, up to `Limits.window`.
         start: Their means over the first ones.
     """
 
@@ -78,12 +79,15 @@ class Facts:
     actor_moves: bool
     last: Mapping[str, float]
     now: Mapping[str, float]
+    seen: int
     start: Mapping[str, float]
 
 
 Rule = Callable[[Facts, Limits], str | None]
 
 MISMATCH_KL = "mismatch/kl_k3"
+REWARD_VARIANCE = "rollout/reward_variance"
+"""Of the responses of a rollout, over all ranks; not logged."""
 WATCHED = (
     "rollout/response_length",
     "rollout/accuracy",
@@ -197,6 +201,24 @@ def shrinking_responses(facts: Facts, limits: Limits) -> str | None:
     )
 
 
+def equal_rewards(facts: Facts, limits: Limits) -> str | None:
+    """All responses of some rollouts got the same reward, so no token's advantage says anything."""
+    variance = facts.now.get(REWARD_VARIANCE)
+    if facts.seen < limits.window or variance is None or variance > 1e-9:
+        return None
+    accuracy = facts.now.get("rollout/accuracy", math.nan)
+    cure = "give harder problems (--data.path)"
+    if not accuracy > 0.5:
+        cure = (
+            "give easier problems (--data.path) or fine-tune first (--model=ColdStartModule), and "
+            "see in evaluation/*.jsonl that right answers are not graded wrong (--model.reward)"
+        )
+    return (
+        f"all rewards of the last {limits.window} rollouts are the same, at an accuracy of "
+        f"{accuracy:.0%}, so there is nothing to learn from; {cure}"
+    )
+
+
 def rising_truncation(facts: Facts, limits: Limits) -> str | None:
     """More and more responses are cut off, so that the limit decides the reward."""
     start, now = (seen.get("rollout/truncation_rate") for seen in (facts.start, facts.now))
@@ -254,6 +276,7 @@ RULES: dict[str, Rule] = {
         slow_critic,
         clipped_values,
         shrinking_responses,
+        equal_rewards,
         rising_truncation,
         large_clip_fraction,
         large_policy_kl,

@@ -23,6 +23,7 @@ from typing_extensions import override
 from lightning_vcppo import advantages, losses, rewards, value_heads
 from lightning_vcppo.actor_critic import ActorCriticModule, Network, Phase
 from lightning_vcppo.dynamic_sampling import GroupBuffer
+from lightning_vcppo.grading import RewardFunction
 from lightning_vcppo.metrics import describe_critic, describe_rollout
 from lightning_vcppo.microbatch import aggregation_weights, weighted_sum, whiten
 from lightning_vcppo.records import gather
@@ -52,7 +53,7 @@ class VCPPOModule(ActorCriticModule):
         actor: str,
         critic: str | dict[str, Any] | None = None,
         reference: str | None = None,
-        reward: str = "lightning_vcppo.rewards.verify",
+        reward: str | RewardFunction = "lightning_vcppo.rewards.verify",
         reward_shaping: RewardShapingSettings = RewardShapingSettings(),
         sampling: SamplingSettings = SamplingSettings(),
         evaluation: SamplingSettings = SamplingSettings(),
@@ -74,7 +75,8 @@ class VCPPOModule(ActorCriticModule):
                 config (`model_type`, ...) for random weights; None starts from the actor's weights.
             reference: Folder or hub id of the frozen reference policy; None means the actor's
                 start. It is loaded only when `policy.kl_coef` is not 0.
-            reward: Import path of `(response: str, answer: int) -> float`; positive means correct.
+            reward: A style of the verifier, or a function of (response, answer), or its import
+                path. It returns a float, positive for correct; or (float, whether correct).
             reward_shaping: What is added to it.
             sampling: How rollouts are sampled.
             evaluation: How responses are sampled in `validate`, `test` and `predict`.

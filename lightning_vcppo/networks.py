@@ -17,6 +17,7 @@ from typing_extensions import override
 from lightning_vcppo import adapters, folders, forward, models
 from lightning_vcppo.actor_module import ActorModule
 from lightning_vcppo.fingerprints import base_of_adapters
+from lightning_vcppo.grading import RewardFunction
 from lightning_vcppo.microbatch import token_balanced_micro_batches
 from lightning_vcppo.model_checks import check_vocabulary
 from lightning_vcppo.packing import reads_packed_rows
@@ -41,7 +42,7 @@ class NetworksModule(ActorModule):
         actor: str,
         critic: str | dict[str, Any] | None,
         reference: str | None,
-        reward: str,
+        reward: str | RewardFunction,
         sampling: SamplingSettings,
         evaluation: SamplingSettings,
         engine: EngineSettings,
@@ -85,10 +86,10 @@ class NetworksModule(ActorModule):
 
     @override
     def configure_model(self) -> None:
-        """Load the networks, once for all stages; critic and reference only to train."""
+        """Load the networks, once for all stages; critic and reference not to evaluate."""
         super().configure_model()
         assert self.actor is not None
-        if not self.trainer.training or self.critic is not None:
+        if self.critic is not None or (self._trainer and not self.trainer.training):
             return
         source, value, reference = self.critic_source, self.value, self.reference_source
         if value is not None:

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from lightning_vcppo.evaluation import by_set, summarize
+from lightning_vcppo.grading import Grader
 from lightning_vcppo.records import read_records
-from lightning_vcppo.rewards import extract_answer, load_reward
+from lightning_vcppo.rewards import extract_answer
 from lightning_vcppo.rollout import ResponseRecord
 from lightning_vcppo.untrusted import printable
 
@@ -17,7 +18,8 @@ def regrade(file: str, reward: str = "lightning_vcppo.rewards.verify") -> list[R
 
     Args:
         file: Graded responses, `evaluation/*.jsonl` of a run or the output of `vcppo predict`.
-        reward: Import path of `(response: str, answer: int) -> float`; positive means correct.
+        reward: Import path of `(response: str, answer: int) -> float`, positive for correct; or
+            of one that returns (float, whether correct).
 
     Returns:
         The records with the new verdicts.
@@ -25,7 +27,7 @@ def regrade(file: str, reward: str = "lightning_vcppo.rewards.verify") -> list[R
     Raises:
         ValueError: If the file holds anything else, or nothing.
     """
-    function = load_reward(reward)
+    grader = Grader(reward)
     records = read_records(Path(file))
     if not records:
         raise ValueError(f"{file}: no responses")
@@ -33,7 +35,7 @@ def regrade(file: str, reward: str = "lightning_vcppo.rewards.verify") -> list[R
         replace(
             record,
             prediction=extract_answer(record.response),
-            correct=function(record.response, record.answer) > 0,
+            correct=grader.grade(record.response, record.answer).correct,
         )
         for record in records
     ]

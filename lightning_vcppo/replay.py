@@ -165,7 +165,11 @@ def held_out_prompts(
     """
     first_rows = {int(group): row for row, group in enumerate(group_ids_B)}
     groups = int(reduce(torch.tensor(len(first_rows), device=group_ids_B.device)))
-    require(groups > 1, "value pretraining: a rollout of one prompt has nothing to hold out")
+    require(
+        groups > 1,
+        "value pretraining: a rollout of one prompt has nothing to hold out; "
+        "raise data.prompts_per_rollout, or set value_pretraining.enabled=false",
+    )
     chosen = min(max(1, round(share * groups)), groups - 1)
     prompts_G = torch.zeros(groups, dtype=torch.int64, device=group_ids_B.device)
     for group, row in first_rows.items():

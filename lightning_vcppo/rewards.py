@@ -23,15 +23,12 @@ only, and a verdict must not depend on the thread or on how busy the machine is.
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import logging
 import math
 import re
 from collections.abc import Iterable
-from functools import partial
 from itertools import accumulate
-from typing import Literal, Protocol, cast, get_args
+from typing import Literal, get_args
 
 import math_verify
 import torch
@@ -317,14 +314,6 @@ def is_correct(response: str, answer: int | str, *, style: Style = "boxed") -> b
     return candidate is not None and answers_equal(candidate, answer)
 
 
-class RewardFunction(Protocol):
-    """What `load_reward` returns: from a response and the gold answer to a reward."""
-
-    def __call__(self, response: str, answer: int | str, /) -> float:
-        """Return the reward; a positive one means that the response is correct."""
-        ...
-
-
 def verify(response: str, answer: int | str, *, style: Style = "boxed") -> float:
     """Return +1.0 for a correct response and -1.0 for any other (VC-PPO, section 4).
 
@@ -332,33 +321,6 @@ def verify(response: str, answer: int | str, *, style: Style = "boxed") -> float
         ValueError: Unknown style.
     """
     return 1.0 if is_correct(response, answer, style=style) else -1.0
-
-
-def load_reward(name: str) -> RewardFunction:
-    """Return the reward function of the given name.
-
-    Args:
-        name: A style ("boxed", ...) for `verify` with it, or the import path of a function of
-            (response, answer), such as "my_package.my_function".
-
-    Raises:
-        ValueError: It cannot be imported, or cannot be called with two arguments.
-    """
-    if name in get_args(Style):
-        return partial(verify, style=cast(Style, name))
-    expected = f"expected one of {', '.join(get_args(Style))} or an import path (module.function)"
-    module_name, _, attribute = name.rpartition(".")
-    if not module_name:
-        raise ValueError(f"reward: {expected}, got {name}")
-    try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"reward: {error}; {expected}, got {name}") from error
-    try:
-        inspect.signature(function).bind("response", 0)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"reward: not an f(response, answer): {error}; got {name}") from error
-    return cast(RewardFunction, function)
 
 
 def overlong_penalty(

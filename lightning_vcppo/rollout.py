@@ -66,7 +66,7 @@ class Rollout:
         positions_B: Row number in the rollout over all ranks.
         group_ids_B: The same number for the responses to one prompt.
         scores_B: Reward of the verifier, shaping included.
-        correct_B: True where the verifier's own reward is positive.
+        correct_B: True where the reward function says so, or its own reward is positive.
         noise_weights_B: The critic's weight of each response, if prompts are weighted by noise.
         rewards_BT: Token rewards: the score on the last token, KL penalty if it is in the reward.
         old_logprobs_BT: Log-probability under the policy before the update.

@@ -90,7 +90,7 @@ class SavedRollouts:
             positions_B=positions_B,
             group_ids_B=positions_B // self._num_generations,
             scores_B=rewards_B,
-            correct_B=rewards_B > 0,
+            correct_B=torch.tensor([r.correct for r in responses]),
         )
 
 

@@ -29,9 +29,9 @@ Value-calibrated PPO for the reasoning of language models.
 
 Start here:
   vcppo doctor
-  vcppo fit --config demo/cold_start
-  vcppo fit --config demo/reward_model
-  vcppo fit --config vcppo --config demo/rl
+  python -m lightning_vcppo.demo
+  vcppo fit --config vcppo --model.actor FOLDER --data.path FILE.jsonl
 
-A command's flags: vcppo COMMAND --help. What would run: vcppo fit ... --print_config
-Trying it out: --trainer.fast_dev_run=true. Tracebacks: --debug. Version: --version"""
+A command's flags: vcppo COMMAND --help. The model's: vcppo fit --model.help
+What would run: vcppo fit ... --print_config. Trying it out: --trainer.fast_dev_run=true
+Tracebacks: --debug. Version: --version"""

@@ -55,7 +55,7 @@ LAYERS = [
         "rollout",
         "value_heads",
     },
-    {"adapters", "folders", "packing", "sharding"},
+    {"adapters", "folders", "grading", "packing", "sharding"},
     {"forward", "optimizers", "tiny_tokenizer"},
     {"models"},
     {

@@ -53,6 +53,11 @@ def test_the_overview_fits_a_screen_and_names_the_next_command():
 def test_the_help_of_a_command_has_its_flags():
     text, code = printed("fit", "--help")
     assert code == 0 and "--trainer.max_epochs" in text and "--value_pretraining.patience" in text
+    # Last, where a terminal shows it: the algorithm's own flags, which depend on the model's class.
+    assert text.splitlines()[-1].startswith("The model's flags: vcppo fit --model.help ")
+    assert "[--trainer.max_epochs" not in text  # no list of the flags before their descriptions
+    text, code = printed("fit", "--model.help")
+    assert code == 0 and "--model.advantage.lambda_actor" in text
     for command in ("report", "regrade", "doctor", "completion", "dashboard"):
         text, code = printed(command, "--help")
         assert code == 0 and "vcppo" in text and len(text.splitlines()) > 2, command

@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import inspect
 import io
+import json
 import os
 import re
 import shlex
@@ -16,10 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from packaging.requirements import Requirement
 
-from lightning_vcppo import cli, plan, regrade, report, rewards
+from lightning_vcppo import cli, plan, regrade, report
+from lightning_vcppo.grading import load_reward
+from lightning_vcppo.models import load_critic
+from lightning_vcppo.settings import ValueSettings
 from lightning_vcppo.shipped import find_config
 from tests.report_runs import write_run
 from tests.tiny_runs import ROLLOUTS, ROOT, vcppo
@@ -279,16 +284,54 @@ def test_python_of_a_page_imports_what_there_is_and_yaml_is_a_config(page: Path)
             assert isinstance(yaml.safe_load(text), dict), text
 
 
-def test_the_reward_of_the_page_can_be_used(tmp_path: Path, monkeypatch: Any) -> None:
-    ((name, text),) = titled(ROOT / "docs" / "howto" / "reward.md", "python")
-    (tmp_path / name).write_text(text)
+def test_the_rewards_of_the_page_can_be_used(tmp_path: Path, monkeypatch: Any) -> None:
+    for name, text in titled(ROOT / "docs" / "howto" / "reward.md", "python"):
+        (tmp_path / name).write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    reward = rewards.load_reward("my_reward.brief")
+    reward = load_reward("my_reward.brief")
     assert reward(r"\boxed{7}", 7) == 1.1
     assert reward(r"\boxed{7}", 8) == -1.0
+    partial = load_reward("my_partial_reward.partial")
+    responses = (r"\boxed{7}", r"\boxed{8}", "7")
+    assert [partial(text, 7) for text in responses] == [(1.0, True), (0.2, False), (0.0, False)]
 
 
 def test_the_configs_that_the_documents_name_exist() -> None:
     for page in PAGES:
         for name in re.findall(r"configs/[\w/.]+\.yaml", page.read_text()):
             assert find_config(name), f"{page}: {name}"
+
+
+def test_the_python_of_the_page_runs(
+    tiny_actor: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("models").mkdir()
+    Path("models/mine").symlink_to(tiny_actor)
+    rows = [json.dumps({"problem": f"What is {i} + 30?", "answer": i + 30}) for i in range(24)]
+    Path("problems.jsonl").write_text("\n".join(rows))
+    page = ROOT / "docs" / "howto" / "python.md"
+    program = "\n".join(text for info, text in blocks(page) if info == "python")
+    for large, small in {
+        "max_response_length=512": "max_response_length=8",
+        "val_size=32, prompts_per_rollout=64": "val_size=4, prompts_per_rollout=8",
+        "max_rollouts=20": "max_rollouts=1",
+        "max_epochs=4": "max_epochs=2",
+        "right = is_correct(response, answer)": "right = len(response) % 2 == 0",
+        "lr=2e-5": "lr=1e-2",
+        "max_new_tokens=64": "max_new_tokens=4",
+        "L.Trainer(": "L.Trainer(accelerator='cpu', enable_progress_bar=False, ",
+    }.items():
+        assert large in program
+        program = program.replace(large, small)
+    names: dict[str, Any] = {}
+    exec(compile(program, page.name, "exec"), names)
+    ids_BL = names["inputs"].input_ids  # of which the last two tokens shall be the response
+    critic = load_critic("runs/mine/critic", ValueSettings())
+    prompt, mask_BT = ids_BL.shape[1] - 2, torch.ones(1, 2, dtype=torch.bool)
+    values_N = critic.values(critic(ids_BL, torch.tensor([prompt]), mask_BT))
+    assert torch.allclose(values_N, names["values"][prompt - 1 : prompt + 1], atol=1e-6)
+    assert names["values"].std() > 1e-3
+    assert names["advantages_BT"].tolist() == [[pytest.approx(x) for x in (0.81, 0.9, 1.0)]]
+    assert Path("runs/mine/critic/config.json").exists()
+    assert "eval after" in capsys.readouterr().out

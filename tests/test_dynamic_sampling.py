@@ -54,6 +54,17 @@ def test_each_rank_takes_its_part_of_the_groups_of_all():
         assert taken.group_ids_B.tolist() == [rank, rank]
 
 
+def test_batches_that_fill_no_rollout_are_told_once():
+    buffer, (_, equal) = GroupBuffer(), two_parts()
+    equal = equal.with_(correct_B=torch.tensor([False, False]))
+    for _ in range(7):
+        buffer.add(equal)
+    with pytest.warns(UserWarning, match="8 batches have not filled a rollout; 0 responses wait"):
+        buffer.add(equal)
+    buffer.add(equal)
+    assert len(buffer) == 0
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_groups_are_counted_in_any_precision(dtype):
     """Lightning makes the type of the Trainer's precision the default of new tensors."""

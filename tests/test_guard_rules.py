@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from lightning_vcppo.guard_rules import MISMATCH_KL, RULES, Facts, Limits, broken_rules
+from lightning_vcppo.guard_rules import (
+    MISMATCH_KL,
+    REWARD_VARIANCE,
+    RULES,
+    Facts,
+    Limits,
+    broken_rules,
+)
 from lightning_vcppo.settings import AdvantageSettings
 from tests.tiny_runs import ROOT
 
@@ -35,6 +42,7 @@ def facts(**changes: Any) -> Facts:
         "actor_moves": True,
         "last": HEALTHY,
         "now": HEALTHY | metrics,
+        "seen": 5,
         "start": HEALTHY,
     }
     return Facts(**given | {key: value for key, value in changes.items() if "/" not in key})
@@ -130,6 +138,18 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], tuple[str, ...]]] = [
         {LENGTH: 49.0} | NO_CRITIC,
         {LENGTH: 51.0} | NO_CRITIC,
         ("--model.actor_optimizer.lr",),
+    ),
+    (
+        "equal_rewards",
+        {REWARD_VARIANCE: 0.0, "rollout/accuracy": 0.0},
+        {REWARD_VARIANCE: 0.0, "rollout/accuracy": 0.0, "seen": 4},
+        ("5 rollouts", "0%", "--data.path", "--model=ColdStartModule"),
+    ),
+    (
+        "equal_rewards",
+        {REWARD_VARIANCE: 0.0, "rollout/accuracy": 1.0},
+        {REWARD_VARIANCE: 0.01, "rollout/accuracy": 1.0},  # of different size
+        ("100%", "harder problems"),
     ),
     (
         "rising_truncation",

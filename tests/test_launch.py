@@ -6,6 +6,7 @@ import subprocess
 import pytest
 from torch.distributed.run import get_args_parser
 
+from lightning_vcppo import plan
 from tests.test_configs import printed
 from tests.tiny_runs import CONFIGS, ROOT
 
@@ -27,7 +28,7 @@ def launched(script):
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_a_launch_script_runs_what_it_says(script, monkeypatch):
+def test_a_launch_script_runs_what_it_says(script, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     subprocess.run(["bash", "-n", script], check=True)
     words = launched(script)
@@ -46,6 +47,8 @@ def test_a_launch_script_runs_what_it_says(script, monkeypatch):
         assert (torchrun.nnodes, torchrun.nproc_per_node) == (str(NODES), str(GPUS))
         assert torchrun.module and torchrun.training_script == "lightning_vcppo"
         assert config["trainer"]["strategy"] == "fsdp2"
+    plan.main([*flags, "--gpus", str(NODES * GPUS), "--gpu_memory", "80"])
+    assert "It fits" in capsys.readouterr().out
 
 
 def test_the_torchrun_script_asks_for_the_first_machine():

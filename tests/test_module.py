@@ -374,6 +374,16 @@ def test_an_optimizer_that_does_not_exist_is_refused(tiny_actor):
         fit(make_module(tiny_actor, actor_optimizer=settings), 1)
 
 
+def test_a_checkpoint_is_loaded_as_any_module_of_lightning(tiny_actor, tmp_path):
+    seed_everything(0)
+    path = tmp_path / "last.ckpt"
+    record = fit(make_module(tiny_actor), 2, SaveAfter(2, path))
+    module = VCPPOModule.load_from_checkpoint(path, actor=str(tiny_actor))
+    assert torch.equal(weights(module.actor), record.actors[-1])
+    assert torch.equal(weights(module.critic), record.critics[-1])
+    assert module.rollouts_done == 2
+
+
 def test_exported_folders_are_read_back(tiny_actor, tmp_path: Path):
     seed_everything(0)
     module = make_module(tiny_actor)

@@ -210,7 +210,20 @@ def test_the_window_holds_just_enough_rollouts(
 # GuardRails --------------------------------------------------------------------------------------
 
 
-class Numbers(InventingModule):
+class Rewarded(InventingModule):
+    """Rollouts whose rewards lie so far apart."""
+
+    spread = 2.0
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        super().training_step(batch, batch_idx)
+        assert self.rollout is not None
+        rewards_B = torch.linspace(0.1, 0.1 + self.spread, len(self.rollout))
+        self.rollout = self.rollout.with_(scores_B=rewards_B)
+
+
+class Numbers(Rewarded):
     """Rollouts whose clip fraction is given."""
 
     def __init__(self, *clipfracs: float) -> None:
@@ -298,7 +311,7 @@ def test_what_was_warned_of_is_remembered_by_a_resumed_run(tmp_path: Path) -> No
 def test_the_actor_is_stopped_before_it_moves_by_a_bad_critic(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Unready(InventingModule):
+    class Unready(Rewarded):
         def training_step(self, batch: Any, batch_idx: int) -> None:
             super().training_step(batch, batch_idx)
             self.log("critic/explained_variance", -0.25)
@@ -312,7 +325,7 @@ def test_the_actor_is_stopped_before_it_moves_by_a_bad_critic(
 def test_a_mismatch_is_seen_without_a_correction(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Mismatched(InventingModule):
+    class Mismatched(Rewarded):
         def training_step(self, batch: Any, batch_idx: int) -> None:
             super().training_step(batch, batch_idx)
             assert self.rollout is not None
@@ -323,6 +336,16 @@ def test_a_mismatch_is_seen_without_a_correction(
     kl = math.exp(-0.5) - 1 + 0.5
     assert f"guard rail sampler_mismatch, rollout 1: the KL of the trainer's policy from the " \
         f"sampler's is {kl:.3g}" in capsys.readouterr().out  # fmt: skip
+
+
+def test_rewards_that_stay_the_same_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Equal(Rewarded):
+        spread = 0.0
+
+    fit(make_trainer(tmp_path, GuardRails(limits=Limits(window=3))), Equal())
+    assert "guard rail equal_rewards, rollout 3: all rewards" in capsys.readouterr().out
 
 
 # Real runs ---------------------------------------------------------------------------------------

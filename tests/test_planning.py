@@ -255,6 +255,15 @@ def test_advice_gives_vllm_what_is_free():
     assert [c.flag for c in changes] == ["--model.engine.gpu_memory_utilization=0.7"]
 
 
+def test_advice_asks_for_machines_only_where_flags_are_not_enough():
+    run = replace(BIG, engine="transformers", max_num_seqs=256)
+    changes, enough = advise(run)
+    assert enough and len(changes) > 1 and all(c.flag.startswith("--model.") for c in changes)
+    assert len({c.name for c in changes}) == len(changes)
+    changes, enough = advise(replace(run, memory=run.memory // 4))
+    assert enough and changes[-1].flag.endswith(" devices")
+
+
 def test_advice_may_not_be_enough():
     changes, enough = advise(replace(BIG, memory=GB))
     assert changes and not enough

@@ -11,10 +11,8 @@ from lightning_vcppo.rewards import (
     extract_answer,
     is_correct,
     last_boxed,
-    load_reward,
     normalize_answer,
     overlong_penalty,
-    verify,
 )
 
 STYLES = ("boxed", "answer_line", "last_number", "lenient")
@@ -212,30 +210,7 @@ def test_integers_are_right_exactly_when_equal(answer, gold, style):
     assert is_correct(response, gold, style=style) == (answer == gold)
 
 
-# Loading and shaping
-
-
-def test_load_reward_by_style_and_by_path():
-    assert load_reward("answer_line")("Answer: 5", 5) == 1.0
-    assert load_reward("boxed")("Answer: 5", 5) == -1.0
-    assert load_reward("lightning_vcppo.rewards.verify") is verify
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("box", "^reward: expected one of boxed, .* or an import path .*, got box$"),
-        ("no_such_package.fn", "No module named 'no_such_package'"),
-        ("lightning_vcppo.rewards.verfy", "no attribute 'verfy'"),
-        ("lightning_vcppo.rewards.answer_part", "not an f\\(response, answer\\)"),
-        ("lightning_vcppo.rewards.MAX_ANSWER_CHARS", "not an f\\(response, answer\\)"),
-        (".verify", "expected one of"),
-    ],
-)
-def test_load_reward_names_the_mistake(name, message):
-    with pytest.raises(ValueError, match=message) as error:
-        load_reward(name)
-    assert "\n" not in str(error.value)
+# Shaping
 
 
 def test_overlong_penalty_by_hand():

@@ -22,6 +22,8 @@ torchrun \
   -m lightning_vcppo fit \
   --config configs/vapo.yaml \
   --model.actor "${ACTOR:-Qwen/Qwen2.5-7B}" \
+  --model.activation_checkpointing true \
+  --model.engine.max_num_seqs 128 \
   --data configs/data/aime24.yaml \
   --trainer configs/trainer/fsdp2.yaml \
   --trainer.devices 8 \

@@ -25,6 +25,11 @@ class Change:
     flag: str
     peak: int
 
+    @property
+    def name(self) -> str:
+        """What is changed, without its value: a flag, or "devices"."""
+        return self.flag.lstrip("0123456789 ").partition("=")[0]
+
 
 def fits(run: Run) -> bool:
     """Tell whether a device has the memory, and vLLM its share of it."""
@@ -35,18 +40,23 @@ def advise(run: Run) -> tuple[list[Change], bool]:
     """Look for changes that let a run fit.
 
     Returns:
-        The first change of `LEVERS` that does it alone; if none does, those that help, each after
-        those before it. And whether the run fits with them.
+        The first change of `FLAGS` that does it alone; if none does, those that help, each after
+        those before it; if they do not, the same of `LEVERS`. And whether the run fits with them.
     """
-    for lever in LEVERS:
-        changes, changed = _pull(run, lever)
+    changes: list[Change] = []
+    for levers in (FLAGS, LEVERS):
+        for lever in levers:
+            alone, changed = _pull(run, lever)
+            if fits(changed):
+                return alone, True
+        changes, changed = [], run
+        for lever in (*levers, *levers):  # one may help again when another phase is the largest
+            more, changed = _pull(changed, lever)
+            names = {change.name for change in more}
+            changes = [change for change in changes if change.name not in names] + more
         if fits(changed):
             return changes, True
-    changes = []
-    for lever in LEVERS:
-        more, run = _pull(run, lever)
-        changes += more
-    return changes, fits(run)
+    return changes, False
 
 
 def _pull(run: Run, lever: Lever) -> tuple[list[Change], Run]:
@@ -130,16 +140,15 @@ def _more_devices(run: Run) -> Pulled:
     return f"{devices} devices", changed
 
 
-LEVERS = (
+FLAGS = (
     _one_response_at_a_time,
     _fewer_rows,
     _checkpointing,
     _sharding,
     _fitting_sampler,
     _mixed_precision,
-    _more_devices,
-    _adapters,
-    _half_precision,
 )
-"""What may be changed, in this order: first what costs time alone, then what changes arithmetic,
-needs machines, or trains something else."""
+"""What may be changed, in this order: what costs time alone, then what changes arithmetic."""
+
+LEVERS = (*FLAGS, _more_devices, _adapters, _half_precision)
+"""The same, and what needs machines or trains something else."""
