@@ -84,14 +84,22 @@ def merged_weight(layer: Any, base: Tensor, lora_A: Tensor, lora_B: Tensor) -> T
 
 
 def merged_linear(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
-    """Return weight and bias that do what a linear layer does; None if it is of another kind."""
+    """Return weight and bias that do what a linear layer does, or None.
+
+    None is for layers of another kind, and for adapters where arithmetic is in bfloat16: rounded to
+    it, a sum with the base loses what they add, as long as that is less than 1/512 of a weight.
+    """
     if type(layer) is nn.Linear:
         return layer.weight, layer.bias
     base = getattr(layer, "base_layer", None)
-    if is_adapted(layer) and type(base) is nn.Linear:
+    if is_adapted(layer) and type(base) is nn.Linear and _is_precise(base.weight):
         lora_A, lora_B = (getattr(layer, f"lora_{x}")[NAME].weight for x in "AB")
         return merged_weight(layer, base.weight, lora_A, lora_B), base.bias
     return None
+
+
+def _is_precise(weight: Tensor) -> bool:
+    return weight.dtype.itemsize >= 4 and not torch.is_autocast_enabled(weight.device.type)
 
 
 @torch.no_grad()

@@ -100,6 +100,22 @@ def test_sampled_logprobs_are_those_of_training(kind, width, monkeypatch):
         )
 
 
+@pytest.mark.parametrize("half", ["weights", "arithmetic"])
+def test_adapters_that_bfloat16_would_round_away_are_not_merged_to_sample(half):
+    layer = shake(adapted("qwen2")).model.layers[0].mlp.down_proj
+    plain = torch.nn.Linear(2, 3)
+    assert decoding.stack(layer) and decoding.stack(plain)
+    if half == "weights":
+        torch.nn.init.ones_(layer.base_layer.to(torch.bfloat16).weight)
+        plain.to(torch.bfloat16)
+        lora_A, lora_B = (getattr(layer, f"lora_{x}")["default"].weight for x in "AB")
+        merged = adapters.merged_weight(layer, layer.base_layer.weight, lora_A, lora_B / 1e4)
+        assert torch.equal(merged, layer.base_layer.weight), "what has been learnt is lost"
+    with torch.autocast("cpu", enabled=half == "arithmetic"):
+        assert decoding.stack(layer) is None
+        assert decoding.stack(plain)
+
+
 def test_packed_rows_give_the_gradients_of_padded_ones():
     prompt_lengths_B = torch.tensor([3, 1, 2])
     mask_BT = torch.arange(9) < torch.tensor([2, 9, 4])[:, None]

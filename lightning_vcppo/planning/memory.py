@@ -246,7 +246,8 @@ def _decoder_copies(run: Run) -> int:
     if run.strategy == "fsdp2":
         return shape.weights * size.compute
     copies = 0
-    if shape.hidden_size <= STACKED_WIDTH:
+    unmerged = run.lora_rank is not None and (run.autocasts or size.weight < 4)
+    if shape.hidden_size <= STACKED_WIDTH and not unmerged:
         alone = () if run.lora_rank is not None else ("o_proj", "down_proj")
         stacked = (n for name, n in shape.projections.items() if name not in alone)
         copies = shape.num_layers * size.weight * sum(a * b for a, b in stacked)
