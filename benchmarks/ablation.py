@@ -1,10 +1,10 @@
 """The paper's ablation on a laptop: `python -m benchmarks.ablation --arms ppo vcppo --seeds 0 1`.
 
-An arm is an algorithm of `configs/`, the setting of `configs/demo/` and the learning rates in
-`ablation.yaml` beside this file. For each seed a policy is cold-started and a reward model trained
-on it, once; then every arm starts from these two. Each run is the command that it prints, in a
-process of its own with one thread; its result is a line of the CSV file as soon as it ends. Runs
-that are in there already are left out, so an interrupted call goes on where it was.
+An arm is an algorithm of `configs/`, a setting (`configs/demo/`, or another one by `--setting`) and
+the learning rates in `ablation.yaml` beside this file. For each seed a policy is cold-started and a
+reward model trained on it, once; then every arm starts from these two. Each run is the command that
+it prints, in a process of its own with one thread; its result is a line of the CSV file as soon as
+it ends. Runs that are in there already are left out, so an interrupted call goes on where it was.
 
 Columns of the results:
 
@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -78,12 +78,13 @@ class Arm:
     actor_lr: float
     critic_lr: float | None = None
     flags: Sequence[str] = field(default_factory=tuple)
+    setting: Path = SETTING
 
     def at(self, actor_lr: float) -> Arm:
         """Return the arm at another learning rate of the actor; the critic's keeps its ratio."""
         ratio = actor_lr / self.actor_lr
         critic_lr = None if self.critic_lr is None else float(f"{self.critic_lr * ratio:.3g}")
-        return Arm(self.name, self.algorithm, actor_lr, critic_lr, self.flags)
+        return replace(self, actor_lr=actor_lr, critic_lr=critic_lr)
 
     def command(self, seed: int, seed_dir: Path) -> list[str]:
         """Return the `vcppo` command that runs the arm, but for the folder of the run."""
@@ -93,7 +94,7 @@ class Arm:
         return [
             "fit",
             f"--config={CONFIGS / self.algorithm}",
-            f"--config={SETTING / 'rl.yaml'}",
+            f"--config={self.setting / 'rl.yaml'}",
             f"--seed_everything={seed}",
             f"--model.actor={seed_dir / 'cold_start' / 'actor'}",
             f"--model.critic={seed_dir / 'reward_model' / 'reward_model'}",
@@ -144,7 +145,7 @@ class Results:
 # Runs --------------------------------------------------------------------------------------------
 
 
-def prepare(seed: int, seed_dir: Path) -> None:
+def prepare(setting: Path, seed: int, seed_dir: Path) -> None:
     """Cold-start a policy and train a reward model on it, unless they are there."""
     common = f"--seed_everything={seed}"
     actor = seed_dir / "cold_start" / "actor"
@@ -152,7 +153,7 @@ def prepare(seed: int, seed_dir: Path) -> None:
     for model, flags in ((actor, [common]), (reward_model, [common, f"--model.actor={actor}"])):
         if not holds_model(model):
             run_dir = model.parent
-            vcppo(["fit", f"--config={SETTING / run_dir.name}.yaml", *flags], run_dir)
+            vcppo(["fit", f"--config={setting / run_dir.name}.yaml", *flags], run_dir)
 
 
 def run_arm(arm: Arm, seed: int, seed_dir: Path, results: Results) -> None:
@@ -191,7 +192,9 @@ def run(
     with ThreadPoolExecutor(processes) as pool:
         todo = {s: [arm for arm in arms if not results.holds(arm, s)] for s in seeds}
         folders = {seed: runs / f"seed_{seed}" for seed in seeds}
-        starts = {s: pool.submit(prepare, s, folders[s]) for s in seeds if todo[s]}
+        starts = {
+            s: pool.submit(prepare, arms[0].setting, s, folders[s]) for s in seeds if todo[s]
+        }
 
         def after_start(arm: Arm, seed: int) -> None:
             starts[seed].result()
@@ -211,12 +214,14 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=MAIN_ARMS, help="names in ablation.yaml")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--actor_lr", nargs="+", type=float, help="instead of the arm's own")
+    parser.add_argument("--setting", default="demo", help="folder of configs/ that holds rl.yaml")
     parser.add_argument("--results", default="docs/experiments/ablation.csv", help="CSV file")
     parser.add_argument("--runs", default="runs/ablation", help="folder of the runs")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, a core each")
     arguments = parser.parse_args()
     try:
-        arms = read_arms(arguments.arms)
+        setting = CONFIGS / arguments.setting
+        arms = [replace(arm, setting=setting) for arm in read_arms(arguments.arms)]
         if arguments.actor_lr:
             arms = [arm.at(lr) for arm in arms for lr in arguments.actor_lr]
         results = Results(Path(arguments.results))

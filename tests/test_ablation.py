@@ -1,6 +1,7 @@
 """The ablation: arms are presets, results are added once, and the statistics are the textbook's."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from scipy import stats
@@ -22,6 +23,16 @@ def test_an_arm_is_its_preset_at_the_learning_rates_of_the_file(arm, tmp_path):
     responses = config["data"]["prompts_per_rollout"] * settings["sampling"]["num_generations"]
     assert responses == 128, "the same budget for every arm"
     assert config["trainer"]["limit_train_batches"] == 30
+
+
+@pytest.mark.parametrize("arm", ablation.read_arms(ablation.MAIN_ARMS), ids=lambda arm: arm.name)
+def test_an_arm_keeps_its_algorithm_in_another_setting(arm, tmp_path):
+    elsewhere = replace(arm, setting=ablation.CONFIGS / "smollm2")
+    here, there = (printed(*a.command(7, tmp_path)[1:]) for a in (arm, elsewhere))
+    assert there["model"]["init_args"]["lora"]["rank"] == 16
+    for group in ("advantage", "policy", "value"):
+        assert there["model"]["init_args"][group] == here["model"]["init_args"][group]
+    assert there["value_pretraining"]["enabled"] is here["value_pretraining"]["enabled"]
 
 
 def test_the_main_arms_are_there_and_unknown_ones_are_named():

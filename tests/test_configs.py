@@ -20,9 +20,10 @@ ALGORITHMS = sorted(
     for path in CONFIGS.glob("*.yaml")
     if "actor" not in yaml.safe_load(path.read_text())["model"]["init_args"]
 )
-SETTINGS = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name in ("configs", "demo")]
+FOLDERS = ("configs", "demo", "smollm2")
+SETTINGS = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name in FOLDERS]
 SETTINGS = sorted(set(SETTINGS) - set(ALGORITHMS))
-FRAGMENTS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("configs", "demo"))
+FRAGMENTS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in FOLDERS)
 FLAGS = {folder: flag for flag, folder in FRAGMENT_FLAGS.items()}
 
 
