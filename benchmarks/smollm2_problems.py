@@ -29,7 +29,7 @@ from pathlib import Path
 from lightning_vcppo.problems import THINK_CLOSE, Problem
 
 SIZES = {"cold_start": 4000, "train": 4000, "held_out": 128}
-TERMS = (9, 12)
+TERMS = (7, 9)
 EARLY_STOP_RATE = 0.2
 POOL = 2_000_000
 """Problems of reasoning-gym, more than enough: they are made one by one, as they are needed."""
