@@ -192,9 +192,7 @@ def run(
     with ThreadPoolExecutor(processes) as pool:
         todo = {s: [arm for arm in arms if not results.holds(arm, s)] for s in seeds}
         folders = {seed: runs / f"seed_{seed}" for seed in seeds}
-        starts = {
-            s: pool.submit(prepare, arms[0].setting, s, folders[s]) for s in seeds if todo[s]
-        }
+        starts = {s: pool.submit(prepare, arms[0].setting, s, folders[s]) for s in seeds if todo[s]}
 
         def after_start(arm: Arm, seed: int) -> None:
             starts[seed].result()

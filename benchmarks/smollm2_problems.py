@@ -1,6 +1,6 @@
-r"""Chain sums of reasoning-gym, with worked solutions: `python -m benchmarks.smollm2_problems FOLDER`.
+r"""Chain sums with worked solutions: `python -m benchmarks.smollm2_problems FOLDER`.
 
-A problem is the task's own text ("State the final answer to the following arithmetic problem:
+A problem is reasoning-gym's own text ("State the final answer to the following arithmetic problem:
 7 + 3 - 2 ... ="), a solution has a line for each operation:
 
     7+3=10

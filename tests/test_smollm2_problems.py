@@ -45,6 +45,8 @@ def test_files_hold_different_problems_whose_solutions_are_right_unless_short(
     assert {name: len(found) for name, found in files.items()} == sizes
     assert len({p.problem for found in files.values() for p in found}) == 50
     right = [is_correct(p.solution, p.answer) for p in files["cold_start"]]
-    whole = [p.solution.count("=") == len(chain_sums.totals_of(p.problem)) for p in files["cold_start"]]
+    whole = [
+        p.solution.count("=") == len(chain_sums.totals_of(p.problem)) for p in files["cold_start"]
+    ]
     assert right == whole
     assert 0 < sum(right) < 20  # 0.8 ** 5 to 0.8 ** 7, a fifth to a third
