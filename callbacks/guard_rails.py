@@ -155,7 +155,7 @@ class GuardRails(RolloutCallback):
             pretraining=self._pretraining,
             actor_moves=module.phase.value != "value_pretraining",
             last=last,
-            seen=len(self._latest[REWARD_VARIANCE]),
+            seen=len(self._latest.get(REWARD_VARIANCE, ())),
             now={key: fmean(seen) for key, seen in self._latest.items()},
             start={key: fmean(seen) for key, seen in self._first.items()},
         )

@@ -238,11 +238,14 @@ def leaves(config: dict[str, Any], above: str = "") -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def flags() -> set[str]:
-    """All flags of `fit` with VC-PPO, without dashes."""
-    out = io.StringIO()
-    with pytest.raises(SystemExit), contextlib.redirect_stdout(out):
-        vcppo("fit", *BASE, "--print_config")
-    return {*leaves(yaml.safe_load(out.getvalue())), "config", "print_config"}
+    """All flags of `fit` with VC-PPO, cold start and reward model, without dashes."""
+    found = {"config", "print_config"}
+    for arguments in (BASE, ["--config=demo/cold_start"], ["--config=demo/reward_model"]):
+        out = io.StringIO()
+        with pytest.raises(SystemExit), contextlib.redirect_stdout(out):
+            vcppo("fit", *arguments, "--print_config")
+        found |= {*leaves(yaml.safe_load(out.getvalue()))}
+    return found
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_page)
