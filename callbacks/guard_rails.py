@@ -23,7 +23,7 @@ from lightning_vcppo.guard_rules import (
     broken_rules,
 )
 from lightning_vcppo.losses import kl_estimate
-from lightning_vcppo.microbatch import masked_mean
+from lightning_vcppo.microbatch import masked_mean, masked_var
 
 if TYPE_CHECKING:
     from lightning_vcppo.module import VCPPOModule
@@ -132,9 +132,8 @@ class GuardRails(RolloutCallback):
             kl_BT = kl_estimate(rollout.sampler_logprobs_BT, rollout.old_logprobs_BT, "k3")
             mean = masked_mean(kl_BT, rollout.response_mask_BT, reduce=module.sum_over_ranks)
             last[MISMATCH_KL] = float(mean)
-        scores_B, all_B = rollout.scores_B, torch.ones_like(rollout.correct_B)
-        mean = masked_mean(scores_B, all_B, reduce=module.sum_over_ranks)
-        variance = masked_mean((scores_B - mean) ** 2, all_B, reduce=module.sum_over_ranks)
+        all_B = torch.ones_like(rollout.correct_B)
+        variance = masked_var(rollout.scores_B, all_B, reduce=module.sum_over_ranks)
         last[REWARD_VARIANCE] = float(variance)
         last = {key: number for key, number in last.items() if math.isfinite(number)}
         for key, number in last.items():

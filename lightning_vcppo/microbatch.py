@@ -49,6 +49,21 @@ def masked_mean(values: Tensor, mask: Tensor, *, reduce: Reduce = identity) -> T
     return mean.to(float_dtype(values))
 
 
+def masked_var(values: Tensor, mask: Tensor, *, reduce: Reduce = identity) -> Tensor:
+    """Compute the population variance of `values` over the elements where `mask` is True.
+
+    Args:
+        values: Any shape.
+        mask: Boolean, same shape as `values`; True on the elements that count.
+        reduce: Sums a small tensor over ranks.
+
+    Returns:
+        A scalar; 0 if no element counts.
+    """
+    _, var = _mean_and_var(values, mask, reduce)
+    return var.to(float_dtype(values))
+
+
 def whiten(
     values: Tensor,
     mask: Tensor,

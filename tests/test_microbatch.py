@@ -16,6 +16,7 @@ from lightning_vcppo.microbatch import (
     explained_variance,
     group_moments,
     masked_mean,
+    masked_var,
     token_balanced_micro_batches,
     weighted_sum,
     whiten,
@@ -34,14 +35,16 @@ def case() -> tuple[Tensor, Tensor]:
     return torch.where(mask_BT, torch.randn(5, 7).double() + 3, torch.nan), mask_BT
 
 
-def test_a_masked_mean_is_that_of_the_selected_elements() -> None:
+def test_masked_moments_are_those_of_the_selected_elements() -> None:
     values_BT, mask_BT = case()
     assert_close(masked_mean(values_BT, mask_BT), values_BT[mask_BT].mean())
+    assert_close(masked_var(values_BT, mask_BT), values_BT[mask_BT].var(unbiased=False))
 
 
 def test_moments_of_nothing_are_zero() -> None:
     values_BT, mask_BT = torch.full((2, 2), torch.nan), torch.zeros(2, 2, dtype=torch.bool)
     assert masked_mean(values_BT, mask_BT) == 0
+    assert masked_var(values_BT, mask_BT) == 0
     assert torch.equal(whiten(values_BT, mask_BT), torch.zeros(2, 2))
 
 
