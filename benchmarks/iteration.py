@@ -50,8 +50,8 @@ from benchmarks.measure import (
     workload,
 )
 from lightning_vcppo import VCPPOModule
-from lightning_vcppo.problems import Problem
-from lightning_vcppo.rollout import PromptBatch
+from lightning_vcppo.data.problem import Problem
+from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.settings import PolicySettings, SamplingSettings, UpdateSettings
 
 PARTS = ("generate", "score", "update")

@@ -37,7 +37,7 @@ from benchmarks.measure import (
     print_table,
     start,
 )
-from lightning_vcppo.logprobs import token_logprobs
+from lightning_vcppo.models.logprobs import token_logprobs
 
 HIDDEN, VOCABULARY = 576, 151_936
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

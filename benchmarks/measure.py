@@ -31,11 +31,11 @@ from transformers.utils import logging as transformers_logging
 from typing_extensions import override
 
 from lightning_vcppo import VCPPOModule
-from lightning_vcppo.actor_module import write_folder
-from lightning_vcppo.cold_start import default_tokenizer
+from lightning_vcppo.cli.configs import shipped_folder
+from lightning_vcppo.data.tiny_tokenizer import default_tokenizer
 from lightning_vcppo.generation import TransformersEngine
-from lightning_vcppo.models import build_actor
-from lightning_vcppo.shipped import shipped_folder
+from lightning_vcppo.models.hf_folders import write_folder
+from lightning_vcppo.models.loading import build_actor
 
 THREADS = 2
 UNKNOWN = "1"

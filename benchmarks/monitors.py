@@ -25,8 +25,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 
 from benchmarks.measure import THREADS, actor_fields, print_json, print_table, start, write_actor
-from lightning_vcppo import cli
-from lightning_vcppo.module import VCPPOModule
+from lightning_vcppo.cli import lightning_cli
+from lightning_vcppo.modules.vcppo import VCPPOModule
 
 ROLLOUTS = 16
 NO_MONITORS = {"value_pretraining", "aime_evaluation", "model_export", "response_writer"}
@@ -60,9 +60,9 @@ def watch_everything(watch: Stopwatch) -> list[str]:
     watch.watch(VCPPOModule, "training_step", "training_step")
     for method in ("update_train_step_metrics", "update_train_epoch_metrics"):
         watch.watch(_LoggerConnector, method, "logging")
-    monitors = [name for name in cli.FORCED_CALLBACKS if name not in NO_MONITORS]
+    monitors = [name for name in lightning_cli.FORCED_CALLBACKS if name not in NO_MONITORS]
     for name in monitors:
-        callback = cli.FORCED_CALLBACKS[name]
+        callback = lightning_cli.FORCED_CALLBACKS[name]
         for hook in (attribute for attribute in dir(Callback) if attribute.startswith("on_")):
             if getattr(callback, hook) is not getattr(Callback, hook):
                 watch.watch(callback, hook, "end" if hook in AFTER_TRAINING else name)
@@ -77,7 +77,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_actor(folder / "actor", actor_fields("demo/cold_start"))
-        cli.main(
+        lightning_cli.main(
             [
                 *("fit", "--config=vcppo", "--config=demo/rl"),
                 *(f"--model.actor={folder / 'actor'}", f"--model.critic={folder / 'actor'}"),

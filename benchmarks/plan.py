@@ -44,11 +44,12 @@ from benchmarks.measure import (
     start,
     write_actor,
 )
-from lightning_vcppo.plan import shape_of
+from lightning_vcppo.cli.commands.plan import shape_of
+from lightning_vcppo.data.problem import Problem
+from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.planning.memory import plan_memory
 from lightning_vcppo.planning.run import Run
-from lightning_vcppo.problems import Problem
-from lightning_vcppo.rollout import PromptBatch, Rollout
+from lightning_vcppo.rollouts.rollout import Rollout
 from lightning_vcppo.settings import EngineSettings, SamplingSettings, UpdateSettings
 
 

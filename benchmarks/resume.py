@@ -35,7 +35,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from benchmarks.measure import write_actor
-from lightning_vcppo import __main__
+from lightning_vcppo.cli import main as program
 
 TIMES = ("time/", "rollout/tokens_per_second")
 """How the names of metrics begin that tell a time; no two runs agree in them."""
@@ -208,7 +208,7 @@ def run(arguments: list[str], log: Path) -> int:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
         sys.argv = ["vcppo", *arguments]
-        __main__.run()
+        program.run()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1

@@ -32,7 +32,7 @@ from benchmarks.measure import (
     workload,
 )
 from lightning_vcppo.generation import TransformersEngine
-from lightning_vcppo.packing import enable_packing
+from lightning_vcppo.models.packing import enable_packing
 from lightning_vcppo.settings import SamplingSettings
 
 ROWS = 64

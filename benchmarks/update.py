@@ -43,12 +43,14 @@ from benchmarks.measure import (
     word_tokenizer,
     workload,
 )
-from lightning_vcppo import VCPPOModule, losses
-from lightning_vcppo.actor_module import write_folder
-from lightning_vcppo.microbatch import masked_mean
-from lightning_vcppo.packing import PackedLayout
-from lightning_vcppo.problems import Problem
-from lightning_vcppo.rollout import PromptBatch, Rollout
+from lightning_vcppo import VCPPOModule
+from lightning_vcppo.algorithm import losses
+from lightning_vcppo.algorithm.statistics import masked_mean
+from lightning_vcppo.data.problem import Problem
+from lightning_vcppo.data.prompts import PromptBatch
+from lightning_vcppo.models.hf_folders import write_folder
+from lightning_vcppo.models.packing import PackedLayout
+from lightning_vcppo.rollouts.rollout import Rollout
 from lightning_vcppo.settings import OptimizerSettings, SamplingSettings, UpdateSettings
 
 SMOLLM2_LAYERS = Qwen2Config(

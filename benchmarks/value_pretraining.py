@@ -38,10 +38,10 @@ from typing_extensions import override
 from benchmarks import measure
 from lightning_vcppo import AIMEDataModule, VCPPOModule
 from lightning_vcppo.callbacks import ValuePretraining
-from lightning_vcppo.cold_start import ColdStartModule
-from lightning_vcppo.metrics import describe_fit
-from lightning_vcppo.problems import ProblemSettings
-from lightning_vcppo.rollout import Rollout
+from lightning_vcppo.data.generator import ProblemSettings
+from lightning_vcppo.metrics.rollout import describe_fit
+from lightning_vcppo.modules.cold_start import ColdStartModule
+from lightning_vcppo.rollouts.rollout import Rollout
 from lightning_vcppo.settings import OptimizerSettings, SamplingSettings, UpdateSettings
 
 PROBLEMS: Any = {"families": ["sum"], "min_steps": 3, "max_steps": 3}

@@ -16,8 +16,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from typing_extensions import override
 
-from lightning_vcppo.dashboards import log_table
-from lightning_vcppo.evaluation import (
+from lightning_vcppo.common.files import may_write
+from lightning_vcppo.dashboards.media import log_table
+from lightning_vcppo.data.prompts import HELD_OUT
+from lightning_vcppo.metrics.evaluation import (
     GROUP_COLUMNS,
     PROBLEM_COLUMNS,
     Cell,
@@ -28,12 +30,15 @@ from lightning_vcppo.evaluation import (
     problem_table,
     summarize,
 )
-from lightning_vcppo.files import may_write
-from lightning_vcppo.records import gather_records, write_csv, write_records
-from lightning_vcppo.rollout import HELD_OUT, ResponseRecord
+from lightning_vcppo.rollouts.records import (
+    ResponseRecord,
+    gather_records,
+    write_csv,
+    write_records,
+)
 
 if TYPE_CHECKING:
-    from lightning_vcppo.module import VCPPOModule
+    from lightning_vcppo.modules.vcppo import VCPPOModule
 
 SAMPLE_COLUMNS = (
     "evaluation_set",

@@ -11,7 +11,9 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_vcppo.calibration import (
+from lightning_vcppo.common.files import may_write
+from lightning_vcppo.common.seeding import stream, stream_seed
+from lightning_vcppo.metrics.calibration import (
     Audit,
     Forecasts,
     audit_values,
@@ -20,14 +22,13 @@ from lightning_vcppo.calibration import (
     join_forecasts,
     success_probability,
 )
-from lightning_vcppo.diagnostics import RolloutMonitor
-from lightning_vcppo.files import may_write
-from lightning_vcppo.rollout import of_all_ranks
-from lightning_vcppo.seeding import stream, stream_seed
+from lightning_vcppo.rollouts.rollout import of_all_ranks
+
+from .base import RolloutMonitor
 
 if TYPE_CHECKING:
-    from lightning_vcppo.module import VCPPOModule
-    from lightning_vcppo.rollout import Rollout
+    from lightning_vcppo.modules.vcppo import VCPPOModule
+    from lightning_vcppo.rollouts.rollout import Rollout
 
 
 class CriticCalibration(RolloutMonitor):

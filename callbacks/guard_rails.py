@@ -13,8 +13,9 @@ from rich import get_console
 from rich.text import Text
 from typing_extensions import override
 
-from lightning_vcppo.diagnostics import RolloutCallback
-from lightning_vcppo.guard_rules import (
+from lightning_vcppo.algorithm.losses import kl_estimate
+from lightning_vcppo.algorithm.statistics import masked_mean, masked_var
+from lightning_vcppo.metrics.guard_rules import (
     MISMATCH_KL,
     REWARD_VARIANCE,
     WATCHED,
@@ -22,12 +23,12 @@ from lightning_vcppo.guard_rules import (
     Limits,
     broken_rules,
 )
-from lightning_vcppo.losses import kl_estimate
-from lightning_vcppo.microbatch import masked_mean, masked_var
+
+from .base import RolloutCallback
 
 if TYPE_CHECKING:
-    from lightning_vcppo.module import VCPPOModule
-    from lightning_vcppo.rollout import Rollout
+    from lightning_vcppo.modules.vcppo import VCPPOModule
+    from lightning_vcppo.rollouts.rollout import Rollout
 
 
 class GuardRails(RolloutCallback):

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from lightning_vcppo.files import is_trial
+from lightning_vcppo.common.files import is_trial
 
 if TYPE_CHECKING:
-    from lightning_vcppo.module import VCPPOModule
+    from lightning_vcppo.modules.vcppo import VCPPOModule
 
 
 class ModelExport(Callback):

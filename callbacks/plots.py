@@ -16,26 +16,27 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from lightning_vcppo.actor_critic import Phase
-from lightning_vcppo.dashboards import log_figure, log_positions
-from lightning_vcppo.diagnostics import RolloutCallback
-from lightning_vcppo.files import complete_file, may_write
-from lightning_vcppo.metrics import range_alignment_end
-from lightning_vcppo.plotting import open_figure, stages, tidy
-from lightning_vcppo.profiles import (
+from lightning_vcppo.common.files import complete_file, may_write
+from lightning_vcppo.dashboards.media import log_figure, log_positions
+from lightning_vcppo.metrics.positions import (
     NUM_DECILES,
     absolute_bins,
     actor_lambda,
     profile_rollout,
     reward_weights,
 )
+from lightning_vcppo.metrics.rollout import range_alignment_end
+from lightning_vcppo.modules.actor_critic import Phase
+from lightning_vcppo.report.plotting import open_figure, stages, tidy
+
+from .base import RolloutCallback
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from lightning_vcppo.module import VCPPOModule
-    from lightning_vcppo.rollout import Rollout
+    from lightning_vcppo.modules.vcppo import VCPPOModule
+    from lightning_vcppo.rollouts.rollout import Rollout
     from lightning_vcppo.settings import AdvantageSettings
 
 BLUE, ORANGE, GREY, SHADE = "#0072B2", "#D55E00", "#666666", "#F1E4C3"

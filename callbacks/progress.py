@@ -28,7 +28,7 @@ from rich.text import Text
 from typing_extensions import override
 
 if TYPE_CHECKING:
-    from lightning_vcppo.module import VCPPOModule
+    from lightning_vcppo.modules.vcppo import VCPPOModule
 
 SHOWN = {
     "cold_start/loss": ("loss", "{:.3f}"),

@@ -9,9 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from lightning_vcppo.records import gather_records, write_records
-from lightning_vcppo.rollout import ResponseRecord
-from lightning_vcppo.settings import require
+from lightning_vcppo.common.errors import require
+from lightning_vcppo.rollouts.records import ResponseRecord, gather_records, write_records
 
 
 class ResponseWriter(Callback):

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Trainer
 from typing_extensions import override
 
-from lightning_vcppo.diagnostics import RolloutMonitor
-from lightning_vcppo.files import may_write
-from lightning_vcppo.profiles import (
+from lightning_vcppo.common.files import may_write
+from lightning_vcppo.metrics.positions import (
     NUM_DECILES,
     PositionProfiles,
     Profile,
@@ -28,9 +27,11 @@ from lightning_vcppo.profiles import (
     token_quantities,
 )
 
+from .base import RolloutMonitor
+
 if TYPE_CHECKING:
-    from lightning_vcppo.module import VCPPOModule
-    from lightning_vcppo.rollout import Rollout
+    from lightning_vcppo.modules.vcppo import VCPPOModule
+    from lightning_vcppo.rollouts.rollout import Rollout
 
 MAX_BINS = 50
 WEIGHTS = {"actor_weight": "actor", "critic_weight": "critic"}

@@ -15,12 +15,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from rich import get_console
 from typing_extensions import override
 
-from lightning_vcppo.files import UNFINISHED, is_trial, put_in_place, remove
-from lightning_vcppo.interruptions import Interruptions, exit_code
-from lightning_vcppo.run_folder import CHECKPOINTS, LAST, find_last
+from lightning_vcppo.checkpointing.interruptions import Interruptions, exit_code
+from lightning_vcppo.checkpointing.run_directory import CHECKPOINTS, LAST, find_last
+from lightning_vcppo.common.files import UNFINISHED, is_trial, put_in_place, remove
 
 if TYPE_CHECKING:
-    from lightning_vcppo.module import VCPPOModule
+    from lightning_vcppo.modules.vcppo import VCPPOModule
 
 
 class RolloutCheckpoint(ModelCheckpoint):

@@ -12,14 +12,14 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
-from lightning_vcppo.actor_critic import Phase
-from lightning_vcppo.files import is_trial
-from lightning_vcppo.metrics import describe_fit
-from lightning_vcppo.module import VCPPOModule
-from lightning_vcppo.records import gather
-from lightning_vcppo.replay import RolloutStore
-from lightning_vcppo.rollout import Rollout
-from lightning_vcppo.saved_rollouts import SavedRollouts
+from lightning_vcppo.common.files import is_trial
+from lightning_vcppo.distributed.collectives import gather
+from lightning_vcppo.metrics.rollout import describe_fit
+from lightning_vcppo.modules.actor_critic import Phase
+from lightning_vcppo.modules.vcppo import VCPPOModule
+from lightning_vcppo.rollouts.rollout import Rollout
+from lightning_vcppo.rollouts.saved import SavedRollouts
+from lightning_vcppo.rollouts.store import RolloutStore
 
 
 @dataclass

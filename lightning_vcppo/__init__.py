@@ -1,13 +1,16 @@
 """Value-calibrated PPO for language-model reasoning, as a PyTorch Lightning module collection."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lightning_vcppo.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from lightning_vcppo.cold_start import ColdStartModule, RewardModelModule
-    from lightning_vcppo.data import AIMEDataModule
-    from lightning_vcppo.module import VCPPOModule
-    from lightning_vcppo.problems import Problem, ProblemSettings, generate_problems
+    from lightning_vcppo.data.datamodule import AIMEDataModule
+    from lightning_vcppo.data.generator import ProblemSettings, generate_problems
+    from lightning_vcppo.data.problem import Problem
+    from lightning_vcppo.modules.cold_start import ColdStartModule
+    from lightning_vcppo.modules.reward_model import RewardModelModule
+    from lightning_vcppo.modules.vcppo import VCPPOModule
 
 __version__ = "0.1.0"
 
@@ -22,18 +25,13 @@ __all__ = [
 ]
 
 _HOME = {
-    "AIMEDataModule": "data",
-    "ColdStartModule": "cold_start",
-    "Problem": "problems",
-    "ProblemSettings": "problems",
-    "RewardModelModule": "cold_start",
-    "VCPPOModule": "module",
-    "generate_problems": "problems",
+    "AIMEDataModule": "data.datamodule",
+    "ColdStartModule": "modules.cold_start",
+    "Problem": "data.problem",
+    "ProblemSettings": "data.generator",
+    "RewardModelModule": "modules.reward_model",
+    "VCPPOModule": "modules.vcppo",
+    "generate_problems": "data.generator",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: torch takes seconds, a report needs none."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy_exports(__name__, _HOME)  # torch takes seconds, and a report needs none

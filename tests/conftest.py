@@ -22,24 +22,14 @@ import lightning.pytorch  # noqa: F401
 import pytest
 import torch
 
-from lightning_vcppo import models
-from lightning_vcppo.actor_module import write_folder
-from lightning_vcppo.cold_start import default_tokenizer
+from lightning_vcppo.data.tiny_tokenizer import default_tokenizer
+from lightning_vcppo.models import loading
+from lightning_vcppo.models.critic import load_critic
+from lightning_vcppo.models.hf_folders import write_folder
 from lightning_vcppo.settings import ValueSettings
-from tests.tiny_runs import LAUNCHED
+from tests.support.tiny_runs import LAUNCHED, TINY_QWEN2
 
 torch.set_num_threads(1)
-
-TINY_QWEN2 = {
-    "model_type": "qwen2",
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 1024,
-    "tie_word_embeddings": True,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +56,7 @@ def tiny_actor(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = default_tokenizer(320)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        actor = models.build_actor(TINY_QWEN2, tokenizer)
+        actor = loading.build_actor(TINY_QWEN2, tokenizer)
     folder = tmp_path_factory.mktemp("tiny") / "actor"
     write_folder(folder, actor, tokenizer)
     return folder
@@ -75,7 +65,7 @@ def tiny_actor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_critic(tiny_actor: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a critic with a scalar head, begun from `tiny_actor`; V = 0 everywhere."""
-    critic = models.load_critic(str(tiny_actor), ValueSettings())
+    critic = load_critic(str(tiny_actor), ValueSettings())
     folder = tmp_path_factory.mktemp("tiny") / "critic"
-    write_folder(folder, critic.model, models.load_tokenizer(str(tiny_actor)))
+    write_folder(folder, critic.model, loading.load_tokenizer(str(tiny_actor)))
     return folder

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import DynamicCache, PreTrainedModel
 
-from lightning_vcppo.adapters import merged_linear
 from lightning_vcppo.generation.slots import SlotCache
-from lightning_vcppo.packing import PackedLayout, reads_packed_rows
+from lightning_vcppo.models.lora import merged_linear
+from lightning_vcppo.models.packing import PackedLayout, reads_packed_rows
 
 Linear: TypeAlias = tuple[Tensor, Tensor | None]
 Decode: TypeAlias = Callable[[PreTrainedModel, SlotCache, Tensor, Tensor], Tensor]

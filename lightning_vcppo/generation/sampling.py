@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_vcppo.microbatch import float_dtype
-from lightning_vcppo.seeding import stream
+from lightning_vcppo.algorithm.statistics import float_dtype
+from lightning_vcppo.common.seeding import stream
 from lightning_vcppo.settings import SamplingSettings
 
 

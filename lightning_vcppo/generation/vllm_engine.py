@@ -34,9 +34,10 @@ import torch.distributed as dist
 from lightning.pytorch.utilities.seed import isolate_rng
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from lightning_vcppo.adapters import plain_weights
+from lightning_vcppo.common.errors import require
 from lightning_vcppo.generation.base import Generations
-from lightning_vcppo.settings import EngineSettings, SamplingSettings, require
+from lightning_vcppo.models.lora import plain_weights
+from lightning_vcppo.settings import EngineSettings, SamplingSettings
 
 
 class VLLMEngine:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from lightning_vcppo import plotting
+from lightning_vcppo.report import plotting
 from lightning_vcppo.report.reading import DECILES, Run
 
 MAX_STAGES = 4

@@ -1,0 +1,1 @@
+"""The evidence: ablation, delayed choice, a pretrained model."""

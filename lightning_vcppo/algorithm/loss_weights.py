@@ -1,0 +1,86 @@
+"""Weight of each token in a loss that is a weighted sum.
+
+Shape suffixes: B sequences, T response tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_vcppo.algorithm.statistics import Reduce, identity
+
+LossAggMode: TypeAlias = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"]
+
+
+def aggregation_weights(
+    response_mask_BT: Tensor,
+    mode: LossAggMode = "token-mean",
+    *,
+    reduce: Reduce = identity,
+    sequence_weights_B: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Compute the weight of every token of a mini-batch in a loss that is a weighted sum.
+
+    Call it once for the whole mini-batch, then cut the weights into micro-batches together with the
+    data. A sequence without tokens does not count as a sequence.
+
+    Args:
+        response_mask_BT: Boolean; True on the tokens that enter the loss. A row to be left out of
+            the denominator too must be False here.
+        mode: "token-mean", 1 / tokens (DAPO, VAPO); "seq-mean-token-mean", 1 / (tokens of the
+            sequence x sequences) (GRPO); "seq-mean-token-sum", 1 / sequences.
+        reduce: Sums a small tensor over ranks.
+        sequence_weights_B: Factor of each sequence. It changes the numerator only: the denominator
+            stays that of the mask.
+        dtype: Of the result.
+
+    Returns:
+        weights_BT, 0 where the mask is False; all 0 if no token counts.
+
+    Raises:
+        ValueError: For an unknown mode.
+    """
+    if mode not in get_args(LossAggMode):
+        raise ValueError(f"loss_agg_mode must be one of {get_args(LossAggMode)}, got {mode!r}")
+    lengths_B = response_mask_BT.sum(-1).double()
+    tokens, sequences = reduce(torch.stack([lengths_B.sum(), (lengths_B > 0).sum().double()]))
+    if mode == "token-mean":
+        denominator_B = tokens.expand_as(lengths_B)
+    elif mode == "seq-mean-token-mean":
+        denominator_B = lengths_B * sequences
+    else:
+        denominator_B = sequences.expand_as(lengths_B)
+    weights_B = denominator_B.clamp(min=1.0).reciprocal()
+    if sequence_weights_B is not None:
+        weights_B = weights_B * sequence_weights_B
+    return torch.where(response_mask_BT, weights_B[:, None], 0.0).to(dtype)
+
+
+def token_weights(
+    response_mask_BT: Tensor, token_weights_BT: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """Return the weights a loss was given, or equal ones of its own tokens if it was given none."""
+    if token_weights_BT is not None:
+        return token_weights_BT
+    return aggregation_weights(response_mask_BT, dtype=dtype)
+
+
+def weighted_sum(terms_BT: Tensor, response_mask_BT: Tensor, weights_BT: Tensor) -> Tensor:
+    """Sum `weights_BT * terms_BT` over the response tokens.
+
+    This is how every loss, and an entropy bonus, becomes a scalar.
+
+    Args:
+        terms_BT: One term a token.
+        response_mask_BT: Boolean; terms and weights where it is False are never read.
+        weights_BT: From `aggregation_weights`.
+
+    Returns:
+        A scalar.
+    """
+    terms_BT = torch.where(response_mask_BT, terms_BT, 0.0)
+    return (terms_BT * torch.where(response_mask_BT, weights_BT, 0.0)).sum()

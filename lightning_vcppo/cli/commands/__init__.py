@@ -1,0 +1,1 @@
+"""The commands of `vcppo`, one a file; `registry.py` lists them."""

@@ -1,0 +1,144 @@
+"""The whole job on the embedded default: plain PPO and VC-PPO from one start, and a report of both.
+
+    vcppo demo --seed 0 --output runs/demo
+
+It runs the commands that it prints, nothing else, so each can be repeated and changed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lightning_vcppo.common.errors import OneLineArguments
+
+QUICK = {
+    "cold_start": ["--trainer.limit_train_batches=30", "--data.val_size=16"],
+    "reward_model": ["--trainer.limit_train_batches=2", "--data.prompts_per_rollout=16"],
+    "rl": [
+        "--trainer.limit_train_batches=4",
+        "--trainer.val_check_interval=4",
+        "--data.val_size=16",
+        "--data.prompts_per_rollout=16",
+        "--value_pretraining.max_rollouts=2",
+        "--value_pretraining.min_rollouts=1",
+    ],
+}
+
+
+def demo(seed: int = 0, output: str = "runs/demo", quick: bool = False) -> None:
+    """Cold-start a tiny policy, train a reward model, and run VC-PPO and plain PPO from both.
+
+    Args:
+        seed: Of everything.
+        output: Folder of the VC-PPO run; plain PPO's is beside it, with `_ppo` behind its name.
+        quick: Only a few steps of each part: does it run, not what does it reach.
+    """
+    console = Console()
+    start = time.perf_counter()
+    run_dir = Path(output)
+    cold_start_dir, reward_model_dir = run_dir / "cold_start", run_dir / "reward_model"
+    actor = f"--model.actor={cold_start_dir / 'actor'}"
+    common = [f"--seed_everything={seed}"]
+    extra: dict[str, list[str]] = QUICK if quick else {part: [] for part in QUICK}
+
+    console.rule("Cold start: a policy that knows how to count but answers too early")
+    _fit(["demo/cold_start"], [*common, *extra["cold_start"]], cold_start_dir)
+    console.rule("Reward model: where critics usually start")
+    _fit(["demo/reward_model"], [actor, *common, *extra["reward_model"]], reward_model_dir)
+    runs = {
+        "plain PPO": ("ppo", run_dir.with_name(f"{run_dir.name}_ppo")),
+        "VC-PPO": ("vcppo", run_dir),
+    }
+    critic = f"--model.critic={reward_model_dir / 'reward_model'}"
+    for name, (algorithm, folder) in runs.items():
+        console.rule(f"Value pretraining, then {name}" if folder == run_dir else name)
+        _fit([algorithm, "demo/rl"], [actor, critic, *common, *extra["rl"]], folder)
+
+    before = _last_evaluation(cold_start_dir)
+    afters = {name: _last_evaluation(folder) for name, (_, folder) in runs.items()}
+    for after in afters.values():
+        same_problems = [r["problem"] for r in before] == [r["problem"] for r in after]
+        assert same_problems, "all evaluations are on the same held-out problems"
+    console.print(_table(before, afters))
+    minutes = (time.perf_counter() - start) / 60
+    console.print(
+        f"{minutes:.1f} minutes; plots, metrics, checkpoints and models are in {run_dir}/"
+    )
+    if find_spec("plotly"):
+        _vcppo(["report", str(run_dir), str(runs["plain PPO"][1])])
+    else:
+        console.print("pip install 'lightning-vcppo[report]' for a page about it", markup=False)
+
+
+def _fit(configs: list[str], flags: list[str], run_dir: Path) -> None:
+    files = [f"--config={name}" for name in configs]
+    _vcppo(["fit", *files, *flags, f"--trainer.default_root_dir={run_dir}", "--overwrite"])
+
+
+def _vcppo(command: list[str]) -> None:
+    """Run one `vcppo` command; its output is the user's to see, its failure ends the demo."""
+    print(f"$ vcppo {shlex.join(command)}", flush=True)
+    # Threads that spin for long while they wait make a busy machine ten times slower; those that do
+    # not spin at all make an idle one, with a model so small, half as fast.
+    environment = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000", **os.environ}
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_vcppo", *command], env=environment, check=False
+    )
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def _last_evaluation(run_dir: Path) -> list[dict[str, Any]]:
+    """Read the records of a run's last evaluation."""
+    last = max((run_dir / "evaluation").glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
+    with last.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def _table(before: list[dict[str, Any]], afters: dict[str, list[dict[str, Any]]]) -> Table:
+    """Compare the evaluations after each algorithm with the one before."""
+    table = Table("", title=f"Held-out problems: {len(before)}")
+    table.add_column("cold start", justify="right")
+    for name in afters:
+        table.add_column(name, justify="right")
+        table.add_column("change", justify="right")
+    for title, key, scale, form in (
+        ("accuracy (%)", "correct", 100, "{:.1f}"),
+        ("length (tokens)", "length", 1, "{:.0f}"),
+        ("finished (%)", "finished", 100, "{:.1f}"),
+    ):
+        was = scale * fmean(record[key] for record in before)
+        cells = [form.format(was)]
+        for after in afters.values():
+            now = scale * fmean(record[key] for record in after)
+            change = form.format(now - was)
+            cells += [form.format(now), change if now < was else f"+{change}"]
+        table.add_row(title, *cells)
+    return table
+
+
+def main(args: Sequence[str]) -> None:
+    """Run `vcppo demo`.
+
+    Args:
+        args: What follows the command.
+    """
+    parser = OneLineArguments("vcppo demo", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0, help="of everything")
+    parser.add_argument("--output", default="runs/demo", help="folder of the run")
+    parser.add_argument("--quick", action="store_true", help="a few steps of each part only")
+    arguments = parser.parse_args(args)
+    demo(arguments.seed, arguments.output, arguments.quick)

@@ -1,0 +1,168 @@
+"""`vcppo export`: from a checkpoint to ordinary Hugging Face folders.
+
+A checkpoint is one file, or a folder of shards (torch.distributed.checkpoint), which is read
+without a process group. Nothing in it is executed: tensors, numbers and text alone are read.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from transformers import PreTrainedModel
+
+from lightning_vcppo.checkpointing.format import PARTS, in_parts, read_file, reading_parts
+from lightning_vcppo.checkpointing.safe_loading import refuse_code_in
+from lightning_vcppo.cli.parser import run_function
+from lightning_vcppo.common.errors import require
+from lightning_vcppo.models import hf_folders, loading
+from lightning_vcppo.models.critic import load_critic
+from lightning_vcppo.models.fingerprints import model_fingerprint
+from lightning_vcppo.models.hf_folders import write_folder
+from lightning_vcppo.models.lora import adapt
+from lightning_vcppo.settings import LoRASettings, ValueSettings
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run `vcppo export`.
+
+    Args:
+        arguments: What follows the command.
+    """
+    run_function(export, "export", arguments)
+
+
+def export(
+    ckpt_path: str,
+    output: str,
+    overwrite: bool = False,
+    actor: str | None = None,
+    critic: str | None = None,
+) -> None:
+    """Write the networks of a checkpoint as Hugging Face folders: `actor/`, `critic/`.
+
+    Adapters are added to the weights. The folders appear when all of them are complete.
+
+    Args:
+        ckpt_path: File or folder of a checkpoint, of any strategy.
+        output: Where the folders go.
+        overwrite: Replace folders that are there.
+        actor: Base of the actor's adapters, if it is no longer where the run found it.
+        critic: The same for the critic's; None is `actor`, if the two were one.
+
+    Raises:
+        ValueError: If there is no such checkpoint, something is there already, or the base of the
+            adapters is missing or another.
+    """
+    checkpoint = read_checkpoint(Path(ckpt_path).expanduser())
+    target, staging = Path(output).expanduser(), Path(output).expanduser() / ".partial"
+    names = list(checkpoint["folders"])
+    taken = [str(target / name) for name in names if (target / name).exists()]
+    require(overwrite or not taken, f"{taken and taken[0]} exists; --overwrite replaces it")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        hf_folders.put_files(checkpoint["tokenizer"], staging / "tokenizer")
+        tokenizer = loading.load_tokenizer(str(staging / "tokenizer"))
+        for name in names:
+            model = _network(name, checkpoint, {"actor": actor, "critic": critic})
+            write_folder(staging / name, model, tokenizer)
+        for name in names:
+            shutil.rmtree(target / name, ignore_errors=True)
+            (staging / name).rename(target / name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    print("\n".join(str(target / name) for name in names))
+
+
+def read_checkpoint(path: Path) -> Any:
+    """Read what a checkpoint says of its networks, and their weights; optimizers stay on disk.
+
+    Raises:
+        ValueError: If it is none, or one of a version that did not describe its networks.
+    """
+    require(path.exists(), f"--ckpt_path: {path} does not exist")
+    checkpoint = _read_parts(path) if path.is_dir() else read_file(path)
+    require(
+        isinstance(checkpoint, dict)
+        and {"folders", "state_dict", "tokenizer"} <= checkpoint.keys()
+        and checkpoint["folders"].keys() <= hf_folders.KINDS.keys(),
+        f"--ckpt_path: {path} does not say what its networks are: it is of another program or of "
+        "a version of this one before `vcppo export`",
+    )
+    return checkpoint
+
+
+def _read_parts(path: Path) -> Any:
+    require(
+        in_parts(path),
+        f"--ckpt_path: {path} is no checkpoint: expected a file, or a folder with {PARTS}",
+    )
+    checkpoint = read_file(path / PARTS)
+    refuse_code_in(path)
+    state: dict[str, Tensor] = {}
+    with reading_parts(path):
+        reader = FileSystemReader(path)
+        for key, stored in reader.read_metadata().state_dict_metadata.items():
+            root, _, name = key.partition(".")
+            if root == "state_dict" and isinstance(stored, TensorStorageMetadata):
+                state[name] = torch.empty(stored.size, dtype=stored.properties.dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            load({"state_dict": state}, storage_reader=reader, no_dist=True)
+    return checkpoint | {"state_dict": state}
+
+
+def _network(
+    name: str, checkpoint: dict[str, Any], moved: dict[str, str | None]
+) -> PreTrainedModel:
+    """Return a network with the checkpoint's weights; `moved` says where bases are now."""
+    prefix, _ = hf_folders.KINDS[name]
+    state: dict[str, Tensor] = {
+        key.removeprefix(prefix): weight
+        for key, weight in checkpoint["state_dict"].items()
+        if key.startswith(prefix)
+    }
+    model = hf_folders.rebuild(name, checkpoint["folders"][name])
+    if (lora := checkpoint.get("lora")) is not None:
+        bases = lora["bases"]
+        if moved[name] is None and bases[name]["source"] == bases["actor"]["source"]:
+            moved = moved | {name: moved["actor"]}
+        model = _base(name, model, bases[name], moved[name])
+        adapt(model, LoRASettings(**lora["settings"]), seed=0)
+    missing, unread = model.load_state_dict(state, strict=False, assign=lora is None)
+    untrained = {key for key in missing if lora is None or ".lora_" in key}
+    require(
+        not untrained and not unread,
+        f"--ckpt_path: weights of its {name} are missing or unknown: {[*untrained, *unread][:3]}",
+    )
+    model.tie_weights()
+    return model
+
+
+def _base(
+    name: str, described: PreTrainedModel, saved: dict[str, str], given: str | None
+) -> PreTrainedModel:
+    """Load the base of a network's adapters."""
+    source = given or saved["source"]
+    try:
+        if name == "critic":
+            settings = ValueSettings(**described.config.value_head)
+            model = load_critic(source, settings).model
+        else:
+            model = loading.load_actor(source)
+    except ValueError as error:
+        raise ValueError(f"{error}; --{name} says where the base of its adapters is") from error
+    require(
+        model_fingerprint(model) == saved.get("fingerprint"),
+        f"--{name}: {source} holds other weights than those on which the adapters were trained",
+    )
+    return model

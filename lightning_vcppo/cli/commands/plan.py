@@ -1,0 +1,384 @@
+"""`vcppo plan`: what a run will take before it is paid for; no weight is loaded or downloaded.
+
+    vcppo plan --config qwen2.5_7b --gpus 8 --gpu_memory 80
+
+It reads the configs and flags of `fit`, and the model's config alone. The arithmetic is in
+`planning/`; here are its inputs and its printing, and for the CPU a short trial that measures how
+fast this machine is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig, AutoModelForCausalLM
+from typing_extensions import override
+
+from lightning_vcppo.cli import lightning_cli
+from lightning_vcppo.common.errors import OneLineArguments, require
+from lightning_vcppo.generation import TransformersEngine
+from lightning_vcppo.models import forward, loading
+from lightning_vcppo.models.packing import enable_packing
+from lightning_vcppo.planning.advice import advise, fits
+from lightning_vcppo.planning.memory import Memory, engine_needs, plan_memory
+from lightning_vcppo.planning.run import GB, PRECISIONS, Run
+from lightning_vcppo.planning.seconds import DEVICES, Rates, plan_seconds
+from lightning_vcppo.planning.shapes import PUBLISHED, ModelShape
+from lightning_vcppo.settings import SamplingSettings
+
+PRECISION_NAMES = {None: "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed"} | {
+    "bf16": "bf16-mixed"
+}
+MOMENTS = {"SGD": 0, "RMSprop": 1, "Adagrad": 1, "Lion": 1}
+"""Numbers that optimizers keep a weight; others are taken for relatives of Adam, which keep 2."""
+
+
+class PlanCLI(lightning_cli.VCPPOCLI):
+    """Reads what `fit` reads, and stops there."""
+
+    @override
+    def _set_seed(self) -> None:
+        """Leave the random numbers alone."""
+
+    @override
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+def main(args: Sequence[str]) -> None:
+    """Print the plan of a run.
+
+    Args:
+        args: What follows `vcppo plan`: its own flags, and those of `fit`.
+
+    Raises:
+        ValueError: if the run is of another module, or its model has no config that can be read.
+    """
+    own, rest = _parser().parse_known_args(args)
+    config = lightning_cli.main(["fit", *rest], PlanCLI).config.fit
+    require(own.device in (*DEVICES, None), f"--device: expected one of {', '.join(DEVICES)}")
+    for flag in ("gpus", "gpus_per_node", "gpu_memory", "response_length"):
+        given = getattr(own, flag)
+        require(given is None or given > 0, f"--{flag}: expected more than 0, got {given}")
+    run = read_run(config, own)
+    rates = (
+        measured_rates(run) if run.device == "cpu" else DEVICES[_device(own)].rates(run.precision)
+    )
+    print_plan(run, rates, own.gpus_per_node)
+
+
+def _parser() -> OneLineArguments:
+    parser = OneLineArguments(
+        "vcppo plan",
+        description="Say what a run will take: memory by part, seconds a rollout, what to change.",
+        epilog="All flags of `vcppo fit` are read, too: --config, --model.*, --trainer.*, ...",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--gpus", type=int, help="all of them; default: the trainer's devices")
+    parser.add_argument("--gpus_per_node", type=int, default=8)
+    parser.add_argument("--gpu_memory", type=float, help="of each, in GB; default: the device's")
+    parser.add_argument("--device", help=f"default h100; one of {', '.join(DEVICES)}")
+    parser.add_argument(
+        "--response_length",
+        type=int,
+        help="mean length of responses, for the time; default: model.sampling.max_response_length",
+    )
+    return parser
+
+
+def _device(own: argparse.Namespace) -> str:
+    return own.device or "h100"
+
+
+# What is planned -----------------------------------------------------------------------------
+
+
+def read_run(config: Namespace, own: argparse.Namespace) -> Run:
+    """Return what the arithmetic needs of a parsed config.
+
+    Args:
+        config: Of `fit`.
+        own: The flags of `vcppo plan`.
+
+    Raises:
+        ValueError: if the run is of another module, or for a strategy that is not known.
+    """
+    name = config.model.class_path.rpartition(".")[2]
+    require(name == "VCPPOModule", f"vcppo plan: knows runs of VCPPOModule, not of {name}")
+    settings, trainer = config.model.init_args, config.trainer
+    sampling, engine = settings.sampling, settings.engine
+    update = settings["update"]  # a Namespace has a method of that name
+    actor = shape_from(settings.actor)
+    here = trainer.accelerator == "auto" and torch.cuda.is_available()
+    on_gpu = own.gpus is not None or own.device is not None
+    on_gpu = on_gpu or here or trainer.accelerator in ("gpu", "cuda")
+    devices = own.gpus or _count(trainer.devices) * _count(trainer.num_nodes)
+    memory = own.gpu_memory * GB if own.gpu_memory else _memory(own, on_gpu, devices)
+    strategy, shards = _strategy(trainer.strategy, devices)
+    precision = PRECISION_NAMES.get(trainer.precision, str(trainer.precision))
+    require(precision in PRECISIONS, f"--trainer.precision: vcppo plan does not know {precision}")
+    uses_vllm = engine.name == "vllm"
+    exact = precision in ("32-true", "64-true") and not uses_vllm
+    corrected = settings.policy.importance_correction not in ("auto", "off")
+    targets = settings.lora.target_modules
+    critic = None
+    if settings.advantage.estimator == "gae":
+        critic = actor if settings.critic is None else shape_from(settings.critic)
+    return Run(
+        actor=actor,
+        critic=critic,
+        reference=bool(settings.policy.kl_coef),
+        prompt_length=config.data.max_prompt_length,
+        response_length=sampling.max_response_length,
+        mean_response_length=own.response_length or sampling.max_response_length,
+        prompts=config.data.prompts_per_rollout,
+        num_generations=sampling.num_generations,
+        mini_batch=update.ppo_mini_batch_size,
+        critic_mini_batch=update.critic_mini_batch_size or update.ppo_mini_batch_size,
+        epochs=update.ppo_epochs,
+        critic_epochs=update.critic_epochs or update.ppo_epochs,
+        max_tokens=update.ppo_max_token_len_per_gpu,
+        max_num_seqs=engine.max_num_seqs,
+        engine=engine.name,
+        engine_share=engine.gpu_memory_utilization,
+        engine_sleeps=engine.sleep and on_gpu,
+        engine_bytes=_engine_bytes(engine.init_args, precision),
+        precision=precision,
+        strategy=strategy,
+        devices=devices,
+        shards=shards,
+        moments=_moments(settings.actor_optimizer),
+        lora_rank=settings.lora.rank,
+        lora_targets=() if isinstance(targets, str) else tuple(targets),
+        checkpointing=settings.activation_checkpointing,
+        reads_logprobs=not (exact and settings.policy.reuse_sampler_logprobs) or corrected,
+        device="cuda" if on_gpu else "cpu",
+        memory=int(memory),
+    )
+
+
+def shape_from(source: str | Mapping[str, Any] | Namespace) -> ModelShape:
+    """Return the shape of a model from its config alone: published, in a folder, or on the hub.
+
+    Raises:
+        ValueError: if there is no config, or it is of another kind of model.
+    """
+    if isinstance(source, str):
+        if source in PUBLISHED:
+            return PUBLISHED[source]
+        return shape_of(loading.load_config(source), source)
+    given = dict(source)
+    return shape_of(AutoConfig.for_model(given.pop("model_type"), **given), "critic config")
+
+
+def shape_of(config: Any, name: str) -> ModelShape:
+    """Return the shape that a transformers config describes.
+
+    Raises:
+        ValueError: if it is not of the Llama and Qwen kind.
+    """
+    try:
+        heads = config.num_attention_heads
+        return ModelShape(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_layers=config.num_hidden_layers,
+            num_heads=heads,
+            num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            intermediate_size=config.intermediate_size,
+            tied=bool(config.tie_word_embeddings),
+            qkv_bias=config.model_type == "qwen2" or bool(getattr(config, "attention_bias", 0)),
+            qk_norm=config.model_type == "qwen3",
+        )
+    except AttributeError as error:
+        raise ValueError(
+            f"{name}: vcppo plan knows decoders of the Llama and Qwen kind: {error}"
+        ) from error
+
+
+def _count(devices: Any) -> int:
+    if isinstance(devices, list):
+        return len(devices)
+    return int(devices) if str(devices).isdigit() and int(devices) > 0 else 1
+
+
+def _memory(own: argparse.Namespace, on_gpu: bool, devices: int) -> float:
+    if on_gpu:
+        return DEVICES[_device(own)].memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / devices
+
+
+def _strategy(given: Any, devices: int) -> tuple[Any, int]:
+    """Return the strategy by one of three names, and the devices that share a copy."""
+    arguments = {} if isinstance(given, str) else given.get("init_args") or {}
+    name = given if isinstance(given, str) else given.class_path.rpartition(".")[2]
+    if name in ("fsdp2", "FSDP2Strategy"):
+        return "fsdp2", arguments.get("shards") or devices
+    if name.startswith(("auto", "ddp", "DDP", "single", "Single")):
+        return ("ddp" if devices > 1 else "single"), 1
+    raise ValueError(f"--trainer.strategy: vcppo plan knows auto, ddp and fsdp2, not {name}")
+
+
+def _engine_bytes(arguments: Mapping[str, Any], precision: str) -> int:
+    if "dtype" in arguments:
+        return 4 if "32" in str(arguments["dtype"]) else 2
+    return min(4, PRECISIONS[precision].weight)
+
+
+def _moments(optimizer: Any) -> int:
+    name = optimizer.class_path.rpartition(".")[2]
+    return 1 if optimizer.init_args.get("momentum") else MOMENTS.get(name, 2)
+
+
+# How fast this machine is --------------------------------------------------------------------
+
+TRIAL_TOKENS, TRIAL_COLUMNS, TRIAL_PROMPT, TRIAL_VOCABULARY = 1024, 16, 16, 2**25
+
+
+def measured_rates(run: Run) -> Rates:
+    """Time sampling and an update of two layers of the actor's shape on this CPU, a few seconds.
+
+    What is measured is divided by the operations that `plan_seconds` counts, so that what it does
+    not count, such as norms and softmax, is in the rate.
+    """
+    shape = run.actor
+    layers, vocabulary = 2, min(shape.vocab_size, TRIAL_VOCABULARY // shape.hidden_size)
+    trial = replace(
+        run,
+        actor=replace(shape, num_layers=layers, vocab_size=vocabulary),
+        critic=None,
+        prompt_length=TRIAL_PROMPT,
+        mean_response_length=TRIAL_COLUMNS,
+        prompts=run.rows,
+        num_generations=1,
+        devices=1,
+        epochs=1,
+        strategy="single",
+    )
+    config = AutoConfig.for_model(
+        "qwen2",
+        vocab_size=vocabulary,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        intermediate_size=shape.intermediate_size,
+        tie_word_embeddings=shape.tied,
+    )
+    model: Any = enable_packing(AutoModelForCausalLM.from_config(config).eval())
+    prompts = torch.randint(0, vocabulary, (run.rows, TRIAL_PROMPT)).tolist()
+    settings = SamplingSettings(max_response_length=TRIAL_COLUMNS)
+    engine = TransformersEngine(model, pad_token_id=0, eos_token_ids=set(), max_num_seqs=run.rows)
+    sampling = _seconds(lambda: engine.generate(prompts, range(run.rows), settings))
+
+    responses = max(1, TRIAL_TOKENS // (2 * TRIAL_COLUMNS))
+    ids_BL = torch.randint(0, vocabulary, (responses, TRIAL_PROMPT + TRIAL_COLUMNS))
+    lengths_B = torch.full((responses,), TRIAL_PROMPT)
+    mask_BT = torch.ones(responses, TRIAL_COLUMNS, dtype=torch.bool)
+
+    def update() -> None:
+        targets_N = ids_BL[:, TRIAL_PROMPT:].flatten()
+        logprobs_N, _ = forward.response_logprobs(model, ids_BL, lengths_B, mask_BT, targets_N)
+        torch.autograd.grad(logprobs_N.sum(), list(model.parameters()))
+
+    unit = Rates(1.0, 1.0)
+    sampled = plan_seconds(trial, unit, 1).sampling
+    updated = plan_seconds(replace(trial, prompts=responses), unit, 1).policy
+    return Rates(updated / _seconds(update), sampled / sampling)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    """Return the shorter time of two calls, after one to warm up."""
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
+
+
+# Printing ------------------------------------------------------------------------------------
+
+
+def print_plan(run: Run, rates: Rates, gpus_per_node: int) -> None:
+    """Print memory, time, and what to change."""
+    console = Console()
+    phases = plan_memory(run)
+    console.print(_memory_table(run, phases))
+    console.print(_time_table(run, rates, gpus_per_node))
+    if fits(run):
+        most = max(memory.total for memory in phases.values())
+        console.print(f"It fits: {most / run.memory:.0%} of a device's memory at the most.")
+        return
+    if run.engine == "vllm" and engine_needs(run) > run.engine_share * run.memory:
+        console.print(
+            f"vLLM needs {engine_needs(run) / GB:.1f} GB for its copy of the weights and one "
+            f"response, more than its share ({run.engine_share:g} of {run.memory / GB:.0f} GB)."
+        )
+    changes, enough = advise(run)
+    each = "What would help:" if len(changes) == 1 else "What would help, each with those before:"
+    console.print(f"It does not fit. {each}")
+    for change in changes:
+        console.print(f"  {change.flag}  ->  {change.peak / GB:.1f} GB", highlight=False)
+    if not enough:
+        console.print("  It takes a smaller model, shorter responses or larger devices.")
+
+
+def _memory_table(run: Run, phases: Mapping[str, Memory]) -> Table:
+    spread = f"{run.strategy} of {run.shards} shards" if run.shards > 1 else run.strategy
+    machine = "process" if run.device == "cpu" else "GPU"
+    count = f"{run.devices} {machine}s, each" if run.devices > 1 else f"one {machine}"
+    table = Table(
+        title=f"GB of {count} of {run.memory / GB:.0f} GB; {spread}, {run.precision}",
+        min_width=72,
+    )
+    table.add_column("part")
+    for phase in phases:
+        table.add_column(phase, justify="right")
+    for part in (field.name for field in fields(Memory)):
+        cells = [f"{getattr(memory, part) / GB:.3g}" for memory in phases.values()]
+        table.add_row(part.replace("_", " "), *cells)
+    table.add_section()
+    table.add_row("together", *(f"{memory.total / GB:.3g}" for memory in phases.values()))
+    return table
+
+
+def _time_table(run: Run, rates: Rates, gpus_per_node: int) -> Table:
+    seconds = plan_seconds(run, rates, gpus_per_node)
+    responses = run.prompts * run.num_generations
+    table = Table(
+        title=f"Seconds of a rollout: {responses} responses of {run.mean_response_length} tokens",
+        min_width=72,
+    )
+    for part in fields(seconds):
+        table.add_column(part.name, justify="right")
+    table.add_column("together", justify="right")
+    table.add_row(
+        *(_rounded(getattr(seconds, part.name)) for part in fields(seconds)),
+        _rounded(seconds.total),
+    )
+    table.caption = (
+        "measured on this machine: two layers"
+        if run.device == "cpu"
+        else "from data sheets, at 40 % of the arithmetic and 60 % of the bandwidths"
+    )
+    return table
+
+
+def _rounded(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.2g}"

@@ -1,0 +1,66 @@
+"""Grade the responses in a file again: does it hold what a run has reported?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lightning_vcppo.cli.parser import run_function
+from lightning_vcppo.common.terminal import printable
+from lightning_vcppo.metrics.evaluation import by_set, summarize
+from lightning_vcppo.rewards.functions import Grader
+from lightning_vcppo.rewards.verifier import extract_answer
+from lightning_vcppo.rollouts.records import ResponseRecord, read_records
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run `vcppo regrade`.
+
+    Args:
+        arguments: What follows the command.
+    """
+    run_function(regrade, "regrade", arguments)
+
+
+def regrade(
+    file: str, reward: str = "lightning_vcppo.rewards.verifier.verify"
+) -> list[ResponseRecord]:
+    """Grade the responses in a file again, and print both accuracies and what differs.
+
+    Args:
+        file: Graded responses, `evaluation/*.jsonl` of a run or the output of `vcppo predict`.
+        reward: Import path of `(response: str, answer: int) -> float`, positive for correct; or
+            of one that returns (float, whether correct).
+
+    Returns:
+        The records with the new verdicts.
+
+    Raises:
+        ValueError: If the file holds anything else, or nothing.
+    """
+    grader = Grader(reward)
+    records = read_records(Path(file))
+    if not records:
+        raise ValueError(f"{file}: no responses")
+    again = [
+        replace(
+            record,
+            prediction=extract_answer(record.response),
+            correct=grader.grade(record.response, record.answer).correct,
+        )
+        for record in records
+    ]
+    written = by_set(records)
+    for name, of_set in by_set(again).items():
+        before, now = summarize(written[name]), summarize(of_set)
+        was, is_now = (100 * summary.rates["accuracy"].value for summary in (before, now))
+        print(f"{printable(name or file)}: avg@{now.k} {is_now:.2f} % (written: {was:.2f} %)")
+    for old, new in zip(records, again, strict=True):
+        if old.correct != new.correct:
+            verdict = "right" if new.correct else "wrong"
+            print(
+                f"{printable(new.source)}, sample {new.sample}: now {verdict} "
+                f"({printable(str(new.prediction))}; the answer is {new.answer})"
+            )
+    return again

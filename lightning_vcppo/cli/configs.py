@@ -1,0 +1,97 @@
+"""What comes with the package beside its code: configs by short name, and documents.
+
+In a checkout they lie beside the package, in a wheel within it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+from lightning_vcppo.common.suggestions import nearest
+
+PACKAGE = Path(__file__).parents[1]
+
+FRAGMENT_FLAGS = {
+    "--data": "data",
+    "--model": "model",
+    "--model.engine": "engine",
+    "--model.lora": "lora",
+    "--trainer": "trainer",
+    "--trainer.logger": "logger",
+}
+"""Flags that take a fragment, and its folder in `configs/`."""
+
+
+def shipped_folder(name: str) -> Path:
+    """Return a folder of documents or configs, wherever it is installed."""
+    inside = PACKAGE / name
+    return inside if inside.is_dir() else PACKAGE.parent / name
+
+
+@cache
+def config_names() -> tuple[str, ...]:
+    """Return the short names of all configs: `vcppo`, `demo/rl`, `data/aime24`, ..."""
+    root = shipped_folder("configs")
+    files = (path.relative_to(root).as_posix() for path in root.rglob("*.yaml"))
+    return tuple(sorted(file.removesuffix(".yaml") for file in files))
+
+
+def find_config(name: str) -> str | None:
+    """Return the file that a name stands for: one from here, else a shipped one; None if neither.
+
+    Args:
+        name: A path, or a short name. `.yaml` may be left out, `configs/` may be in front.
+    """
+    for here in (name, f"{name}.yaml"):
+        if Path(here).is_file():
+            return here
+    short = name.removeprefix("configs/").removesuffix(".yaml")
+    if short not in config_names():
+        return None
+    path = shipped_folder("configs") / f"{short}.yaml"
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def resolve_configs(arguments: Iterable[str]) -> list[str]:
+    """Replace short names of configs by their files.
+
+    `--config` and the flags of fragments take them, also as `--config=NAME`.
+
+    Raises:
+        ValueError: If a name is neither a file nor a shipped config.
+    """
+    return list(_resolved(arguments))
+
+
+def _resolved(arguments: Iterable[str]) -> Iterator[str]:
+    flag = ""
+    for argument in arguments:
+        if argument.startswith("-"):
+            flag, equals, value = argument.partition("=")
+            yield f"{flag}={_file(flag, value)}" if equals else argument
+        else:
+            yield _file(flag, argument)
+            flag = ""
+
+
+def _file(flag: str, value: str) -> str:
+    """Return the file of a config's name; what is not one, as it is."""
+    if flag in ("-c", "--config"):
+        folder = ""
+        is_name = value != "null" and not set(value) & set(":{}\n")  # else YAML itself, or a URL
+    else:
+        folder = f"{FRAGMENT_FLAGS.get(flag.replace('.init_args', ''), '-')}/"
+        is_name = value.removeprefix("configs/").startswith(folder)
+    if not is_name:
+        return value
+    if file := find_config(value):
+        return file
+    short = value.removeprefix("configs/").removesuffix(".yaml")
+    names = [name for name in config_names() if name.startswith(folder)]
+    ends = {name.removeprefix(folder): name for name in names}
+    close = nearest(short.removeprefix(folder), ends)
+    first = [name for name in names if "/" not in name.removeprefix(folder)]
+    hint = f"did you mean {ends[close]}?" if close else f"there are {', '.join(first)}"
+    raise ValueError(f"{flag}: {value}: no such file, and no config of that name; {hint}")

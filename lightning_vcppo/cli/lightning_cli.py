@@ -1,0 +1,274 @@
+"""The command line: one LightningCLI for cold start, reward model, VC-PPO and evaluation."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jsonargparse import ActionYesNo, ArgumentParser, capture_parser
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.strategies import StrategyRegistry
+from transformers.utils import logging as transformers_logging
+from typing_extensions import override
+
+from lightning_vcppo import callbacks
+from lightning_vcppo.checkpointing.atomic_io import AtomicCheckpointIO
+from lightning_vcppo.checkpointing.format import check_checkpoint
+from lightning_vcppo.checkpointing.run_directory import choose_start, choose_weights
+from lightning_vcppo.checkpointing.safe_loading import ALLOW_PICKLE
+from lightning_vcppo.cli.configs import resolve_configs
+from lightning_vcppo.cli.parser import VCPPOArgumentParser
+from lightning_vcppo.common.errors import UserError, describe, one_line, require
+from lightning_vcppo.common.suggestions import did_you_mean, name_flag
+from lightning_vcppo.dashboards import loggers
+from lightning_vcppo.data.datamodule import AIMEDataModule
+from lightning_vcppo.distributed.strategies import refuse_checkpoint, refuse_strategy
+from lightning_vcppo.modules import cold_start, reward_model, vcppo  # noqa: F401 (class names)
+
+FORCED_CALLBACKS = {
+    "value_pretraining": callbacks.ValuePretraining,
+    "reward_decay_monitor": callbacks.RewardDecayMonitor,
+    "critic_calibration": callbacks.CriticCalibration,
+    "guard_rails": callbacks.GuardRails,
+    "aime_evaluation": callbacks.AIMEEvaluation,
+    "learning_curves": callbacks.LearningCurves,
+    "model_export": callbacks.ModelExport,
+    "response_writer": callbacks.ResponseWriter,
+    "progress_bar": callbacks.RolloutProgressBar,
+    "rollout_checkpoint": callbacks.RolloutCheckpoint,
+}
+
+
+class VCPPOCLI(LightningCLI):
+    """LightningCLI with our callbacks always on, and loggers by name."""
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the callbacks, each under its own flag group, and flags of the run as a whole."""
+        for name, callback in FORCED_CALLBACKS.items():
+            parser.add_lightning_class_args(callback, name)
+        parser.add_argument(
+            "--loggers",
+            type=list[Literal["csv", "wandb", "tensorboard"]],
+            default=["csv", "wandb"],
+            help="Loggers that write into trainer.default_root_dir; trainer.logger overrides them.",
+        )
+        parser.add_argument(
+            "--threads",
+            type=int | None,
+            default=None,
+            help="CPU threads of PyTorch; None is its default.",
+        )
+        parser.add_argument(
+            "--overwrite",
+            action=ActionYesNo(no_prefix="keep_"),
+            nargs="?",
+            default=False,
+            help="Begin anew in a folder that holds a run.",
+        )
+        parser.add_argument(
+            "--allow_pickle",
+            type=bool,
+            default=False,
+            help="Read models from pytorch_model.bin: a pickle, which can run code of its author.",
+        )
+        parser.set_defaults({"model": {"class_path": "lightning_vcppo.VCPPOModule"}})
+
+    @override
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        """Read checkpoints without running code that they bring along; say where the flags are."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.set_defaults({"weights_only": True})
+        if subcommand in ("validate", "test"):
+            parser.set_defaults({"verbose": False})  # our table says it, and with intervals
+        parser.usage = f"vcppo {subcommand} [--config NAME ...] [--flag=value ...]"
+        parser.epilog = (
+            f"The model's flags: vcppo {subcommand} --model.help (of another class: =CLASS)"
+        )
+        return parser
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Read the arguments; configs may be given by their short names."""
+        given = sys.argv[1:] if args is None else args
+        if isinstance(given, list):
+            self.config = parser.parse_args(resolve_configs(_name_the_model(given)))
+        else:
+            super().parse_arguments(parser, given)
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        """Refuse what cannot work and what would overwrite a run, before anything runs."""
+        strategy = self._get(self.config, "trainer").get("strategy")
+        strategy = getattr(strategy, "class_path", strategy)
+        refuse_strategy(strategy)
+        refuse_checkpoint(self._get(self.config, "ckpt_path"), strategy)
+        if self._get(self.config, "allow_pickle"):
+            os.environ[ALLOW_PICKLE] = "1"
+        if (threads := self._get(self.config, "threads")) is not None:
+            require(threads >= 1, f"--threads: expected >= 1, got {threads}")
+            torch.set_num_threads(threads)
+        given = self.config[str(self.subcommand)]
+        folder, self._start = Path(given.trainer.default_root_dir), given.ckpt_path
+        if self.subcommand != "fit":
+            self._start = choose_weights(folder, self._start)
+        elif not given.trainer.fast_dev_run:
+            self._start = choose_start(folder, self._start, overwrite=given.overwrite)
+            given.overwrite = False  # said once: config.yaml does not say it again
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Check the checkpoint; its hyper-parameters do not override flags, so none are read."""
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path and Path(path).exists():
+            check_checkpoint(Path(path), to_train=self.config.subcommand == "fit")
+
+    @override
+    def instantiate_classes(self) -> None:
+        """Build model, data, callbacks and trainer."""
+        with self._told_by_flag():
+            super().instantiate_classes()
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run fit, validate, test or predict."""
+        with self._told_by_flag():
+            super()._run_subcommand(subcommand)
+
+    @contextmanager
+    def _told_by_flag(self) -> Iterator[None]:
+        """Name the flag, where a setting's own check refuses it, and the folder of a full disk."""
+        given = self.config[str(self.subcommand)]
+        try:
+            yield
+        except Exception as error:  # `describe` tells a user's mistake from a fault, which goes on
+            line = describe(error, folder=given.trainer.default_root_dir)
+            if line is None:
+                raise
+            values = {
+                key.replace(".init_args", ""): value for key, value in vars(given.as_flat()).items()
+            }
+            if (told := name_flag(one_line(line), values)) == str(error):
+                raise
+            raise UserError(told) from error
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the Trainer with the loggers that were asked for by name."""
+        given = self._get(self.config_init, "trainer")
+        _check_names(given)
+        if given.get("logger") is None and not given.get("fast_dev_run"):
+            # Metrics and config of an evaluation do not take the place of the training run's.
+            part = "" if self.subcommand == "fit" else str(self.subcommand)
+            names = self._get(self.config_init, "loggers")
+            kwargs["logger"] = [
+                loggers.build_logger(name, given["default_root_dir"], part) for name in names
+            ]
+        plugins = given.get("plugins") or []
+        kwargs["plugins"] = [*plugins] if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in kwargs["plugins"]):
+            kwargs["plugins"].append(AtomicCheckpointIO())
+        forced = self._parser(self.subcommand).callback_keys
+        if given.get("enable_checkpointing") is False or given.get("fast_dev_run"):
+            forced.remove("rollout_checkpoint")
+        if given.get("enable_progress_bar") is False:
+            forced.remove("progress_bar")
+        trainer = super().instantiate_trainer(**kwargs)
+        if self.subcommand == "fit":
+            loggers.continue_run(trainer, self._start)
+        self.config_init[str(self.subcommand)].ckpt_path = self._start
+        return trainer
+
+
+def main(args: ArgsType = None, cli_class: type[VCPPOCLI] = VCPPOCLI) -> VCPPOCLI:
+    """Run the command line.
+
+    Args:
+        args: Arguments instead of the process's own.
+        cli_class: What to do with them.
+
+    Returns:
+        The command line, when all is done.
+    """
+    _quieten()
+    return cli_class(
+        LightningModule,
+        AIMEDataModule,
+        subclass_mode_model=True,
+        auto_configure_optimizers=False,
+        save_config_callback=loggers.ConfigLogger,
+        save_config_kwargs={"overwrite": True},
+        parser_class=VCPPOArgumentParser,
+        parser_kwargs={
+            "parser_mode": "omegaconf+",
+            "prog": "vcppo",
+        },
+        seed_everything_default=0,
+        trainer_defaults={
+            "default_root_dir": "runs/default",
+            "num_sanity_val_steps": 0,  # it would generate with an untrained model
+            "log_every_n_steps": 1,  # every rollout
+            "use_distributed_sampler": False,  # the data module splits by rank itself
+            "max_epochs": 1,
+        },
+        args=args,
+    )
+
+
+def parser() -> ArgumentParser:
+    """Return the parser of the command line, which runs nothing."""
+    return capture_parser(main)
+
+
+def _name_the_model(arguments: list[str]) -> list[str]:
+    """Have `--model.help` alone speak of the model that a run trains unless told otherwise."""
+    if arguments[-1:] == ["--model.help"]:
+        return [*arguments[:-1], "--model.help=lightning_vcppo.VCPPOModule"]
+    return arguments
+
+
+def _check_names(trainer: Any) -> None:
+    """Refuse a strategy or accelerator that Lightning does not know, with the name it may be.
+
+    Raises:
+        ValueError: If so.
+    """
+    for kind, registry in (
+        ("strategy", StrategyRegistry.available_strategies()),
+        ("accelerator", [*AcceleratorRegistry.available_accelerators(), "auto", "gpu"]),
+    ):
+        name = trainer.get(kind)
+        if isinstance(name, str) and name != "auto" and name not in registry:
+            refuse_strategy(name)
+            hint = did_you_mean(name, registry) or f"; expected one of {', '.join(registry)}"
+            raise ValueError(f"--trainer.{kind}={name}: no such {kind}{hint}")
+
+
+def _quieten() -> None:
+    """Silence what tells a user nothing; what the libraries warn of otherwise is still shown."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    for message in (
+        "does not have many workers",  # prompts are in memory
+        "isinstance.treespec, LeafSpec",  # deprecated within torch
+    ):
+        warnings.filterwarnings("ignore", f".*{message}")
+    # Advertisements of products, and what concerns no machine of ours.
+    lightning_info = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    lightning_info.addFilter(lambda record: not re.match(".*Tip:|TPU", record.getMessage()))
+    # Progress bars of single files, and layers "not sharded" by a plan that nobody asked for.
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)

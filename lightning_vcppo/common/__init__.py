@@ -1,0 +1,1 @@
+"""What every other folder may use; it knows none of them."""

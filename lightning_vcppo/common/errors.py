@@ -1,0 +1,263 @@
+"""One line for what went wrong: what, where, and what to do.
+
+The libraries below us explain a mistake in paragraphs. Here they become the line with which `vcppo`
+ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from lightning_vcppo.common.ranks import own_rank
+from lightning_vcppo.common.suggestions import did_you_mean, nearest_flag
+from lightning_vcppo.common.terminal import printable
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError with `message` unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+USER_ERROR = 2
+"""Exit code."""
+NO_SPACE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+MISTAKES = (ValueError, OSError, ImportError)
+"""What a user's mistake raises, here and in the libraries below."""
+MISTAKES_BY_NAME = {"MisconfigurationException", "UsageError", "AuthenticationError", "CommError"}
+"""The same, of libraries that take seconds to import: Lightning, Weights & Biases."""
+KNOWN = {
+    r"^No supported gpu backend": (
+        "--trainer.accelerator=gpu: no GPU is to be seen here; leave it out, and see `vcppo doctor`"
+    ),
+    r"^Automatic gradient clipping": (
+        "--trainer.gradient_clip_val: actor and critic have norms of their own; set "
+        "--model.actor_optimizer.max_grad_norm and --model.critic_optimizer.max_grad_norm"
+    ),
+    r"^Automatic gradient accumulation": (
+        "--trainer.accumulate_grad_batches: gradients are accumulated anyway; set "
+        "--model.update.ppo_mini_batch_size and --model.update.ppo_max_token_len_per_gpu"
+    ),
+    r"^(-?\d+) is not in bounds, numpy accepts from 0 to (\d+)": (
+        r"--seed_everything: expected a seed in 0..\2, got \1"
+    ),
+    r"^Interpolation key '(.*?)' not found.*full_key: \w+\.([\w.]+)": (
+        r"--\2: the reference ${\1} leads nowhere"
+    ),
+}
+"""Patterns of other libraries' messages, and what they mean here."""
+MAX_LENGTH = 600
+"""Characters of a line; what libraries add behind them is lists of everything they know."""
+
+_FRAME = re.compile(
+    r"Does not validate against|Subtypes: |Errors:$|Expected a <class 'NoneType'>|Given value|"
+    r"Not a valid subclass of|Subclass types expect one of|a class path|a dict with"
+)
+_TYPES = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text"}
+_TYPES |= {"dict": "a mapping {name: value}", "list": "a list [a, b]", "Sequence": "a list [a, b]"}
+
+
+class UserError(ValueError):
+    """A mistake that has been put into words already."""
+
+
+def debugging() -> bool:
+    """Tell whether tracebacks are wanted: `--debug`, or VCPPO_DEBUG in the environment."""
+    return bool(os.environ.get("VCPPO_DEBUG"))
+
+
+def fail(message: str, error: BaseException | None = None) -> NoReturn:
+    """End the program with one line and exit code 2; when debugging, a traceback in front of it.
+
+    Most mistakes are met by all ranks alike, some by one alone, and none knows what the others have
+    met. So all of them speak, and all but the first say who they are.
+    """
+    if debugging() and error is not None:
+        traceback.print_exception(error)
+    rank = own_rank()
+    who = f"[rank {rank}] " if rank else ""
+    print(f"vcppo: {who}error: {printable(one_line(message))}", file=sys.stderr)
+    raise SystemExit(USER_ERROR)
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """End the program as `fail` does where the body raises what is a user's mistake."""
+    try:
+        yield
+    except Exception as error:  # `describe` tells a user's mistake from a fault, which goes on
+        line = describe(error)
+        if line is None:
+            raise
+        fail(line, error)
+
+
+def one_line(message: str) -> str:
+    """Return what a message says, without the frame that jsonargparse puts around it."""
+    lines = (line.strip().removeprefix("- ") for line in message.splitlines())
+    text = " ".join(line for line in lines if line and not _FRAME.match(line))
+    text = text.replace(' in "<unicode string>",', " at")
+    text = re.sub(r'Parser key "([\w.]+)"(?: element \d+)?:', r"--\1:", text)
+    text = re.sub(r"<class '([\w.]+)'>", r"\1", text)
+    return text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]} ..."
+
+
+def describe(error: Exception, folder: str = "the run's folder") -> str | None:
+    """Return what an error means to the user, None if it is no fault of theirs or of the machine.
+
+    Args:
+        error: Any.
+        folder: Where a run writes, for errors of the disk, which do not know.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    for link in _causes(error):
+        system = re.search(r"\(os error (\d+)\)", str(link))  # as Rust says it: safetensors
+        number = link.errno if isinstance(link, OSError) else int(system[1]) if system else None
+        if number in NO_SPACE:
+            place = getattr(link, "filename", None) or folder
+            return (
+                f"{place}: {os.strerror(number).lower()}; make room or choose another "
+                "--trainer.default_root_dir, and go on from the last checkpoint with --ckpt_path"
+            )
+    text = str(error).strip()
+    if port := re.search(r"port: (\d+).*EADDRINUSE", text, re.DOTALL):
+        return f"MASTER_PORT={port[1]}: another program uses this port; choose a free one"
+    if text.startswith("Error(s) in loading state_dict"):
+        return _describe_other_model(text)
+    if isinstance(error, OSError) and error.errno and error.filename is not None:
+        return _describe_file(error)
+    if not isinstance(error, MISTAKES) and type(error).__name__ not in MISTAKES_BY_NAME:
+        return None
+    for pattern, ours in KNOWN.items():
+        if found := re.search(pattern, text, re.DOTALL):
+            return found.expand(ours)
+    return text or type(error).__name__
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what it came from."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _describe_other_model(text: str) -> str:
+    """Say that a checkpoint does not fit the networks, by the first difference."""
+    first, *others = [line.strip() for line in text.splitlines()[1:] if line.strip()]
+    names = re.findall(r'"([\w.]+)"', first)
+    if names:
+        verb = "lacks" if first.startswith("Missing") else "also has"
+        difference, more = f"it {verb} {names[0]}", len(names) - 1 + len(others)
+    else:
+        name = first.removeprefix("size mismatch for ").partition(":")[0]
+        shapes = [f"({shape})" for shape in re.findall(r"Size\(\[([\d, ]*)\]\)", first)]
+        difference, more = f"{name} is {' there and '.join(shapes)} here", len(others)
+    rest = f" (and {more} more differences)" if more else ""
+    return (
+        f"--ckpt_path: the checkpoint is of another model: {difference}{rest}; give the --model.* "
+        "flags of its run, which are in its config.yaml"
+    )
+
+
+def _describe_file(error: OSError) -> str:
+    """Return the file's name and what is wrong with it."""
+    advice = {
+        errno.EACCES: "; change its permissions or choose another place",
+        errno.EPERM: "; change its permissions or choose another place",
+        errno.EROFS: "; choose another place",
+        errno.ELOOP: "; its symbolic links lead in a circle",
+    }
+    reason = os.strerror(error.errno or 0)
+    name = str(error.filename)
+    name = name if len(name) <= 120 else f"{name[:120]}..."
+    return f"{name}: {reason[0].lower()}{reason[1:]}{advice.get(error.errno or 0, '')}"
+
+
+def explain(
+    message: str,
+    flags: Iterable[str],
+    class_names: Callable[[str], Iterable[str]] = lambda flag: (),
+) -> str:
+    """Say in our words what jsonargparse has found wrong with an argument.
+
+    Args:
+        message: Its own.
+        flags: All flags of the parser.
+        class_names: Returns the classes that a flag may name.
+    """
+    text, known = one_line(message), list(flags)
+    if unknown := re.match(r"unrecognized arguments: (\S+)", text):
+        flag = unknown[1].partition("=")[0]
+        if not flag.startswith("-"):
+            return f"unexpected argument {flag!r}; expected --flag=value"
+        return _no_such_option(flag, known)
+    if unknown := re.match(r"(?:Subcommand '\w+' .*o|O)ption '([\w.]+)'", text):
+        return _no_such_option(f"--{unknown[1]}", known)
+    if unknown := re.match(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text):
+        return _no_such_option(f"--{unknown[1]}.{unknown[2]}", known)
+    if of_class := re.match(r"(--[\w.]+): Problem with given class_path '([\w.]+)': (.*)", text):
+        return _of_a_class(*of_class.groups())
+    if named := re.match(r"(--[\w.]+): .*Expected a dot import path string: (\S+)", text):
+        flag, name = named.groups()
+        return f"{flag}: no such class {name}{did_you_mean(name, class_names(flag))}"
+    lost = r"(--[\w.]+): (?:Unable to load config|File does not exist:) ['\"](.*?)['\"]"
+    if missing := re.match(lost, text):
+        return f"{missing[1]}: no such file {missing[2]}"
+    if bare := re.match(r"argument (--[\w.]+): expected one argument", text):
+        return f"{bare[1]}: expected a value, {bare[1]}=VALUE"
+    if other := re.match(r"argument (--[\w.]+): invalid (\w+) value: '(.*)'", text):
+        return f"{other[1]}: expected {_TYPES[other[2]]}, got {other[3]}"
+    if typed := re.match(r"(--[\w.]+): (Expected a .*)", text, re.DOTALL):
+        return _of_a_type(typed[1], typed[2], message)
+    return text
+
+
+class OneLineArguments(argparse.ArgumentParser):
+    """Answers a mistake with one line instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program."""
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        fail(explain(message, flags))
+
+
+def _no_such_option(flag: str, known: Iterable[str]) -> str:
+    close = nearest_flag(flag, known)
+    return f"{flag}: no such option" + (f"; did you mean {close}?" if close else "")
+
+
+def _of_a_class(flag: str, path: str, reason: str) -> str:
+    """Say what is wrong with an argument of a class that another argument names."""
+    reason = reason.partition(" Problem with given class_path")[0]  # the next type tried
+    if required := re.match(r"the following arguments are required: ([\w.]+)", reason):
+        return f"{flag}.{required[1]}: {path.rpartition('.')[2]} needs one"
+    if not reason.startswith("--"):
+        return f"{flag}: {path.rpartition('.')[2]}: {reason}"
+    return re.sub(r"(?<!\S)--(?=\w)", f"{flag}.", reason)
+
+
+def _of_a_type(flag: str, expected: str, message: str) -> str:
+    """Say which values an argument takes, and which it got."""
+    given = re.search(r"(?:Got value|Given value): (.*)", message)
+    value = given[1].strip() if given else ""
+    choices: list[str] = []
+    kinds: list[str] = []
+    for literal, name in re.findall(
+        r"Expected a (?:typing\.Literal\[(.*?)\]|([\w.]*\w))", expected
+    ):
+        choices += re.findall(r"'(.*?)'", literal)
+        if name:
+            kinds.append(_TYPES.get(name.rpartition(".")[2], f"a {name}"))
+    options = [*dict.fromkeys(kinds), *([f"one of {', '.join(choices)}"] if choices else [])]
+    return f"{flag}: expected {' or '.join(options)}, got {value}{did_you_mean(value, choices)}"

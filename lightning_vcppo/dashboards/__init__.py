@@ -1,0 +1,1 @@
+"""What goes to loggers and files; the only folder that names Weights & Biases."""

@@ -1,0 +1,167 @@
+"""What goes to a dashboard beside scalars: tables, figures, the config and a run's identity.
+
+With `workspace.py` the only file that names Weights & Biases. Each function serves every logger of
+the trainer that can show the thing, online or offline, on the first rank alone, and passes over the
+others (CSV).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from typing_extensions import override
+
+from lightning_vcppo.common.errors import require
+from lightning_vcppo.common.files import complete_file
+from lightning_vcppo.dashboards.metrics_csv import MetricsFile
+from lightning_vcppo.dashboards.tracking import has_account
+
+if TYPE_CHECKING:
+    pass
+
+RUN_ID = Path("wandb", "run_id")
+"""Where a run's folder holds the id of its training's run on Weights & Biases."""
+
+
+class ConfigLogger(SaveConfigCallback):
+    """Sends the resolved config, which it also writes into the run's folder, to the dashboard.
+
+    It also keeps metrics.csv in step with the checkpoints: a run that goes on from one drops the
+    rows that were written after it, a new run drops all. It waits until the first step can begin:
+    a run that fails before leaves nothing behind.
+    """
+
+    _rows = 0
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save the number of rows."""
+        checkpoint["metrics_rows"] = sum(file.rows for file in _metrics_files(trainer))
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember the number of rows."""
+        self._rows = checkpoint.get("metrics_rows", 0)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the config; drop the rows that are still to come."""
+        super().setup(trainer, pl_module, "fit")
+        for file in _metrics_files(trainer):
+            file.rewind(self._rows)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Do nothing yet."""
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the config, unless training has."""
+        super().setup(trainer, pl_module, "validate")
+
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the config."""
+        super().setup(trainer, pl_module, "test")
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the config."""
+        super().setup(trainer, pl_module, "predict")
+
+    @override
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Send the config, and note which run of the dashboard is this training."""
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_hyperparams(config)
+                if stage == "fit":
+                    path = Path(trainer.default_root_dir, RUN_ID)
+                    with complete_file(path) as file:
+                        file.write(str(logger.version))
+
+
+def continue_run(trainer: Trainer, ckpt_path: str | None) -> None:
+    """Let a resumed training go on in its own run of Weights & Biases.
+
+    Must be called before the loggers start. A logger with an id of its own keeps that.
+
+    Args:
+        trainer: Whose loggers.
+        ckpt_path: The checkpoint to resume from, whose run's folder holds the id; a word such as
+            "last" looks into the trainer's.
+    """
+    if ckpt_path is None:
+        return
+    checkpoint = Path(ckpt_path).absolute()
+    folders = checkpoint.parents if checkpoint.exists() else [Path(trainer.default_root_dir)]
+    ids = [folder / RUN_ID for folder in folders if (folder / RUN_ID).is_file()]
+    for logger in trainer.loggers:
+        if ids and isinstance(logger, WandbLogger) and logger.version is None:
+            logger._id = logger._wandb_init["id"] = ids[0].read_text(encoding="utf-8")
+
+
+def build_logger(name: str, run_dir: str, part: str = "") -> Logger:
+    """Build a logger by its short name, writing into the run's folder.
+
+    Weights & Biases runs offline, ready for `wandb sync`, unless there is an account (WANDB_API_KEY
+    or `wandb login`) or WANDB_MODE says otherwise.
+
+    Args:
+        name: csv, wandb or tensorboard.
+        run_dir: The run's folder.
+        part: Of the run, for its own folder in there: "" is the training.
+
+    Raises:
+        ValueError: If WANDB_MODE asks for an account that is not here.
+    """
+    if name == "csv":
+        return RunCSVLogger(run_dir, name="", version=part, flush_logs_every_n_steps=1)
+    if name == "tensorboard":
+        return TensorBoardLogger(run_dir, name=part, version="tensorboard")
+    mode = os.environ.get("WANDB_MODE")
+    require(
+        mode != "online" or has_account() or "WANDB_IDENTITY_TOKEN_FILE" in os.environ,
+        "--loggers=[wandb]: WANDB_MODE=online, but there is no account here; run `wandb login`, or "
+        "set WANDB_MODE=offline",
+    )
+    offline = mode == "offline" or (mode is None and not has_account())
+    Path(run_dir).mkdir(parents=True, exist_ok=True)
+    logger = WandbLogger(
+        project="lightning-vcppo", name=Path(run_dir, part).name, save_dir=run_dir, offline=offline
+    )
+    logger._wandb_init.pop("anonymous", None)  # W&B warns of it whatever its value
+    return logger
+
+
+class RunCSVLogger(CSVLogger):
+    """Goes on with the `metrics.csv` that is there."""
+
+    @property
+    @override
+    @rank_zero_experiment
+    def experiment(self) -> MetricsFile:
+        """Return the writer."""
+        if self._experiment is None:
+            self._experiment = MetricsFile(self.log_dir)
+        assert isinstance(self._experiment, MetricsFile)
+        return self._experiment
+
+
+def _metrics_files(trainer: Trainer) -> list[MetricsFile]:
+    """Return the metrics.csv that this process writes: one on the first rank, if any."""
+    if not trainer.is_global_zero:
+        return []
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, RunCSVLogger)]

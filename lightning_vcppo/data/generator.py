@@ -1,0 +1,235 @@
+r"""Generated AIME-style problems with worked long chain-of-thought solutions.
+
+Every problem is a chain of three-digit operations, so that the answer is an integer in 0..999, the
+reasoning is as long as one wishes, and one wrong digit anywhere makes the answer wrong. Sums,
+products, powers and recurrences are worked digit by digit:
+
+    exact
+    +082:7+2+0=09,4+8+0=12,0+0+1=01>129
+    *7:9*7+0=63,2*7+6=20,1*7+2=09>903
+    </think>
+    \boxed{903}
+
+Counting needs no arithmetic to speak of: a line is the number of lines left and the next number. It
+is there for what has to be decided (go on or answer, which method), not for what has to be known:
+
+    exact
+    002:131
+    001:132
+    000:133
+    </think>
+    \boxed{133}
+
+Solutions can be made imperfect in the ways in which a language model is: digits slip, a rough
+method chosen in the first token spoils the answer at the end, reasoning stops too early. A policy
+cold-started on such solutions knows the skill but is unreliable, which is what reinforcement
+learning then repairs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lightning_vcppo.data.problem import THINK_CLOSE, Problem
+
+
+@dataclass(frozen=True)
+class ProblemSettings:
+    """What the generated problems look like, and how imperfect their worked solutions are.
+
+    Attributes:
+        families: Kinds of problems to draw from, see `FAMILIES`.
+        min_steps: Fewest operations (lines of reasoning) of a problem.
+        max_steps: Most operations of a problem. A line takes about 36 tokens of the tiny tokenizer,
+            8 in counting.
+        slip_rate: Probability that a digit of a worked solution is wrong (and carried on).
+        rough_rate: Share of solutions that choose, in their first token, the rough method: it never
+            works out the last digit, so the answer is nearly always wrong, and nothing later mends
+            it. In counting it rounds the answer up, and nothing before that shows the choice.
+        check_rate: Probability that a line is worked twice; the second, careful working is kept.
+        early_stop_rate: Probability, after each line, that a solution answers without the rest.
+    """
+
+    families: Sequence[str] = ("sum",)
+    min_steps: int = 3
+    max_steps: int = 3
+    slip_rate: float = 0.0
+    rough_rate: float = 0.0
+    check_rate: float = 0.0
+    early_stop_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be generated."""
+        if unknown := [name for name in self.families if name not in FAMILIES]:
+            raise ValueError(f"families: {unknown[0]!r} is not one of {', '.join(FAMILIES)}")
+        if not self.families:
+            raise ValueError(f"families: name at least one of {', '.join(FAMILIES)}")
+        if not 1 <= self.min_steps <= self.max_steps:
+            raise ValueError(
+                f"min_steps and max_steps: expected 1 <= min_steps <= max_steps, "
+                f"got {self.min_steps} and {self.max_steps}"
+            )
+        for name in ("slip_rate", "rough_rate", "check_rate", "early_stop_rate"):
+            if not 0.0 <= (rate := getattr(self, name)) <= 1.0:
+                raise ValueError(f"{name}: expected a probability in [0, 1], got {rate}")
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One step of a chain: `symbol` is "+" (operand 0..999) or "*" (operand 0..9)."""
+
+    symbol: str
+    operand: int
+
+    def apply(self, value: int) -> int:
+        """Return the exact result modulo 1000."""
+        return (value + self.operand if self.symbol == "+" else value * self.operand) % 1000
+
+    def micro_step(self, value: int, place: int, carry: int) -> tuple[str, int]:
+        """Return the text and the exact result of the operation on one decimal place."""
+        digit = value // 10**place % 10
+        if self.symbol == "+":
+            other = self.operand // 10**place % 10
+            return f"{digit}+{other}+{carry}", digit + other + carry
+        return f"{digit}*{self.operand}+{carry}", digit * self.operand + carry
+
+    def __str__(self) -> str:
+        """Return the head of the line that works the operation out."""
+        return f"+{self.operand:03d}" if self.symbol == "+" else f"*{self.operand}"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A question and the operations, from `start`, that answer it; a count shows results only."""
+
+    question: str
+    start: int
+    operations: tuple[Operation, ...]
+    is_count: bool = False
+
+    @property
+    def answer(self) -> int:
+        """The exact answer modulo 1000."""
+        value = self.start
+        for operation in self.operations:
+            value = operation.apply(value)
+        return value
+
+
+def _sum(rng: random.Random, steps: int) -> Chain:
+    numbers = [rng.randrange(10, 100) for _ in range(steps + 1)]
+    question = f"Find the remainder when {' + '.join(map(str, numbers))} is divided by 1000."
+    return Chain(question, numbers[0], tuple(Operation("+", number) for number in numbers[1:]))
+
+
+def _product(rng: random.Random, steps: int) -> Chain:
+    start = rng.randrange(10, 100)
+    digits = [rng.randrange(2, 10) for _ in range(steps)]
+    factors = " * ".join(map(str, [start, *digits]))
+    question = f"Find the remainder when {factors} is divided by 1000."
+    return Chain(question, start, tuple(Operation("*", digit) for digit in digits))
+
+
+def _power(rng: random.Random, steps: int) -> Chain:
+    base = rng.randrange(2, 10)
+    question = f"Find the remainder when {base}^{steps + 1} is divided by 1000."
+    return Chain(question, base, (Operation("*", base),) * steps)
+
+
+def _recurrence(rng: random.Random, steps: int) -> Chain:
+    start, factor, shift = rng.randrange(1, 100), rng.randrange(2, 10), rng.randrange(10, 100)
+    one_term = (Operation("*", factor), Operation("+", shift))
+    question = (
+        f"A sequence has a_1 = {start} and a_(n+1) = {factor} * a_n + {shift}. "
+        f"Find the remainder when a_{steps + 1} is divided by 1000."
+    )
+    return Chain(question, start, one_term * steps)
+
+
+def _count(rng: random.Random, steps: int) -> Chain:
+    start = rng.randrange(1000)
+    question = (
+        f"Start at {start:03d} and count {steps:03d} up. Which number is reached, modulo 1000?"
+    )
+    return Chain(question, start, (Operation("+", 1),) * steps, is_count=True)
+
+
+FAMILIES: dict[str, Callable[[random.Random, int], Chain]] = {
+    "sum": _sum,
+    "product": _product,
+    "power": _power,
+    "recurrence": _recurrence,
+    "count": _count,
+}
+
+
+def generate_problems(count: int, settings: ProblemSettings, *, seed: int) -> list[Problem]:
+    """Generate problems with worked solutions.
+
+    Args:
+        count: How many.
+        settings: Families, lengths and imperfections.
+        seed: The same seed gives the same problems; a longer list starts with the shorter one.
+
+    Returns:
+        `count` problems. Questions may repeat where a family has few of them.
+    """
+    rng = random.Random(seed)
+    problems = []
+    for _ in range(count):
+        family = rng.choice(list(settings.families))
+        steps = rng.randint(settings.min_steps, settings.max_steps)
+        chain = FAMILIES[family](rng, steps)
+        # A stream of its own: the questions of a seed do not depend on how well they are solved.
+        solution = work_out(chain, settings, random.Random(rng.getrandbits(64)))
+        problems.append(Problem(chain.question, chain.answer, solution, source=family))
+    return problems
+
+
+def work_out(chain: Chain, settings: ProblemSettings, rng: random.Random) -> str:
+    """Write a solution of a chain, with the imperfections that the settings ask for."""
+    rough = rng.random() < settings.rough_rate
+    lines = ["rough" if rough else "exact"]
+    value = chain.start
+    work_line = _count_line if chain.is_count else _work_line
+    for done, operation in enumerate(chain.operations, start=1):
+        left = len(chain.operations) - done
+        line, result = work_line(operation, value, left, rough, settings.slip_rate, rng)
+        lines.append(line)
+        if rng.random() < settings.check_rate:
+            line, result = work_line(operation, value, left, rough, 0.0, rng)
+            lines.append(f"?{line}")
+        value = result
+        if left and rng.random() < settings.early_stop_rate:
+            break
+    if rough and chain.is_count:
+        value = (value // 10 + 1) * 10 % 1000
+    return "\n".join([*lines, THINK_CLOSE, f"\\boxed{{{value}}}"])
+
+
+def _count_line(
+    operation: Operation, value: int, left: int, rough: bool, slip_rate: float, rng: random.Random
+) -> tuple[str, int]:
+    """Count one up and return the line and its number; a slip is in the last digit."""
+    result = operation.apply(value)
+    if rng.random() < slip_rate:
+        result = result // 10 * 10 + rng.randrange(10)
+    return f"{left:03d}:{result:03d}", result
+
+
+def _work_line(
+    operation: Operation, value: int, left: int, rough: bool, slip_rate: float, rng: random.Random
+) -> tuple[str, int]:
+    """Work one operation out digit by digit, from the units up; return the line and its result."""
+    micro_steps: list[str] = []
+    result = carry = 0
+    for place in range(1 if rough else 0, 3):
+        text, exact = operation.micro_step(value, place, carry)
+        if rng.random() < slip_rate:
+            exact = exact // 10 * 10 + rng.randrange(10)
+        carry = exact // 10
+        result += exact % 10 * 10**place
+        micro_steps.append(f"{text}={exact:02d}")
+    return f"{operation}:{','.join(micro_steps)}>{result:03d}", result

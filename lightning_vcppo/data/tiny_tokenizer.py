@@ -1,0 +1,59 @@
+"""A tokenizer small enough for a tiny model, trained in a second."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
+
+from lightning_vcppo.data.generator import FAMILIES, ProblemSettings, generate_problems
+from lightning_vcppo.data.problem import THINK_CLOSE, THINK_OPEN
+
+
+def default_tokenizer(vocab_size: int) -> Any:
+    """Train the tiny model's tokenizer on generated problems of all families."""
+    settings = ProblemSettings(tuple(FAMILIES), max_steps=6, rough_rate=0.2, check_rate=0.2)
+    problems = generate_problems(2000, settings, seed=0)
+    return train_tokenizer(
+        (f"{p.problem}\n{THINK_OPEN}\n{p.solution}" for p in problems), vocab_size
+    )
+
+
+PAD, EOS = "<pad>", "<eos>"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a small byte-level BPE tokenizer: digits one by one, any text without loss.
+
+    Args:
+        texts: Samples of the texts to come.
+        vocab_size: Upper bound; 256 bytes and the special tokens are always there.
+
+    Returns:
+        A fast tokenizer with <pad>, <eos> and the thinking tags as single tokens.
+    """
+    bpe = Tokenizer(BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=PAD,  # never needed; without a name transformers adds one on loading
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.add_tokens([THINK_OPEN, THINK_CLOSE])
+    return tokenizer

@@ -1,0 +1,349 @@
+"""The strategy `fsdp2`: every network sharded over the ranks, one transformer layer a unit.
+
+1. Networks are built without memory, sharded, and filled from the first rank, tensor by tensor.
+2. A network gathers a layer when it is read and gives it back at once, in the forward pass and in
+   the backward pass (ZeRO-3). Gradients and the optimizer's state are sharded as the weights are.
+3. Checkpoints are folders of torch.distributed.checkpoint; any number of ranks can go on from them.
+
+Lightning's ModelParallelStrategy does the launching and the collectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.plugins.precision import DoublePrecision
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy, StrategyRegistry
+from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor, Replicate, Shard, zeros
+from transformers import PreTrainedModel
+from typing_extensions import override
+
+from lightning_vcppo.checkpointing.format import PARTS, in_parts, reading_parts
+from lightning_vcppo.checkpointing.safe_loading import refuse_code_in
+from lightning_vcppo.common.errors import require
+from lightning_vcppo.distributed.sharding import AS_FORWARD, HasOwnShards
+
+Network = TypeVar("Network", bound=nn.Module)
+
+PRECISIONS = {
+    "32-true": MixedPrecisionPolicy(),
+    "64-true": MixedPrecisionPolicy(),
+    "bf16-true": MixedPrecisionPolicy(reduce_dtype=torch.float32),
+    "bf16-mixed": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32),
+}
+"""What fsdp2 gathers weights and sums gradients in, by the Trainer's precision."""
+_KEPT = "sharded tensor"
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """Shard the weights, gradients and optimizer state of every network over the ranks.
+
+    Args:
+        shards: Ranks that share one copy of the weights; None is all of them. With fewer, say the
+            GPUs of a node, there are several copies, one for each so many ranks (HSDP).
+        cpu_offload: Keep what is sharded in the host's memory while it is not in use.
+        process_group_backend: Of torch.distributed; None chooses by the device.
+        timeout: Of its collectives.
+    """
+
+    def __init__(
+        self,
+        shards: int | None = None,
+        cpu_offload: bool = False,
+        process_group_backend: str | None = None,
+        timeout: timedelta | None = timedelta(minutes=30),
+    ) -> None:
+        """Keep the sizes; the mesh is made when the processes have found one another.
+
+        Raises:
+            ValueError: for a number of shards below 1.
+        """
+        super().__init__(process_group_backend=process_group_backend, timeout=timeout)
+        require(shards is None or shards >= 1, f"shards: expected >= 1 ranks, got {shards}")
+        self._shards = shards
+        self._cpu_offload = cpu_offload
+        self._mesh: DeviceMesh | None = None
+
+    # Lightning's hooks ---------------------------------------------------------------------------
+
+    @override
+    def setup_environment(self) -> None:
+        """Form the mesh: copies x shards, or shards alone.
+
+        Raises:
+            ValueError: if the ranks cannot be divided so, or for a precision that needs to know of
+                the shards.
+        """
+        precision = str(self.precision_plugin.precision)
+        require(
+            precision in PRECISIONS,
+            f"--trainer.precision={precision}: fsdp2 takes one of {', '.join(PRECISIONS)}",
+        )
+        ranks = self.world_size
+        shards = ranks if self._shards is None else self._shards
+        require(
+            ranks % shards == 0,
+            f"--trainer.strategy.shards={shards}: {ranks} processes are no multiple of it",
+        )
+        self._data_parallel_size, self._tensor_parallel_size = ranks, 1
+        device = self.root_device.type
+        if self._cpu_offload and device == "cuda" and self._process_group_backend is None:
+            self._process_group_backend = "cpu:gloo,cuda:nccl"  # norms of gradients on the host
+        super().setup_environment()
+        self._mesh = (
+            self.device_mesh["data_parallel"]
+            if shards == ranks
+            else init_device_mesh(
+                device, (ranks // shards, shards), mesh_dim_names=("copies", "shards")
+            )
+        )
+
+    @override
+    def model_to_device(self) -> None:
+        """Leave offloaded shards on the host."""
+        if self._cpu_offload and self.lightning_module is not None:
+            self.lightning_module._device = self.root_device  # what `.to` would have noted
+        else:
+            super().model_to_device()
+
+    def shard(self, build: Callable[[], Network]) -> Network:
+        """Build a network of which each rank has its shard alone; every rank must call it.
+
+        The first rank builds it on the host and sends each tensor to all, once. This takes whatever
+        `from_pretrained` can read, and reads it once. The other ranks build it without memory.
+
+        Args:
+            build: Returns the network; called once more in the context of the meta device.
+
+        Raises:
+            ValueError: On every rank, where it is raised on the first.
+        """
+        assert self._mesh is not None
+        source, failure = None, ""
+        if self.is_global_zero:
+            try:
+                source = self.precision_plugin.convert_module(build())
+            except ValueError as error:
+                failure = str(error)
+        failure = self.broadcast(failure)
+        require(not failure, failure)  # on every rank: the others would wait for the weights
+        with torch.device("meta"):
+            network = cast(Network, self.precision_plugin.convert_module(build()))
+        offload: OffloadPolicy = OffloadPolicy()
+        if self._cpu_offload:
+            offload = CPUOffloadPolicy(pin_memory=self.root_device.type == "cuda")
+        policy = PRECISIONS[str(self.precision_plugin.precision)]
+        units: list[nn.Module] = [*layers(network), network]
+        for unit in units:
+            # The root too gives its weights back after a forward pass: what is left in place would
+            # be read again after an update.
+            fully_shard(
+                unit,
+                mesh=self._mesh,
+                reshard_after_forward=True,
+                mp_policy=MixedPrecisionPolicy() if isinstance(unit, nn.Linear) else policy,
+                offload_policy=offload,
+            )
+        setattr(network, AS_FORWARD, lambda compute: compute())
+        register_fsdp_forward_method(network, AS_FORWARD)
+        network.to_empty(device="cpu" if self._cpu_offload else self.root_device)
+        self._fill(network, source)
+        return network
+
+    def _fill(self, network: nn.Module, source: nn.Module | None) -> None:
+        """Send the weights and buffers of the first rank's `source` to the shards of all."""
+        weights = {} if source is None else source.state_dict()
+        options = StateDictOptions(
+            full_state_dict=True, broadcast_from_rank0=True, cpu_offload=self._cpu_offload
+        )
+        set_model_state_dict(network, weights, options=options)
+        buffers = {} if source is None else dict(source.named_buffers())
+        for name, module in network.named_modules():
+            if hasattr(module, "generation_config"):  # which tokens end a response, say
+                mine = None if source is None else source.get_submodule(name).generation_config
+                module.generation_config = self.broadcast(mine)
+        for path, module in network.named_modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    full = buffer.to(self.root_device)
+                    if source is not None:
+                        full.copy_(buffers[f"{path}.{name}" if path else name])
+                    dist.broadcast(full, 0)
+                    module._buffers[name] = full
+
+    # Checkpoints ---------------------------------------------------------------------------------
+
+    @override
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return an optimizer's state by the names of parameters; nothing before its first step.
+
+        torch would make a state by stepping, and so count an update that never was.
+        """
+        return super().optimizer_state(optimizer) if optimizer.state else {}
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a folder: the shards of each rank, and all the rest in `meta.pt`.
+
+        Whatever is sharded is written as shards, wherever in the checkpoint it is.
+        """
+        path = Path(self.broadcast(filepath))
+        path.mkdir(parents=True, exist_ok=True)
+        if self.is_global_zero:
+            (path / PARTS).unlink(missing_ok=True)  # without it the folder is no checkpoint
+        optimizers = enumerate(checkpoint.pop("optimizer_states", []))
+        sharded = {"state_dict": checkpoint.pop("state_dict")}
+        sharded |= {f"optimizer_{i}": state for i, state in optimizers if state}
+        kept: dict[str, Tensor] = {}
+        plain = _take_out(checkpoint, kept)
+        save(sharded | ({"kept": kept} if kept else {}), checkpoint_id=path)
+        if self.is_global_zero:
+            torch.save(plain, path / PARTS)
+
+    @override
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Load a checkpoint of this strategy, of any number of ranks, or of an unsharded run."""
+        path = Path(self.broadcast(checkpoint_path))
+        assert self.lightning_module is not None
+        strict = self.lightning_module.strict_loading
+        if path.is_file():
+            return self._load_unsharded(path, strict, weights_only)
+        require(in_parts(path), f"{path}: expected a checkpoint, file or folder")
+        refuse_code_in(path)
+        with reading_parts(path):
+            return self._load_parts(path, strict, weights_only)
+
+    def _load_parts(self, path: Path, strict: bool, weights_only: bool | None) -> dict[str, Any]:
+        """Load a checkpoint of this strategy."""
+        assert self.model is not None
+        saved = FileSystemReader(path).read_metadata().state_dict_metadata
+        weights = {"state_dict": get_model_state_dict(self.model)}
+        load(weights, checkpoint_id=path)
+        self.model.load_state_dict(weights["state_dict"], strict=strict)
+        for i, optimizer in enumerate(self.optimizers):
+            if any(name.startswith(f"optimizer_{i}.") for name in saved):
+                state = {f"optimizer_{i}": get_optimizer_state_dict(self.model, optimizer)}
+                load(state, checkpoint_id=path)
+                set_optimizer_state_dict(
+                    self.model, optimizer, optim_state_dict=state[f"optimizer_{i}"]
+                )
+        plain: dict[str, Any] = torch.load(path / PARTS, weights_only=weights_only)
+        kept = {name: self._empty_like(saved[name]) for name in saved if name.startswith("kept.")}
+        if kept:
+            load(kept, checkpoint_id=path)
+        return cast(dict[str, Any], _put_back(plain, kept))
+
+    def _load_unsharded(
+        self, path: Path, strict: bool, weights_only: bool | None
+    ) -> dict[str, Any]:
+        """Load a checkpoint file of DDP or of one process."""
+        assert self.model is not None
+        checkpoint: dict[str, Any] = torch.load(
+            path, mmap=True, map_location="cpu", weights_only=weights_only
+        )
+        options = StateDictOptions(full_state_dict=True, strict=strict)
+        set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        states = checkpoint.pop("optimizer_states", [])
+        for optimizer, state in zip(self.optimizers, states, strict=False):
+            if state["state"]:
+                of = [names[p] for group in optimizer.param_groups for p in group["params"]]
+                groups = [
+                    g | {"params": [of[i] for i in g["params"]]} for g in state["param_groups"]
+                ]
+                by_name = {of[i]: values for i, values in state["state"].items()}
+                set_optimizer_state_dict(
+                    self.model,
+                    optimizer,
+                    optim_state_dict={"state": by_name, "param_groups": groups},
+                    options=StateDictOptions(full_state_dict=True),
+                )
+        return checkpoint
+
+    def _empty_like(self, saved: Any) -> Tensor:
+        """Return a tensor on the host, sharded as parameters are, for one of a checkpoint."""
+        assert self._mesh is not None
+        placements = [*[Replicate()] * (self._mesh.ndim - 1), Shard(0)]
+        return zeros(
+            saved.size,
+            dtype=saved.properties.dtype,
+            device_mesh=self._mesh,
+            placements=placements,
+        )
+
+
+def build(make: Callable[[], Network], strategy: Strategy | None) -> Network:
+    """Build a network as a strategy, if there is one, wants it: this rank's shard or the whole."""
+    if isinstance(strategy, FSDP2Strategy):
+        return strategy.shard(make)
+    # Lightning restores weights before it converts them: those in float64 have to have room.
+    network = make()
+    is_double = strategy and isinstance(strategy.precision_plugin, DoublePrecision)
+    return network.double() if is_double else network
+
+
+def layers(network: nn.Module) -> list[nn.Module]:
+    """Return what is gathered as one: transformer layers, and what a network names itself.
+
+    transformers lists the classes of layers as those not to be split between devices.
+    """
+    models = [module for module in network.modules() if isinstance(module, PreTrainedModel)]
+    kinds = {kind for model in models for kind in model._no_split_modules or ()}
+    found = [module for module in network.modules() if type(module).__name__ in kinds]
+    return [*found, *(network.own_shards() if isinstance(network, HasOwnShards) else [])]
+
+
+def _take_out(value: Any, kept: dict[str, Tensor]) -> Any:
+    """Move all sharded tensors of nested dicts and lists to `kept`, and leave their names."""
+    if isinstance(value, DTensor):
+        name = str(len(kept))
+        kept[name] = value
+        return {_KEPT: f"kept.{name}"}
+    if isinstance(value, dict):
+        return {key: _take_out(item, kept) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_take_out(item, kept) for item in value]
+    return value
+
+
+def _put_back(value: Any, kept: dict[str, Tensor]) -> Any:
+    """Undo `_take_out`; the tensors are on the host."""
+    if isinstance(value, dict):
+        if _KEPT in value:
+            return kept[value[_KEPT]].cpu()
+        return {key: _put_back(item, kept) for key, item in value.items()}
+    return [_put_back(item, kept) for item in value] if isinstance(value, list) else value
+
+
+StrategyRegistry.register("fsdp2", FSDP2Strategy, description="Weights sharded over all ranks")
+StrategyRegistry.register(
+    "fsdp2_offload", FSDP2Strategy, description="Also kept on the host", cpu_offload=True
+)

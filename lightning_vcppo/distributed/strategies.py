@@ -1,0 +1,96 @@
+"""Which of Lightning's strategies work with two networks that are trained in turn, and how."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    Strategy,
+)
+
+from lightning_vcppo.checkpointing.format import in_parts
+from lightning_vcppo.common.errors import require
+
+REFUSED = {
+    "deepspeed": (
+        "Lightning's DeepSpeed strategy takes one optimizer, and actor and critic have one each"
+    ),
+    "fsdp": "FSDP1 does not work with two networks in one module",
+    "model_parallel": "this strategy leaves the sharding to the module, and fsdp2 does it for you",
+}
+"""Strategies that cannot train two networks with two optimizers, and why."""
+_CLASSES = {
+    DeepSpeedStrategy: "deepspeed",
+    FSDPStrategy: "fsdp",
+    ModelParallelStrategy: "model_parallel",
+}
+
+
+def refuse_strategy(strategy: object) -> None:
+    """Refuse a strategy by its flag, before Lightning looks for its library or for a GPU.
+
+    Args:
+        strategy: A registered name, the path of a class, or a strategy.
+
+    Raises:
+        ValueError: for the strategies of `REFUSED` and their variants (`deepspeed_stage_2`).
+    """
+    if isinstance(strategy, Strategy):
+        name = _CLASSES.get(type(strategy), "")
+    else:
+        name = str(strategy).rpartition(".")[2]
+        names = {known.__name__: refused for known, refused in _CLASSES.items()}
+        name = "" if _is_fsdp2(strategy) else names.get(name, name)
+    for refused, reason in REFUSED.items():
+        instead = "ddp, or fsdp2 to shard the weights" if refused != "model_parallel" else "fsdp2"
+        require(
+            not name.startswith(refused),
+            f"--trainer.strategy={name}: {reason}; use --trainer.strategy={instead}",
+        )
+
+
+def refuse_checkpoint(path: object, strategy: object) -> None:
+    """Refuse a sharded checkpoint where nothing is sharded.
+
+    Args:
+        path: Of a checkpoint, if any.
+        strategy: A registered name or the path of a class.
+
+    Raises:
+        ValueError: if the checkpoint is a folder of `fsdp2` and the strategy another.
+    """
+    require(
+        path is None or not in_parts(Path(str(path))) or _is_fsdp2(strategy),
+        f"{path}: a sharded checkpoint; go on with --trainer.strategy=fsdp2, on any number of "
+        "processes",
+    )
+
+
+def _is_fsdp2(strategy: object) -> bool:
+    return str(strategy).rpartition(".")[2].lower().startswith("fsdp2")
+
+
+def prepare_strategy(strategy: Strategy) -> None:
+    """Make a strategy fit for actor and critic.
+
+    DDP, as it comes, expects every parameter in every backward pass. Here the actor's are not in
+    the critic's, so DDP is told to look for the unused ones.
+    """
+    if isinstance(strategy, DDPStrategy):
+        strategy._ddp_kwargs["find_unused_parameters"] = True  # read when the model is wrapped
+
+
+def sum_gradients_once(strategy: Strategy, *, is_last: bool) -> AbstractContextManager[None]:
+    """Return the context of one of several backward passes whose gradients add up.
+
+    DDP sums them over ranks in the last, those of all networks. Shards are summed in each: a rank
+    has no room for whole gradients.
+    """
+    if isinstance(strategy, DDPStrategy) and not is_last:
+        return strategy.block_backward_sync()
+    return nullcontext()

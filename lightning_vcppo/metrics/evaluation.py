@@ -1,0 +1,278 @@
+"""avg@k, pass@k and maj@k of an evaluation, with confidence intervals; none needs a Trainer.
+
+1. Each problem gets a score for every rate (`problem_scores`); a rate is their mean over problems.
+2. An interval is a bootstrap over problems, see `bootstrap_intervals`.
+3. Tables by problem and by group (year, or else source) say where the points are won.
+
+Shapes: P problems, M rates, R resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from lightning_vcppo.rewards.verifier import normalize_answer
+from lightning_vcppo.rollouts.records import ResponseRecord
+
+LEVEL = 0.95
+RESAMPLES = 2000
+
+Cell = str | int | float | None
+
+PROBLEM_COLUMNS = (
+    "set",
+    "index",
+    "source",
+    "year",
+    "answer",
+    "k",
+    "accuracy",
+    "maj_at_k",
+    "response_length",
+    "truncation_rate",
+)
+GROUP_COLUMNS = (
+    "set",
+    "group",
+    "problems",
+    "k",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "pass_at_k",
+    "maj_at_k",
+    "response_length",
+    "truncation_rate",
+)
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """Estimate, without bias, the probability that at least one of k samples is right.
+
+    It is 1 - C(n - c, k) / C(n, k) (Chen et al., arXiv 2107.03374, equation 1).
+
+    Args:
+        num_samples: Responses n drawn for the problem.
+        num_correct: Right ones c among them.
+        k: Size of the subset, at most n.
+
+    Raises:
+        ValueError: If not 0 <= c <= n or not 1 <= k <= n.
+    """
+    if not 0 <= num_correct <= num_samples:
+        raise ValueError(f"num_correct: expected 0..{num_samples}, got {num_correct}")
+    if not 1 <= k <= num_samples:
+        raise ValueError(f"k: expected 1..{num_samples} (the samples drawn), got {k}")
+    return 1 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
+
+
+def majority_vote(predictions: Sequence[str | None], correct: Sequence[bool]) -> float:
+    """Return the probability that the most frequent answer is right, ties broken at random.
+
+    Right responses vote together, however they write the answer; wrong ones vote for their
+    normalised answer; wrong ones without an answer do not vote.
+
+    Args:
+        predictions: Answers of the k samples of one problem, None where there is none.
+        correct: Whether each is right.
+    """
+    num_right = sum(correct)
+    if num_right == 0:
+        return 0.0
+    wrong = Counter(
+        normalize_answer(prediction)
+        for prediction, is_right in zip(predictions, correct, strict=True)
+        if prediction is not None and not is_right
+    )
+    rivals = [votes for votes in wrong.values() if votes >= num_right]
+    return 0.0 if any(votes > num_right for votes in rivals) else 1 / (1 + len(rivals))
+
+
+def bootstrap_intervals(
+    scores_PM: Tensor, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Compute percentile-bootstrap intervals of the mean scores (Efron, 1979).
+
+    P problems are drawn with replacement, each with all its responses. So an interval covers the
+    choice of problems and the sampling of the responses to them; it does not cover the training
+    run: another seed of it is another policy. All rates see the same draws. With few problems the
+    interval is somewhat too narrow, and it is empty where every problem has the same score (0 of 30
+    right does not mean that the next is wrong, too).
+
+    Args:
+        scores_PM: Score of each problem for each rate.
+        level: Probability that an interval shall hold the true mean.
+        resamples: Number of draws R.
+        seed: Of the draws; the same seed gives the same interval.
+
+    Returns:
+        Lower and upper ends, (M,) each.
+
+    Raises:
+        ValueError: If there are no problems.
+    """
+    problems = len(scores_PM)
+    if problems == 0:
+        raise ValueError("an interval needs at least one problem; got none")
+    generator = torch.Generator().manual_seed(seed)
+    drawn_RP = torch.randint(problems, (resamples, problems), generator=generator)
+    counts_RP = torch.zeros(resamples, problems, dtype=scores_PM.dtype)
+    counts_RP.scatter_add_(1, drawn_RP, torch.ones_like(counts_RP))
+    means_RM = counts_RP @ scores_PM / problems
+    tail = (1 - level) / 2
+    ends = torch.tensor([tail, 1 - tail], dtype=scores_PM.dtype)
+    low_M, high_M = means_RM.quantile(ends, dim=0)
+    return low_M, high_M
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A rate and the ends of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class EvaluationSummary:
+    """An evaluation in numbers.
+
+    Attributes:
+        problems: How many.
+        k: Samples of each (the fewest, if they differ).
+        rates: Means over problems. `accuracy` is avg@k, the share of right samples; `pass_at_2`,
+            `pass_at_4`, ... below k and `pass_at_k` are the shares of problems that one of so many
+            samples solves; `maj_at_k` is the share that the majority of the samples solves.
+        response_length: Mean length in tokens, over responses.
+        truncation_rate: Share of responses cut off at the limit.
+    """
+
+    problems: int
+    k: int
+    rates: dict[str, Estimate]
+    response_length: float
+    truncation_rate: float
+
+    def metrics(self) -> dict[str, float]:
+        """Return all numbers by name; `accuracy_low` and `accuracy_high` are an interval."""
+        numbers = {"problems": float(self.problems), "k": float(self.k)}
+        for name, rate in self.rates.items():
+            numbers |= {name: rate.value, f"{name}_low": rate.low, f"{name}_high": rate.high}
+        return numbers | {
+            "response_length": self.response_length,
+            "truncation_rate": self.truncation_rate,
+        }
+
+
+def summarize(records: Sequence[ResponseRecord]) -> EvaluationSummary:
+    """Compute the numbers of an evaluation.
+
+    Args:
+        records: All samples of all problems of one set, each sample once.
+
+    Raises:
+        ValueError: If there are no records.
+    """
+    if not records:
+        raise ValueError("an evaluation needs at least one response; got none")
+    groups = _by_problem(records)
+    k = min(map(len, groups))
+    names, scores_PM = problem_scores(groups, k)
+    low_M, high_M = bootstrap_intervals(scores_PM)
+    ends = zip(scores_PM.mean(0).tolist(), low_M.tolist(), high_M.tolist(), strict=True)
+    return EvaluationSummary(
+        problems=len(groups),
+        k=k,
+        rates={name: Estimate(*numbers) for name, numbers in zip(names, ends, strict=True)},
+        response_length=fmean(record.length for record in records),
+        truncation_rate=fmean(not record.finished for record in records),
+    )
+
+
+def problem_scores(groups: Sequence[Sequence[ResponseRecord]], k: int) -> tuple[list[str], Tensor]:
+    """Score each problem for each rate.
+
+    Args:
+        groups: The samples of each of P problems.
+        k: Samples that every problem has.
+
+    Returns:
+        Names of the M rates and the float64 scores_PM.
+    """
+    subsets = {f"pass_at_{m}": m for m in _powers_of_two_below(k)} | {"pass_at_k": k}
+    rows = []
+    for group in groups:
+        n, c = len(group), sum(record.correct for record in group)
+        majority = majority_vote([r.prediction for r in group], [r.correct for r in group])
+        rows.append([c / n, *(pass_at_k(n, c, m) for m in subsets.values()), majority])
+    return ["accuracy", *subsets, "maj_at_k"], torch.tensor(rows, dtype=torch.float64)
+
+
+def by_set(records: Iterable[ResponseRecord]) -> dict[str, list[ResponseRecord]]:
+    """Part records by the name of their evaluation set, in the order of appearance."""
+    parts: dict[str, list[ResponseRecord]] = defaultdict(list)
+    for record in records:
+        parts[record.evaluation_set].append(record)
+    return dict(parts)
+
+
+def problem_table(records: Sequence[ResponseRecord]) -> list[list[Cell]]:
+    """Return a row of `PROBLEM_COLUMNS` for each problem of one set."""
+    groups = _by_problem(records)
+    names, scores_PM = problem_scores(groups, min(map(len, groups)))
+    accuracy_P, majority_P = (
+        scores_PM[:, names.index(name)].tolist() for name in ("accuracy", "maj_at_k")
+    )
+    return [
+        [
+            group[0].evaluation_set,
+            group[0].index,
+            group[0].source,
+            group[0].year,
+            group[0].answer,
+            len(group),
+            accuracy,
+            majority,
+            fmean(record.length for record in group),
+            fmean(not record.finished for record in group),
+        ]
+        for group, accuracy, majority in zip(groups, accuracy_P, majority_P, strict=True)
+    ]
+
+
+def group_table(records: Sequence[ResponseRecord]) -> list[list[Cell]]:
+    """Return a row of `GROUP_COLUMNS` for each year of one set, in order.
+
+    Problems without a year are grouped by where they come from: file, data set or family.
+    """
+    groups: dict[str, list[ResponseRecord]] = defaultdict(list)
+    for record in records:
+        source = record.source.rpartition(":")[0] or record.source  # "file.jsonl:12", "sum"
+        groups[source if record.year is None else str(record.year)].append(record)
+    rows: list[list[Cell]] = []
+    for name in sorted(groups):
+        summary = summarize(groups[name])
+        numbers = summary.metrics()
+        of_group: list[Cell] = [numbers[column] for column in GROUP_COLUMNS[4:]]
+        set_name = groups[name][0].evaluation_set
+        rows.append([set_name, name, summary.problems, summary.k, *of_group])
+    return rows
+
+
+def _by_problem(records: Iterable[ResponseRecord]) -> list[list[ResponseRecord]]:
+    groups: dict[int, list[ResponseRecord]] = defaultdict(list)
+    for record in records:
+        groups[record.index].append(record)
+    return list(groups.values())
+
+
+def _powers_of_two_below(k: int) -> list[int]:
+    return [2**i for i in range(1, k.bit_length()) if 2**i < k]

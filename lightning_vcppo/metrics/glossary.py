@@ -1,0 +1,350 @@
+"""What each metric means and which values are healthy: the only place where they are defined.
+
+The tables of docs/metrics.md are these, word for word, which a test checks. Texts are Markdown.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Definition:
+    """The definition of a metric.
+
+    Attributes:
+        key: `group/name`; braces stand for letters, digits and underscores, as in `decile_{0..9}`.
+        meaning: What the number is.
+        healthy: Which values are healthy; may be empty.
+    """
+
+    key: str
+    meaning: str
+    healthy: str
+
+    def covers(self, key: str) -> bool:
+        """Tell whether a logged key is this one."""
+        parts = re.split(r"\{.*?\}", self.key)
+        return re.fullmatch(r"\w+".join(map(re.escape, parts)), key) is not None
+
+
+GLOSSARY: dict[str, tuple[Definition, ...]] = {
+    "Rollout": (
+        Definition("step", "rollouts done", "rises by 1"),
+        Definition("rollout/reward_mean", "mean score, shaping included", "rises"),
+        Definition(
+            "rollout/accuracy",
+            (
+                "share of responses that are right: whose reward is positive, unless the reward "
+                "function says it itself"
+            ),
+            "rises; at 0 or 1 nothing is left to learn",
+        ),
+        Definition(
+            "rollout/response_length",
+            "mean tokens of a response, its `<eos>` included",
+            "steady or rising",
+        ),
+        Definition(
+            "rollout/truncation_rate",
+            "share of responses cut off at `max_response_length`",
+            "below 0.1",
+        ),
+        Definition(
+            "rollout/tokens_per_second",
+            "response tokens by the seconds of the whole rollout, updates included",
+            "steady",
+        ),
+        Definition(
+            "time/generate_s", "seconds of sampling and grading", "the largest of the three"
+        ),
+        Definition("time/score_s", "seconds of log-probabilities, values and advantages", ""),
+        Definition("time/update_s", "seconds of the updates", ""),
+    ),
+    "Policy": (
+        Definition(
+            "policy/loss",
+            "what is minimised but for the entropy, KL and NLL terms: the clipped policy loss",
+            "near 0, no trend",
+        ),
+        Definition("policy/approx_kl", "mean of r - 1 - log r (k3), r = pi / pi_old", "0 to 0.05"),
+        Definition("policy/ratio_mean", "mean of r", "0.95 to 1.05"),
+        Definition(
+            "policy/clipfrac",
+            "share of tokens where a clip cuts the gradient off",
+            "0 to 0.2",
+        ),
+        Definition("policy/clipfrac_low", "of them, at 1 - `clip_ratio_low`", ""),
+        Definition("policy/clipfrac_high", "of them, at 1 + `clip_ratio_high`", ""),
+        Definition("policy/clipfrac_c", "of them, at `clip_ratio_c` (dual clip)", "0 to 0.01"),
+        Definition(
+            "policy/entropy",
+            "mean entropy of the next token, nats",
+            "falls slowly; not to 0",
+        ),
+        Definition(
+            "policy/kl",
+            "KL from the reference, by `kl_estimator`; if there is a reference",
+            "rises slowly",
+        ),
+        Definition(
+            "policy/positive_tokens",
+            "tokens of correct responses in a mini-batch; with `positive_example_nll_weight`",
+            "above 0",
+        ),
+        Definition("policy/grad_norm", "norm of the gradient before clipping", "steady"),
+        Definition("policy/lr", "learning rate, after warm-up", ""),
+    ),
+    "Critic": (
+        Definition("critic/loss", "the value loss; 1/2 (V - R)^2 by default", "falls, below 0.5"),
+        Definition(
+            "critic/explained_variance",
+            (
+                "1 - Var(R - V) / Var(R), V before the update, R the Monte-Carlo return whatever "
+                "the targets"
+            ),
+            "above 0.3 when the policy phase begins, at most 1",
+        ),
+        Definition("critic/value_mean", "mean V", "close to `critic/return_mean`"),
+        Definition("critic/return_mean", "mean value target", "between -1 and 1"),
+        Definition("critic/value_error", r"mean \|V - R\|", "falls"),
+        Definition(
+            "critic/value_clipfrac",
+            "share of tokens where `cliprange_value` cuts the gradient off; not with `hl_gauss`",
+            "0",
+        ),
+        Definition("critic/grad_norm", "norm of the gradient before clipping", "steady"),
+        Definition("critic/lr", "learning rate, after warm-up", ""),
+    ),
+    "Updates left out": (
+        Definition(
+            "update/skipped_policy",
+            "updates of the rollout that were left out; absent while the actor is frozen",
+            "0",
+        ),
+        Definition(
+            "update/skipped_critic",
+            "the same of the critic; absent with `estimator: group`",
+            "0",
+        ),
+        Definition(
+            "update/skipped",
+            "in cold start and reward model: 1 if the update was left out",
+            "0",
+        ),
+    ),
+    "Value pretraining": (
+        Definition(
+            "value_pretraining/explained_variance",
+            "1 - Var(R - V) / Var(R) on held-out responses; NaN if all their returns are equal",
+            "rises, then levels off: the phase ends",
+        ),
+        Definition(
+            "value_pretraining/loss",
+            "1/2 (V - R)^2 on them",
+            "falls fast, then slowly (*paper*: the slow part matters)",
+        ),
+        Definition("value_pretraining/bias", "mean R - V on them", "goes to 0 first"),
+        Definition(
+            "value_pretraining/train_explained_variance",
+            "explained variance on the train part",
+            "above the held-out one; far above, and rising alone: fewer `replays`",
+        ),
+        Definition(
+            "value_pretraining/train_loss",
+            "1/2 (V - R)^2 on it",
+            "as `value_pretraining/loss`, lower",
+        ),
+        Definition("value_pretraining/train_bias", "mean R - V on it", "goes to 0"),
+        Definition(
+            "value_pretraining/rollouts",
+            "rollouts (training steps) of the phase",
+            "up to `max_rollouts`",
+        ),
+        Definition(
+            "value_pretraining/generated_tokens",
+            "response tokens generated in the phase; 0 with `rollouts_path`",
+            "",
+        ),
+    ),
+    "Reward decay and bias by position": (
+        Definition(
+            "decay/actor_reward_share_first",
+            "weight at the first token with the actor's lambda, mean over responses",
+            "not 0: 0.95 over 100 tokens leaves 0.006 (*paper*)",
+        ),
+        Definition("decay/actor_reward_share_mean", "the same, mean over all tokens", "above 0.1"),
+        Definition(
+            "decay/critic_reward_share_first",
+            (
+                "weight at the first token in the value targets: `lambda_critic`, or 1 while "
+                "value pretraining lasts"
+            ),
+            "1 (*paper*)",
+        ),
+        Definition("decay/critic_reward_share_mean", "the same, mean over all tokens", "1"),
+        Definition(
+            "decay/actor_horizon",
+            "1 / (1 - gamma lambda) tokens, mean over responses; infinite at 1",
+            "a good part of `rollout/response_length`",
+        ),
+        Definition("decay/critic_horizon", "the same for the value targets", "infinite"),
+        Definition(
+            "decay/value_decile_{0..9}",
+            "mean V",
+            "nearly level; a steep rise is the initialisation bias (*paper*: -1.5 to -0.6)",
+        ),
+        Definition(
+            "decay/advantage_decile_{0..9}",
+            "mean advantage, before whitening",
+            "near 0 in every decile (*paper*, biased: +0.7 to -0.5)",
+        ),
+        Definition("decay/bias_first", "mean V - R in the first decile", "near 0"),
+        Definition("decay/bias_last", "mean V - R in the last decile", "near 0"),
+        Definition("decay/entropy_first", "mean entropy in the first decile, nats", ""),
+        Definition(
+            "decay/entropy_last",
+            "mean entropy in the last decile, nats",
+            "below `decay/entropy_first`",
+        ),
+    ),
+    "Critic calibration": (
+        Definition(
+            "calibration/prompts",
+            "forecasts that the numbers are of",
+            "at least 512 after some rollouts",
+        ),
+        Definition(
+            "calibration/ece",
+            (
+                r"expected calibration error: mean \|forecast - pass rate\| of ten bins of the "
+                "forecast"
+            ),
+            ("below 0.1; with 512 prompts of one sample a perfect critic shows about 0.03 to 0.05"),
+        ),
+        Definition(
+            "calibration/brier",
+            "mean (forecast - outcome)^2; 0.25 is always saying 1/2",
+            "falls",
+        ),
+        Definition(
+            "calibration/brier_skill",
+            "1 - `brier` / (that of always forecasting the mean); absent if all outcomes agree",
+            "above 0",
+        ),
+        Definition(
+            "calibration/rank_correlation",
+            "Spearman's, of forecast and pass rate; absent if one never varies",
+            "above 0.2: the critic tells hard prompts from easy ones",
+        ),
+        Definition(
+            "calibration/audit_bias",
+            (
+                "mean of V - mean reward of `audit_continuations` from a random place in a "
+                "response; with `audit_every`"
+            ),
+            "near 0",
+        ),
+        Definition(
+            "calibration/audit_rmse",
+            "root mean squared difference of the two",
+            "near `calibration/audit_standard_error`",
+        ),
+        Definition(
+            "calibration/audit_correlation",
+            "Pearson's, of the two; absent if one never varies",
+            "rises towards 1",
+        ),
+        Definition(
+            "calibration/audit_standard_error",
+            (
+                "root mean squared standard error of those mean rewards: the rmse of a perfect "
+                "critic"
+            ),
+            "below 0.3, by more continuations",
+        ),
+    ),
+    "Guard rails": (Definition("guard_rails/violations", "rules that the rollout breaks", "0"),),
+    "Evaluation": (
+        Definition(
+            "eval/accuracy",
+            "avg@k: share of right responses; the metric to select checkpoints by",
+            "rises",
+        ),
+        Definition(
+            "eval/pass_at_k",
+            "share of problems that one of k responses solves, 1 - C(n - c, k) / C(n, k)",
+            "rises or holds: else only guessing got narrower",
+        ),
+        Definition(
+            "eval/pass_at_{m}",
+            "the same for m = 2, 4, 8, ... responses, below k",
+            "between `eval/accuracy` and `eval/pass_at_k`",
+        ),
+        Definition(
+            "eval/maj_at_k",
+            "share of problems that the most frequent answer solves; a tie counts in parts",
+            "above `eval/accuracy`",
+        ),
+        Definition("eval/{rate}_low", "lower end of the 95 % interval of each of these rates", ""),
+        Definition("eval/{rate}_high", "its upper end", "rises above that of the start"),
+        Definition("eval/problems", "problems evaluated", "the size of the set"),
+        Definition("eval/k", "responses a problem", ""),
+        Definition(
+            "eval/response_length",
+            "mean tokens of a response",
+            "as `rollout/response_length`",
+        ),
+        Definition("eval/truncation_rate", "share of responses cut off", "below 0.1"),
+    ),
+    "Sampler mismatch": (
+        Definition("mismatch/kl_k1", r"KL(mu \|\| pi_old), mean log(mu / pi_old)", "below 0.01"),
+        Definition("mismatch/kl_k3", "the same by k3, never negative", "below 0.01"),
+        Definition("mismatch/weight_mean", "mean weight", "0.95 to 1.05"),
+        Definition("mismatch/weight_max", "largest pi_old / mu", "below 10"),
+        Definition("mismatch/ess", "effective sample size as a share of the tokens", "above 0.9"),
+        Definition(
+            "mismatch/weight_clipped",
+            "share of tokens that the cap cuts or drops",
+            "below 0.01",
+        ),
+    ),
+    "Cold start and reward model": (
+        Definition("cold_start/loss", "mean cross-entropy of the solutions' tokens, nats", "falls"),
+        Definition("cold_start/perplexity", "its exponential", "falls towards 1"),
+        Definition("cold_start/lr", "learning rate", ""),
+        Definition(
+            "reward_model/loss",
+            (
+                "1/2 (score at the last token - reward)^2, and with `unfinished_score` the same "
+                "of cut-off responses"
+            ),
+            "falls",
+        ),
+        Definition(
+            "reward_model/explained_variance",
+            "of the reward by that score",
+            "rises above 0",
+        ),
+    ),
+}
+"""Definitions by heading of the page, in its order."""
+
+
+def definitions() -> tuple[Definition, ...]:
+    """Return all definitions, in the order of the page."""
+    return tuple(definition for group in GLOSSARY.values() for definition in group)
+
+
+def define(key: str) -> Definition:
+    """Return the definition of a key, as it is logged or as the page writes it.
+
+    Raises:
+        KeyError: If there is none.
+    """
+    exact = [definition for definition in definitions() if definition.key == key]
+    found = exact or [definition for definition in definitions() if definition.covers(key)]
+    if not found:
+        raise KeyError(f"metrics/glossary.py does not define {key}")
+    return found[0]

@@ -1,0 +1,305 @@
+"""What tends to go wrong in a run of PPO on language models, as rules that a number can break.
+
+Each rule is a function of `Facts`. It returns None, or one line with the number that it saw and the
+flag to change. docs/metrics.md has a table of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+
+from lightning_vcppo.common.errors import require
+from lightning_vcppo.settings import AdvantageSettings
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Beyond which number a rule is broken; all are ours, but for those marked.
+
+    Attributes:
+        window: Rollouts over which "now" and "at the start" are means.
+        explained_variance: The actor may move above it. At 0 the critic knows as much as the mean
+            return (EVPO, arXiv 2604.19485).
+        reward_share: Least weight of the reward at the first token of a response of mean length, in
+            the critic's targets.
+        length_ratio: Least mean length as a share of that at the start (VC-PPO's baseline fell to a
+            fifth).
+        truncation_rise: Most that the truncation rate may rise above that at the start.
+        clipfrac: Largest share of tokens at which the policy's clip cuts the gradient off.
+        approx_kl: Largest KL divergence of the updates of a rollout, nats a token.
+        mismatch_kl: Largest KL divergence of the trainer's policy from the sampler's, nats a token.
+        cured_after: Rollouts without it after which a broken rule would be warned of again.
+    """
+
+    window: int = 5
+    explained_variance: float = 0.0
+    reward_share: float = 0.01
+    length_ratio: float = 0.5
+    truncation_rise: float = 0.1
+    clipfrac: float = 0.3
+    approx_kl: float = 0.1
+    mismatch_kl: float = 0.01
+    cured_after: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        for name in (f.name for f in fields(self) if f.name != "explained_variance"):
+            least = 1 if name in ("window", "cured_after") else 0
+            value = getattr(self, name)
+            require(value >= least, f"{name}: expected >= {least}, got {value}")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the rules look at after a rollout.
+
+    Attributes:
+        advantage: Settings of advantages and value targets.
+        actor_lr: Peak learning rate of the actor.
+        critic_lr: Of the critic; None if there is none.
+        cliprange_value: The critic's clip; None is off.
+        fresh_critic: Whether the run started from a critic that nobody had fitted.
+        fits_critic: Whether there is or was value pretraining, in this run or before it.
+        pretraining: Whether this was a rollout of value pretraining.
+        actor_moves: Whether the next rollout updates the actor.
+        last: Metrics of this rollout, those that are finite.
+        now: Their means over the last rollouts, as many as `Limits.window`.
+        seen: Rollouts that have been measured, up to `Limits.window`.
+        start: Their means over the first ones.
+    """
+
+    advantage: AdvantageSettings
+    actor_lr: float
+    critic_lr: float | None
+    cliprange_value: float | None
+    fresh_critic: bool
+    fits_critic: bool
+    pretraining: bool
+    actor_moves: bool
+    last: Mapping[str, float]
+    now: Mapping[str, float]
+    seen: int
+    start: Mapping[str, float]
+
+
+Rule = Callable[[Facts, Limits], str | None]
+
+MISMATCH_KL = "mismatch/kl_k3"
+REWARD_VARIANCE = "rollout/reward_variance"
+"""Of the responses of a rollout, over all ranks; not logged."""
+WATCHED = (
+    "rollout/response_length",
+    "rollout/accuracy",
+    "rollout/truncation_rate",
+    "critic/explained_variance",
+    "value_pretraining/explained_variance",
+    "policy/clipfrac",
+    "policy/approx_kl",
+    "update/skipped_policy",
+    "update/skipped_critic",
+    MISMATCH_KL,
+)
+"""Metrics that the rules read."""
+
+
+def bootstrapped_targets(facts: Facts, limits: Limits) -> str | None:
+    """Value pretraining, which takes lambda 1 whatever is set, is followed by lambda_critic < 1."""
+    lam = facts.advantage.lambda_critic
+    if facts.critic_lr is None or not facts.fits_critic or lam == 1:
+        return None
+    return (
+        f"the critic is fitted on Monte-Carlo returns, but when the actor moves its targets have "
+        f"lambda_critic {lam:g} and are made of its own values again; "
+        "set --model.advantage.lambda_critic=1"
+    )
+
+
+def unready_critic(facts: Facts, limits: Limits) -> str | None:
+    """The actor is about to move, or moves on, by a critic that explains nothing."""
+    if facts.critic_lr is None or not facts.actor_moves or facts.advantage.explained_variance_gate:
+        return None
+    explained = facts.now.get("critic/explained_variance")
+    if facts.pretraining:  # it ends: the last word counts, on held-out responses if there is one
+        explained = facts.last.get("critic/explained_variance", explained)
+        explained = facts.last.get("value_pretraining/explained_variance", explained)
+    if explained is None or explained > limits.explained_variance:
+        return None
+    cure = "raise --value_pretraining.max_rollouts or --model.critic_optimizer.lr"
+    return (
+        f"the actor moves by a critic whose explained variance is {explained:.2f}, not above "
+        f"{limits.explained_variance:g}; {cure if facts.fits_critic else ENABLE}"
+    )
+
+
+def unheard_reward(facts: Facts, limits: Limits) -> str | None:
+    """A lambda below 1 keeps the terminal reward from the critic's targets of early tokens."""
+    settings, length = facts.advantage, facts.now.get("rollout/response_length")
+    lam = settings.lambda_critic
+    if facts.critic_lr is None or facts.pretraining or length is None or lam == 1:
+        return None
+    share = (settings.gamma * lam) ** max(0.0, length - 1)
+    if share >= limits.reward_share:
+        return None
+    shared = settings.length_adaptive_alpha is None and settings.lambda_actor == lam
+    whose = "lambda, shared by actor and critic," if shared else "lambda_critic"
+    return (
+        f"over {length:.0f} tokens a {whose} of {lam:g} leaves {share:.2g} of the reward in the "
+        f"first token's value target, less than {limits.reward_share:g}; "
+        "set --model.advantage.lambda_critic=1"
+    )
+
+
+def zero_lambda(facts: Facts, limits: Limits) -> str | None:
+    """The length-adaptive lambda of a response of mean length is clamped to 0."""
+    alpha, length = facts.advantage.length_adaptive_alpha, facts.now.get("rollout/response_length")
+    if facts.critic_lr is None or alpha is None or length is None or alpha * length > 1:
+        return None
+    return (
+        f"length_adaptive_alpha {alpha:g} x mean length {length:.0f} is {alpha * length:.2g}, so "
+        "lambda_actor is 0 and advantages see one token ahead; raise "
+        f"--model.advantage.length_adaptive_alpha well above {1 / length:.2g}"
+    )
+
+
+def slow_critic(facts: Facts, limits: Limits) -> str | None:
+    """The critic does not learn faster than the actor, which it has to follow."""
+    if facts.critic_lr is None or facts.critic_lr > facts.actor_lr:
+        return None
+    return (
+        f"the critic's lr {facts.critic_lr:g} is not above the actor's {facts.actor_lr:g}; raise "
+        "--model.critic_optimizer.lr to 2 to 10 times the actor's"
+    )
+
+
+def clipped_values(facts: Facts, limits: Limits) -> str | None:
+    """Value clipping holds back a critic that has all its way still to go."""
+    clip = facts.cliprange_value
+    if facts.critic_lr is None or clip is None or not facts.fresh_critic:
+        return None
+    return (
+        f"cliprange_value lets a value move by {clip:g} in a rollout, and this critic starts "
+        "unfitted; set --model.value.cliprange_value=null"
+    )
+
+
+def shrinking_responses(facts: Facts, limits: Limits) -> str | None:
+    """Responses get much shorter: the signature of the collapse (VC-PPO, section 3)."""
+    start, now = (seen.get("rollout/response_length") for seen in (facts.start, facts.now))
+    if start is None or now is None or now >= limits.length_ratio * start:
+        return None
+    before, after = (seen.get("rollout/accuracy", math.nan) for seen in (facts.start, facts.now))
+    if facts.critic_lr is None:
+        cure = "lower --model.actor_optimizer.lr"
+    elif facts.fits_critic:
+        cure = "look at decay/*, then raise --value_pretraining.max_rollouts"
+    else:
+        cure = ENABLE
+    return (
+        f"mean length fell from {start:.0f} tokens at the start to {now:.0f}, and accuracy went "
+        f"from {before:.0%} to {after:.0%}; {cure}"
+    )
+
+
+def equal_rewards(facts: Facts, limits: Limits) -> str | None:
+    """All responses of some rollouts got the same reward, so no token's advantage says anything."""
+    variance = facts.now.get(REWARD_VARIANCE)
+    if facts.seen < limits.window or variance is None or variance > 1e-9:
+        return None
+    accuracy = facts.now.get("rollout/accuracy", math.nan)
+    cure = "give harder problems (--data.path)"
+    if not accuracy > 0.5:
+        cure = (
+            "give easier problems (--data.path) or fine-tune first (--model=ColdStartModule), and "
+            "see in evaluation/*.jsonl that right answers are not graded wrong (--model.reward)"
+        )
+    return (
+        f"all rewards of the last {limits.window} rollouts are the same, at an accuracy of "
+        f"{accuracy:.0%}, so there is nothing to learn from; {cure}"
+    )
+
+
+def rising_truncation(facts: Facts, limits: Limits) -> str | None:
+    """More and more responses are cut off, so that the limit decides the reward."""
+    start, now = (seen.get("rollout/truncation_rate") for seen in (facts.start, facts.now))
+    if start is None or now is None or now - start <= limits.truncation_rise:
+        return None
+    return (
+        f"the truncation rate rose from {start:.0%} at the start to {now:.0%}; raise "
+        "--model.sampling.max_response_length or set --model.reward_shaping.overlong_buffer_len"
+    )
+
+
+def large_clip_fraction(facts: Facts, limits: Limits) -> str | None:
+    """The clip cuts off too much of the gradient."""
+    return _too_large(facts, "policy/clipfrac", limits.clipfrac)
+
+
+def large_policy_kl(facts: Facts, limits: Limits) -> str | None:
+    """One rollout's updates move the policy too far."""
+    return _too_large(facts, "policy/approx_kl", limits.approx_kl)
+
+
+def sampler_mismatch(facts: Facts, limits: Limits) -> str | None:
+    """The probabilities of sampler and trainer differ at the same weights."""
+    kl = facts.now.get(MISMATCH_KL)
+    if kl is None or kl <= limits.mismatch_kl:
+        return None
+    return (
+        f"the KL of the trainer's policy from the sampler's is {kl:.3g} nats a token, above "
+        f"{limits.mismatch_kl:g}; set --model.policy.importance_correction=truncate, or sample and "
+        "train in the same precision"
+    )
+
+
+def skipped_updates(facts: Facts, limits: Limits) -> str | None:
+    """Loss or gradient of an update was not finite, and it was left out."""
+    skipped = {name: facts.last.get(f"update/skipped_{name}", 0) for name in ("policy", "critic")}
+    if not any(skipped.values()):
+        return None
+    counts = " and ".join(f"{count:.0f} of the {name}" for name, count in skipped.items() if count)
+    optimizer = "actor" if skipped["policy"] else "critic"
+    return (
+        f"loss or gradient was not finite in updates of this rollout, {counts}, which were left "
+        "out; look for rewards that are not numbers (--model.reward), or lower "
+        f"--model.{optimizer}_optimizer.lr"
+    )
+
+
+RULES: dict[str, Rule] = {
+    rule.__name__: rule
+    for rule in (
+        bootstrapped_targets,
+        unready_critic,
+        unheard_reward,
+        zero_lambda,
+        slow_critic,
+        clipped_values,
+        shrinking_responses,
+        equal_rewards,
+        rising_truncation,
+        large_clip_fraction,
+        large_policy_kl,
+        sampler_mismatch,
+        skipped_updates,
+    )
+}
+
+ENABLE = "set --value_pretraining.enabled=true"
+
+
+def broken_rules(facts: Facts, limits: Limits) -> dict[str, str]:
+    """Return the message of each broken rule, by its name."""
+    messages = {name: rule(facts, limits) for name, rule in RULES.items()}
+    return {name: message for name, message in messages.items() if message is not None}
+
+
+def _too_large(facts: Facts, key: str, limit: float) -> str | None:
+    seen = facts.now.get(key)
+    if seen is None or seen <= limit:
+        return None
+    return (
+        f"{key} is {seen:.3g}, above {limit:g}; lower --model.actor_optimizer.lr or "
+        "--model.update.ppo_epochs"
+    )

@@ -1,0 +1,111 @@
+"""The numbers that we report about rollouts; none needs a Trainer.
+
+They are its means (`describe_rollout`) and how good the critic was (`describe_critic`), or is after
+a fit (`describe_fit`). What depends on the position in the response is in `profiles.py`, what an
+evaluation gives in `evaluation.py`.
+
+Shapes: B sequences, T response tokens. Masks are True on the tokens that count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_vcppo.algorithm.advantages import monte_carlo_returns
+from lightning_vcppo.algorithm.statistics import Reduce, explained_variance, identity, masked_mean
+from lightning_vcppo.rollouts.rollout import Rollout
+
+ALIGNED = 0.05
+"""Largest share of the bias in the squared error once the range of the values is right; ours."""
+
+
+def describe_rollout(rollout: Rollout, *, reduce: Reduce = identity) -> dict[str, float]:
+    """Return the means of a rollout's responses under their `rollout/*` names.
+
+    Args:
+        rollout: Graded responses.
+        reduce: Sums a small tensor over ranks.
+    """
+    everyone_B = torch.ones_like(rollout.finished_B)
+    of_responses = {
+        "rollout/reward_mean": rollout.scores_B,
+        "rollout/accuracy": rollout.correct_B,
+        "rollout/response_length": rollout.response_lengths_B,
+        "rollout/truncation_rate": ~rollout.finished_B,
+    }
+    return {
+        name: float(masked_mean(values_B.float(), everyone_B, reduce=reduce))
+        for name, values_B in of_responses.items()
+    }
+
+
+def describe_fit(
+    values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, *, reduce: Reduce = identity
+) -> dict[str, float]:
+    """Return how well values fit their returns: loss, explained_variance and bias.
+
+    Twice the loss is bias^2 + (1 - explained_variance) Var(R).
+
+    Args:
+        values_BT: V.
+        returns_BT: R.
+        mask_BT: True on the tokens that count.
+        reduce: Sums a small tensor over ranks.
+    """
+    error_BT = returns_BT - values_BT
+    return {
+        "loss": 0.5 * float(masked_mean(error_BT.square(), mask_BT, reduce=reduce)),
+        "explained_variance": float(
+            explained_variance(values_BT, returns_BT, mask_BT, reduce=reduce)
+        ),
+        "bias": float(masked_mean(error_BT, mask_BT, reduce=reduce)),
+    }
+
+
+def range_alignment_end(losses: Sequence[float], biases: Sequence[float]) -> int | None:
+    """Return where the first phase of value pretraining is over; None if it is not.
+
+    VC-PPO (section 4.1) sees two: first the values move into the range of the returns, fast, then
+    the critic learns which tokens matter, slowly. In the first the squared error has a large common
+    part, (mean(R - V))^2; the second begins when that is at most 5 % of mean((R - V)^2).
+
+    Args:
+        losses: 1/2 mean((R - V)^2), one a rollout.
+        biases: mean(R - V).
+    """
+    return next(
+        (
+            i
+            for i, (loss, bias) in enumerate(zip(losses, biases, strict=True))
+            if bias**2 <= ALIGNED * 2 * loss
+        ),
+        None,
+    )
+
+
+def describe_critic(
+    rollout: Rollout, gamma: float = 1.0, *, reduce: Reduce = identity
+) -> dict[str, float]:
+    """Return how good the critic was before its updates, under its `critic/*` names.
+
+    Explained variance is of the Monte-Carlo returns. Against bootstrapped targets (lambda_critic
+    below 1) it would measure how far the critic agrees with itself, and flatter plain PPO.
+
+    Args:
+        rollout: With rewards, values and the critic's targets.
+        gamma: Discount.
+        reduce: Sums a small tensor over ranks.
+    """
+    assert rollout.rewards_BT is not None and rollout.values_BT is not None
+    assert rollout.returns_BT is not None
+    values_BT, mask_BT = rollout.values_BT, rollout.response_mask_BT
+    monte_carlo_BT = monte_carlo_returns(rollout.rewards_BT, mask_BT, gamma=gamma)
+    explained = explained_variance(values_BT, monte_carlo_BT, mask_BT, reduce=reduce)
+    return {
+        "critic/explained_variance": float(explained),
+        "critic/value_mean": float(masked_mean(values_BT, mask_BT, reduce=reduce)),
+        "critic/return_mean": float(masked_mean(rollout.returns_BT, mask_BT, reduce=reduce)),
+    }

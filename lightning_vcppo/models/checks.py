@@ -1,0 +1,137 @@
+"""Is a folder's model whole, and does it fit the tokenizer and the texts?
+
+transformers fills what a file lacks with random numbers and only mentions it; a token beyond the
+embedding ends in an index error somewhere in the run. Both are refused here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_vcppo.common.errors import require
+
+
+def reason(error: Exception) -> str:
+    """Return in one line why transformers could not load something."""
+    text = str(error).strip()
+    if not text or isinstance(error, KeyError):
+        return f"a file in it is not of the expected form ({type(error).__name__} {text})".rstrip()
+    if "trust_remote_code" in text:
+        return "it is of a kind that transformers lacks; code that comes with it is not run"
+    line = text.splitlines()[0]
+    return line.partition(" Model type should be one of")[0]  # all that transformers knows
+
+
+def check_weights(model: PreTrainedModel, info: Mapping[str, Any], name: str, new: str) -> None:
+    """Refuse a model that is incomplete, of another shape than its config says, or not finite.
+
+    Args:
+        model: As loaded.
+        info: What transformers says about its loading.
+        name: Where it comes from.
+        new: Beginning of the names of weights that may start anew; "" are none.
+
+    Raises:
+        ValueError: If so.
+    """
+    if missing := _others(info["missing_keys"], new):
+        raise ValueError(
+            f"{name}: its files lack {_some(missing)}; copy the folder again, all files of it"
+        )
+    wrong = {key: shapes for key, *shapes in info["mismatched_keys"]}
+    for key in _others(wrong, new):
+        stored, expected = (tuple(shape) for shape in wrong[key])
+        raise ValueError(
+            f"{name}: {key} has shape {stored}, but config.json makes it {expected}; the files are "
+            "not of one model"
+        )
+    weights = {} if model.device.type == "meta" else dict(model.named_parameters())
+    if bad := [key for key, weight in weights.items() if not weight.sum().isfinite()]:
+        raise ValueError(
+            f"{name}: {_some(bad)} is not finite; the model comes from a run that diverged"
+        )
+
+
+def _others(keys: Iterable[str], new: str) -> list[str]:
+    return sorted(key for key in keys if not (new and key.startswith(new)))
+
+
+def _some(keys: list[str]) -> str:
+    return keys[0] + (f" and {len(keys) - 1} other weights" if len(keys) > 1 else "")
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse a tokenizer that reads nothing, or that no response could end with.
+
+    Raises:
+        ValueError: If so.
+    """
+    # Without the files transformers makes up an empty one.
+    reads = bool(tokenizer("1 + 1", add_special_tokens=False).input_ids)
+    require(reads, f"{name}: no tokenizer is here (expected tokenizer.json beside the model)")
+    require(
+        tokenizer.eos_token_id is not None,
+        f"{name}: the tokenizer has no eos_token, so no response could end; name one in "
+        "tokenizer_config.json",
+    )
+
+
+def check_vocabulary(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, what: str
+) -> None:
+    """Refuse a model that has no embedding for some tokens.
+
+    Args:
+        model: Actor or critic.
+        tokenizer: The actor's.
+        name: Where the model comes from.
+        what: "actor" or "critic".
+
+    Raises:
+        ValueError: If so.
+    """
+    embeddings = model.get_input_embeddings().weight
+    assert isinstance(embeddings, torch.Tensor)
+    rows = embeddings.shape[0]
+    advice = (
+        "use the tokenizer it was trained with, or resize_token_embeddings"
+        if what == "actor"
+        else "it must share the actor's tokenizer"
+    )
+    end = tokenizer.eos_token_id
+    require(
+        isinstance(end, int) and end < rows,
+        f"{name}: the {what} has {rows} tokens, and the tokenizer's eos_token "
+        f"{tokenizer.eos_token} is none of them, so no response could end; {advice}",
+    )
+    # transformers adds an unknown token of its own, which byte-level tokenizers never use.
+    ids = [i for token, i in tokenizer.get_vocab().items() if token != tokenizer.unk_token]
+    require(
+        max(ids) < rows,
+        f"{name}: the {what} has {rows} tokens, but the tokenizer has ids up to {max(ids)}; "
+        f"{advice}",
+    )
+
+
+def check_context(model: PreTrainedModel, prompt: int, response: int, flag: str) -> None:
+    """Refuse prompts and responses that together are longer than the model's positions.
+
+    Args:
+        model: The actor.
+        prompt: Tokens of the longest prompt.
+        response: Limit of a response.
+        flag: Of that limit.
+
+    Raises:
+        ValueError: If so.
+    """
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    require(
+        not positions or prompt + response <= positions,
+        f"{flag}: {response} tokens behind a prompt of {prompt} are more than the model's "
+        f"{positions} positions; lower it or --data.max_prompt_length",
+    )

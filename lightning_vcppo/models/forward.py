@@ -1,0 +1,76 @@
+"""What a language model says of responses that are there: hidden states, log-probabilities.
+
+Shapes: B sequences, L tokens of prompt + response, T response tokens, N masked response tokens,
+H hidden.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lightning_vcppo.distributed.sharding import as_forward
+from lightning_vcppo.models.logprobs import token_logprobs
+from lightning_vcppo.models.packing import PackedLayout, reads_packed_rows
+
+
+def response_hidden(
+    backbone: nn.Module, input_ids_BL: Tensor, prompt_lengths_B: Tensor, mask_BT: Tensor
+) -> Tensor:
+    """Run a transformer and return the hidden states from which the masked tokens are predicted.
+
+    Args:
+        backbone: A transformers base model.
+        input_ids_BL: Prompt and response, padded on the right alone.
+        prompt_lengths_B: Tokens of each prompt, at least 1.
+        mask_BT: True on the response tokens wanted; may be one token wider than the responses.
+
+    Returns:
+        (N, H), in row order: for response token t the state of prompt + tokens before t.
+    """
+    row_N, token_N = mask_BT.nonzero(as_tuple=True)
+    before_N = prompt_lengths_B[row_N] - 1 + token_N
+    if not reads_packed_rows(backbone):
+        # Padding stands on the right of every row, so causal attention needs no mask.
+        hidden_BLH: Tensor = backbone(input_ids=input_ids_BL, use_cache=False).last_hidden_state
+        return hidden_BLH[row_N, before_N]
+    # What follows the last state wanted is not read.
+    place_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
+    last_B = torch.where(mask_BT, place_T, 0).amax(1)
+    lengths_B = prompt_lengths_B + last_B
+    layout = PackedLayout.of(lengths_B.tolist(), input_ids_BL.device)
+    inputs = layout.inputs(layout.pack(input_ids_BL))
+    hidden_1NH: Tensor = backbone(**inputs, use_cache=False).last_hidden_state
+    return hidden_1NH[0, layout.starts_B[row_N] + before_N]
+
+
+def response_logprobs(
+    model: PreTrainedModel,
+    input_ids_BL: Tensor,
+    prompt_lengths_B: Tensor,
+    mask_BT: Tensor,
+    targets_N: Tensor,
+    *,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Return log pi of the masked response tokens and the entropy of pi before them.
+
+    Args:
+        model: A language model, sharded or not.
+        input_ids_BL: Prompt and response, padded on the right alone.
+        prompt_lengths_B: Tokens of each prompt, at least 1.
+        mask_BT: True on the response tokens wanted.
+        targets_N: Their ids, in row order.
+        temperature: Of the sampler.
+
+    Returns:
+        (logprobs_N, entropy_N), as from `token_logprobs`.
+    """
+
+    def read() -> tuple[Tensor, Tensor]:
+        hidden_NH = response_hidden(model.base_model, input_ids_BL, prompt_lengths_B, mask_BT)
+        head_VH = model.get_output_embeddings().weight
+        return token_logprobs(hidden_NH, head_VH, targets_N, temperature=temperature)
+
+    return as_forward(model, read)

@@ -1,0 +1,202 @@
+"""Actor, critic and reference: transformers models, from folders, the hub or a config.
+
+Shapes: B sequences, L tokens of prompt + response, T response tokens, N masked response tokens,
+H hidden, K outputs of the value head (1, or the bins of a histogram).
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lightning_vcppo.checkpointing.safe_loading import weights_format
+from lightning_vcppo.common.suggestions import near_file
+from lightning_vcppo.common.terminal import waiting_for
+from lightning_vcppo.models.checks import check_tokenizer, check_weights, reason
+from lightning_vcppo.models.packing import enable_packing
+
+FAILURES = (
+    OSError,
+    ValueError,
+    KeyError,
+    SafetensorError,
+    RuntimeError,
+    pickle.UnpicklingError,
+)
+"""What `from_pretrained` raises."""
+
+# Outputs of these models are not softmax(hidden @ head): the log-probability kernel would be wrong.
+_UNSUPPORTED_LOGIT_TRANSFORMS = {
+    "final_logit_softcapping": None,
+    "logits_scaling": 1.0,
+    "logit_scale": 1.0,
+}
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder or the hub.
+
+    Raises:
+        ValueError: if there is none, or if it has no end-of-sequence token.
+    """
+    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, name_or_path, "tokenizer")
+    check_tokenizer(tokenizer, name_or_path)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_actor(name_or_path: str) -> PreTrainedModel:
+    """Load a causal language model, in float32 (the Trainer's precision flag casts it).
+
+    Raises:
+        ValueError: if there is none at that path, or if its logits are not a plain linear head's.
+    """
+    actor: PreTrainedModel = _load(AutoModelForCausalLM, name_or_path, "causal language model")
+    _check_plain_head(actor, name_or_path)
+    return enable_packing(actor)
+
+
+def build_actor(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Build a causal language model with random weights.
+
+    Args:
+        config: `model_type` and the fields of its transformers config, such as hidden_size.
+        tokenizer: Gives the size of the vocabulary and the special tokens.
+
+    Raises:
+        ValueError: if transformers knows no such model type or refuses a field.
+    """
+    special_tokens = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+    }
+    actor: PreTrainedModel = AutoModelForCausalLM.from_config(
+        _build_config(config, special_tokens, "actor")
+    )
+    _check_plain_head(actor, "actor config")
+    return enable_packing(actor)
+
+
+def load_config(name_or_path: str) -> PreTrainedConfig:
+    """Read a model's config from a folder or the hub, and nothing else.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    config: PreTrainedConfig = _load(AutoConfig, name_or_path, "model config")
+    return config
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout to zero: importance ratios need the same policy twice."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Have each layer keep its input alone and compute the rest again in the backward pass.
+
+    It does so while the model is in training mode, in which it reads no key-value cache.
+    """
+    options = {"use_reentrant": False, "preserve_rng_state": False}  # dropout is off
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(options)
+    else:  # its earlier name
+        model.gradient_checkpointing_enable(options)
+
+
+def _load(auto_class: Any, name_or_path: str, what: str, *, new: str = "", **kwargs: Any) -> Any:
+    """Call `from_pretrained` and turn its many failures into one line; nothing it reads is run.
+
+    Args:
+        auto_class: Of transformers.
+        name_or_path: Folder or hub id.
+        what: Is to be loaded.
+        new: Beginning of the names of weights that may be missing in there.
+        kwargs: Of `from_pretrained`.
+    """
+    path = Path(name_or_path).expanduser()
+    if name_or_path.startswith((".", "/", "~")) and not path.is_dir():
+        hint = near_file(path)
+        raise ValueError(f"{name_or_path}: no such folder (expected a {what}){hint}")
+    has_weights = auto_class not in (AutoTokenizer, AutoConfig)
+    source = str(path) if path.is_dir() else name_or_path
+    kwargs["trust_remote_code"] = False  # None would ask on the terminal
+    if (
+        path.is_dir()
+        and (gguf := sorted(path.glob("*.gguf")))
+        and not (path / "config.json").exists()
+    ):
+        kwargs.setdefault("gguf_file", gguf[0].name)
+    if has_weights:
+        kwargs.setdefault("dtype", torch.float32)
+        kwargs |= weights_format(name_or_path, path)
+    reports = logging.getLogger("transformers.modeling_utils")
+    level = reports.level
+    reports.setLevel(logging.ERROR)  # a value head that starts anew is expected, not a fault
+    try:
+        if not has_weights:
+            return auto_class.from_pretrained(source, **kwargs)
+        if torch.get_default_device().type == "meta":
+            dtype = kwargs.pop("dtype")
+            config = AutoConfig.from_pretrained(source, **kwargs)
+            return auto_class.from_config(config, dtype=dtype)  # without its weights
+        checked = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        with waiting_for(f"Loading the {what}"):
+            model, info = auto_class.from_pretrained(source, **checked, **kwargs)
+    except FAILURES as error:
+        raise ValueError(
+            f"{name_or_path}: cannot load a {what} from here: {reason(error)}"
+        ) from error
+    finally:
+        reports.setLevel(level)
+    check_weights(model, info, name_or_path, new)
+    return model
+
+
+def _build_config(
+    given: Mapping[str, Any], extra: Mapping[str, Any], what: str
+) -> PreTrainedConfig:
+    fields = dict(given)
+    model_type = fields.pop("model_type", None)
+    try:
+        return AutoConfig.for_model(model_type, **fields, **extra)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{what} config (model_type {model_type!r}): {error}") from error
+
+
+def stop_token_ids(actor: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return every token that ends a response: the tokenizer's <eos> and the model's own list."""
+    configured = getattr(actor.generation_config, "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [configured]
+    return {int(i) for i in [tokenizer.eos_token_id, *listed] if i is not None}
+
+
+def _check_plain_head(actor: PreTrainedModel, name: str) -> None:
+    for option, neutral in _UNSUPPORTED_LOGIT_TRANSFORMS.items():
+        value = getattr(actor.config, option, neutral)
+        if value not in (neutral, None):
+            raise ValueError(f"{name}: models with {option}={value} are not supported as actors")
+    if getattr(actor.get_output_embeddings(), "bias", None) is not None:
+        raise ValueError(f"{name}: a language-model head with a bias is not supported")

@@ -1,0 +1,1 @@
+"""What a Trainer takes: VC-PPO, cold start and reward model, and their collaborators."""

@@ -1,0 +1,1 @@
+"""Rollouts: how they are sampled, kept, saved and read again."""

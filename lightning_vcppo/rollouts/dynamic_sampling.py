@@ -1,0 +1,107 @@
+"""DAPO's dynamic sampling (arXiv 2503.14476, section 3.2): sample on until every group can teach.
+
+A group whose responses are all right or all wrong has no advantage to learn from. It is dropped,
+and the next prompts are sampled in its place until the rollout is full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import astuple
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_vcppo.data.problem import Problem
+from lightning_vcppo.rollouts.rollout import Rollout, join
+
+PATIENCE = 8
+"""Batches without a rollout after which a user hears of it."""
+
+
+def informative_rows(correct_B: Tensor, group_ids_B: Tensor) -> Tensor:
+    """Return the rows of groups with at least one right and one wrong response, (M,) int64."""
+    _, group_B = group_ids_B.unique(return_inverse=True)
+    # Whole numbers: the default type of floats is that of the Trainer's precision.
+    right_G = torch.zeros_like(group_ids_B).index_add_(0, group_B, correct_B.to(group_ids_B))
+    size_G = torch.zeros_like(right_G).index_add_(0, group_B, torch.ones_like(right_G[group_B]))
+    mixed_G = (right_G > 0) & (right_G < size_G)
+    return mixed_G[group_B].nonzero()[:, 0]
+
+
+class GroupBuffer:
+    """Informative groups that wait for the rollout to fill up.
+
+    Every rank has those of all ranks, on the CPU, so that their number alone decides when there
+    are enough, and any number of ranks can go on from a checkpoint.
+    """
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._parts: list[Rollout] = []
+        self.batches = 0
+
+    def __len__(self) -> int:
+        """Number of responses that wait, over all ranks."""
+        return sum(len(part) for part in self._parts)
+
+    def add(
+        self,
+        rollout: Rollout,
+        *,
+        gather: Callable[[Rollout], list[Rollout]] = lambda mine: [mine],
+    ) -> None:
+        """Keep the informative groups of freshly sampled responses.
+
+        Args:
+            rollout: Those of this rank.
+            gather: Returns what each rank calls it with, in the order of ranks.
+        """
+        rows = informative_rows(rollout.correct_B, rollout.group_ids_B)
+        self.batches += 1
+        parts = gather(rollout.select(rows).to(torch.device("cpu")))
+        self._parts += [part for part in parts if len(part)]
+        if self.batches == PATIENCE:
+            rank_zero_warn(
+                f"Dynamic sampling: {PATIENCE} batches have not filled a rollout; {len(self)} "
+                "responses wait. In the other groups all are right or all wrong: other problems "
+                "(--data.path), a cold start, or more --model.sampling.num_generations."
+            )
+
+    def take(self, size: int, first_position: int, num_generations: int) -> Rollout:
+        """Return this rank's part of the rollout and empty the buffer.
+
+        What is left over is dropped: the update makes it off-policy.
+
+        Args:
+            size: Responses of this rank.
+            first_position: Row number of the first of them in the rollout over all ranks.
+            num_generations: Responses of a group.
+        """
+        assert len(self) >= first_position + size
+        positions_B = torch.arange(first_position, first_position + size)
+        mine = join(self._parts).select(positions_B)
+        self._parts, self.batches = [], 0
+        return mine.with_(positions_B=positions_B, group_ids_B=positions_B // num_generations)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the waiting groups as plain lists and tensors."""
+        return {"batches": self.batches, "parts": [_to_plain(part) for part in self._parts]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the waiting groups."""
+        self.batches = state["batches"]
+        self._parts = [_from_plain(part) for part in state["parts"]]
+
+
+def _to_plain(part: Rollout) -> dict[str, Any]:
+    plain = {k: v for k, v in vars(part).items() if v is not None}
+    plain["problems"] = [list(astuple(problem)) for problem in part.problems]
+    return plain | {"responses": list(part.responses)}
+
+
+def _from_plain(plain: dict[str, Any]) -> Rollout:
+    problems = tuple(Problem(*fields) for fields in plain["problems"])
+    return Rollout(**plain | {"problems": problems, "responses": tuple(plain["responses"])})

@@ -1,0 +1,138 @@
+"""Graded responses of all ranks, and the files that hold them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lightning_vcppo.common.files import complete_file
+from lightning_vcppo.distributed.collectives import gather
+
+
+@dataclass  # not frozen: Lightning rebuilds what `predict_step` returns, field by field
+class ResponseRecord:
+    """One graded response of an evaluation, in plain types: enough to grade it again.
+
+    Attributes:
+        index: Position of the problem in its data set; the same for all its samples.
+        sample: 0 .. num_generations - 1.
+        source: Where the problem comes from.
+        problem: Its text.
+        answer: The right answer.
+        response: The decoded response.
+        prediction: The answer that the verifier read from it, or None.
+        correct: Whether the reward function found it right.
+        length: Tokens of the response.
+        finished: False if the response was truncated.
+        evaluation_set: Name of the evaluation set, if any.
+        year: Of the competition, if the source tells it.
+        seed: Of the random stream that the response was sampled from.
+    """
+
+    index: int
+    sample: int
+    source: str
+    problem: str
+    answer: int
+    response: str
+    prediction: str | None
+    correct: bool
+    length: int
+    finished: bool
+    evaluation_set: str = ""
+    year: int | None = None
+    seed: int | None = None
+
+
+@dataclass(kw_only=True)
+class SavedResponse(ResponseRecord):
+    """A response of `predict`, with what value pretraining needs of it.
+
+    Attributes:
+        prompt_ids: Token ids of the prompt.
+        response_ids: Token ids of the response, its <eos> included.
+        reward: What the reward function said.
+        origin: Where it comes from: fingerprints of tokenizer and model, how it was sampled.
+    """
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    reward: float
+    origin: dict[str, str | float]
+
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a formula of a spreadsheet may begin with."""
+
+
+def gather_records(records: list[ResponseRecord]) -> list[ResponseRecord]:
+    """Return the records of all ranks, each once.
+
+    Every rank must call it, and gets the same list.
+    """
+    return unique_records(record for of_rank in gather(records) for record in of_rank)
+
+
+def unique_records(records: Iterable[ResponseRecord]) -> list[ResponseRecord]:
+    """Keep the first record of each sample of each problem, in order of problem and sample.
+
+    Evaluation sets stay in the order in which they appear. A distributed sampler repeats problems
+    until every rank has as many; counted twice, they would shift the accuracy.
+    """
+    sets: dict[str, int] = {}
+    first: dict[tuple[int, int, int], ResponseRecord] = {}
+    for record in records:
+        place = sets.setdefault(record.evaluation_set, len(sets))
+        first.setdefault((place, record.index, record.sample), record)
+    return [first[key] for key in sorted(first)]
+
+
+def write_records(path: Path, records: Iterable[ResponseRecord]) -> None:
+    """Write records as JSON Lines, one object a line; the file appears complete or not at all."""
+    with complete_file(path) as file:
+        for record in records:
+            file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+
+
+def read_records(path: Path) -> list[ResponseRecord]:
+    """Read what `write_records` has written.
+
+    Raises:
+        ValueError: If a line is not a record; the message names file and line.
+        OSError: If the file cannot be read.
+    """
+    records: list[ResponseRecord] = []
+    with path.open(encoding="utf-8") as file:
+        lines = enumerate(file, 1)
+        while True:
+            try:
+                number, line = next(lines)
+            except StopIteration:
+                return records
+            except UnicodeDecodeError:
+                raise ValueError(f"{path}: expected UTF-8 text") from None
+            try:
+                row = json.loads(line)
+                kind = SavedResponse if "prompt_ids" in row else ResponseRecord
+                records.append(kind(**row))
+            except (TypeError, ValueError) as error:
+                reason = str(error).replace("ResponseRecord.__init__()", "it")
+                raise ValueError(
+                    f"{path}:{number}: expected a graded response; {reason}"
+                ) from error
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table as CSV; the file appears complete or not at all.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe in front.
+    """
+    with complete_file(path) as file:
+        csv.writer(file).writerows([columns, *([*map(_no_formula, row)] for row in rows)])
+
+
+def _no_formula(cell: object) -> object:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell

@@ -1,0 +1,104 @@
+"""Rollouts from a file of `vcppo predict`, for value pretraining without generation.
+
+Shapes: B responses, L tokens of prompt + response, T response tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from lightning_vcppo.common.errors import require
+from lightning_vcppo.common.seeding import stream
+from lightning_vcppo.data.problem import Problem
+from lightning_vcppo.rollouts.records import SavedResponse, read_records
+from lightning_vcppo.rollouts.rollout import Rollout
+
+
+class SavedRollouts:
+    """The responses of a file, dealt out as rollouts: problems in a random but fixed order."""
+
+    def __init__(self, path: str, origin: Mapping[str, str | float], seed: int) -> None:
+        """Read the file.
+
+        Args:
+            path: What `vcppo predict` has written.
+            origin: Tokenizer, model and sampling that the responses must come from.
+            seed: Of the order.
+
+        Raises:
+            ValueError: If the file is no such file, comes from another policy, or its problems do
+                not have equally many responses.
+            OSError: If it cannot be read.
+        """
+        self._path = path
+        groups: dict[tuple[int, ...], list[SavedResponse]] = {}
+        for response in read_records(Path(path)):
+            if not isinstance(response, SavedResponse):
+                raise ValueError(f"{path}: expected token ids, as `vcppo predict` writes them")
+            _check_origin(path, response.origin, origin)
+            groups.setdefault((response.index, *response.prompt_ids), []).append(response)
+        sizes = {len(group) for group in groups.values()}
+        require(bool(sizes), f"{path}: no responses")
+        require(len(sizes) == 1, f"{path}: problems have {min(sizes)} to {max(sizes)} responses")
+        (self._num_generations,) = sizes
+        ordered = list(groups.values())
+        order = torch.randperm(len(ordered), generator=stream(seed, "saved rollouts"))
+        self._groups = [ordered[i] for i in order.tolist()]
+
+    def count(self, prompts: int) -> int:
+        """Return how many rollouts of so many prompts, over all ranks, the file holds.
+
+        Raises:
+            ValueError: If there is not one.
+        """
+        rollouts = len(self._groups) // prompts
+        require(
+            rollouts > 0,
+            f"{self._path}: {len(self._groups)} problems are fewer than the {prompts} of a rollout "
+            "(data.prompts_per_rollout)",
+        )
+        return rollouts
+
+    def take(self, number: int, prompts: int, rank: int = 0, world_size: int = 1) -> Rollout:
+        """Return this rank's part of a rollout, on the CPU; after the last comes the first again.
+
+        Args:
+            number: 0, 1, ...
+            prompts: Of this rank.
+            rank: This process.
+            world_size: Number of processes.
+        """
+        first = number % self.count(prompts * world_size) * prompts * world_size + rank * prompts
+        responses = [r for group in self._groups[first : first + prompts] for r in group]
+        start = rank * len(responses)
+        positions_B = torch.arange(start, start + len(responses))
+        rewards_B = torch.tensor([r.reward for r in responses], dtype=torch.float32)
+        mask_BT = _padded([[True] * len(r.response_ids) for r in responses])
+        return Rollout(
+            problems=tuple(Problem(r.problem, r.answer, source=r.source) for r in responses),
+            responses=tuple(r.response for r in responses),
+            input_ids_BL=_padded([r.prompt_ids + r.response_ids for r in responses]),
+            prompt_lengths_B=torch.tensor([len(r.prompt_ids) for r in responses]),
+            response_mask_BT=mask_BT,
+            sampler_logprobs_BT=torch.zeros(mask_BT.shape),
+            finished_B=torch.tensor([r.finished for r in responses]),
+            positions_B=positions_B,
+            group_ids_B=positions_B // self._num_generations,
+            scores_B=rewards_B,
+            correct_B=torch.tensor([r.correct for r in responses]),
+        )
+
+
+def _check_origin(path: str, saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    different = [key for key in ours if saved.get(key) != ours[key]]
+    listed = ", ".join(f"{key} {saved.get(key)} instead of {ours[key]}" for key in different)
+    require(not different, f"{path}: the responses come from another policy: {listed}")
+
+
+def _padded(rows: list[list[Any]]) -> torch.Tensor:
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True)

@@ -1,0 +1,153 @@
+"""`vcppo plan` from configs and flags to what it prints; nothing is loaded."""
+
+from unittest import mock
+
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lightning_vcppo.cli.commands import plan
+from lightning_vcppo.common.errors import USER_ERROR
+from lightning_vcppo.planning.run import GB
+from lightning_vcppo.planning.shapes import PUBLISHED
+from tests.support.tiny_runs import CONFIGS, run_program
+
+QWEN = sorted(CONFIGS.glob("qwen2.5_*.yaml"))
+GPUS = {"0.5b": 1, "1.5b": 8, "7b": 8, "32b": 64}
+
+
+def planned(capsys, *arguments):
+    plan.main([str(argument) for argument in arguments])
+    return capsys.readouterr().out
+
+
+def tiny(tiny_actor):
+    return [
+        *("--config", CONFIGS / "vcppo.yaml", f"--model.actor={tiny_actor}"),
+        *("--trainer.accelerator=cpu", "--model.sampling.max_response_length=32"),
+        *("--data.max_prompt_length=32", "--data.prompts_per_rollout=8"),
+    ]
+
+
+def read(tiny_actor, *arguments):
+    """Return the run that arguments describe."""
+    seen = []
+    with mock.patch.object(plan, "print_plan", lambda run, *_: seen.append(run)):
+        plan.main([str(a) for a in [*tiny(tiny_actor), "--gpus=2", *arguments]])
+    return seen[0]
+
+
+@pytest.mark.parametrize("path", QWEN, ids=lambda path: path.stem)
+def test_a_run_of_qwen_fits_the_hardware_that_its_config_names(path, capsys):
+    gpus = GPUS[path.stem.removeprefix("qwen2.5_")]
+    device = "h200" if gpus == 64 else "h100"
+    out = planned(capsys, "--config", path, f"--gpus={gpus}", f"--device={device}")
+    assert "It fits" in out
+    for part in ("weights", "gradients", "optimizer", "activations", "kv cache", "logits"):
+        assert f"│ {part}" in out
+    assert "together" in out and "sampling" in out
+
+
+def test_what_does_not_fit_is_told_with_flags(tiny_actor, capsys):
+    out = planned(
+        capsys,
+        *("--config", CONFIGS / "vcppo.yaml", "--model.actor=Qwen/Qwen2.5-7B"),
+        *("--trainer.precision=bf16-mixed", "--gpus=8", "--gpu_memory=80"),
+    )
+    assert "It does not fit" in out and "--trainer.strategy=fsdp2" in out
+
+
+def test_the_cpu_is_tried_out(tiny_actor, capsys):
+    out = planned(capsys, *tiny(tiny_actor))
+    assert "measured on this machine" in out and "one process" in out and "It fits" in out
+
+
+def test_settings_become_a_run(tiny_actor):
+    run = read(
+        tiny_actor,
+        *("--gpu_memory=24", "--response_length=20", "--model.policy.kl_coef=0.1"),
+        *("--model.update.critic_epochs=3", "--trainer.precision=bf16-mixed"),
+        *("--model.sampling.num_generations=4", "--model.update.ppo_mini_batch_size=16"),
+        "--model.actor_optimizer.class_path=torch.optim.SGD",
+    )
+    assert (run.prompt_length, run.response_length, run.mean_response_length) == (32, 32, 20)
+    assert (run.prompts, run.num_generations, run.responses) == (8, 4, 16)
+    assert (run.epochs, run.critic_epochs, run.critic_mini_batch) == (1, 3, 16)
+    assert (run.strategy, run.devices, run.memory) == ("ddp", 2, 24 * GB)
+    assert run.reference and run.reads_logprobs and run.moments == 0
+    weights = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(tiny_actor).parameters())
+    assert run.actor.weights == weights
+
+
+def test_strategies_engines_and_critics_are_understood(tiny_actor):
+    run = read(
+        tiny_actor,
+        *(
+            "--trainer.strategy=fsdp2",
+            "--model.engine.name=vllm",
+            "--model.advantage.lambda_actor=1",
+        ),
+        *("--model.engine.init_args={dtype: bfloat16}", "--model.critic=Qwen/Qwen2.5-0.5B"),
+    )
+    assert (run.strategy, run.shards, run.engine_bytes, run.engine) == ("fsdp2", 2, 2, "vllm")
+    assert run.critic == PUBLISHED["Qwen/Qwen2.5-0.5B"]
+    no_critic = read(
+        tiny_actor, "--model.advantage.estimator=group", "--model.sampling.num_generations=2"
+    )
+    assert no_critic.critic is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--model.actor=./nowhere", "--gpus=1"], "nowhere"),
+        (["--device=h9000"], "--device: expected one of"),
+        (["--gpus=0"], "--gpus: expected more than 0"),
+        (
+            ["--trainer.strategy=fsdp2_offload"],
+            "--trainer.strategy: vcppo plan knows auto, ddp and fsdp2",
+        ),
+        (["--model=ColdStartModule"], "not of ColdStartModule"),
+        (["--trainer.precision=transformer-engine"], "--trainer.precision"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(tiny_actor, arguments, named, capsys):
+    given = (
+        [*tiny(tiny_actor), *arguments]
+        if "ColdStart" not in arguments[0]
+        else [
+            *arguments,
+            f"--model.actor={tiny_actor}",
+        ]
+    )
+    with pytest.raises(SystemExit) as end:
+        run_program("plan", *given)
+    assert end.value.code == USER_ERROR
+    said = capsys.readouterr().err.strip()
+    assert named in said and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "qwen2", "tie_word_embeddings": False},
+        {"model_type": "llama", "num_key_value_heads": 2, "tie_word_embeddings": True},
+        {"model_type": "llama", "attention_bias": True, "head_dim": 16},
+        {"model_type": "qwen3", "head_dim": 16, "tie_word_embeddings": True},
+        {"model_type": "mistral", "num_key_value_heads": 2, "head_dim": 16},
+    ],
+)
+def test_a_shape_has_the_weights_of_the_model(config):
+    sizes = {
+        "vocab_size": 50,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+    }
+    read_config = AutoConfig.for_model(**sizes | {"num_key_value_heads": 4} | config)
+    model = AutoModelForCausalLM.from_config(read_config)
+    biases = sum(  # o_proj's, where a Llama has biases: 64 numbers that nobody misses
+        p.numel() for name, p in model.named_parameters() if name.endswith("o_proj.bias")
+    )
+    weights = sum(p.numel() for p in model.parameters()) - biases
+    assert plan.shape_of(read_config, "x").weights == weights

@@ -1,0 +1,140 @@
+"""Checkpoints: cut off, of something else, of a newer version; nothing is loaded or written."""
+
+import io
+
+import pytest
+import torch
+
+from lightning_vcppo.models import loading
+from lightning_vcppo.models.hf_folders import write_folder
+from tests.support.tiny_runs import ROLLOUTS, TINY, TINY_QWEN2, vcppo
+
+ONE_MORE = ["--trainer.limit_train_batches=1", "--trainer.max_epochs=2"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_actor, tmp_path_factory):
+    """A checkpoint of a short run."""
+    folder = tmp_path_factory.mktemp("run")
+    vcppo(
+        *("fit", f"--model.actor={tiny_actor}", *ROLLOUTS, "--trainer.limit_train_batches=1"),
+        *("--trainer.limit_val_batches=0", "--loggers=[csv]"),
+        f"--trainer.default_root_dir={folder}",
+    )
+    return next((folder / "checkpoints").glob("*.ckpt"))
+
+
+def saved(content):
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def altered(**changes):
+    """Return a function that changes keys of a checkpoint; None removes one."""
+
+    def change(data):
+        content = torch.load(io.BytesIO(data), weights_only=True) | changes
+        return saved({key: value for key, value in content.items() if value is not None})
+
+    return change
+
+
+class Anything:
+    """What a checkpoint must not hold."""
+
+
+SPOILED = [
+    (
+        "cut off",
+        lambda data: data[: len(data) // 2],
+        "not a whole checkpoint (cut off while it was",
+    ),
+    ("empty", lambda data: b"", "not a whole checkpoint"),
+    ("text", lambda data: b"<html>Not found</html>", "not a whole checkpoint"),
+    (
+        "a tensor",
+        lambda data: saved(torch.zeros(3)),
+        "no checkpoint of this package, it lacks pyto",
+    ),
+    (
+        "another program's",
+        lambda data: saved({"model": 1}),
+        "no checkpoint of this package, it lack",
+    ),
+    (
+        "without counters",
+        altered(rollouts_done=None),
+        "no checkpoint of this package, it lacks roll",
+    ),
+    (
+        "weights alone",
+        altered(optimizer_states=None),
+        "holds weights alone, from which training ca",
+    ),
+    (
+        "objects",
+        altered(extra=Anything()),
+        "holds Python objects, which could run code when loaded",
+    ),
+    (
+        "newer",
+        altered(vcppo_format=99),
+        "written by a newer lightning-vcppo (format 99, this one kn",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [pytest.param(spoil, message, id=name) for name, spoil, message in SPOILED],
+)
+def test_a_spoiled_checkpoint(mistake, checkpoint, tmp_path, spoil, message):
+    (tmp_path / "last.ckpt").write_bytes(spoil(checkpoint.read_bytes()))
+    line = mistake("--ckpt_path=last.ckpt", *ONE_MORE)
+    assert line.startswith(f"last.ckpt: {message}"), line
+
+
+def test_no_checkpoint(mistake, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    line = mistake("--ckpt_path=checkpoints")
+    assert line.startswith("checkpoints: a folder; expected a checkpoint, such as"), line
+    assert mistake("--ckpt_path=no.ckpt") == "Checkpoint file not found: no.ckpt"
+
+
+def test_a_sharded_checkpoint_needs_its_strategy(mistake, tmp_path):
+    (tmp_path / "x.ckpt").mkdir()
+    (tmp_path / "x.ckpt" / "meta.pt").touch()
+    line = mistake("--ckpt_path=x.ckpt")
+    assert line.startswith("x.ckpt: a sharded checkpoint; go on with --trainer.strategy=fsdp2")
+
+
+def test_a_checkpoint_of_another_model(mistake, checkpoint, tmp_path, tiny_actor):
+    tokenizer = loading.load_tokenizer(str(tiny_actor))
+    for name, change in {"wide": {"hidden_size": 64}, "deep": {"num_hidden_layers": 3}}.items():
+        write_folder(
+            tmp_path / name, loading.build_actor(TINY_QWEN2 | change, tokenizer), tokenizer
+        )
+    begin = "--ckpt_path: the checkpoint is of another model: "
+    given = [f"--ckpt_path={checkpoint}", *ONE_MORE]
+    line = mistake(*given, actor="./wide")
+    assert line.startswith(
+        f"{begin}actor.model.embed_tokens.weight is (322, 32) there and (322, 64)"
+    )
+    assert line.endswith("give the --model.* flags of its run, which are in its config.yaml")
+    line = mistake(*given, actor="./deep")
+    assert line.startswith(f"{begin}it lacks actor.model.layers.2.self_attn.q_proj.weight (and ")
+    line = mistake(*given, "--model.value.head=hl_gauss")
+    assert line.startswith(f"{begin}critic.model.score.weight is (1, 32) there and (51, 32) here")
+    group = ["--model.advantage.estimator=group", "--model.sampling.num_generations=2"]
+    line = mistake(*given, *group)
+    assert line.startswith(f"{begin}it also has critic.model.model.embed_tokens.weight (and ")
+
+
+def test_a_checkpoint_without_its_optimizer_can_be_evaluated(checkpoint, tmp_path, tiny_actor):
+    (tmp_path / "weights.ckpt").write_bytes(altered(optimizer_states=None)(checkpoint.read_bytes()))
+    vcppo(
+        *("validate", f"--model.actor={tiny_actor}", *TINY, "--loggers=[csv]"),
+        *("--ckpt_path=weights.ckpt", f"--trainer.default_root_dir={tmp_path / 'run'}"),
+    )
+    assert (tmp_path / "run" / "validate" / "metrics.csv").exists()

@@ -1,0 +1,166 @@
+"""The same run over one, two and four processes, by DDP and by FSDP2; and going on with others."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.rank_run import COMMANDS, RUNS
+from tests.support.tiny_runs import assert_finite, logged
+
+ROOT = Path(__file__).parents[2]
+WHOLE = ["one", "ddp_2", "ddp_4", "fsdp2_2", "fsdp2_4"]
+RESUMED = {
+    "ddp_2": ["ddp_2_pretraining", "ddp_2_waiting"],
+    "fsdp2_2": ["fsdp2_2_pretraining", "fsdp2_2_waiting"],
+}
+ELSEWHERE = ["ddp_2_to_1", "fsdp2_2_to_1", "ddp_2_to_offload_2"]
+SINGLE = ["one_32", "fsdp2_2_32"]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_actor, tmp_path_factory):
+    """Return what each process of each run had at the end, by the run's name."""
+    folder = tmp_path_factory.mktemp("ranks")
+    names = [*WHOLE, *RESUMED["ddp_2"], *RESUMED["fsdp2_2"], *ELSEWHERE, *SINGLE]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.support.rank_run",
+        tiny_actor,
+        str(folder),
+        *names,
+        *COMMANDS,
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    logs = [path.read_text()[-3000:] for path in folder.glob("*/0.log")]
+    assert done.returncode == 0, "\n".join([done.stderr, *(x for x in logs if "Traceback" in x)])
+    loaded = {
+        name: [
+            torch.load(folder / name / f"{rank}.pt", weights_only=True)
+            for rank in range(RUNS[name].ranks)
+        ]
+        for name in names
+    }
+    return loaded | {"folder": folder}
+
+
+def responses(of_ranks):
+    """Return the responses of each rollout, in the order of ranks."""
+    by_rollout = zip(*(rank["responses"] for rank in of_ranks), strict=True)
+    return [[response for rank in rollout for response in rank] for rollout in by_rollout]
+
+
+def difference(weights, others):
+    """Return the largest difference of two networks, relative to the largest weight."""
+    return float((weights - others).abs().max() / weights.abs().max())
+
+
+@pytest.mark.parametrize("name", WHOLE[1:])
+def test_all_ranks_hold_the_same_weights(runs, name):
+    first, *others = runs[name]
+    for other in others:
+        assert torch.equal(first["actor"], other["actor"])
+        assert torch.equal(first["critic"], other["critic"])
+
+
+@pytest.mark.parametrize("name", WHOLE[1:])
+def test_ranks_together_sample_the_responses_of_one(runs, name):
+    alone = responses(runs["one"])
+    assert len(alone) == 4 and responses(runs[name]) == alone
+    parts = [rank["responses"] for rank in runs[name]]
+    assert all(part != parts[0] for part in parts[1:])
+
+
+@pytest.mark.parametrize("name", WHOLE[1:] + ELSEWHERE)
+def test_ranks_reach_the_weights_of_one(runs, name):
+    for network in ("actor", "critic"):
+        assert difference(runs["one"][0][network], runs[name][0][network]) < 1e-10
+
+
+@pytest.mark.parametrize("name", SINGLE[1:])
+def test_ranks_reach_the_weights_of_one_in_single_precision(runs, name):
+    assert responses(runs[name]) == responses(runs["one_32"])
+    for network in ("actor", "critic"):
+        assert difference(runs["one_32"][0][network], runs[name][0][network]) < 1e-5
+
+
+@pytest.mark.parametrize("name", WHOLE[1:])
+def test_ranks_log_the_metrics_of_one(runs, name):
+    alone, together = runs["one"][0]["metrics"], runs[name][0]["metrics"]
+    assert alone.keys() == together.keys()
+    for key in alone:
+        if not key.startswith(("time/", "rollout/tokens_per_second", "mismatch/")):
+            assert together[key] == pytest.approx(alone[key], rel=1e-4, abs=1e-6), key
+
+
+def numbers(value):
+    """Return all numbers of a JSON value, depth first."""
+    if isinstance(value, dict):
+        value = [value[key] for key in sorted(value)]
+    if isinstance(value, list):
+        return [number for item in value for number in numbers(item)]
+    return [] if isinstance(value, str) else [math.nan if value is None else value]
+
+
+@pytest.mark.parametrize("file", ["positions", "calibration"])
+@pytest.mark.parametrize("name", WHOLE[1:])
+def test_ranks_write_the_diagnostics_of_one(runs, name, file):
+    alone, together = (
+        (runs["folder"] / run / "diagnostics" / f"{file}.jsonl").read_text()
+        for run in ("one", name)
+    )
+    assert alone.count("\n") == together.count("\n") == 4
+    for line, other in zip(alone.splitlines(), together.splitlines(), strict=True):
+        assert numbers(json.loads(other)) == pytest.approx(
+            numbers(json.loads(line)), rel=1e-4, abs=1e-6, nan_ok=True
+        )
+
+
+@pytest.mark.parametrize("whole", RESUMED)
+def test_a_resumed_run_of_as_many_ranks_equals_an_uninterrupted_one(runs, whole):
+    for name in RESUMED[whole]:
+        for rank, resumed in zip(runs[whole], runs[name], strict=True):
+            assert torch.equal(rank["actor"], resumed["actor"])
+            assert torch.equal(rank["critic"], resumed["critic"])
+            assert 1 <= len(resumed["responses"]) < 4
+            assert resumed["responses"] == rank["responses"][-len(resumed["responses"]) :]
+
+
+@pytest.mark.parametrize("name", ELSEWHERE[:2])
+def test_a_run_that_goes_on_with_other_ranks_says_so(runs, name):
+    log = (runs["folder"] / name / "0.log").read_text()
+    assert "The checkpoint is of 2 processes, and this run has 1: " in log
+
+
+@pytest.mark.parametrize("network", ["actor", "critic"])
+def test_shards_are_written_as_an_ordinary_folder(runs, network):
+    plain, gathered = (runs["folder"] / name / network for name in ("one", "fsdp2_2"))
+    configs = [json.loads((folder / "config.json").read_text()) for folder in (plain, gathered)]
+    assert configs[0] == configs[1]
+    plain, gathered = (load_file(folder / "model.safetensors") for folder in (plain, gathered))
+    assert plain.keys() == gathered.keys()
+    for name, weight in plain.items():
+        torch.testing.assert_close(weight, gathered[name])
+
+
+@pytest.mark.parametrize("name", ["cold_start", "reward_model", "saved"])
+def test_every_module_trains_with_shards(runs, name):
+    assert_finite(runs["folder"] / name)
+
+
+def test_shards_predict_and_fit_on_what_they_have_predicted(runs):
+    lines = (runs["folder"] / "rollouts.jsonl").read_text().splitlines()
+    assert [json.loads(line)["index"] for line in lines] == list(range(25))
+    saved = [row for row in logged(runs["folder"] / "saved") if "rollout/accuracy" in row]
+    assert len(saved) == 3 and saved[1]["value_pretraining/generated_tokens"] == 0
+
+
+def test_a_sharded_checkpoint_is_evaluated(runs):
+    (row,) = logged(runs["folder"] / "validate" / "validate")
+    assert (row["step"], row["eval/problems"]) == (3, 2)

@@ -1,0 +1,256 @@
+"""Who may import whom, and how long files and functions may be: read from the source, not run."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "lightning_vcppo"
+
+# A package imports from its row alone, and from `common` and `settings`. Type-only and lazy imports
+# count. None: from all.
+MAY_IMPORT: dict[str, set[str] | None] = {
+    "common": set(),
+    "settings": set(),
+    "planning": set(),
+    "algorithm": set(),
+    "rewards": set(),
+    "report": set(),
+    "checkpointing": set(),
+    "distributed": {"checkpointing", "algorithm"},
+    "models": {"distributed", "checkpointing", "algorithm"},
+    "data": {"models", "rewards"},
+    "generation": {"models", "algorithm"},
+    "rollouts": {"generation", "data", "models", "distributed", "rewards", "algorithm"},
+    "metrics": {"rollouts", "distributed", "rewards", "algorithm"},
+    "modules": {
+        *("metrics", "rollouts", "generation", "data", "models"),
+        *("distributed", "rewards", "checkpointing", "algorithm"),
+    },
+    "dashboards": {"metrics", "report", "algorithm"},
+    "callbacks": {
+        *("modules", "dashboards", "report", "metrics", "rollouts", "data"),
+        *("checkpointing", "distributed", "algorithm"),
+    },
+    "cli": None,
+    "__main__": {"cli"},
+    "__init__": {"data", "modules"},
+}
+SHARED = {"common", "settings"}
+NEVER_IN_MODULES = {"datamodule", "loaders", "sources"}
+"""Files of `data/` that modules do without."""
+
+# What needs no Trainer to be tested: third-party packages that each may import.
+PURE = {
+    "algorithm": {"torch"},
+    "planning": set(),
+    "rewards/shaping.py": {"torch"},
+    "rewards/verifier.py": {"math_verify"},
+    "data/generator.py": set(),
+    "data/problem.py": set(),
+    "metrics/calibration.py": {"torch"},
+    "models/logprobs.py": {"torch"},
+    "settings.py": set(),
+}
+
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
+ONE_MACHINE = re.compile(r"(?<![\w.~>])/(?:home|root|Users|work|mnt)/\w")
+TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".cfg", ".cff", ""}
+
+LIBRARY = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "callbacks").glob("*.py")])
+CALLBACKS = sorted((ROOT / "callbacks").glob("[!_]*.py"))
+
+
+def short(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+library = pytest.mark.parametrize("path", LIBRARY, ids=short)
+
+
+def inside(path: Path) -> tuple[str, ...]:
+    """Return the place of a file in the package, `callbacks/` being a part of it."""
+    root = PACKAGE if PACKAGE in path.parents else ROOT
+    return path.relative_to(root).with_suffix("").parts
+
+
+def package_of(path: Path) -> str:
+    """Return the name under which MAY_IMPORT knows a file."""
+    return inside(path)[0]
+
+
+@cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield the absolute name of everything that a file imports, wherever in it."""
+    here = ("lightning_vcppo", *inside(path))
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(here[: -node.level]) if node.level else ""
+            module = ".".join(filter(None, (base, node.module or "")))
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def ours(path: Path) -> dict[str, set[str]]:
+    """Return the packages of ours that a file imports, with the names within each."""
+    found: dict[str, set[str]] = {}
+    for name in imported(path):
+        root, *tail = name.split(".")
+        if root == "lightning_vcppo":
+            known = tail[0] if tail and tail[0] in MAY_IMPORT else "__init__"
+            found.setdefault(known, set()).add(".".join(tail[1:]))
+    return found
+
+
+@library
+def test_imports_keep_to_their_directions(path: Path) -> None:
+    own = package_of(path)
+    assert own in MAY_IMPORT, f"give {short(path)} a row in MAY_IMPORT"
+    used = ours(path)
+    may = MAY_IMPORT[own]
+    if may is not None and own != "common":
+        assert used.keys() - SHARED <= may | {own}
+    elif may is not None:
+        assert used.keys() <= {"common"}
+    if own == "modules":
+        files = {name.split(".")[0] for name in used.get("data", ())}
+        assert not files & NEVER_IN_MODULES
+
+
+def test_the_table_of_directions_has_no_cycle() -> None:
+    left = {name: set(may) for name, may in MAY_IMPORT.items() if may is not None}
+    while left:
+        free = {name for name, may in left.items() if not may & left.keys()}
+        assert free, f"a cycle in {sorted(left)}"
+        left = {name: may for name, may in left.items() if name not in free}
+
+
+@library
+def test_files_of_a_package_import_one_another_without_a_cycle(path: Path) -> None:
+    """Follow imports within a package, those of functions apart, until they come back."""
+    start, waiting, seen = _name(path), [path], set()
+    while waiting:
+        for name in _at_import(waiting.pop()):
+            assert name != start, f"{name} imports itself through others"
+            if name in FILES and name not in seen:
+                seen.add(name)
+                waiting.append(FILES[name])
+
+
+def _name(path: Path) -> str:
+    return ".".join(("lightning_vcppo", *inside(path)))
+
+
+FILES = {_name(path): path for path in LIBRARY if path.stem != "__init__"}
+
+
+def _at_import(path: Path) -> set[str]:
+    """Return the files of ours that the top level of a file imports."""
+    names = set()
+    for node in parse(path).body:
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names & FILES.keys()
+
+
+def test_only_three_files_lie_directly_in_the_package() -> None:
+    files = {p.name for p in PACKAGE.iterdir() if p.is_file()}
+    assert files == {"__init__.py", "__main__.py", "settings.py", "py.typed"}
+
+
+def test_the_wheel_has_all_packages() -> None:
+    listed = re.search(r"^packages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.M | re.S)
+    assert listed
+    names = set(re.findall(r'"([\w.]+)"', listed[1]))
+    folders = {
+        path.parent for path in LIBRARY if path.stem == "__init__" and PACKAGE in path.parents
+    }
+    found = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert names == found | {"lightning_vcppo.callbacks", "lightning_vcppo.configs"}
+
+
+@pytest.mark.parametrize("place", PURE)
+def test_mathematics_needs_no_trainer(place: str) -> None:
+    for path in [p for p in LIBRARY if place in (package_of(p), str(p.relative_to(p.parents[1])))]:
+        roots = {module.split(".")[0] for module in imported(path)} - {"lightning_vcppo"}
+        assert roots - sys.stdlib_module_names <= PURE[place]
+
+
+def test_tests_lie_where_what_they_test_lies() -> None:
+    """`tests/<package>/` is about that package; what is about the whole has folders of its own."""
+    whole = {"benchmarks", "experiments", "integration", "project", "support"}
+    folders = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and any(p.glob("*.py"))}
+    assert folders - whole <= MAY_IMPORT.keys()
+    tests = [*(ROOT / "tests").rglob("test_*.py")]
+    assert [short(p) for p in tests if p.parent == ROOT / "tests"] == []
+    borrowed = {
+        short(path): name
+        for path in (ROOT / "tests").rglob("*.py")
+        for name in _names_in(path)
+        if name.startswith("tests.") and ".test_" in name
+    }
+    assert borrowed == {}
+
+
+def _names_in(path: Path) -> Iterator[str]:
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.ImportFrom):
+            yield f"{node.module}."
+
+
+@pytest.mark.parametrize("path", CALLBACKS, ids=short)
+def test_callbacks_do_not_import_each_other(path: Path) -> None:
+    names = {name for name in imported(path) if name.startswith("lightning_vcppo.callbacks.")}
+    assert not [name for name in names if not name.startswith("lightning_vcppo.callbacks.base.")]
+
+
+@library
+def test_only_dashboards_name_wandb(path: Path) -> None:
+    names = {*imported(path)}
+    for node in ast.walk(parse(path)):
+        names |= {getattr(node, "id", ""), getattr(node, "attr", "")}
+    may = package_of(path) == "dashboards"
+    assert may or not [name for name in names if "wandb" in name.lower()]
+
+
+@library
+def test_only_the_strategy_runs_backward(path: Path) -> None:
+    """A tensor's own `backward` neither scales the loss nor synchronises ranks, silently."""
+    calls = [node.func for node in ast.walk(parse(path)) if isinstance(node, ast.Call)]
+    assert not [c for c in calls if isinstance(c, ast.Attribute) and c.attr == "backward"]
+
+
+@library
+def test_files_and_functions_are_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < MAX_FILE_LINES
+    functions = (n for n in ast.walk(parse(path)) if isinstance(n, ast.FunctionDef))
+    lengths = {f.name: (f.end_lineno or 0) - f.lineno + 1 for f in functions}
+    assert {name: n for name, n in lengths.items() if n >= MAX_FUNCTION_LINES} == {}
+
+
+def test_no_text_names_a_place_on_one_machine() -> None:
+    folders = [
+        "",
+        "benchmarks",
+        "experiments",
+        "callbacks",
+        "configs",
+        "docs",
+        "lightning_vcppo",
+        "tests",
+    ]
+    files = {p for f in folders for p in (ROOT / f).glob("**/*" if f else "*") if p.is_file()}
+    texts = {p: p.read_text() for p in files if p.suffix in TEXT and not p.name.startswith(".")}
+    assert [short(p) for p, text in texts.items() if ONE_MACHINE.search(text)] == []

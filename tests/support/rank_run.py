@@ -1,0 +1,251 @@
+"""Tiny runs of one to four processes: `-m tests.support.rank_run ACTOR FOLDER` does all of `RUNS`.
+
+Python and its libraries start once; each process is a fork that finds its rank in the environment,
+as under torchrun. What a process has at the end is in `FOLDER/NAME/RANK.pt`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import random
+import socket
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.strategies import StrategyRegistry
+
+from lightning_vcppo import AIMEDataModule
+from lightning_vcppo.callbacks import (
+    AIMEEvaluation,
+    CriticCalibration,
+    GuardRails,
+    RewardDecayMonitor,
+    ValuePretraining,
+)
+from lightning_vcppo.distributed.fsdp2 import FSDP2Strategy
+from lightning_vcppo.settings import OptimizerSettings, SamplingSettings, UpdateSettings
+from tests.support.tiny_runs import LAUNCHED, ROLLOUTS, TINY, vcppo
+from tests.support.training import EVERYTHING, Recorder, SaveAfter, make_module, weights
+
+StrategyRegistry.register("hsdp", FSDP2Strategy, shards=2)
+FEW = ["--data.prompts_per_rollout=6", "--trainer.limit_train_batches=2"]
+BATCHES = 7
+PAPER_RATES = {
+    "actor_optimizer": OptimizerSettings(lr=1e-6),
+    "critic_optimizer": OptimizerSettings(lr=2e-6),
+}
+"""For float32: at the tests' high rates Adam makes much of gradients that are all rounding."""
+SAVED_AFTER = {"pretraining": 1, "waiting": 4}
+"""Checkpoints: in value pretraining, and while groups wait for a rollout to fill up."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        strategy: Of the Trainer.
+        ranks: Processes.
+        precision: Of the Trainer.
+        nodes: Machines that the processes believe to be on.
+        resume: Name of a run and of its checkpoint.
+    """
+
+    strategy: str = "auto"
+    ranks: int = 1
+    precision: str = "64-true"
+    nodes: int = 1
+    resume: tuple[str, str] | None = None
+
+
+RUNS = {
+    "one": Run(),
+    "ddp_2": Run("ddp", 2),
+    "ddp_4": Run("ddp", 4, nodes=2),
+    "fsdp2_2": Run("fsdp2", 2),
+    "fsdp2_4": Run("fsdp2", 4, nodes=2),
+    "hsdp_4": Run("hsdp", 4),
+    "offload_2": Run("fsdp2_offload", 2),
+    "one_32": Run(precision="32-true"),
+    "ddp_2_32": Run("ddp", 2, "32-true"),
+    "ddp_4_32": Run("ddp", 4, "32-true"),
+    "fsdp2_2_32": Run("fsdp2", 2, "32-true"),
+    "fsdp2_4_32": Run("fsdp2", 4, "32-true"),
+    "fsdp2_2_bf16": Run("fsdp2", 2, "bf16-true"),
+    "fsdp2_2_mixed": Run("fsdp2", 2, "bf16-mixed"),
+    "ddp_2_pretraining": Run("ddp", 2, resume=("ddp_2", "pretraining")),
+    "ddp_2_waiting": Run("ddp", 2, resume=("ddp_2", "waiting")),
+    "fsdp2_2_pretraining": Run("fsdp2", 2, resume=("fsdp2_2", "pretraining")),
+    "fsdp2_2_waiting": Run("fsdp2", 2, resume=("fsdp2_2", "waiting")),
+    "ddp_2_to_1": Run(resume=("ddp_2", "pretraining")),
+    "fsdp2_2_to_1": Run("fsdp2", 1, resume=("fsdp2_2", "pretraining")),
+    "fsdp2_2_to_4": Run("fsdp2", 4, resume=("fsdp2_2", "pretraining")),
+    "ddp_2_to_offload_2": Run("fsdp2_offload", 2, resume=("ddp_2", "waiting")),
+}
+
+_ACTOR = ["--model.actor={actor}"]
+COMMANDS = {
+    "cold_start": ["fit", "--model=ColdStartModule", *_ACTOR, *TINY, *FEW],
+    "reward_model": [
+        *("fit", "--model=RewardModelModule", *_ACTOR, *TINY, *FEW),
+        *("--model.sampling.max_response_length=8", "--model.unfinished_score=-1"),
+        "--model.reward=tests.support.tiny_runs.parity",
+    ],
+    "predict": [
+        *("predict", *_ACTOR, *ROLLOUTS, "--data.train_size=25"),
+        "--response_writer.path={folder}/rollouts.jsonl",
+    ],
+    "saved": [
+        *("fit", *_ACTOR, *ROLLOUTS, "--value_pretraining.max_rollouts=2"),
+        "--value_pretraining.rollouts_path={folder}/rollouts.jsonl",
+        *("--critic_calibration.audit_every=1", "--critic_calibration.audit_prefixes=4"),
+        "--critic_calibration.audit_continuations=2",
+    ],
+    "validate": ["validate", *_ACTOR, *ROLLOUTS, "--ckpt_path={checkpoint}"],
+}
+"""What else `vcppo` does, with sharded weights."""
+
+
+def train(actor: str, folder: Path, name: str) -> None:
+    """Do one run, as one of its processes."""
+    run = RUNS[name]
+    seed_everything(0)
+    # Micro-batches of about three rows: the ranks have different numbers of them.
+    module = make_module(
+        actor,
+        sampling=SamplingSettings(max_response_length=8, num_generations=2, dynamic_sampling=True),
+        update=UpdateSettings(ppo_mini_batch_size=6, ppo_max_token_len_per_gpu=130),
+        **EVERYTHING,
+        **(PAPER_RATES if run.precision == "32-true" else {}),
+    )
+    saving = (
+        []
+        if run.resume
+        else [
+            SaveAfter(batches, folder / name / f"{when}.ckpt")
+            for when, batches in SAVED_AFTER.items()
+        ]
+    )
+    recorder = Recorder()
+    trainer = Trainer(
+        accelerator="cpu",
+        strategy=run.strategy,
+        devices=run.ranks // run.nodes,
+        num_nodes=run.nodes,
+        precision=run.precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_epochs=1,
+        limit_train_batches=BATCHES,
+        num_sanity_val_steps=1,
+        default_root_dir=folder / name,
+        callbacks=[
+            ValuePretraining(max_rollouts=2, replays=1, held_out_share=0.5),
+            RewardDecayMonitor(),
+            CriticCalibration(),
+            GuardRails(),
+            AIMEEvaluation(),
+            recorder,
+            *saving,
+        ],
+    )
+    data = AIMEDataModule(train_size=60, val_size=3, val_batch_size=1, prompts_per_rollout=8)
+    resumed = None if run.resume is None else folder / run.resume[0] / f"{run.resume[1]}.ckpt"
+    trainer.fit(module, data, ckpt_path=resumed)
+    module.export(folder / name)
+    result = {
+        "actor": weights(module.actor),
+        "critic": weights(module.critic),
+        "rollouts": module.rollouts_done,
+        "responses": [list(r.responses) for r in recorder.rollouts if r is not None],
+        "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()},
+    }
+    torch.save(result, folder / name / f"{trainer.global_rank}.pt")
+
+
+def command(actor: str, folder: Path, name: str) -> None:
+    """Run `vcppo`, as one of two processes with sharded weights."""
+    checkpoint = next((folder / "saved" / "checkpoints").glob("*.ckpt"), None)
+    texts = {"actor": actor, "folder": folder, "checkpoint": checkpoint}
+    words = [word.format(**texts) for word in COMMANDS[name]]
+    words += ["--trainer.strategy=fsdp2", "--trainer.devices=2", "--loggers=[csv]"]
+    vcppo(*words, f"--trainer.default_root_dir={folder / name}")
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on.
+
+    It is below those that the system deals out, so nobody is given it before the run begins.
+    """
+    for port in random.Random(os.getpid()).sample(range(20_000, 30_000), 100):
+        with socket.socket() as trial, contextlib.suppress(OSError):
+            trial.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no free port")
+
+
+def launch(actor: str, folder: Path, name: str) -> bool:
+    """Do one run in processes of its own; tell whether all have ended well, and in time."""
+    run = RUNS.get(name, Run("fsdp2", 2))
+    port = free_port()
+    fork = multiprocessing.get_context("fork")
+    each = [
+        fork.Process(target=_as_rank, args=(actor, folder, name, port, rank))
+        for rank in range(run.ranks)
+    ]
+    for process in each:
+        process.start()
+    for process in each:
+        process.join(60)
+    for process in each:
+        process.kill()  # what hangs
+    return not any(process.exitcode for process in each)
+
+
+def _as_rank(actor: str, folder: Path, name: str, port: int, rank: int) -> None:
+    """Say what torchrun would say to a process, and run."""
+    run = RUNS.get(name, Run("fsdp2", 2))
+    here = run.ranks // run.nodes
+    for variable in LAUNCHED:
+        os.environ.pop(variable, None)
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    if run.ranks > 1:
+        os.environ |= {
+            "TORCHELASTIC_RUN_ID": name,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": str(run.ranks),
+            "LOCAL_WORLD_SIZE": str(here),
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank % here),
+            "GROUP_RANK": str(rank // here),
+        }
+    log = os.open(folder / name / f"{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        (train if name in RUNS else command)(actor, folder, name)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def main(actor: str, folder: str, *names: str) -> None:
+    """Do the named runs, or all, and say which went wrong."""
+    torch.set_num_threads(1)
+    failed = [name for name in names or RUNS if not launch(actor, Path(folder), name)]
+    if failed:
+        raise SystemExit(f"failed or hung: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
