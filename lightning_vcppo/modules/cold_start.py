@@ -34,7 +34,7 @@ class ColdStartModule(SupervisedModule):
         self,
         actor: str | dict[str, Any],
         tokenizer_vocab_size: int = 320,
-        reward: str | RewardFunction = "lightning_vcppo.rewards.verifier.verify",
+        reward: str | RewardFunction = "lightning_vcppo.rewards.verify",
         evaluation: SamplingSettings = SamplingSettings(),
         engine: EngineSettings = EngineSettings(),
         optimizer: OptimizerSettings = OptimizerSettings(lr=1e-5),

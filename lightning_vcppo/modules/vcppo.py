@@ -56,7 +56,7 @@ class VCPPOModule(ActorCriticModule):
         actor: str,
         critic: str | dict[str, Any] | None = None,
         reference: str | None = None,
-        reward: str | RewardFunction = "lightning_vcppo.rewards.verifier.verify",
+        reward: str | RewardFunction = "lightning_vcppo.rewards.verify",
         reward_shaping: RewardShapingSettings = RewardShapingSettings(),
         sampling: SamplingSettings = SamplingSettings(),
         evaluation: SamplingSettings = SamplingSettings(),
