@@ -21,31 +21,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from lightning_vcppo.algorithm import advantages, losses
-from lightning_vcppo.algorithm.statistics import whiten
+from lightning_vcppo.algorithm import losses
 from lightning_vcppo.algorithm.value_pretraining import Phase
 from lightning_vcppo.common.files import is_trial
 from lightning_vcppo.common.lightning_compat import forget_logged, is_attached, lift_step_limit
 from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.distributed.collectives import gather
-from lightning_vcppo.distributed.sharding import load_whole_or_sharded
-from lightning_vcppo.distributed.strategies import prepare_strategy, sum_gradients_once
+from lightning_vcppo.distributed.strategies import prepare_strategy
 from lightning_vcppo.metrics.rollout import describe_critic, describe_rollout
 from lightning_vcppo.models import hf_folders, loading
 from lightning_vcppo.models import lora as adapters
 from lightning_vcppo.models.checks import check_vocabulary
 from lightning_vcppo.models.critic import Critic
 from lightning_vcppo.modules.base import PolicyModule
+from lightning_vcppo.modules.estimation import (
+    correct_mismatch,
+    estimate_advantages,
+    whiten_advantages,
+)
 from lightning_vcppo.modules.networks import NetworkLoader
 from lightning_vcppo.modules.objectives import CriticObjective, Objective, PolicyObjective
 from lightning_vcppo.modules.optimizers import build_optimizer
 from lightning_vcppo.modules.scoring import Scorer
-from lightning_vcppo.modules.updates import Backend, Network, Updater
+from lightning_vcppo.modules.updates import (
+    Backend,
+    Network,
+    build_updaters,
+    copy_state,
+    restore_state,
+)
 from lightning_vcppo.rewards.functions import RewardFunction
 from lightning_vcppo.rewards.shaping import overlong_penalty
 from lightning_vcppo.rollouts.dynamic_sampling import GroupBuffer
@@ -138,20 +146,7 @@ class VCPPOModule(PolicyModule):
         self.critic: Critic | None = None
         self.reference: PreTrainedModel | None = None
         adapters.save_trained_alone(self)
-        self.updaters: dict[Network, Updater] = {
-            "policy": Updater(
-                "policy",
-                actor_optimizer,
-                passes=update.ppo_epochs,
-                mini_batch_size=update.ppo_mini_batch_size,
-            ),
-            "critic": Updater(
-                "critic",
-                critic_optimizer,
-                passes=update.critic_epochs or update.ppo_epochs,
-                mini_batch_size=update.critic_mini_batch_size or update.ppo_mini_batch_size,
-            ),
-        }
+        self.updaters = build_updaters(update, actor_optimizer, critic_optimizer)
         self.health = {network: updater.health for network, updater in self.updaters.items()}
 
         self.phase = Phase.POLICY_OPTIMIZATION
@@ -252,60 +247,28 @@ class VCPPOModule(PolicyModule):
     @torch.no_grad()
     def estimate_advantages(self, rollout: Rollout) -> Rollout:
         """Compute advantages (lambda_actor) and value targets (lambda_critic)."""
-        settings, mask_BT = self.advantage, rollout.response_mask_BT
-        if settings.estimator == "group":
-            advantages_B = advantages.group_advantages(
-                rollout.scores_B, rollout.group_ids_B, normalize_std=settings.normalize_group_std
-            )
-            return rollout.with_(advantages_BT=torch.where(mask_BT, advantages_B[:, None], 0.0))
-        assert rollout.rewards_BT is not None and rollout.values_BT is not None
-        lambda_actor: float | Tensor = settings.lambda_actor
-        if settings.length_adaptive_alpha is not None:
-            lambda_actor = advantages.length_adaptive_lambda(
-                rollout.response_lengths_B, settings.length_adaptive_alpha
-            )
+        # Pretraining is on Monte-Carlo returns, whatever the second phase bootstraps from.
         pretraining = self.phase is Phase.VALUE_PRETRAINING
-        advantages_BT, returns_BT = advantages.decoupled_gae(
-            rollout.rewards_BT,
-            rollout.values_BT,
-            mask_BT,
-            gamma=settings.gamma,
-            lambda_actor=lambda_actor,
-            # Pretraining is on Monte-Carlo returns, whatever the second phase bootstraps from.
-            lambda_critic=1.0 if pretraining else settings.lambda_critic,
-            bootstrap_B=self.scorer.bootstrap(rollout, self.ranks)
-            if settings.bootstrap_truncated
-            else None,
+        bootstrap_B = None
+        if self.advantage.needs_critic and self.advantage.bootstrap_truncated:
+            bootstrap_B = self.scorer.bootstrap(rollout, self.ranks)
+        return estimate_advantages(
+            rollout,
+            self.advantage,
+            lambda_critic=1.0 if pretraining else self.advantage.lambda_critic,
+            bootstrap_B=bootstrap_B,
+            reduce=self.sum_over_ranks,
         )
-        if settings.explained_variance_gate:
-            advantages_BT, _ = advantages.explained_variance_gate(
-                advantages_BT,
-                returns_BT,
-                rollout.values_BT,
-                rollout.scores_B,
-                mask_BT,
-                reduce=self.sum_over_ranks,
-            )
-        return rollout.with_(advantages_BT=advantages_BT, returns_BT=returns_BT)
 
     def prepare_policy_update(self, rollout: Rollout) -> Rollout:
         """Whiten the advantages and correct for a sampler that is not quite the policy."""
-        advantages_BT, reduce = rollout.advantages_BT, self.sum_over_ranks
-        assert advantages_BT is not None and rollout.old_logprobs_BT is not None
         if self.importance_correction != "off":
-            weights_BT, trusted_BT, metrics = losses.truncated_importance_weights(
-                rollout.old_logprobs_BT,
-                rollout.sampler_logprobs_BT,
-                rollout.response_mask_BT,
-                cap=self.policy.importance_cap,
-                mode=self.importance_correction,
-                reduce=reduce,
+            rollout, metrics = correct_mismatch(
+                rollout, self.importance_correction, self.policy, reduce=self.sum_over_ranks
             )
-            rollout = rollout.with_(importance_weights_BT=weights_BT, trusted_BT=trusted_BT)
-            self.update_metrics |= {f"mismatch/{k}": float(v) for k, v in metrics.items()}
+            self.update_metrics |= metrics
         if self.advantage.whiten:
-            whitened_BT = whiten(advantages_BT, rollout.response_mask_BT, reduce=reduce)
-            rollout = rollout.with_(advantages_BT=whitened_BT)
+            rollout = whiten_advantages(rollout, reduce=self.sum_over_ranks)
         return rollout
 
     def pretrain_critic(self, rollout: Rollout) -> None:
@@ -338,7 +301,7 @@ class VCPPOModule(PolicyModule):
             self.objectives[network],
             self.scorer,
             self._optimizer(network),
-            self._backend(),
+            Backend.of(self, self.ranks),
             seed=(self.run_seed, self.rollouts_done),
             epochs=epochs,
         )
@@ -379,26 +342,14 @@ class VCPPOModule(PolicyModule):
         self.rollout_store = self.saved_rollout = None
 
     def critic_state(self) -> dict[str, Any]:
-        """Return a copy, on the CPU, of the critic's weights and of its optimizer's state.
-
-        If they are sharded, a rank's copy is of its own part.
-        """
+        """Return a copy, on the CPU, of the critic's weights and of its optimizer's state."""
         assert self.critic is not None
-        state = {
-            "weights": self.critic.state_dict(),
-            "optimizer": self._optimizer("critic").state_dict(),
-        }
-        copied: dict[str, Any] = apply_to_collection(
-            state, Tensor, lambda tensor: tensor.detach().to("cpu", copy=True)
-        )
-        return copied
+        return copy_state(self.critic, self._optimizer("critic"))
 
     def restore_critic(self, state: dict[str, Any]) -> None:
         """Go back to what `critic_state` has returned."""
         assert self.critic is not None
-        load_whole_or_sharded(
-            self.critic, self._optimizer("critic"), state["weights"], state["optimizer"]
-        )
+        restore_state(self.critic, self._optimizer("critic"), state)
 
     @property
     def critic_is_pretrained(self) -> bool:
@@ -520,16 +471,6 @@ class VCPPOModule(PolicyModule):
         if not isinstance(optimizers, list):
             return optimizers
         return optimizers[0 if network == "policy" else 1]
-
-    def _backend(self) -> Backend:
-        strategy = self.trainer.strategy
-        return Backend(
-            self.ranks,
-            # Strategies average over ranks; the loss of a mini-batch is the ranks' sum.
-            backward=lambda loss: self.manual_backward(loss * self.trainer.world_size),
-            summing=lambda is_last: sum_gradients_once(strategy, is_last=is_last),
-            device=self.device,
-        )
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
