@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lightning_vcppo.attention import prefer_general_kernels
 from lightning_vcppo.generation.base import Generations
 from lightning_vcppo.generation.decoding import PrefilledPrompt, decoder_of, prefill
 from lightning_vcppo.generation.sampling import sample_tokens, uniform_numbers
@@ -48,6 +49,7 @@ class TransformersEngine:
         max_num_seqs: int = 256,
     ) -> None:
         """Wrap the model."""
+        prefer_general_kernels()
         self._model = model
         self._pad = pad_token_id
         self._eos = sorted(eos_token_ids)
