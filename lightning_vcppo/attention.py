@@ -160,9 +160,8 @@ def _torch_varlen() -> VariableLength | None:
             options["enable_gqa"] = query.shape[1] != key.shape[1]
         if used_keys is not None:
             options["seqused_k"] = used_keys
-        attended: Tensor = varlen_attn(
-            query, key, value, ends, key_ends, longest, longest_keys, **options
-        )
+        attended = varlen_attn(query, key, value, ends, key_ends, longest, longest_keys, **options)
+        assert isinstance(attended, Tensor)  # without the sums that can be asked for
         return attended
 
     return attend
@@ -196,7 +195,8 @@ def _disagreement(kernel: VariableLength, ends: Tensor, window: int | None) -> s
     with torch.enable_grad(), torch.inference_mode(False), torch.autocast("cuda", enabled=False):
         for attend, kind in ((kernel, torch.bfloat16), (reference_varlen, torch.float32)):
             leaves = [x.to(ends.device, torch.bfloat16).to(kind).requires_grad_() for x in drawn]
-            output = attend(*leaves, ends, ends, 33, 33, window=window)
+            query, key, value = leaves
+            output = attend(query, key, value, ends, ends, 33, 33, window=window)
             gradients = torch.autograd.grad(output.float().square().sum(), leaves)
             results.append([output.detach(), *gradients])
     for name, ours, wanted in zip(["output", "query", "key", "value"], *results, strict=True):

@@ -20,6 +20,7 @@ LAYERS = [
     {"shipped"},
     {
         "accounts",
+        "attention",
         "calibration",
         "config_files",
         "definitions",

@@ -29,7 +29,13 @@ def sample_tokens(
         Tokens (R,), their log-probabilities at the temperature and the entropy of the distribution
         in nats, both before top-p (R,), float32 or better.
     """
-    logits_RV = logits_RV.to(float_dtype(logits_RV))
+    with torch.autocast(logits_RV.device.type, enabled=False):  # which rounds products of vectors
+        return _sample(logits_RV.to(float_dtype(logits_RV)), uniform_R, settings)
+
+
+def _sample(
+    logits_RV: Tensor, uniform_R: Tensor, settings: SamplingSettings
+) -> tuple[Tensor, Tensor, Tensor]:
     if settings.temperature not in (0, 1):
         logits_RV = logits_RV / settings.temperature
     logprobs_RV = logits_RV.log_softmax(-1)
