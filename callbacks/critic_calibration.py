@@ -22,6 +22,7 @@ from lightning_vcppo.calibration import (
 )
 from lightning_vcppo.diagnostics import RolloutMonitor
 from lightning_vcppo.files import may_write
+from lightning_vcppo.precision import step_precision
 from lightning_vcppo.rollout import of_all_ranks
 from lightning_vcppo.seeding import stream, stream_seed
 
@@ -208,4 +209,5 @@ def continue_responses(
         response_mask_BT=torch.arange(limit, device=module.device) < lengths_N[:, None],
         scores_B=torch.tensor(scores, dtype=torch.float32, device=module.device),
     )
-    return module.shape_rewards(scored).scores_B.view(-1, again)
+    with step_precision(module):  # for it may read the reference
+        return module.shape_rewards(scored).scores_B.view(-1, again)

@@ -16,6 +16,7 @@ from lightning_vcppo.actor_critic import Phase
 from lightning_vcppo.files import is_trial
 from lightning_vcppo.metrics import describe_fit
 from lightning_vcppo.module import VCPPOModule
+from lightning_vcppo.precision import step_precision
 from lightning_vcppo.records import gather
 from lightning_vcppo.replay import RolloutStore
 from lightning_vcppo.rollout import Rollout
@@ -249,7 +250,8 @@ class ValuePretraining(Callback):
         """Compare the critic with the returns of stored responses, over all ranks."""
         part = part.to(module.device)
         assert part.returns_BT is not None
-        (values_BT,) = module.in_micro_batches(module.critic_values, part)
+        with step_precision(module):
+            (values_BT,) = module.in_micro_batches(module.critic_values, part)
         counted_BT = part.response_mask_BT & (part.positions_B >= 0)[:, None]
         return describe_fit(values_BT, part.returns_BT, counted_BT, reduce=module.sum_over_ranks)
 

@@ -29,6 +29,7 @@ from lightning_vcppo.generation import GenerationEngine, Generations, Transforme
 from lightning_vcppo.grading import Grader, RewardFunction
 from lightning_vcppo.health import NotFiniteError, UpdateHealth
 from lightning_vcppo.model_checks import check_vocabulary
+from lightning_vcppo.precision import step_precision
 from lightning_vcppo.rollout import (
     HELD_OUT,
     PromptBatch,
@@ -203,7 +204,7 @@ class ActorModule(RoomForResponses):
         self, prompt_ids: list[list[int]], seeds: list[int], settings: SamplingSettings
     ) -> Generations:
         """Sample one response a prompt; called on every rank."""
-        with self.weights_to_sample():
+        with self.weights_to_sample(), step_precision(self):
             return self.engine().generate(prompt_ids, seeds, settings)
 
     def sample(self, batch: PromptBatch, settings: SamplingSettings, *stream: int | str) -> Rollout:
@@ -219,7 +220,6 @@ class ActorModule(RoomForResponses):
         problems = tuple(problem for problem in batch.problems for _ in range(n))
         seeds = [stream_seed(*stream, i, sample) for i in batch.indices for sample in range(n)]
         sampled = self.generate(prompts, seeds, settings)
-
         responses = tuple(
             self.response_text(prompt, ids[mask].tolist())
             for prompt, ids, mask in zip(

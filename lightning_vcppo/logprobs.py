@@ -10,7 +10,8 @@ With a vocabulary of 150,000 the logits of one long response are larger than the
    d log p_y / d logit_v = ([v = y] - p_v) / temperature,
    d H / d logit_v = -p_v (log p_v + H) / temperature.
 3. A block sees all tokens, so each row of the weight's gradient is one product, written once.
-4. In bfloat16 the products are the model's own; all sums over the vocabulary are in float32.
+4. In bfloat16 all sums over the vocabulary are in float32, and on CUDA the logits, too; on a CPU
+   they are rounded, as the model's own are.
 
 Blocks of the vocabulary rather than chunks of tokens: the gradient that must be added up is then
 that of the hidden states, which is smaller than the weight's.
@@ -21,6 +22,7 @@ Shape suffixes: N tokens, V vocabulary, H hidden, B token ids of a block.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -180,10 +182,34 @@ def _blocks(
         if hidden_NH.dtype == dtype:
             torch.mm(hidden_NH, weight_VH[block].T, out=logits_NB)
         else:
-            logits_NB.copy_(hidden_NH @ weight_VH[block].T)
+            float32_product(hidden_NH, weight_VH[block].T, out=logits_NB)
         if temperature != 1:
             logits_NB.div_(temperature)
         yield block, logits_NB, room[: shape[0] * shape[1]].view(shape)
+
+
+def float32_product(left: Tensor, right: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Multiply matrices of 16-bit numbers into float32, without rounding the sums where possible.
+
+    Args:
+        left: (N, H), bfloat16 or float16.
+        right: (H, B), of the same type.
+        out: (N, B) float32, overwritten; None allocates it.
+    """
+    if left.is_cuda and _multiplies_into_float32(left.device):
+        return torch.mm(left, right, out_dtype=torch.float32, out=out)
+    product = left @ right
+    return product.float() if out is None else out.copy_(product)
+
+
+@cache
+def _multiplies_into_float32(device: torch.device) -> bool:
+    """Try it: torch has it for CUDA alone, and not for every card."""
+    ones = torch.ones(16, 16, dtype=torch.bfloat16, device=device)
+    try:
+        return bool((torch.mm(ones, ones, out_dtype=torch.float32) == 16).all())
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False
 
 
 def _find(targets_N: Tensor, block: slice) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ LAYERS = [
         "health",
         "microbatch",
         "planning",
+        "precision",
         "plotting",
         "problem_files",
         "problems",

@@ -50,7 +50,19 @@ def _sample(
         threshold_R1 = uniform_R[:, None] * cumulative_RV[:, -1:]
         token_R = torch.searchsorted(cumulative_RV, threshold_R1, right=True)[:, 0]
         token_R = token_R.clamp_max(logits_RV.shape[-1] - 1)
+        if settings.top_p < 1:
+            token_R = within_nucleus(token_R, probs_RV)
     return token_R, logprobs_RV.gather(-1, token_R[:, None])[:, 0], entropy_R
+
+
+def within_nucleus(token_R: Tensor, probs_RV: Tensor) -> Tensor:
+    """Replace tokens without probability by the most probable one.
+
+    A parallel sum need not grow monotonously: rounding may lift it a little in the tail, where the
+    probabilities are zero.
+    """
+    possible_R = probs_RV.gather(-1, token_R[:, None])[:, 0] > 0
+    return torch.where(possible_R, token_R, probs_RV.argmax(-1))
 
 
 def uniform_numbers(seeds: Sequence[int], count: int) -> Tensor:

@@ -64,7 +64,7 @@ class StaticBatch:
         self._entropy_BT = torch.zeros_like(self._logprobs_BT)
         self._lengths_B = torch.zeros(shape[0], dtype=torch.long, device=device)
         self._finished_B = torch.zeros(shape[0], dtype=torch.bool, device=device)
-        self._uniforms_BT = torch.zeros(shape, device=device)
+        self._uniforms_BT = torch.zeros(shape, dtype=torch.float32, device=device)
         self._uniforms_BT[:size] = uniform_numbers(seeds, self._limit).to(device)
         self._eos = torch.tensor(eos, dtype=torch.long, device=device)
 

@@ -32,6 +32,7 @@ from lightning_vcppo.generation.decoding import (
     PrefilledPrompt,
     stack,
 )
+from lightning_vcppo.logprobs import float32_product
 
 
 @dataclass
@@ -139,7 +140,7 @@ class StaticDecoder:
             x_RE = _norm(layer.module.post_attention_layernorm, hidden_RE)
             gate, up = layer.gate_up(x_RE).chunk(2, dim=-1)
             hidden_RE = hidden_RE + layer.down(mlp.act_fn(gate) * up)
-        return self._head(_norm(self._decoder.norm, hidden_RE))
+        return self._logits(_norm(self._decoder.norm, hidden_RE))
 
     def write(self, rows: Sequence[int], prompts: Sequence[PrefilledPrompt]) -> None:
         """Write keys and values of prompts into rows, from the first column on."""
@@ -168,6 +169,12 @@ class StaticDecoder:
         self._row_R = torch.arange(self.rows, device=device)
         self._ends = torch.arange(self.rows + 1, device=device, dtype=torch.int32)
         self._column_C = torch.arange(self.capacity, device=device)
+
+    def _logits(self, x_RE: Tensor) -> Tensor:
+        weight: Tensor = (self._head.copied or (self._head.layers[0].weight, None))[0]
+        if x_RE.is_cuda and weight.dtype in (torch.bfloat16, torch.float16):
+            return float32_product(x_RE.to(weight.dtype), weight.T)  # as they are read for updates
+        return self._head(x_RE)
 
     def _split(self, attention: Any, layer: Layer, heads: Tensor) -> tuple[Tensor, Tensor]:
         """Return queries and keys, normalised where the model does that, and values."""
