@@ -16,12 +16,12 @@ Shapes: N tokens of all sequences, B sequences, H query heads, K key-value heads
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeAlias
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 ALIGNMENT = 16
@@ -30,7 +30,6 @@ MEMORY_EFFICIENT_HEAD = 8
 """Heads of fused kernels are a multiple of this."""
 
 VariableLength: TypeAlias = Callable[..., Tensor]
-_log = logging.getLogger(__name__)
 
 
 def aligned_down(columns: int) -> int:
@@ -48,7 +47,9 @@ def prefer_general_kernels() -> None:
     """Switch cuDNN's attention off for this process; log it where there is a GPU."""
     torch.backends.cuda.enable_cudnn_sdp(False)
     if torch.cuda.is_available():
-        _log.info("attention: flash and memory-efficient kernels, not cuDNN's (varying shapes)")
+        rank_zero_info(
+            "attention: flash and memory-efficient kernels, not cuDNN's (varying shapes)"
+        )
 
 
 def variable_length_attention(query: Tensor) -> VariableLength | None:
@@ -180,9 +181,9 @@ def _tried_varlen(device: torch.device) -> VariableLength | None:
         except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
     if reason:
-        _log.warning("attention of packed rows: padded groups (varlen_attn: %s)", reason)
+        rank_zero_info(f"attention of packed rows: padded groups (varlen_attn: {reason})")
         return None
-    _log.info("attention of packed rows: torch's varlen_attn")
+    rank_zero_info("attention of packed rows: torch's varlen_attn")
     return kernel
 
 
@@ -229,7 +230,7 @@ def _tried_used_keys(device: torch.device) -> bool:
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
     if reason:
-        _log.warning("attention of decoding: over the whole storage, masked (%s)", reason)
+        rank_zero_info(f"attention of decoding: over the whole storage, masked ({reason})")
     else:
-        _log.info("attention of decoding: by each row's length (varlen_attn)")
+        rank_zero_info("attention of decoding: by each row's length (varlen_attn)")
     return not reason

@@ -7,12 +7,10 @@ more than running it: 14 ms against 3 (measured on an H100). A graph starts them
 from __future__ import annotations
 
 import gc
-import logging
 from collections.abc import Callable
 
 import torch
-
-_log = logging.getLogger(__name__)
+from lightning.pytorch.utilities import rank_zero_info
 
 
 class CapturedStep:
@@ -69,7 +67,7 @@ class CapturedStep:
         except RuntimeError as error:
             self._captures = CapturedStep.enabled = False
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            _log.warning("decoding: no CUDA graph, each kernel is launched alone (%s)", reason)
+            rank_zero_info(f"decoding: no CUDA graph, each kernel is launched alone ({reason})")
         finally:
             if collects:
                 gc.enable()
