@@ -47,9 +47,7 @@ def prefer_general_kernels() -> None:
     """Switch cuDNN's attention off for this process; log it where there is a GPU."""
     torch.backends.cuda.enable_cudnn_sdp(False)
     if torch.cuda.is_available():
-        rank_zero_info(
-            "attention: flash and memory-efficient kernels, not cuDNN's (varying shapes)"
-        )
+        rank_zero_info("attention: flash and memory-efficient kernels, not cuDNN's (shapes vary)")
 
 
 def variable_length_attention(query: Tensor) -> VariableLength | None:

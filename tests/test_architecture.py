@@ -26,6 +26,7 @@ LAYERS = [
         "definitions",
         "files",
         "health",
+        "triton_logprobs",
         "microbatch",
         "planning",
         "precision",
@@ -38,6 +39,7 @@ LAYERS = [
         "usage",
         "waiting",
     },
+    {"fused_logprobs"},
     {
         "checkpoint_io",
         "diagnostics",
@@ -100,7 +102,7 @@ PURE = {
     "settings": set(),
     "untrusted": set(),
 }
-PURE_MAY_SHARE = {"microbatch"}
+PURE_MAY_SHARE = {"fused_logprobs", "microbatch"}
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
 ONE_MACHINE = re.compile(r"(?<![\w.~>])/(?:home|root|Users|work|mnt)/\w")

@@ -52,6 +52,7 @@ class CapturedStep:
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         torch.cuda.synchronize()
         collects = gc.isenabled()
+        torch.clear_autocast_cache()  # what is captured must not outlive the graph there
         gc.disable()  # freeing a tensor of another stream would break the capture
         try:
             with torch.cuda.stream(stream):
@@ -69,6 +70,7 @@ class CapturedStep:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             rank_zero_info(f"decoding: no CUDA graph, each kernel is launched alone ({reason})")
         finally:
+            torch.clear_autocast_cache()
             if collects:
                 gc.enable()
             torch.cuda.current_stream().wait_stream(stream)

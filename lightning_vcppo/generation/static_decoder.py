@@ -168,6 +168,7 @@ class StaticDecoder:
     def _lay_out(self, device: torch.device) -> None:
         self._row_R = torch.arange(self.rows, device=device)
         self._ends = torch.arange(self.rows + 1, device=device, dtype=torch.int32)
+        self._key_ends = self._ends * self.capacity
         self._column_C = torch.arange(self.capacity, device=device)
 
     def _logits(self, x_RE: Tensor) -> Tensor:
@@ -200,7 +201,7 @@ class StaticDecoder:
                 layer.keys_RCKD.flatten(0, 1),
                 layer.values_RCKD.flatten(0, 1),
                 self._ends,
-                self._ends * self.capacity,
+                self._key_ends,
                 1,
                 self.capacity,
                 scale=scale,
