@@ -148,7 +148,11 @@ def _torch_varlen() -> VariableLength | None:
         window: int | None = None,
         used_keys: Tensor | None = None,
     ) -> Tensor:
-        options: dict[str, Any] = {"scale": scale} if scale is not None else {}
+        options: dict[str, Any] = {}
+        if "scale" in known:
+            options["scale"] = scale
+        elif scale is not None:
+            query = query * (scale * query.shape[-1] ** 0.5)
         if "window_size" in known:
             options["window_size"] = (-1 if window is None else window - 1, 0)
         elif window is None:
@@ -195,7 +199,7 @@ def _disagreement(kernel: VariableLength, ends: Tensor, window: int | None) -> s
         for attend, kind in ((kernel, torch.bfloat16), (reference_varlen, torch.float32)):
             leaves = [x.to(ends.device, torch.bfloat16).to(kind).requires_grad_() for x in drawn]
             query, key, value = leaves
-            output = attend(query, key, value, ends, ends, 33, 33, window=window)
+            output = attend(query, key, value, ends, ends, 33, 33, scale=0.1, window=window)
             gradients = torch.autograd.grad(output.float().square().sum(), leaves)
             results.append([output.detach(), *gradients])
     for name, ours, wanted in zip(["output", "query", "key", "value"], *results, strict=True):

@@ -92,11 +92,11 @@ def test_torchs_function_gets_its_own_arguments(monkeypatch):
         calls.append({"window_size": window_size, "seqused_k": seqused_k, "scale": scale})
         return query
 
-    def early(query, key, value, e, k, q, n, is_causal=False, *, scale=None):
-        calls.append({"is_causal": is_causal})
+    def early(query, key, value, e, k, q, n, is_causal=False):
+        calls.append({"is_causal": is_causal, "query": query})
         return query
 
-    x = torch.zeros(4, 2, 8)
+    x = torch.ones(4, 2, 16)
     monkeypatch.setattr(varlen, "varlen_attn", recent)
     attend = attention._torch_varlen()
     attend(x, x, x, None, None, 4, 4, window=3, scale=0.5)
@@ -105,8 +105,8 @@ def test_torchs_function_gets_its_own_arguments(monkeypatch):
     assert calls[1]["window_size"] == (-1, 0) and calls[1]["seqused_k"] is x
     monkeypatch.setattr(varlen, "varlen_attn", early)
     attend = attention._torch_varlen()
-    attend(x, x, x, None, None, 4, 4)
-    assert calls[2] == {"is_causal": True}
+    attend(x, x, x, None, None, 4, 4, scale=0.5)
+    assert calls[2]["is_causal"] and torch.equal(calls[2]["query"], 2 * x)
     with pytest.raises(TypeError, match="no window"):
         attend(x, x, x, None, None, 4, 4, window=3)
 

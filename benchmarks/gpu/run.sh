@@ -7,6 +7,7 @@ carried="${GPU_CARRIED:-$PWD/.gpu}"
 export OUT="${OUT:-$PWD/gpu_out}"
 scratch="$(mktemp -d)"
 mkdir -p "$OUT" "$scratch/project"
+OUT="$(cd "$OUT" && pwd)"
 python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
   --target "$scratch/site" "$carried"/whl/*.whl || exit
 tar -xzf "$carried/project.tar.gz" -C "$scratch/project" || exit
