@@ -20,6 +20,7 @@ from lightning_vcppo.common.lightning_compat import is_attached
 from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.distributed.fsdp2 import build
+from lightning_vcppo.distributed.precision import step_precision
 from lightning_vcppo.distributed.sharding import full_state_dict
 from lightning_vcppo.distributed.strategies import refuse_strategy
 from lightning_vcppo.generation import Generations
@@ -178,20 +179,24 @@ class PolicyModule(L.LightningModule):
             settings: Of sampling.
             stream: Names the random streams, together with problem and sample.
         """
-        return self.sampler.sample(
-            batch,
-            settings,
-            *stream,
-            rank=self.global_rank,
-            device=self.device,
-            version=self._weights_version(),
-        )
+        with step_precision(self):
+            return self.sampler.sample(
+                batch,
+                settings,
+                *stream,
+                rank=self.global_rank,
+                device=self.device,
+                version=self._weights_version(),
+            )
 
     def generate(
         self, prompt_ids: list[list[int]], seeds: list[int], settings: SamplingSettings
     ) -> Generations:
         """Sample one response a prompt; called on every rank."""
-        return self.sampler.generate(prompt_ids, seeds, settings, version=self._weights_version())
+        with step_precision(self):
+            return self.sampler.generate(
+                prompt_ids, seeds, settings, version=self._weights_version()
+            )
 
     def _weights_version(self) -> tuple[int, int]:
         """Name the actor's weights: Lightning counts every step of every optimizer."""

@@ -31,6 +31,7 @@ from lightning_vcppo.common.files import is_trial
 from lightning_vcppo.common.lightning_compat import forget_logged, is_attached, lift_step_limit
 from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.distributed.collectives import gather
+from lightning_vcppo.distributed.precision import step_precision
 from lightning_vcppo.distributed.strategies import prepare_strategy
 from lightning_vcppo.metrics.rollout import describe_critic, describe_rollout
 from lightning_vcppo.models import hf_folders, loading
@@ -311,8 +312,12 @@ class VCPPOModule(PolicyModule):
     def read(
         self, reading: Callable[[Rollout], tuple[Tensor, ...]], rollout: Rollout
     ) -> tuple[Tensor, ...]:
-        """Apply a reading of the scorer to a rollout in micro-batches; called on every rank."""
-        return self.scorer.in_micro_batches(reading, rollout, self.ranks)
+        """Apply a reading of the scorer to a rollout in micro-batches; called on every rank.
+
+        It is read in the Trainer's precision, from a callback too.
+        """
+        with step_precision(self):
+            return self.scorer.in_micro_batches(reading, rollout, self.ranks)
 
     def build_objectives(self) -> dict[Network, Objective]:
         """Return the loss of each network; called once they are loaded."""
