@@ -1,6 +1,6 @@
-"""Which figures a report has, and what to see in each, in plain words.
+"""Define the figures of a report, each with a text on what to look for.
 
-The words explain VC-PPO (arXiv 2503.01491); the healthy ranges are those of docs/metrics.md.
+The texts explain VC-PPO (arXiv 2503.01491); the healthy ranges are those of docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lightning_vcppo.report.summary import reach
 
 
 class Panel(NamedTuple):
-    """A plot: its specification, and the place of the run that it belongs to, if it is one's."""
+    """A plot: its specification, and the position of its run if it belongs to a single one."""
 
     spec: Spec
     place: int | None = None
@@ -27,12 +27,12 @@ class Figure:
     """Plots that belong together, or the reason why there are none.
 
     Attributes:
-        key: Its anchor in the page.
-        title: What it shows.
-        text: What to see, and the healthy range.
-        panels: Its plots.
-        facts: A line on each run.
-        missing: Why there is no plot.
+        key: Anchor of the figure in the page.
+        title: Title.
+        text: What to look for, and the healthy range.
+        panels: The plots.
+        facts: One line about each run.
+        missing: Reason why there is no plot.
     """
 
     key: str
@@ -52,7 +52,7 @@ class Section:
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:
-    """Return the figures that the runs have something for, and what the others lack."""
+    """Return the figures for which the runs have data, and what is missing for the others."""
     found = [
         Section("Results", list(_results(runs))),
         Section("The critic", list(_critic(runs))),
@@ -78,7 +78,7 @@ def _results(runs: Sequence[Run]) -> Iterator[Figure]:
         "share of right answers",
         "Lines are the responses sampled in training (faint: each rollout, strong: moving average);"
         " points are held-out problems with 95 % intervals. It should rise once the policy moves,"
-        " and stand still while the critic is pretrained, for the policy is frozen then.",
+        " and stay level while the critic is pretrained, because the policy is frozen then.",
         form=".0%",
         evaluations=True,
     )
@@ -95,7 +95,7 @@ def _results(runs: Sequence[Run]) -> Iterator[Figure]:
         "rollout/response_length",
         "Response length",
         "mean tokens of a response",
-        "Healthy is steady or rising. A fall by half is the signature of the collapse that the"
+        "Steady or rising is healthy. A fall by half is the signature of the collapse that the"
         " paper describes (5000 to 1100 tokens within 80 steps); accuracy follows it down.",
         form=".1f",
     )
@@ -104,7 +104,7 @@ def _results(runs: Sequence[Run]) -> Iterator[Figure]:
         "rollout/truncation_rate",
         "Truncated responses",
         "share cut off at the limit",
-        "Healthy is below 10 %. Above 20 % the limit decides the reward rather than the answer.",
+        "Below 10 % is healthy. Above 20 % the limit decides the reward rather than the answer.",
         form=".1%",
     )
 
@@ -124,8 +124,8 @@ def _critic(runs: Sequence[Run]) -> Iterator[Figure]:
             "loss",
             "Value pretraining: loss",
             "½ (V - R)²",
-            "Falls fast while V finds the range of the returns, then slowly while it learns which"
-            " tokens carry value. The paper finds that the slow part matters; where the loss on"
+            "Falls fast while V moves into the range of the returns, then slowly while it learns which"
+            " tokens carry value. The paper finds that the slow part matters. If the loss on"
             " held-out rollouts rises again, the critic overfits.",
         ),
         (
@@ -168,7 +168,7 @@ def _along_the_response(runs: Sequence[Run]) -> Iterator[Figure]:
             "advantage",
             "Advantage by position",
             "mean advantage",
-            "Near 0 everywhere is healthy. Where early tokens lie above 0 and late ones below,"
+            "Near 0 everywhere is healthy. If early tokens are above 0 and late ones below,"
             " early tokens are pushed up, late ones down, and responses shrink (the paper: +0.7 to"
             " -0.5).",
         ),
@@ -176,8 +176,8 @@ def _along_the_response(runs: Sequence[Run]) -> Iterator[Figure]:
             "bias",
             "Bias by position",
             "mean V - R",
-            "What the critic promises too much, on average. Near 0 everywhere is healthy; a slope"
-            " says that V drifts along a response although the truth does not.",
+            "The amount by which V is too high, on average. Near 0 everywhere is healthy; a slope"
+            " means that V drifts along a response although the outcome does not.",
         ),
     ):
         panels = [
@@ -188,7 +188,7 @@ def _along_the_response(runs: Sequence[Run]) -> Iterator[Figure]:
     plot = positions.right_and_wrong(runs)
     yield Figure(
         "right_and_wrong",
-        "Right and wrong responses in the critic's eyes",
+        "Value of right and wrong responses",
         "V along responses that turned out right (solid) and wrong (dotted), in the last quarter of"
         " the run. Where the lines part, the critic sees what will become of a response; lines that"
         " lie together up to the end mean that it grades only the problem.",
@@ -215,15 +215,15 @@ def _updates(runs: Sequence[Run]) -> Iterator[Figure]:
             "policy/entropy",
             "Entropy",
             "nats a token",
-            "How undecided the policy is. A slow fall is healthy; near 0 with a standing accuracy,"
-            " no exploration is left.",
+            "The uncertainty of the policy. A slow fall is healthy. If it is near 0 and accuracy does"
+            " not rise, no exploration is left.",
             ".3f",
         ),
         (
             "policy/approx_kl",
             "Size of an update",
             "KL (nats a token)",
-            "How far the updates of one rollout move the policy. Healthy is 0 to 0.05; above 0.1"
+            "How far the updates of one rollout move the policy. 0 to 0.05 is healthy; above 0.1"
             " they are too large for the data.",
             ".2e",
         ),
@@ -261,7 +261,7 @@ def _calibration_facts(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         last = run.calibrations[-1] if run.calibrations else {}
         parts = [
-            f"{title} {round(last[key], 2) + 0.0:.2f}"  # + 0.0: no minus before zero
+            f"{title} {round(last[key], 2) + 0.0:.2f}"  # + 0.0 removes the minus sign of zero
             for key, title in (
                 ("ece", "expected calibration error"),
                 ("brier", "Brier score"),
