@@ -33,9 +33,9 @@ from typing_extensions import override
 from lightning_vcppo import VCPPOModule
 from lightning_vcppo.cli.configs import shipped_folder
 from lightning_vcppo.data.tiny_tokenizer import default_tokenizer
-from lightning_vcppo.generation import TransformersEngine
 from lightning_vcppo.models.hf_folders import write_folder
 from lightning_vcppo.models.loading import build_actor
+from lightning_vcppo.rollouts.sampler import Sampler
 
 THREADS = 2
 UNKNOWN = "1"
@@ -232,19 +232,22 @@ def word_tokenizer(work: Workload, pad_token_id: int | None = None) -> PreTraine
     )
 
 
+class EndlessSampler(Sampler):
+    """A sampler whose responses are all as long as they may be."""
+
+    @override
+    def stop_token_ids(self) -> set[int]:
+        """Return none."""
+        return set()
+
+
 class EndlessModule(VCPPOModule):
     """A module whose responses are all as long as they may be."""
 
-    @override
-    def engine(self) -> TransformersEngine:
-        """Return an engine for which no token ends a response."""
-        assert self.actor is not None
-        return TransformersEngine(
-            self.actor,
-            pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_ids=set(),
-            max_num_seqs=self.engine_settings.max_num_seqs,
-        )
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Replace the sampler."""
+        super().__init__(*args, **kwargs)
+        self.sampler = EndlessSampler(self.tokenizer, self.grader, self.sampler.settings)
 
 
 def actor_fields(config: str) -> dict[str, Any]:

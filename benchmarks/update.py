@@ -229,7 +229,7 @@ def run(
     print_table(title, ["", "seconds", "tokens/s", "MFU"], rows)
     places = sum(
         group.rows * group.width
-        for rows in bench._micro_batch_rows(rollout)
+        for rows in bench.scorer.micro_batch_rows(rollout)
         for group in PackedLayout.of(rollout.lengths_B[rows].tolist(), torch.device("cpu")).groups
     )
     return {

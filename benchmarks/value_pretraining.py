@@ -98,7 +98,7 @@ class Judge(L.Callback):
         mask_BT = self._test.response_mask_BT
         returns_BT = self._test.scores_B[:, None].expand_as(mask_BT)
         with torch.no_grad():
-            (values_BT,) = pl_module.in_micro_batches(pl_module.critic_values, self._test)
+            (values_BT,) = pl_module.read(pl_module.scorer.critic_values, self._test)
         tokens = int(trainer.callback_metrics["value_pretraining/generated_tokens"])
         explained = describe_fit(values_BT, returns_BT, mask_BT)["explained_variance"]
         self.curve.append((tokens, explained))

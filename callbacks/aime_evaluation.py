@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich import get_console
@@ -37,8 +37,10 @@ from lightning_vcppo.rollouts.records import (
     write_records,
 )
 
+from .base import LearnsFromRollouts
+
 if TYPE_CHECKING:
-    from lightning_vcppo.modules.vcppo import VCPPOModule
+    pass
 
 SAMPLE_COLUMNS = (
     "evaluation_set",
@@ -180,8 +182,8 @@ def _metrics(summaries: dict[str, EvaluationSummary], group: str) -> dict[str, f
 
 def _progress(trainer: Trainer, pl_module: LightningModule) -> tuple[str, int]:
     """Return the unit of the module's progress and how many are done: its loggers' x axis."""
-    if hasattr(pl_module, "rollout"):
-        return "rollouts", cast("VCPPOModule", pl_module).rollouts_done
+    if isinstance(pl_module, LearnsFromRollouts):
+        return "rollouts", pl_module.rollouts_done
     return "updates", trainer.global_step
 
 

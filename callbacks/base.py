@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from lightning_vcppo.algorithm.value_pretraining import Phase
 from lightning_vcppo.common.files import may_write
 from lightning_vcppo.dashboards.rollout_log import FOLDER, RolloutLog
+from lightning_vcppo.rollouts.rollout import Rollout
+
+
+@runtime_checkable
+class LearnsFromRollouts(Protocol):
+    """A module whose training step is a rollout, as that of `VCPPOModule`.
+
+    Attributes:
+        phase: Of the run.
+        rollout: The last one that was learned from, until the next step begins.
+        rollouts_done: How many there were, in earlier parts of the run too.
+    """
+
+    phase: Phase
+    rollout: Rollout | None
+    rollouts_done: int
 
 
 class RolloutCallback(Callback):
     """Looks at each rollout that has been learned from; a module without rollouts is left alone."""
 
-    _phase = ""
+    _phase = Phase.POLICY_OPTIMIZATION
     """In which the rollout at hand was made: it may change when the rollout ends."""
 
     @override
@@ -23,17 +40,16 @@ class RolloutCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Remember the phase."""
-        if hasattr(pl_module, "phase"):
-            self._phase = cast(Any, pl_module).phase.value
+        if isinstance(pl_module, LearnsFromRollouts):
+            self._phase = pl_module.phase
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Hand the rollout on, if there is one."""
-        rollout = getattr(pl_module, "rollout", None)
-        if rollout is not None:
-            self.on_rollout(trainer, pl_module, rollout)
+        if isinstance(pl_module, LearnsFromRollouts) and pl_module.rollout is not None:
+            self.on_rollout(trainer, pl_module, pl_module.rollout)
 
     def on_rollout(self, trainer: Trainer, module: Any, rollout: Any) -> None:
         """Look at the rollout of a VCPPOModule."""
@@ -52,8 +68,8 @@ class RolloutMonitor(RolloutCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop what an earlier run wrote about rollouts that are still to come."""
-        if may_write(trainer) and hasattr(pl_module, "rollout"):
-            self._log(trainer).rewind(cast(Any, pl_module).rollouts_done)
+        if may_write(trainer) and isinstance(pl_module, LearnsFromRollouts):
+            self._log(trainer).rewind(pl_module.rollouts_done)
 
     def _log(self, trainer: Trainer) -> RolloutLog:
         return RolloutLog(Path(self._dirpath or Path(trainer.default_root_dir, FOLDER), self.file))

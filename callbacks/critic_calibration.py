@@ -115,7 +115,7 @@ class CriticCalibration(RolloutMonitor):
         calibration = calibrate(join_forecasts(self._window), self._num_bins)
         entry: dict[str, Any] = {
             "rollout": module.rollouts_done,
-            "phase": self._phase,
+            "phase": self._phase.value,
             **asdict(calibration),
         }
         metrics = calibration.scalars()
@@ -201,7 +201,7 @@ def continue_responses(
     for i, ids in enumerate(known):
         new = sampled.response_ids_BT[i][sampled.response_mask_BT[i]].tolist()[: limit - keeps[i]]
         prompt, response = ids[: prompt_lengths[i]], ids[prompt_lengths[i] :] + new
-        text = module.response_text(prompt, response)
+        text = module.sampler.response_text(prompt, response)
         scores.append(module.grader.grade(text, rollout.problems[rows[i]].answer).reward)
         lengths.append(len(response))
     lengths_N = torch.tensor(lengths, device=module.device)

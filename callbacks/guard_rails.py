@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from lightning_vcppo.algorithm.losses import kl_estimate
 from lightning_vcppo.algorithm.statistics import masked_mean, masked_var
+from lightning_vcppo.algorithm.value_pretraining import Phase
 from lightning_vcppo.metrics.guard_rules import (
     MISMATCH_KL,
     REWARD_VARIANCE,
@@ -24,7 +25,7 @@ from lightning_vcppo.metrics.guard_rules import (
     broken_rules,
 )
 
-from .base import RolloutCallback
+from .base import LearnsFromRollouts, RolloutCallback
 
 if TYPE_CHECKING:
     from lightning_vcppo.modules.vcppo import VCPPOModule
@@ -79,10 +80,10 @@ class GuardRails(RolloutCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at what the critic starts from."""
-        if self._on_violation == "off" or not hasattr(pl_module, "rollout"):
+        if self._on_violation == "off" or not isinstance(pl_module, LearnsFromRollouts):
             return
         module = cast("VCPPOModule", pl_module)
-        fitted = module.value is not None and module.critic_is_pretrained
+        fitted = module.advantage.needs_critic and module.critic_is_pretrained
         self._fresh_critic = not fitted
         self._fits_critic = self._fits_critic or fitted
 
@@ -121,7 +122,7 @@ class GuardRails(RolloutCallback):
 
     @property
     def _pretraining(self) -> bool:
-        return self._phase == "value_pretraining"
+        return self._phase is Phase.VALUE_PRETRAINING
 
     def _see(self, trainer: Trainer, module: VCPPOModule, rollout: Rollout) -> dict[str, float]:
         """Read the rollout's metrics, and keep the first and the latest of each."""
@@ -144,7 +145,8 @@ class GuardRails(RolloutCallback):
         return last
 
     def _facts(self, module: VCPPOModule, last: dict[str, float]) -> Facts:
-        value, optimizers = module.value, module.optimizer_settings
+        optimizers = module.optimizer_settings
+        value = module.value if module.advantage.needs_critic else None
         return Facts(
             advantage=module.advantage,
             actor_lr=optimizers["policy"].lr,
@@ -153,7 +155,7 @@ class GuardRails(RolloutCallback):
             fresh_critic=self._fresh_critic,
             fits_critic=self._fits_critic,
             pretraining=self._pretraining,
-            actor_moves=module.phase.value != "value_pretraining",
+            actor_moves=module.phase is Phase.POLICY_OPTIMIZATION,
             last=last,
             seen=len(self._latest.get(REWARD_VARIANCE, ())),
             now={key: fmean(seen) for key, seen in self._latest.items()},

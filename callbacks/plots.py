@@ -16,6 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
+from lightning_vcppo.algorithm.value_pretraining import Phase
 from lightning_vcppo.common.files import complete_file, may_write
 from lightning_vcppo.dashboards.media import log_figure, log_positions
 from lightning_vcppo.metrics.positions import (
@@ -26,7 +27,6 @@ from lightning_vcppo.metrics.positions import (
     reward_weights,
 )
 from lightning_vcppo.metrics.rollout import range_alignment_end
-from lightning_vcppo.modules.actor_critic import Phase
 from lightning_vcppo.report.plotting import open_figure, stages, tidy
 
 from .base import RolloutCallback
@@ -128,7 +128,7 @@ class LearningCurves(RolloutCallback):
         """Remember the rollout that was just learned from."""
         history = self._history
         history.rollouts.append(module.rollouts_done)
-        history.phases.append(self._phase)
+        history.phases.append(self._phase.value)
         metrics = trainer.callback_metrics  # collected anew at each access
         for key, curve in history.scalars.items():
             curve.append(float(metrics.get(key, math.nan)))

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
@@ -27,8 +27,10 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
+from .base import LearnsFromRollouts
+
 if TYPE_CHECKING:
-    from lightning_vcppo.modules.vcppo import VCPPOModule
+    pass
 
 SHOWN = {
     "cold_start/loss": ("loss", "{:.3f}"),
@@ -143,8 +145,8 @@ class RolloutProgressBar(RichProgressBar):
         """Return short names and formatted values, the phase first."""
         metrics = trainer.callback_metrics
         shown: dict[str, int | str | float | dict[str, float]] = {}
-        if hasattr(pl_module, "phase"):
-            shown["phase"] = cast("VCPPOModule", pl_module).phase.value.replace("_", " ")
+        if isinstance(pl_module, LearnsFromRollouts):
+            shown["phase"] = pl_module.phase.value.replace("_", " ")
         for key, (name, form) in SHOWN.items():
             if key in metrics:
                 shown[name] = form.format(metrics[key].item())
@@ -161,7 +163,7 @@ class RolloutProgressBar(RichProgressBar):
 
     def _progress_text(self, trainer: Trainer, pl_module: LightningModule) -> str:
         """Say how far the whole run is, over all epochs, and how long the rest will take."""
-        unit = "rollout" if hasattr(pl_module, "rollout") else "update"
+        unit = "rollout" if isinstance(pl_module, LearnsFromRollouts) else "update"
         done = trainer.fit_loop.total_batch_idx + 1
         epochs = trainer.max_epochs
         total = trainer.num_training_batches * (math.inf if epochs in (None, -1) else epochs)

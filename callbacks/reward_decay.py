@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Trainer
 from typing_extensions import override
 
+from lightning_vcppo.algorithm.value_pretraining import Phase
 from lightning_vcppo.common.files import may_write
 from lightning_vcppo.metrics.positions import (
     NUM_DECILES,
@@ -95,7 +96,7 @@ class RewardDecayMonitor(RolloutMonitor):
         """Compute everything; three sums over ranks."""
         settings, mask_BT = module.advantage, rollout.response_mask_BT
         group = settings.estimator == "group"
-        bootstrapped = self._phase != "value_pretraining" and not group
+        bootstrapped = self._phase is Phase.POLICY_OPTIMIZATION and not group
         lambda_critic = settings.lambda_critic if bootstrapped else 1.0
         gamma = 1.0 if group else settings.gamma
         lambda_actor_B = actor_lambda(rollout.response_lengths_B, settings)
@@ -108,7 +109,7 @@ class RewardDecayMonitor(RolloutMonitor):
         bin_width, num_bins = absolute_bins(limit, self._bin_width, MAX_BINS)
         return RolloutProfiles(
             module.rollouts_done,
-            self._phase,
+            self._phase.value,
             reward_reach(mask_BT, lambda_actor_B, lambda_critic, gamma=gamma, reduce=reduce),
             profile_rollout(
                 rollout,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,9 +16,12 @@ from typing_extensions import override
 from lightning_vcppo.checkpointing.interruptions import Interruptions, exit_code
 from lightning_vcppo.checkpointing.run_directory import CHECKPOINTS, LAST, find_last
 from lightning_vcppo.common.files import UNFINISHED, is_trial, put_in_place, remove
+from lightning_vcppo.common.lightning_compat import between_steps, epoch_is_over, steps_done
+
+from .base import LearnsFromRollouts
 
 if TYPE_CHECKING:
-    from lightning_vcppo.modules.vcppo import VCPPOModule
+    pass
 
 
 class RolloutCheckpoint(ModelCheckpoint):
@@ -83,7 +84,7 @@ class RolloutCheckpoint(ModelCheckpoint):
         self._interruptions.listen()
         self._saving_began_at = time.monotonic()
         if Path(trainer.ckpt_path or "").absolute() == self._path.absolute():
-            self._saved_after = _steps_done(trainer)
+            self._saved_after = steps_done(trainer)
         if trainer.is_global_zero:
             for path in self._path.parent.glob(f"*.ckpt{UNFINISHED}*"):
                 remove(path)
@@ -95,7 +96,7 @@ class RolloutCheckpoint(ModelCheckpoint):
         """Save if it is time to; leave if a signal has asked for it."""
         if is_trial(trainer):
             return
-        done = _steps_done(trainer)
+        done = steps_done(trainer)
         due = done - self._saved_after >= self._every_n_rollouts and self._has_time()
         wish = [self._interruptions.pending, int(due and trainer.is_global_zero)]
         on_device = torch.tensor(wish, device=trainer.strategy.root_device)
@@ -114,7 +115,7 @@ class RolloutCheckpoint(ModelCheckpoint):
         """Save when all is done; a run that was stopped early can go on from there."""
         if is_trial(trainer):
             return
-        if trainer.fit_loop.epoch_loop._num_ready_batches_reached():
+        if epoch_is_over(trainer):
             self._save(trainer)
         else:
             with between_steps(trainer):
@@ -144,15 +145,15 @@ class RolloutCheckpoint(ModelCheckpoint):
         if trainer.is_global_zero:
             put_in_place(unfinished, self._path)
         trainer.strategy.barrier("last checkpoint")
-        self._saved_after = _steps_done(trainer)
+        self._saved_after = steps_done(trainer)
         self._saving_s = time.monotonic() - self._saving_began_at
 
     def _leave(self, trainer: Trainer, pl_module: LightningModule, number: int) -> None:
         """End the run; other ranks end without an error, which would end the first one early."""
         if not trainer.is_global_zero:
             raise SystemExit(0)
-        rollouts = hasattr(pl_module, "rollout")
-        done = cast("VCPPOModule", pl_module).rollouts_done if rollouts else _steps_done(trainer)
+        rollouts = isinstance(pl_module, LearnsFromRollouts)
+        done = pl_module.rollouts_done if rollouts else steps_done(trainer)
         get_console().print(
             f"{signal.Signals(number).name}: saved after {'rollout' if rollouts else 'update'} "
             f"{done}; the same command with --ckpt_path=last goes on.",
@@ -161,37 +162,3 @@ class RolloutCheckpoint(ModelCheckpoint):
             soft_wrap=True,
         )
         raise SystemExit(exit_code(number))
-
-
-def _steps_done(trainer: Trainer) -> int:
-    return trainer.fit_loop.epoch_loop.batch_progress.total.completed
-
-
-@contextmanager
-def between_steps(trainer: Trainer) -> Iterator[None]:
-    """Set Lightning's counters to the moment between two training steps while the body saves them.
-
-    In `on_train_batch_start` Lightning counts a batch as ready that has not begun, and at the end
-    of a run that was stopped it counts the epoch as over.
-    """
-    loop, epoch = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_progress
-    batches = loop.batch_progress
-    kept = batches.state_dict(), epoch.state_dict(), loop._batches_that_stepped
-    should_stop, trainer.should_stop = trainer.should_stop, False
-    for count in (batches.total, batches.current):
-        vars(count).update(dict.fromkeys(("ready", "started", "processed"), count.completed))
-    for count in (epoch.total, epoch.current):
-        vars(count).update(dict.fromkeys(("processed", "completed"), count.ready - 1))
-    batches.is_last_batch = False
-    fetcher = trainer.fit_loop._data_fetcher
-    assert fetcher is not None
-    if loop._should_check_val_fx(fetcher):
-        # A resumed run passes over this evaluation, and counts the step before it once more.
-        loop._batches_that_stepped -= 1
-    try:
-        yield
-    finally:
-        batches.load_state_dict(kept[0])
-        epoch.load_state_dict(kept[1])
-        loop._batches_that_stepped = kept[2]
-        trainer.should_stop = should_stop

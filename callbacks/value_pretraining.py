@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,64 +12,14 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
+from lightning_vcppo.algorithm.value_pretraining import Progress, StopRule
 from lightning_vcppo.common.files import is_trial
 from lightning_vcppo.distributed.collectives import gather
 from lightning_vcppo.metrics.rollout import describe_fit
-from lightning_vcppo.modules.actor_critic import Phase
 from lightning_vcppo.modules.vcppo import VCPPOModule
 from lightning_vcppo.rollouts.rollout import Rollout
 from lightning_vcppo.rollouts.saved import SavedRollouts
 from lightning_vcppo.rollouts.store import RolloutStore
-
-
-@dataclass
-class Progress:
-    """How far value pretraining is, in plain numbers.
-
-    Attributes:
-        rollouts: Training steps of the phase.
-        generated_tokens: Response tokens generated in it, over all ranks.
-        best: Highest explained variance of held-out responses.
-        best_rollout: After which rollout.
-        risen_to: The same as `best`, but for rises smaller than `min_delta`.
-        risen_at: After which rollout.
-    """
-
-    rollouts: int = 0
-    generated_tokens: int = 0
-    best: float = float("-inf")
-    best_rollout: int = 0
-    risen_to: float = float("-inf")
-    risen_at: int = 0
-
-
-@dataclass(frozen=True)
-class StopRule:
-    """When value pretraining has gone far enough; fields are those of `ValuePretraining`."""
-
-    max_rollouts: int
-    min_rollouts: int
-    patience: int
-    min_delta: float = 0.01
-    target: float | None = None
-
-    def advance(self, progress: Progress, explained_variance: float) -> bool:
-        """Count a rollout; tell whether its critic is the best so far. NaN is no rise."""
-        progress.rollouts += 1
-        if explained_variance > progress.risen_to + self.min_delta:
-            progress.risen_to, progress.risen_at = explained_variance, progress.rollouts
-        is_best = explained_variance > progress.best
-        if is_best:
-            progress.best, progress.best_rollout = explained_variance, progress.rollouts
-        return is_best
-
-    def is_over(self, progress: Progress) -> bool:
-        """Tell whether the phase ends here."""
-        if progress.rollouts >= self.max_rollouts:
-            return True
-        good = self.target is not None and progress.best >= self.target
-        stale = progress.rollouts - progress.risen_at >= self.patience
-        return (good or stale) and progress.rollouts >= self.min_rollouts
 
 
 class ValuePretraining(Callback):
@@ -176,7 +126,7 @@ class ValuePretraining(Callback):
             self._finished = True
         elif pl_module.critic_is_pretrained:
             rank_zero_info(
-                f"Value pretraining skipped: {pl_module.critic_source} is a fitted critic."
+                f"Value pretraining skipped: {pl_module.loader.critic} is a fitted critic."
             )
             self._finished = True
         else:
@@ -192,10 +142,9 @@ class ValuePretraining(Callback):
             self._stored_by_rank = []
         if self._rollouts_path is not None:
             self._saved = SavedRollouts(
-                self._rollouts_path, module.origin(module.sampling), module.run_seed
+                self._rollouts_path, module.sampler.origin(module.sampling), module.run_seed
             )
-        module.rollout_store = self._store
-        module.phase = Phase.VALUE_PRETRAINING
+        module.begin_value_pretraining(self._store)
 
     @override
     def on_train_batch_start(
@@ -206,8 +155,8 @@ class ValuePretraining(Callback):
             return
         prompts, ranks = len(batch), trainer.world_size
         self._store.distinct = self._saved.count(prompts * ranks)
-        pl_module.saved_rollout = self._saved.take(
-            self._store.rounds, prompts, trainer.global_rank, ranks
+        pl_module.use_saved_rollout(
+            self._saved.take(self._store.rounds, prompts, trainer.global_rank, ranks)
         )
 
     @override
@@ -249,16 +198,14 @@ class ValuePretraining(Callback):
         """Compare the critic with the returns of stored responses, over all ranks."""
         part = part.to(module.device)
         assert part.returns_BT is not None
-        (values_BT,) = module.in_micro_batches(module.critic_values, part)
+        (values_BT,) = module.read(module.scorer.critic_values, part)
         counted_BT = part.response_mask_BT & (part.positions_B >= 0)[:, None]
         return describe_fit(values_BT, part.returns_BT, counted_BT, reduce=module.sum_over_ranks)
 
     def _finish(self, trainer: Trainer, module: VCPPOModule) -> None:
         self._finished = True
-        if self._best_critic:
-            module.restore_critic(self._best_critic)
-        module.phase = Phase.POLICY_OPTIMIZATION
-        module.rollout_store = module.saved_rollout = self._saved = None
+        module.end_value_pretraining(self._best_critic)
+        self._saved = None
         self._store.clear()
         self._best_critic = {}
         folder = Path(self._dirpath or Path(trainer.default_root_dir) / "value_pretraining")

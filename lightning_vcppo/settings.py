@@ -129,6 +129,11 @@ class AdvantageSettings:
         alpha = self.length_adaptive_alpha
         require(alpha is None or alpha > 0, f"length_adaptive_alpha: expected > 0, got {alpha}")
 
+    @property
+    def needs_critic(self) -> bool:
+        """Whether advantages are made from values."""
+        return self.estimator == "gae"
+
 
 @dataclass(frozen=True)
 class OptimizerSettings:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch.distributed as dist
+
+from lightning_vcppo.algorithm.statistics import Reduce, identity
 
 T = TypeVar("T")
 
@@ -16,3 +20,20 @@ def gather(mine: T) -> list[T]:
     of_ranks: list[T] = [mine] * dist.get_world_size()
     dist.all_gather_object(of_ranks, mine)
     return of_ranks
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How the ranks of a run agree on numbers; as it is, there is one rank.
+
+    Attributes:
+        sum: Returns the sum of a small tensor over ranks.
+        max: Returns the largest of one number a rank.
+        rank: Number of this one.
+        count: How many there are.
+    """
+
+    sum: Reduce = identity
+    max: Callable[[int], int] = int
+    rank: int = 0
+    count: int = 1

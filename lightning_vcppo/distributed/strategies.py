@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import (
 
 from lightning_vcppo.checkpointing.format import in_parts
 from lightning_vcppo.common.errors import require
+from lightning_vcppo.common.lightning_compat import look_for_unused_parameters
 
 REFUSED = {
     "deepspeed": (
@@ -82,7 +83,7 @@ def prepare_strategy(strategy: Strategy) -> None:
     the critic's, so DDP is told to look for the unused ones.
     """
     if isinstance(strategy, DDPStrategy):
-        strategy._ddp_kwargs["find_unused_parameters"] = True  # read when the model is wrapped
+        look_for_unused_parameters(strategy)
 
 
 def sum_gradients_once(strategy: Strategy, *, is_last: bool) -> AbstractContextManager[None]:

@@ -1,7 +1,14 @@
 """Generation engines: token ids in, sampled token ids and their log-probabilities out."""
 
 from lightning_vcppo.generation.base import GenerationEngine, Generations
+from lightning_vcppo.generation.build import build_engine
 from lightning_vcppo.generation.transformers_engine import TransformersEngine
 from lightning_vcppo.generation.vllm_engine import VLLMEngine
 
-__all__ = ["GenerationEngine", "Generations", "TransformersEngine", "VLLMEngine"]
+__all__ = [
+    "GenerationEngine",
+    "Generations",
+    "TransformersEngine",
+    "VLLMEngine",
+    "build_engine",
+]

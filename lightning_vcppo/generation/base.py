@@ -36,7 +36,23 @@ class Generations:
 
 
 class GenerationEngine(Protocol):
-    """Samples responses to tokenised prompts."""
+    """Samples responses to tokenised prompts; the whole contract between engines and the rest."""
+
+    def take_weights(self, version: object) -> None:
+        """Make the next responses those of the actor as it is now; called on every rank.
+
+        Args:
+            version: Equal if and only if the weights are those of the last call.
+        """
+        ...
+
+    def forget_weights(self) -> None:
+        """Take the weights at the next call of `take_weights`, whatever their version."""
+        ...
+
+    def sleep(self) -> None:
+        """Give memory back until responses are asked for again."""
+        ...
 
     def generate(
         self, prompt_ids: Sequence[Sequence[int]], seeds: Sequence[int], settings: SamplingSettings

@@ -53,6 +53,15 @@ class TransformersEngine:
         self._eos = sorted(eos_token_ids)
         self._max_num_seqs = max_num_seqs
 
+    def take_weights(self, version: object) -> None:
+        """Do nothing: the weights are the trained ones."""
+
+    def forget_weights(self) -> None:
+        """Do nothing: there is no copy."""
+
+    def sleep(self) -> None:
+        """Do nothing: memory is held only while responses are sampled."""
+
     @torch.no_grad()
     def generate(
         self, prompt_ids: Sequence[Sequence[int]], seeds: Sequence[int], settings: SamplingSettings

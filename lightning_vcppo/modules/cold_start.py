@@ -34,7 +34,7 @@ class ColdStartModule(SupervisedModule):
         self,
         actor: str | dict[str, Any],
         tokenizer_vocab_size: int = 320,
-        reward: str | RewardFunction = "lightning_vcppo.rewards.verifier.verify",
+        reward: str | RewardFunction = "lightning_vcppo.rewards.verify",
         evaluation: SamplingSettings = SamplingSettings(),
         engine: EngineSettings = EngineSettings(),
         optimizer: OptimizerSettings = OptimizerSettings(lr=1e-5),
@@ -109,7 +109,7 @@ class ColdStartModule(SupervisedModule):
                 "(give rows a `solution` field, or leave --data.path out for generated problems)"
             )
         text = problem.solution
-        if THINK_CLOSE in text and not self.opened_thinking_tag(batch.prompt_ids[row]):
+        if THINK_CLOSE in text and not self.sampler.opened_thinking_tag(batch.prompt_ids[row]):
             text = f"{THINK_OPEN}\n{text}"
         ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
         return [*ids, self.tokenizer.eos_token_id]

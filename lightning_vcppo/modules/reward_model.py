@@ -38,7 +38,7 @@ class RewardModelModule(SupervisedModule):
     def __init__(
         self,
         actor: str,
-        reward: str | RewardFunction = "lightning_vcppo.rewards.verifier.verify",
+        reward: str | RewardFunction = "lightning_vcppo.rewards.verify",
         sampling: SamplingSettings = SamplingSettings(),
         evaluation: SamplingSettings = SamplingSettings(),
         engine: EngineSettings = EngineSettings(),

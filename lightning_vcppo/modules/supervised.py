@@ -16,13 +16,13 @@ from typing_extensions import override
 
 from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.distributed.sharding import full_scalar
-from lightning_vcppo.modules.actor_module import ActorModule
+from lightning_vcppo.modules.base import PolicyModule
 from lightning_vcppo.modules.optimizers import build_optimizer
 from lightning_vcppo.modules.update_health import UpdateHealth
 from lightning_vcppo.settings import OptimizerSettings
 
 
-class SupervisedModule(ActorModule):
+class SupervisedModule(PolicyModule):
     """What both share: one optimizer under Lightning's automatic optimization, and its clipping."""
 
     optimizer_settings: OptimizerSettings

@@ -14,23 +14,43 @@ Shapes: B responses, T response tokens, N masked response tokens, K outputs of t
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 from typing_extensions import override
 
-from lightning_vcppo.algorithm import advantages, losses, value_heads
-from lightning_vcppo.algorithm.loss_weights import aggregation_weights, weighted_sum
+from lightning_vcppo.algorithm import advantages, losses
 from lightning_vcppo.algorithm.statistics import whiten
+from lightning_vcppo.algorithm.value_pretraining import Phase
+from lightning_vcppo.common.files import is_trial
+from lightning_vcppo.common.lightning_compat import forget_logged, is_attached, lift_step_limit
 from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.distributed.collectives import gather
+from lightning_vcppo.distributed.sharding import load_whole_or_sharded
+from lightning_vcppo.distributed.strategies import prepare_strategy, sum_gradients_once
 from lightning_vcppo.metrics.rollout import describe_critic, describe_rollout
-from lightning_vcppo.modules.actor_critic import ActorCriticModule, Network, Phase
+from lightning_vcppo.models import hf_folders, loading
+from lightning_vcppo.models import lora as adapters
+from lightning_vcppo.models.checks import check_vocabulary
+from lightning_vcppo.models.critic import Critic
+from lightning_vcppo.modules.base import PolicyModule
+from lightning_vcppo.modules.networks import NetworkLoader
+from lightning_vcppo.modules.objectives import CriticObjective, Objective, PolicyObjective
+from lightning_vcppo.modules.optimizers import build_optimizer
+from lightning_vcppo.modules.scoring import Scorer
+from lightning_vcppo.modules.updates import Backend, Network, Updater
 from lightning_vcppo.rewards.functions import RewardFunction
 from lightning_vcppo.rewards.shaping import overlong_penalty
 from lightning_vcppo.rollouts.dynamic_sampling import GroupBuffer
-from lightning_vcppo.rollouts.rollout import Rollout, last_token, pad
+from lightning_vcppo.rollouts.rollout import Rollout, last_token
+from lightning_vcppo.rollouts.store import RolloutStore
 from lightning_vcppo.settings import (
     AdvantageSettings,
     EngineSettings,
@@ -45,10 +65,13 @@ from lightning_vcppo.settings import (
 )
 
 
-class VCPPOModule(ActorCriticModule):
+class VCPPOModule(PolicyModule):
     """Actor and critic, trained by VC-PPO and its relatives.
 
-    One `training_step` is one rollout: sample -> verify -> score -> advantages -> updates.
+    One `training_step` is one rollout: sample -> verify -> score -> advantages -> updates. The
+    collaborators, each of which can be used alone: `sampler` and `evaluator` (rollouts/), `scorer`,
+    `updaters` and `objectives` (this directory). A subclass may override any method of the step, or
+    `build_objectives`.
     """
 
     def __init__(
@@ -56,7 +79,7 @@ class VCPPOModule(ActorCriticModule):
         actor: str,
         critic: str | dict[str, Any] | None = None,
         reference: str | None = None,
-        reward: str | RewardFunction = "lightning_vcppo.rewards.verifier.verify",
+        reward: str | RewardFunction = "lightning_vcppo.rewards.verify",
         reward_shaping: RewardShapingSettings = RewardShapingSettings(),
         sampling: SamplingSettings = SamplingSettings(),
         evaluation: SamplingSettings = SamplingSettings(),
@@ -97,28 +120,49 @@ class VCPPOModule(ActorCriticModule):
         Raises:
             ValueError: for settings that contradict each other, or a tokenizer that cannot load.
         """
-        super().__init__(
-            actor=actor,
-            critic=critic,
-            reference=(reference or actor) if policy.kl_coef else None,
-            reward=reward,
-            sampling=sampling,
-            evaluation=evaluation,
-            engine=engine,
-            value=value if advantage.estimator == "gae" else None,
-            update=update,
-            lora=lora,
-            activation_checkpointing=activation_checkpointing,
-            actor_optimizer=actor_optimizer,
-            critic_optimizer=critic_optimizer,
-        )
+        super().__init__(actor, loading.load_tokenizer(actor), reward, evaluation, engine)
         require_consistency(sampling, engine, reward_shaping, advantage, policy)
+        self.automatic_optimization = False
         self.importance_correction = policy.correction_with(engine)
-        self.reward_shaping = reward_shaping
-        self.advantage = advantage
-        self.policy = policy
-        self.rollout: Rollout | None = None
+        self.reward_shaping, self.sampling = reward_shaping, sampling
+        self.advantage, self.policy, self.value = advantage, policy, value
+        self.update = update
+
+        self.loader = NetworkLoader(
+            actor,
+            actor if critic is None else critic,
+            (reference or actor) if policy.kl_coef else None,
+            lora,
+            activation_checkpointing,
+        )
+        self.critic: Critic | None = None
+        self.reference: PreTrainedModel | None = None
+        adapters.save_trained_alone(self)
+        self.updaters: dict[Network, Updater] = {
+            "policy": Updater(
+                "policy",
+                actor_optimizer,
+                passes=update.ppo_epochs,
+                mini_batch_size=update.ppo_mini_batch_size,
+            ),
+            "critic": Updater(
+                "critic",
+                critic_optimizer,
+                passes=update.critic_epochs or update.ppo_epochs,
+                mini_batch_size=update.critic_mini_batch_size or update.ppo_mini_batch_size,
+            ),
+        }
+        self.health = {network: updater.health for network, updater in self.updaters.items()}
+
+        self.phase = Phase.POLICY_OPTIMIZATION
+        self.rollout_store: RolloutStore | None = None  # while the critic is pretrained
+        self.saved_rollout: Rollout | None = None  # to be used instead of sampling one
         self.waiting_groups = GroupBuffer()
+        self.rollout: Rollout | None = None
+        self.update_metrics: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
+
+    # One rollout ---------------------------------------------------------------------------------
 
     @override
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
@@ -135,7 +179,7 @@ class VCPPOModule(ActorCriticModule):
             if self.phase is Phase.VALUE_PRETRAINING:
                 self.pretrain_critic(rollout)
             else:
-                if self.critic is not None:
+                if self.advantage.needs_critic:
                     self.update_network("critic", rollout)
                 self.update_network("policy", self.prepare_policy_update(rollout))
         self.rollouts_done += 1
@@ -155,29 +199,6 @@ class VCPPOModule(ActorCriticModule):
         if len(self.waiting_groups) < size * self.trainer.world_size:
             return None
         return self.waiting_groups.take(size, self.global_rank * size, n).to(self.device)
-
-    def pretrain_critic(self, rollout: Rollout) -> None:
-        """Store a rollout; fit the critic on stored ones and on it, but not on what is held out."""
-        assert self.rollout_store is not None and self.value is not None
-        self.rollout_store.add(rollout, reduce=self.sum_over_ranks)
-        # Monte-Carlo returns stay what they are; other targets, and a clipped loss, ask V anew.
-        asks = self.advantage.bootstrap_truncated or self.value.cliprange_value is not None
-        for epoch, stored in enumerate(self.rollout_store.lessons()):
-            rollout = stored.to(self.device)
-            rollout = self.estimate_advantages(self.score(rollout)) if asks else rollout
-            self.update_network("critic", rollout, [epoch])
-
-    @override
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the groups that wait for a rollout to fill up, too."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["waiting_groups"] = self.waiting_groups.state_dict()
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the waiting groups, too."""
-        super().on_load_checkpoint(checkpoint)
-        self.waiting_groups.load_state_dict(checkpoint["waiting_groups"])
 
     def shape_rewards(self, rollout: Rollout) -> Rollout:
         """Add the overlong penalty, if it is on, to the verifier's reward."""
@@ -200,20 +221,20 @@ class VCPPOModule(ActorCriticModule):
         if self.phase is Phase.POLICY_OPTIMIZATION:
             old_logprobs_BT, entropy_BT = rollout.sampler_logprobs_BT, rollout.entropy_BT
             if entropy_BT is None or not self.sampler_is_exact():
-                old_logprobs_BT, entropy_BT = self.in_micro_batches(self.actor_logprobs, rollout)
+                old_logprobs_BT, entropy_BT = self.read(self.scorer.actor_logprobs, rollout)
             rollout = rollout.with_(old_logprobs_BT=old_logprobs_BT, entropy_BT=entropy_BT)
             if self.reference is not None:
-                ref_logprobs_BT, _ = self.in_micro_batches(self.reference_logprobs, rollout)
+                ref_logprobs_BT, _ = self.read(self.scorer.reference_logprobs, rollout)
                 rollout = rollout.with_(ref_logprobs_BT=ref_logprobs_BT)
                 if self.policy.kl_placement == "reward":
                     kl_BT = losses.kl_estimate(
                         old_logprobs_BT, ref_logprobs_BT, estimator=self.policy.kl_estimator
                     )
                     rewards_BT = rewards_BT - self.policy.kl_coef * kl_BT
-        if self.critic is not None:
-            (values_BT,) = self.in_micro_batches(self.critic_values, rollout)
+        if self.advantage.needs_critic:
+            (values_BT,) = self.read(self.scorer.critic_values, rollout)
             rollout = rollout.with_(values_BT=values_BT)
-        if self.value is not None and self.value.prompt_noise_weighting:
+        if self.advantage.needs_critic and self.value.prompt_noise_weighting:
             noise_weights_B = losses.prompt_noise_weights(rollout.scores_B, rollout.group_ids_B)
             rollout = rollout.with_(noise_weights_B=noise_weights_B)
         return rollout.with_(rewards_BT=rewards_BT)
@@ -252,7 +273,9 @@ class VCPPOModule(ActorCriticModule):
             lambda_actor=lambda_actor,
             # Pretraining is on Monte-Carlo returns, whatever the second phase bootstraps from.
             lambda_critic=1.0 if pretraining else settings.lambda_critic,
-            bootstrap_B=self.bootstrap(rollout) if settings.bootstrap_truncated else None,
+            bootstrap_B=self.scorer.bootstrap(rollout, self.ranks)
+            if settings.bootstrap_truncated
+            else None,
         )
         if settings.explained_variance_gate:
             advantages_BT, _ = advantages.explained_variance_gate(
@@ -267,7 +290,7 @@ class VCPPOModule(ActorCriticModule):
 
     def prepare_policy_update(self, rollout: Rollout) -> Rollout:
         """Whiten the advantages and correct for a sampler that is not quite the policy."""
-        advantages_BT = rollout.advantages_BT
+        advantages_BT, reduce = rollout.advantages_BT, self.sum_over_ranks
         assert advantages_BT is not None and rollout.old_logprobs_BT is not None
         if self.importance_correction != "off":
             weights_BT, trusted_BT, metrics = losses.truncated_importance_weights(
@@ -276,110 +299,244 @@ class VCPPOModule(ActorCriticModule):
                 rollout.response_mask_BT,
                 cap=self.policy.importance_cap,
                 mode=self.importance_correction,
-                reduce=self.sum_over_ranks,
+                reduce=reduce,
             )
             rollout = rollout.with_(importance_weights_BT=weights_BT, trusted_BT=trusted_BT)
             self.update_metrics |= {f"mismatch/{k}": float(v) for k, v in metrics.items()}
         if self.advantage.whiten:
-            whitened_BT = whiten(
-                advantages_BT, rollout.response_mask_BT, reduce=self.sum_over_ranks
-            )
+            whitened_BT = whiten(advantages_BT, rollout.response_mask_BT, reduce=reduce)
             rollout = rollout.with_(advantages_BT=whitened_BT)
         return rollout
 
-    @override
-    def weigh_tokens(self, network: Network, mini_batch: Rollout) -> Rollout:
-        """Fix each token's weight in the loss of a mini-batch, before it is cut any further."""
-        mask_BT, reduce = mini_batch.response_mask_BT, self.sum_over_ranks
-        if network == "critic":
-            assert self.value is not None
-            weights_BT = aggregation_weights(
-                mask_BT,
-                self.value.loss_agg_mode,
-                reduce=reduce,
-                sequence_weights_B=mini_batch.noise_weights_B,
-            )
-            return mini_batch.with_(loss_weights_BT=weights_BT)
-        if self.policy.positive_example_nll_weight:
-            positive_BT = mask_BT & mini_batch.correct_B[:, None]
-            nll_weights_BT = aggregation_weights(positive_BT, "token-mean", reduce=reduce)
-            mini_batch = mini_batch.with_(nll_weights_BT=nll_weights_BT)
-        counted_BT = mask_BT
-        if self.policy.mask_truncated:
-            counted_BT = counted_BT & mini_batch.finished_B[:, None]
-        if mini_batch.trusted_BT is not None:
-            counted_BT = counted_BT & mini_batch.trusted_BT
-        weights_BT = aggregation_weights(counted_BT, self.policy.loss_agg_mode, reduce=reduce)
-        return mini_batch.with_(loss_weights_BT=weights_BT)
+    def pretrain_critic(self, rollout: Rollout) -> None:
+        """Store a rollout; fit the critic on stored ones and on it, without what is held out."""
+        assert self.rollout_store is not None
+        self.rollout_store.add(rollout, reduce=self.sum_over_ranks)
+        # Monte-Carlo returns stay what they are; other targets, and a clipped loss, ask V again.
+        asks = self.advantage.bootstrap_truncated or self.value.cliprange_value is not None
+        for epoch, stored in enumerate(self.rollout_store.lessons()):
+            rollout = stored.to(self.device)
+            rollout = self.estimate_advantages(self.score(rollout)) if asks else rollout
+            self.update_network("critic", rollout, [epoch])
 
-    @override
-    def policy_loss(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the actor's loss on (a part of) a mini-batch and its diagnostics."""
-        settings, mask_BT = self.policy, rollout.response_mask_BT
-        assert rollout.loss_weights_BT is not None and rollout.advantages_BT is not None
-        assert rollout.old_logprobs_BT is not None
-        logprobs_BT, entropy_BT = self.actor_logprobs(rollout)
-        loss, metrics = losses.policy_loss(
-            logprobs_BT,
-            rollout.old_logprobs_BT,
-            rollout.advantages_BT,
-            mask_BT,
-            clip_ratio_low=settings.clip_ratio_low,
-            clip_ratio_high=settings.clip_ratio_high,
-            clip_ratio_c=settings.clip_ratio_c,
-            importance_weights_BT=rollout.importance_weights_BT,
-            token_weights_BT=rollout.loss_weights_BT,
+    def update_network(
+        self, network: Network, rollout: Rollout, epochs: list[int] | None = None
+    ) -> None:
+        """Do all updates of actor or critic that a rollout is worth.
+
+        Targets are fixed before the first update and the networks share nothing, so it makes no
+        difference that one network's updates follow the other's instead of alternating with them.
+
+        Args:
+            network: Which one.
+            rollout: What to learn from.
+            epochs: Numbers of the passes, each with its own order; None takes the settings' count.
+        """
+        updater = self.updaters[network]
+        self.update_metrics |= updater.update(
+            rollout,
+            self.objectives[network],
+            self.scorer,
+            self._optimizer(network),
+            self._backend(),
+            seed=(self.run_seed, self.rollouts_done),
+            epochs=epochs,
         )
-        entropy = weighted_sum(entropy_BT, mask_BT, rollout.loss_weights_BT)
-        metrics["entropy"] = entropy.detach()
-        if settings.entropy_coeff:
-            loss = loss - settings.entropy_coeff * entropy
-        if rollout.ref_logprobs_BT is not None:
-            kl, kl_metrics = losses.kl_penalty(
-                logprobs_BT,
-                rollout.ref_logprobs_BT,
-                mask_BT,
-                estimator=settings.kl_estimator,
-                token_weights_BT=rollout.loss_weights_BT,
-            )
-            metrics |= kl_metrics
-            if settings.kl_placement == "loss":
-                loss = loss + settings.kl_coef * kl
-        if rollout.nll_weights_BT is not None:
-            nll, nll_metrics = losses.positive_example_nll(
-                logprobs_BT, mask_BT, rollout.correct_B, token_weights_BT=rollout.nll_weights_BT
-            )
-            metrics |= nll_metrics
-            loss = loss + settings.positive_example_nll_weight * nll
-        return loss, metrics
+        key, skipped = f"update/skipped_{network}", updater.health.take_skipped()
+        self.update_metrics[key] = self.update_metrics.get(key, 0.0) + skipped
 
-    @override
-    def critic_loss(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the critic's loss on (a part of) a mini-batch and its diagnostics."""
-        assert self.critic is not None and self.value is not None
-        assert rollout.returns_BT is not None
-        mask_BT = rollout.response_mask_BT
-        outputs_NK = self.critic(rollout.input_ids_BL, rollout.prompt_lengths_B, mask_BT)
-        if self.value.head == "hl_gauss":
-            return value_heads.hl_gauss_loss(
-                pad(outputs_NK, mask_BT),
-                rollout.returns_BT,
-                mask_BT,
-                edges_E=self.critic.edges(),
-                token_weights_BT=rollout.loss_weights_BT,
-            )
-        return losses.value_loss(
-            pad(self.critic.values(outputs_NK), mask_BT),
-            rollout.returns_BT,
-            mask_BT,
-            loss=self.value.loss,
-            huber_delta=self.value.huber_delta,
-            old_values_BT=rollout.values_BT,
-            cliprange_value=self.value.cliprange_value,
-            token_weights_BT=rollout.loss_weights_BT,
+    def read(
+        self, reading: Callable[[Rollout], tuple[Tensor, ...]], rollout: Rollout
+    ) -> tuple[Tensor, ...]:
+        """Apply a reading of the scorer to a rollout in micro-batches; called on every rank."""
+        return self.scorer.in_micro_batches(reading, rollout, self.ranks)
+
+    def build_objectives(self) -> dict[Network, Objective]:
+        """Return the loss of each network; called once they are loaded."""
+        found: dict[Network, Objective] = {
+            "policy": PolicyObjective(self.policy, self.scorer.actor_logprobs)
+        }
+        if self.critic is not None:
+            found["critic"] = CriticObjective(self.value, self.critic, self.scorer.critic_outputs)
+        return found
+
+    # Value pretraining, whose schedule a callback owns -------------------------------------------
+
+    def begin_value_pretraining(self, store: RolloutStore) -> None:
+        """Freeze the actor: rollouts fit the critic, and are kept in a store, from now on."""
+        self.rollout_store = store
+        self.phase = Phase.VALUE_PRETRAINING
+
+    def use_saved_rollout(self, rollout: Rollout) -> None:
+        """Take a rollout instead of sampling one, in the next step of value pretraining."""
+        self.saved_rollout = rollout
+
+    def end_value_pretraining(self, best_critic: dict[str, Any]) -> None:
+        """Begin to train the actor, with what `critic_state` returned once, if that is given."""
+        if best_critic:
+            self.restore_critic(best_critic)
+        self.phase = Phase.POLICY_OPTIMIZATION
+        self.rollout_store = self.saved_rollout = None
+
+    def critic_state(self) -> dict[str, Any]:
+        """Return a copy, on the CPU, of the critic's weights and of its optimizer's state.
+
+        If they are sharded, a rank's copy is of its own part.
+        """
+        assert self.critic is not None
+        state = {
+            "weights": self.critic.state_dict(),
+            "optimizer": self._optimizer("critic").state_dict(),
+        }
+        copied: dict[str, Any] = apply_to_collection(
+            state, Tensor, lambda tensor: tensor.detach().to("cpu", copy=True)
+        )
+        return copied
+
+    def restore_critic(self, state: dict[str, Any]) -> None:
+        """Go back to what `critic_state` has returned."""
+        assert self.critic is not None
+        load_whole_or_sharded(
+            self.critic, self._optimizer("critic"), state["weights"], state["optimizer"]
         )
 
-    # Logging -------------------------------------------------------------------------------------
+    @property
+    def critic_is_pretrained(self) -> bool:
+        """Whether the run starts from a critic that has been fitted already."""
+        return self.loader.critic_is_pretrained
+
+    # Lightning's hooks ---------------------------------------------------------------------------
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Prepare the strategy; evaluation loads the actor only, so a checkpoint has more keys."""
+        super().setup(stage)
+        prepare_strategy(self.trainer.strategy)
+        self.strict_loading = stage == "fit"
+
+    @override
+    def configure_model(self) -> None:
+        """Load the networks, once for all stages; critic and reference not to evaluate."""
+        super().configure_model()
+        assert self.actor is not None
+        if self.critic is not None or (is_attached(self) and not self.trainer.training):
+            return
+        if self.advantage.needs_critic:
+            self.critic = self.build(lambda: self.loader.load_critic(self.value, self.run_seed))
+            check_vocabulary(self.critic.model, self.tokenizer, str(self.loader.critic), "critic")
+            adapters.share_weights(self.critic.model.base_model, self.actor.base_model)
+        if self.loader.reference is not None and self.reference is None:
+            self.reference = self.build(self.loader.load_reference)
+            adapters.share_weights(self.reference, self.actor)
+        self.scorer = Scorer(
+            self.actor,
+            self.critic,
+            self.reference,
+            temperature=self.sampling.temperature,
+            max_tokens=self.update.ppo_max_token_len_per_gpu,
+        )
+        self.objectives = self.build_objectives()
+
+    @override
+    def load_actor(self) -> PreTrainedModel:
+        """Load the actor, with adapters if they are on."""
+        return self.loader.load_actor(self.run_seed)
+
+    @override
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Return one optimizer for the actor and, if there is one, one for the critic."""
+        adapters.keep_precise(self, self.loader.restored)
+        networks: dict[Network, nn.Module | None] = {"policy": self.actor, "critic": self.critic}
+        return [
+            build_optimizer(self.updaters[name].settings, network.parameters())
+            for name, network in networks.items()
+            if network is not None
+        ]
+
+    @override
+    def on_fit_start(self) -> None:
+        """Let a trial do as many rollouts as asked for: Lightning would count optimizer steps."""
+        super().on_fit_start()
+        if is_trial(self.trainer):
+            lift_step_limit(self.trainer)
+
+    @override
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Forget what the last rollout has logged: a resumed run has not seen it."""
+        forget_logged(self.trainer)
+
+    @override
+    def training_settings(self) -> dict[str, SamplingSettings]:
+        """Return how training samples, by flag."""
+        return {"sampling": self.sampling}
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save phase, counters, waiting groups, and what the networks are, without weights."""
+        super().on_save_checkpoint(checkpoint)
+        if self.critic is not None:
+            checkpoint["folders"]["critic"] = hf_folders.describe(self.critic.model)
+        checkpoint["lora"] = self.loader.state_dict()
+        checkpoint["phase"] = self.phase.value
+        checkpoint["updates_done"] = self.updates_done
+        checkpoint["waiting_groups"] = self.waiting_groups.state_dict()
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what `on_save_checkpoint` saves; refuse adapters of another kind or base."""
+        super().on_load_checkpoint(checkpoint)
+        self.loader.load_state_dict(checkpoint)
+        self.phase = Phase(checkpoint["phase"])
+        for network, number in checkpoint["updates_done"].items():
+            self.updaters[network].updates_done = number
+        self.waiting_groups.load_state_dict(checkpoint["waiting_groups"])
+
+    @override
+    def export(self, folder: Path) -> None:
+        """Write `actor` and `critic` as ordinary Hugging Face directories; on every rank."""
+        super().export(folder)
+        if self.critic is not None:
+            self.export_critic(folder / "critic")
+
+    def export_critic(self, folder: Path) -> None:
+        """Write the critic as an ordinary Hugging Face directory; called on every rank."""
+        assert self.critic is not None
+        self.write(folder, self.critic.model)
+
+    # Between Lightning and the collaborators -----------------------------------------------------
+
+    @property
+    def updates_done(self) -> dict[Network, int]:
+        """Optimizer steps that were made, by network."""
+        return {network: updater.updates_done for network, updater in self.updaters.items()}
+
+    @property
+    def optimizer_settings(self) -> dict[Network, OptimizerSettings]:
+        """Settings of the optimizers, by network."""
+        return {network: updater.settings for network, updater in self.updaters.items()}
+
+    def _optimizer(self, network: Network) -> Any:
+        optimizers = self.optimizers()
+        if not isinstance(optimizers, list):
+            return optimizers
+        return optimizers[0 if network == "policy" else 1]
+
+    def _backend(self) -> Backend:
+        strategy = self.trainer.strategy
+        return Backend(
+            self.ranks,
+            # Strategies average over ranks; the loss of a mini-batch is the ranks' sum.
+            backward=lambda loss: self.manual_backward(loss * self.trainer.world_size),
+            summing=lambda is_last: sum_gradients_once(strategy, is_last=is_last),
+            device=self.device,
+        )
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the time that the body takes to `seconds` of that part of a rollout."""
+        start = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
     def log_rollout(self, rollout: Rollout) -> None:
         """Log what the rollout was like and what its updates did, over all ranks."""

@@ -10,11 +10,11 @@ from lightning.pytorch import Callback, seed_everything
 from lightning_vcppo.callbacks.value_pretraining import Progress, StopRule
 
 from lightning_vcppo import VCPPOModule
+from lightning_vcppo.algorithm.value_pretraining import Phase
 from lightning_vcppo.callbacks import ValuePretraining
 from lightning_vcppo.common.seeding import stream
 from lightning_vcppo.metrics.rollout import describe_fit, range_alignment_end
 from lightning_vcppo.models.critic import load_critic
-from lightning_vcppo.modules.actor_critic import Phase
 from lightning_vcppo.rollouts.records import SavedResponse
 from lightning_vcppo.settings import UpdateSettings, ValueSettings
 from tests.support.rollouts import rows
@@ -172,7 +172,7 @@ def saved_responses(module, rollouts, run_seed):
     order = torch.randperm(len(groups), generator=stream(run_seed, "saved rollouts")).tolist()
     placed = sorted(zip(order, groups, strict=True), key=lambda pair: pair[0])
     common = {"source": "", "problem": "", "answer": 0, "response": "", "prediction": None}
-    common |= {"correct": True, "length": 8, "origin": module.origin(module.sampling)}
+    common |= {"correct": True, "length": 8, "origin": module.sampler.origin(module.sampling)}
     return [SavedResponse(index=i, **common, **row) for i, group in placed for row in group]
 
 

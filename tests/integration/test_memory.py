@@ -10,6 +10,7 @@ from lightning_vcppo.generation import TransformersEngine
 from lightning_vcppo.models import forward, loading
 from lightning_vcppo.models.lora import adapt
 from lightning_vcppo.models.packing import enable_packing
+from lightning_vcppo.modules.scoring import Scorer
 from lightning_vcppo.settings import LoRASettings, OptimizerSettings, SamplingSettings
 from tests.support.decoders import VOCABULARY, decoder
 from tests.support.training import EVERYTHING, fit, make_module
@@ -95,8 +96,9 @@ def test_bfloat16_is_finite_and_near_float32(tiny_actor, precision, lora):
     first = record.rollouts[0]
     assert first.old_logprobs_BT.dtype == first.values_BT.dtype == torch.float32
     # The same tokens, read in float32 by the model that has sampled them.
-    plain = make_module(tiny_actor)
-    plain.actor = loading.load_actor(str(tiny_actor))
+    plain = Scorer(
+        loading.load_actor(str(tiny_actor)), None, None, temperature=1.0, max_tokens=1024
+    )
     with torch.no_grad():
         logprobs_BT, entropy_BT = plain.actor_logprobs(first)
     torch.testing.assert_close(first.old_logprobs_BT, logprobs_BT, atol=0.03, rtol=0)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 
+from lightning_vcppo.algorithm.statistics import identity
 from lightning_vcppo.callbacks import ValuePretraining
 from lightning_vcppo.generation import TransformersEngine, decoding
 from lightning_vcppo.models import forward, loading, lora
@@ -167,8 +168,9 @@ def test_each_loss_reaches_its_own_adapters_alone(trained):
     networks = {"policy": module.actor, "critic": module.critic}
     for name, other in (("policy", "critic"), ("critic", "policy")):
         module.zero_grad()
-        weighed = module.weigh_tokens(name, module.prepare_policy_update(rollout))
-        loss, _ = module.policy_loss(weighed) if name == "policy" else module.critic_loss(weighed)
+        objective = module.objectives[name]
+        weighed = objective.weigh(module.prepare_policy_update(rollout), identity)
+        loss, _ = objective.loss(weighed)
         loss.backward()
         reached = {n for n, p in networks[name].named_parameters() if p.grad is not None}
         assert reached == {n for n, p in networks[name].named_parameters() if p.requires_grad}

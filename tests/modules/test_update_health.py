@@ -6,6 +6,7 @@ As a program, `-m tests.modules.test_update_health ACTOR FOLDER`, it is two rank
 import math
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,13 @@ class Poisoned(VCPPOModule):
 
     poison, rank, micro_batches = "nan", 0, 0
 
-    def critic_loss(self, rollout):
-        loss, metrics = super().critic_loss(rollout)
+    def build_objectives(self):
+        objectives = super().build_objectives()
+        objectives["critic"].loss = partial(self.spoilt, objectives["critic"].loss)
+        return objectives
+
+    def spoilt(self, loss_of, micro_batch):
+        loss, metrics = loss_of(micro_batch)
         if self.rollouts_done == 1 and self.global_rank == self.rank:
             self.micro_batches += 1
             if self.micro_batches == 2:
@@ -108,7 +114,7 @@ def test_a_poisoned_micro_batch_reaches_neither_weights_nor_moments(tiny_actor, 
 def test_what_is_left_out_does_not_spoil_the_means_of_the_others(tiny_actor):
     seed_everything(0)
     module, watch = poisoned(tiny_actor), Watch()
-    module.update = UpdateSettings(ppo_mini_batch_size=4)  # the second of two mini-batches
+    module.updaters["critic"].mini_batch_size = 4  # the second of two mini-batches
     fit(module, 2, watch)
     assert watch.metrics[1]["update/skipped_critic"] == 1
     assert math.isfinite(watch.metrics[1]["critic/loss"])

@@ -10,8 +10,9 @@ from lightning.pytorch import seed_everything
 from lightning_vcppo import VCPPOModule
 from lightning_vcppo.algorithm.advantages import gae
 from lightning_vcppo.algorithm.statistics import explained_variance
+from lightning_vcppo.algorithm.value_pretraining import Phase
 from lightning_vcppo.callbacks import ValuePretraining
-from lightning_vcppo.modules.actor_critic import Phase
+from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.settings import (
     AdvantageSettings,
     OptimizerSettings,
@@ -178,13 +179,13 @@ def test_truncated_responses_may_end_in_the_critics_value(tiny_actor):
     record = fit(module, 2)
     rollout = record.rollouts[1]
     assert not rollout.finished_B.any()  # a random model does not find <eos> within 8 tokens
-    bootstrap_B = module.bootstrap(rollout)
+    bootstrap_B = module.scorer.bootstrap(rollout, Ranks())
     assert bootstrap_B.abs().min() > 0
     torch.testing.assert_close(
         rollout.returns_BT[:, -1] - rollout.scores_B != 0, torch.ones(8, dtype=torch.bool)
     )
     finished = rollout.with_(finished_B=torch.ones(8, dtype=torch.bool))
-    assert module.bootstrap(finished).eq(0).all()
+    assert module.scorer.bootstrap(finished, Ranks()).eq(0).all()
 
 
 def test_masked_truncated_responses_leave_the_policy_alone_but_not_the_critic(tiny_actor):

@@ -13,6 +13,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,8 @@ import yaml
 from packaging.requirements import Requirement
 
 import lightning_vcppo
-from lightning_vcppo import report
-from lightning_vcppo.cli import lightning_cli
-from lightning_vcppo.cli.commands import plan, regrade
+from lightning_vcppo.cli.commands import plan, regrade, report
+from lightning_vcppo.cli.commands.registry import COMMANDS as COMMANDS_OF_VCPPO
 from lightning_vcppo.cli.configs import find_config
 from lightning_vcppo.models.critic import load_critic
 from lightning_vcppo.rewards.functions import load_reward
@@ -111,7 +111,8 @@ def check_report(arguments: list[str]) -> None:
 
 def check_function(name: str, arguments: list[str]) -> None:
     """Compare flags with the arguments of the function behind a command."""
-    parameters = inspect.signature(lightning_cli.COMMANDS[name]).parameters
+    module = import_module(COMMANDS_OF_VCPPO[name].module)
+    parameters = inspect.signature(getattr(module, name)).parameters
     flags = {text.partition("=")[0] for text in arguments if text.startswith("--")}
     assert flags <= {f"--{parameter}" for parameter in parameters}
 

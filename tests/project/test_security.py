@@ -334,10 +334,10 @@ def test_thinking_tags_that_are_special_tokens_still_end_the_thinking(tiny_actor
     module = make_module(tmp_path)
     text = r"[THINK]\boxed{1}[/THINK]<|tool|>so \boxed{2}<eos>"
     ids = tokenizer(text, add_special_tokens=False).input_ids
-    assert module.response_text([5], ids) == r"[THINK]\boxed{1}[/THINK]so \boxed{2}"
+    assert module.sampler.response_text([5], ids) == r"[THINK]\boxed{1}[/THINK]so \boxed{2}"
     thought = r"<|channel|>analysis<|message|>\boxed{1}"
     ids = tokenizer(thought, add_special_tokens=False).input_ids
-    assert module.response_text([5], ids) == thought  # and so earns nothing
+    assert module.sampler.response_text([5], ids) == thought  # and so earns nothing
 
 
 def test_a_file_without_responses_cannot_be_graded(tmp_path):

@@ -15,7 +15,7 @@ from tests.support.tiny_runs import TINY, run_program
 def test_load_reward_by_style_and_by_path():
     assert load_reward("answer_line")("Answer: 5", 5) == 1.0
     assert load_reward("boxed")("Answer: 5", 5) == -1.0
-    assert load_reward("lightning_vcppo.rewards.verifier.verify") is verify
+    assert load_reward("lightning_vcppo.rewards.verify") is verify
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The rollout record: alignment of tokens, padding, selection of rows."""
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,6 +58,12 @@ def test_pad_puts_tokens_back_and_passes_gradients():
     assert pad(torch.ones(3, 4), mask_BT).shape == (2, 2, 4)
 
 
-def test_silenced_tokens_weigh_nothing():
-    silent = make_rollout([[1]], [[2, 3]]).silenced()
-    assert silent.loss_weights_BT.sum() == silent.nll_weights_BT.sum() == pytest.approx(0.0)
+def test_a_filler_weighs_nothing_and_has_the_weights_of_the_mini_batch():
+    rollout, ones_BT = make_rollout([[1], [4]], [[2, 3], [5]]), torch.ones(2, 2)
+    for weights in ({}, {"loss_weights_BT": ones_BT}, {"nll_weights_BT": ones_BT}):
+        filler = rollout.filler(rollout.with_(**weights))
+        assert len(filler) == 1 and not filler.correct_B.any()
+        for name in ("loss_weights_BT", "nll_weights_BT"):
+            value = getattr(filler, name)
+            assert (value is not None) == (name in weights)
+            assert value is None or value.count_nonzero() == 0

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_vcppo.algorithm.advantages import decoupled_gae
+from lightning_vcppo.algorithm.value_pretraining import Phase
 from lightning_vcppo.data.problem import Problem
-from lightning_vcppo.modules.actor_critic import Phase
 from lightning_vcppo.rollouts.records import ResponseRecord
 from lightning_vcppo.rollouts.rollout import Rollout
 from lightning_vcppo.settings import (

@@ -23,9 +23,7 @@ def main(arguments: Sequence[str]) -> None:
     run_function(regrade, "regrade", arguments)
 
 
-def regrade(
-    file: str, reward: str = "lightning_vcppo.rewards.verifier.verify"
-) -> list[ResponseRecord]:
+def regrade(file: str, reward: str = "lightning_vcppo.rewards.verify") -> list[ResponseRecord]:
     """Grade the responses in a file again, and print both accuracies and what differs.
 
     Args:

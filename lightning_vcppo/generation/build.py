@@ -1,0 +1,66 @@
+"""Which engines there are: the only list of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from transformers import PreTrainedModel
+
+from lightning_vcppo.generation.base import GenerationEngine
+from lightning_vcppo.generation.transformers_engine import TransformersEngine
+from lightning_vcppo.generation.vllm_engine import VLLMEngine
+from lightning_vcppo.settings import EngineSettings
+
+
+def _transformers(
+    actor: PreTrainedModel, settings: EngineSettings, pad_token_id: int, eos_token_ids: set[int]
+) -> GenerationEngine:
+    return TransformersEngine(
+        actor,
+        pad_token_id=pad_token_id,
+        eos_token_ids=eos_token_ids,
+        max_num_seqs=settings.max_num_seqs,
+    )
+
+
+def _vllm(
+    actor: PreTrainedModel, settings: EngineSettings, pad_token_id: int, eos_token_ids: set[int]
+) -> GenerationEngine:
+    return VLLMEngine(actor, settings, pad_token_id=pad_token_id, eos_token_ids=eos_token_ids)
+
+
+ENGINES: dict[str, Callable[..., GenerationEngine]] = {
+    "transformers": _transformers,
+    "vllm": _vllm,
+}
+"""How the engine of each `--model.engine.name` is built."""
+GATHERS_SHARDS = {"vllm"}
+"""Engines that take sharded weights one by one; the others read them whole."""
+
+
+def require_installed(settings: EngineSettings) -> None:
+    """Refuse an engine whose package is missing.
+
+    Raises:
+        ValueError: If the package of the engine cannot be imported.
+    """
+    if settings.name == "vllm":
+        VLLMEngine.require_installed()
+
+
+def build_engine(
+    actor: PreTrainedModel,
+    settings: EngineSettings,
+    *,
+    pad_token_id: int,
+    eos_token_ids: set[int],
+) -> GenerationEngine:
+    """Build the engine that the settings name.
+
+    Args:
+        actor: The model that is trained; an engine reads it, or copies its weights when told to.
+        settings: Name and arguments of the engine.
+        pad_token_id: Filler behind finished responses.
+        eos_token_ids: Tokens that end a response.
+    """
+    return ENGINES[settings.name](actor, settings, pad_token_id, eos_token_ids)

@@ -1,0 +1,277 @@
+"""What the modules of the collection share: an actor that samples responses and has them graded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing_extensions import override
+
+from lightning_vcppo.checkpointing.format import FORMAT
+from lightning_vcppo.common.lightning_compat import is_attached
+from lightning_vcppo.data.prompts import PromptBatch
+from lightning_vcppo.distributed.collectives import Ranks
+from lightning_vcppo.distributed.fsdp2 import build
+from lightning_vcppo.distributed.sharding import full_state_dict
+from lightning_vcppo.distributed.strategies import refuse_strategy
+from lightning_vcppo.generation import Generations
+from lightning_vcppo.models import hf_folders, loading
+from lightning_vcppo.models.checks import check_context, check_vocabulary
+from lightning_vcppo.models.hf_folders import write_folder
+from lightning_vcppo.modules.update_health import NotFiniteError, UpdateHealth
+from lightning_vcppo.rewards.functions import Grader, RewardFunction
+from lightning_vcppo.rollouts.evaluator import Evaluator
+from lightning_vcppo.rollouts.records import ResponseRecord
+from lightning_vcppo.rollouts.rollout import Rollout
+from lightning_vcppo.rollouts.sampler import Sampler
+from lightning_vcppo.settings import EngineSettings, SamplingSettings
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class PolicyModule(L.LightningModule):
+    """An actor with its tokenizer: samples, grades, validates and predicts."""
+
+    def __init__(
+        self,
+        actor: str | dict[str, Any],
+        tokenizer: PreTrainedTokenizerBase,
+        reward: str | RewardFunction,
+        evaluation: SamplingSettings,
+        engine: EngineSettings,
+    ) -> None:
+        """Collect the settings; `configure_model` loads or builds the actor.
+
+        Args:
+            actor: Directory or hub id of a causal language model, or a model config.
+            tokenizer: Of the actor.
+            reward: A style of the verifier, or a function of (response, answer), or its import
+                path. It returns a float, positive for correct; or (float, whether correct).
+            evaluation: How responses are sampled in `validate`, `test` and `predict`.
+            engine: What samples them.
+
+        Raises:
+            ValueError: If the engine is vLLM and vLLM is not installed.
+        """
+        super().__init__()
+        self.actor_source = actor
+        self.evaluation = evaluation
+        self.tokenizer = tokenizer
+        self.grader = Grader(reward)
+        self.sampler = Sampler(tokenizer, self.grader, engine)
+        self.evaluator = Evaluator(self.sample, evaluation)
+        self.actor: PreTrainedModel | None = None
+        self.health: dict[str, UpdateHealth] = {}  # of each network that is trained
+        self.rollouts_done = 0
+        self.run_seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+    # Loading -------------------------------------------------------------------------------------
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Refuse a strategy that cannot work."""
+        refuse_strategy(self.trainer.strategy)
+
+    @override
+    def configure_model(self) -> None:
+        """Load the actor, once for all stages."""
+        if self.actor is None:
+            self.actor = self.build(self.load_actor)
+            self.sampler.attach(self.actor)
+        check_vocabulary(self.actor, self.tokenizer, str(self.actor_source), "actor")
+
+    def build(self, load: Callable[[], Network]) -> Network:
+        """Build a network as the strategy has it, without dropout; called on every rank.
+
+        `load_from_checkpoint` does without a Trainer.
+        """
+        network = build(load, self.trainer.strategy if is_attached(self) else None)
+        loading.disable_dropout(network.train())
+        return network
+
+    def load_actor(self) -> PreTrainedModel:
+        """Load the actor, or build it from its config."""
+        if isinstance(self.actor_source, str):
+            return loading.load_actor(self.actor_source)
+        return loading.build_actor(self.actor_source, self.tokenizer)
+
+    # Evaluation ----------------------------------------------------------------------------------
+
+    @override
+    def validation_step(
+        self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Any]:
+        """Sample and grade responses, with the same random numbers at every evaluation."""
+        if not len(batch):
+            self.sampler.attend(self._weights_version())
+            return {"records": []}
+        return {"records": self.evaluator.evaluate(batch)}
+
+    @override
+    def test_step(
+        self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Any]:
+        """Do the same as `validation_step`."""
+        return self.validation_step(batch, batch_idx)
+
+    @override
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[ResponseRecord]:
+        """Sample and grade responses, and keep their tokens, for value pretraining."""
+        origin = self.sampler.origin(self.evaluation)  # on every rank
+        if not len(batch):
+            self.sampler.attend(self._weights_version())
+            return []
+        return [*self.evaluator.predict(batch, origin)]
+
+    # Room for prompt and response ----------------------------------------------------------------
+
+    @override
+    def on_fit_start(self) -> None:
+        """Check that the model has positions for the longest prompt and response."""
+        settings = self.training_settings()
+        if self.trainer.enable_validation:
+            settings["evaluation"] = self.evaluation
+        self._check_lengths(settings)
+
+    @override
+    def on_validation_start(self) -> None:
+        """Check that the model has positions for the longest prompt and response."""
+        self._check_lengths({"evaluation": self.evaluation})
+
+    @override
+    def on_test_start(self) -> None:
+        """Do the same as `on_validation_start`."""
+        self.on_validation_start()
+
+    @override
+    def on_predict_start(self) -> None:
+        """Do the same as `on_validation_start`."""
+        self.on_validation_start()
+
+    def training_settings(self) -> dict[str, SamplingSettings]:
+        """Return how training samples, by flag; a module that does not sample has none."""
+        return {}
+
+    def _check_lengths(self, of_flags: dict[str, SamplingSettings]) -> None:
+        """Refuse a limit for which the model has no positions behind the longest prompt."""
+        assert self.actor is not None
+        prompt = getattr(getattr(self.trainer, "datamodule", None), "longest_prompt", 0)
+        for flag, settings in of_flags.items():
+            length = settings.max_response_length
+            check_context(self.actor, prompt, length, f"{flag}.max_response_length")
+
+    # Sampling ------------------------------------------------------------------------------------
+
+    def sample(self, batch: PromptBatch, settings: SamplingSettings, *stream: int | str) -> Rollout:
+        """Sample `num_generations` responses a prompt and grade them; called on every rank.
+
+        Args:
+            batch: Prompts of this rank.
+            settings: Of sampling.
+            stream: Names the random streams, together with problem and sample.
+        """
+        return self.sampler.sample(
+            batch,
+            settings,
+            *stream,
+            rank=self.global_rank,
+            device=self.device,
+            version=self._weights_version(),
+        )
+
+    def generate(
+        self, prompt_ids: list[list[int]], seeds: list[int], settings: SamplingSettings
+    ) -> Generations:
+        """Sample one response a prompt; called on every rank."""
+        return self.sampler.generate(prompt_ids, seeds, settings, version=self._weights_version())
+
+    def _weights_version(self) -> tuple[int, int]:
+        """Name the actor's weights: Lightning counts every step of every optimizer."""
+        return (id(self.trainer), self.trainer.global_step) if is_attached(self) else (0, 0)
+
+    # Checkpoints and directories -----------------------------------------------------------------
+
+    @override
+    def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
+        """End the run, with a checkpoint, if too many updates in a row were not finite."""
+        lost = {network: health for network, health in self.health.items() if health.is_lost}
+        if not lost:
+            return
+        path = str(Path(self.trainer.default_root_dir, "checkpoints", "not_finite.ckpt"))
+        messages = [health.obituary(network, path) for network, health in lost.items()]
+        for health in lost.values():
+            health.in_a_row = 0  # a run that resumes from here may try as often again
+        self.trainer.save_checkpoint(path)
+        raise NotFiniteError(" ".join(messages))
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save counter, seed of the random streams, and the actor's directory without weights."""
+        checkpoint["vcppo_format"] = FORMAT
+        checkpoint["rollouts_done"] = self.rollouts_done
+        checkpoint["run_seed"] = self.run_seed
+        checkpoint["ranks"] = self.trainer.world_size
+        checkpoint["skipped_in_a_row"] = {k: h.in_a_row for k, h in self.health.items()}
+        assert self.actor is not None
+        checkpoint["folders"] = {"actor": hf_folders.describe(self.actor)}
+        checkpoint["tokenizer"] = self.tokenizer_files
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue the saved run's random streams."""
+        self.rollouts_done = checkpoint["rollouts_done"]
+        self.run_seed = checkpoint["run_seed"]
+        ranks = checkpoint.get("ranks", 1)
+        if is_attached(self) and ranks != self.trainer.world_size:
+            rank_zero_info(
+                f"The checkpoint is of {ranks} processes, and this run has "
+                f"{self.trainer.world_size}: it resumes with the same prompts and random numbers, "
+                "but sums are rounded differently, so not bit for bit."
+            )
+        for network, in_a_row in checkpoint["skipped_in_a_row"].items():
+            self.health[network].in_a_row = in_a_row
+        self.sampler.forget_weights()
+
+    @cached_property
+    def tokenizer_files(self) -> dict[str, str]:
+        """The files of the tokenizer's directory, which does not change."""
+        return hf_folders.files_of(self.tokenizer)
+
+    def export(self, folder: Path) -> None:
+        """Write `actor` as an ordinary Hugging Face directory; called on every rank."""
+        assert self.actor is not None
+        self.write(folder / "actor", self.actor)
+
+    def write(self, folder: Path, model: PreTrainedModel) -> None:
+        """Write a model as an ordinary Hugging Face directory; called on every rank."""
+        weights = full_state_dict(model)
+        if self.trainer.is_global_zero:
+            write_folder(folder, model, self.tokenizer, weights)
+
+    # Ranks ---------------------------------------------------------------------------------------
+
+    @property
+    def ranks(self) -> Ranks:
+        """How this run's ranks agree on numbers."""
+        return Ranks(
+            self.sum_over_ranks, self.max_over_ranks, self.global_rank, self.trainer.world_size
+        )
+
+    def sum_over_ranks(self, statistics: Tensor) -> Tensor:
+        """Return the sum of a small tensor over all ranks: the `reduce` of the pure functions."""
+        total = self.trainer.strategy.reduce(statistics.clone(), reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
+
+    def max_over_ranks(self, number: int) -> int:
+        """Return the largest of one number a rank."""
+        largest = torch.tensor(number, device=self.device)
+        return int(self.trainer.strategy.reduce(largest, reduce_op="max"))

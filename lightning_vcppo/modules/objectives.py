@@ -1,0 +1,184 @@
+"""What an update minimises: for each network the weights of its tokens and its loss.
+
+Every loss is a weighted sum over tokens, whose weights are fixed for a mini-batch before it is cut
+into micro-batches, so that losses and gradients of the parts add up.
+
+Shapes: B responses, T response tokens, K outputs of the value head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from lightning_vcppo.algorithm import losses, value_heads
+from lightning_vcppo.algorithm.loss_weights import aggregation_weights, weighted_sum
+from lightning_vcppo.algorithm.losses import Diagnostics
+from lightning_vcppo.algorithm.statistics import Reduce
+from lightning_vcppo.models.critic import Critic
+from lightning_vcppo.rollouts.rollout import Rollout, pad
+from lightning_vcppo.settings import PolicySettings, ValueSettings
+
+
+class Objective(Protocol):
+    """The loss of one network."""
+
+    @property
+    def diagnostics(self) -> tuple[str, ...]:
+        """Names of what `loss` returns beside the loss.
+
+        Ranks sum them as one vector, so they depend on the settings and never on the data.
+        """
+        ...
+
+    def weigh(self, mini_batch: Rollout, reduce: Reduce) -> Rollout:
+        """Fix the weight of each token in the loss of a mini-batch; called on every rank."""
+        ...
+
+    def loss(self, micro_batch: Rollout) -> tuple[Tensor, Diagnostics]:
+        """Return the loss of a part of a mini-batch and its diagnostics, each a weighted sum."""
+        ...
+
+
+class PolicyObjective:
+    """PPO's clipped loss, with entropy bonus, KL penalty and NLL on correct responses if set."""
+
+    def __init__(
+        self,
+        settings: PolicySettings,
+        logprobs: Callable[[Rollout], tuple[Tensor, Tensor]],
+    ) -> None:
+        """Collect the parts.
+
+        Args:
+            settings: Of the policy loss.
+            logprobs: Returns log-probabilities and entropy under the actor, (B, T) each.
+        """
+        self.settings, self.logprobs = settings, logprobs
+
+    @property
+    def diagnostics(self) -> tuple[str, ...]:
+        """Names of what `loss` returns beside the loss."""
+        names = {*losses.POLICY_DIAGNOSTICS, "entropy"}
+        if self.settings.kl_coef:
+            names.update(losses.KL_DIAGNOSTICS)
+        if self.settings.positive_example_nll_weight:
+            names.update(losses.NLL_DIAGNOSTICS)
+        return tuple(sorted(names))
+
+    def weigh(self, mini_batch: Rollout, reduce: Reduce) -> Rollout:
+        """Fix the weight of each token in the loss of a mini-batch; called on every rank."""
+        settings, mask_BT = self.settings, mini_batch.response_mask_BT
+        if settings.positive_example_nll_weight:
+            positive_BT = mask_BT & mini_batch.correct_B[:, None]
+            nll_weights_BT = aggregation_weights(positive_BT, "token-mean", reduce=reduce)
+            mini_batch = mini_batch.with_(nll_weights_BT=nll_weights_BT)
+        counted_BT = mask_BT
+        if settings.mask_truncated:
+            counted_BT = counted_BT & mini_batch.finished_B[:, None]
+        if mini_batch.trusted_BT is not None:
+            counted_BT = counted_BT & mini_batch.trusted_BT
+        weights_BT = aggregation_weights(counted_BT, settings.loss_agg_mode, reduce=reduce)
+        return mini_batch.with_(loss_weights_BT=weights_BT)
+
+    def loss(self, micro_batch: Rollout) -> tuple[Tensor, Diagnostics]:
+        """Return the actor's loss on a part of a mini-batch and its diagnostics."""
+        settings, mask_BT = self.settings, micro_batch.response_mask_BT
+        assert micro_batch.loss_weights_BT is not None and micro_batch.advantages_BT is not None
+        assert micro_batch.old_logprobs_BT is not None
+        logprobs_BT, entropy_BT = self.logprobs(micro_batch)
+        loss, metrics = losses.policy_loss(
+            logprobs_BT,
+            micro_batch.old_logprobs_BT,
+            micro_batch.advantages_BT,
+            mask_BT,
+            clip_ratio_low=settings.clip_ratio_low,
+            clip_ratio_high=settings.clip_ratio_high,
+            clip_ratio_c=settings.clip_ratio_c,
+            importance_weights_BT=micro_batch.importance_weights_BT,
+            token_weights_BT=micro_batch.loss_weights_BT,
+        )
+        entropy = weighted_sum(entropy_BT, mask_BT, micro_batch.loss_weights_BT)
+        metrics["entropy"] = entropy.detach()
+        if settings.entropy_coeff:
+            loss = loss - settings.entropy_coeff * entropy
+        if micro_batch.ref_logprobs_BT is not None:
+            kl, kl_metrics = losses.kl_penalty(
+                logprobs_BT,
+                micro_batch.ref_logprobs_BT,
+                mask_BT,
+                estimator=settings.kl_estimator,
+                token_weights_BT=micro_batch.loss_weights_BT,
+            )
+            metrics |= kl_metrics
+            if settings.kl_placement == "loss":
+                loss = loss + settings.kl_coef * kl
+        if micro_batch.nll_weights_BT is not None:
+            nll, nll_metrics = losses.positive_example_nll(
+                logprobs_BT,
+                mask_BT,
+                micro_batch.correct_B,
+                token_weights_BT=micro_batch.nll_weights_BT,
+            )
+            metrics |= nll_metrics
+            loss = loss + settings.positive_example_nll_weight * nll
+        return loss, metrics
+
+
+class CriticObjective:
+    """The loss of the value head on the targets of decoupled GAE."""
+
+    def __init__(
+        self, settings: ValueSettings, critic: Critic, outputs: Callable[[Rollout], Tensor]
+    ) -> None:
+        """Collect the parts.
+
+        Args:
+            settings: Of the value loss.
+            critic: Turns outputs of its head into values.
+            outputs: Returns the outputs of the head for each masked token, (N, K).
+        """
+        self.settings, self.critic, self.outputs = settings, critic, outputs
+
+    @property
+    def diagnostics(self) -> tuple[str, ...]:
+        """Names of what `loss` returns beside the loss."""
+        is_histogram = self.settings.head == "hl_gauss"
+        names = value_heads.HL_GAUSS_DIAGNOSTICS if is_histogram else losses.VALUE_DIAGNOSTICS
+        return tuple(sorted(names))
+
+    def weigh(self, mini_batch: Rollout, reduce: Reduce) -> Rollout:
+        """Fix the weight of each token in the loss of a mini-batch; called on every rank."""
+        weights_BT = aggregation_weights(
+            mini_batch.response_mask_BT,
+            self.settings.loss_agg_mode,
+            reduce=reduce,
+            sequence_weights_B=mini_batch.noise_weights_B,
+        )
+        return mini_batch.with_(loss_weights_BT=weights_BT)
+
+    def loss(self, micro_batch: Rollout) -> tuple[Tensor, Diagnostics]:
+        """Return the critic's loss on a part of a mini-batch and its diagnostics."""
+        assert micro_batch.returns_BT is not None
+        settings, mask_BT = self.settings, micro_batch.response_mask_BT
+        outputs_NK = self.outputs(micro_batch)
+        if settings.head == "hl_gauss":
+            return value_heads.hl_gauss_loss(
+                pad(outputs_NK, mask_BT),
+                micro_batch.returns_BT,
+                mask_BT,
+                edges_E=self.critic.edges(),
+                token_weights_BT=micro_batch.loss_weights_BT,
+            )
+        return losses.value_loss(
+            pad(self.critic.values(outputs_NK), mask_BT),
+            micro_batch.returns_BT,
+            mask_BT,
+            loss=settings.loss,
+            huber_delta=settings.huber_delta,
+            old_values_BT=micro_batch.values_BT,
+            cliprange_value=settings.cliprange_value,
+            token_weights_BT=micro_batch.loss_weights_BT,
+        )

@@ -1,0 +1,151 @@
+"""How a network is updated: epochs, mini-batches over all ranks, micro-batches, one step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_vcppo.common.seeding import stream
+from lightning_vcppo.distributed.collectives import Ranks
+from lightning_vcppo.distributed.sharding import full_scalar
+from lightning_vcppo.modules.objectives import Objective
+from lightning_vcppo.modules.optimizers import warmed_up_lr
+from lightning_vcppo.modules.scoring import Scorer
+from lightning_vcppo.modules.update_health import UpdateHealth
+from lightning_vcppo.rollouts.rollout import Rollout
+from lightning_vcppo.settings import OptimizerSettings
+
+Network = Literal["policy", "critic"]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What an update needs of the Trainer.
+
+    Attributes:
+        ranks: Of the run.
+        backward: Runs the backward pass of a loss that is this rank's share of the ranks' sum.
+        summing: Returns the context of one of several backward passes; True for the last.
+        device: Of losses and metrics.
+    """
+
+    ranks: Ranks
+    backward: Callable[[Tensor], None]
+    summing: Callable[[bool], AbstractContextManager[None]]
+    device: torch.device
+
+
+class Updater:
+    """Updates one network. If loss or gradient is not finite on any rank, all skip the step."""
+
+    def __init__(
+        self,
+        network: Network,
+        settings: OptimizerSettings,
+        *,
+        passes: int,
+        mini_batch_size: int,
+    ) -> None:
+        """Collect the settings.
+
+        Args:
+            network: Name of the network, which names its random streams.
+            settings: Learning rate, warm-up, clipping.
+            passes: Over a rollout.
+            mini_batch_size: Responses of an update, over all ranks.
+        """
+        self.network, self.settings = network, settings
+        self.passes, self.mini_batch_size = passes, mini_batch_size
+        flag = "actor" if network == "policy" else network
+        self.health = UpdateHealth(settings.max_skipped_updates, f"--model.{flag}_optimizer")
+        self.updates_done = 0
+
+    def update(
+        self,
+        rollout: Rollout,
+        objective: Objective,
+        scorer: Scorer,
+        optimizer: Any,
+        backend: Backend,
+        *,
+        seed: tuple[int, int],
+        epochs: list[int] | None = None,
+    ) -> dict[str, float]:
+        """Do all updates that a rollout is worth: epochs x mini-batches x micro-batches.
+
+        Args:
+            rollout: What to learn from, with its targets.
+            objective: The network's loss.
+            scorer: Cuts mini-batches.
+            optimizer: Of the network, as Lightning wraps it.
+            backend: What an update needs of the Trainer.
+            seed: Seed of the run and number of the rollout: they name the order of rows.
+            epochs: Numbers of the passes, each with its own order; None takes the settings' count.
+
+        Returns:
+            Means over the updates, by their logged names.
+        """
+        history: list[dict[str, float]] = []
+        numbers = range(self.passes) if epochs is None else epochs
+        for mini_batch in self._mini_batches(rollout, seed, numbers, backend):
+            nothing = torch.zeros((), device=backend.device)
+            totals = dict.fromkeys(("loss", *objective.diagnostics), nothing)
+            optimizer.zero_grad()
+            weighed = objective.weigh(mini_batch, backend.ranks.sum)
+            pieces = list(scorer.micro_batches(weighed, rollout, backend.ranks))
+            for left, micro_batch in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
+                with backend.summing(left == 0):
+                    loss, parts = objective.loss(micro_batch)
+                    backend.backward(loss)
+                parts = {"loss": loss.detach(), **parts}
+                assert parts.keys() == totals.keys(), "every rank sums what `diagnostics` names"
+                totals = {key: total + parts[key] for key, total in totals.items()}
+            history.append(self._step(optimizer, totals, backend.ranks))
+        return self._means(history)
+
+    def _means(self, history: list[dict[str, float]]) -> dict[str, float]:
+        # A skipped update would make the means of all others NaN, so it counts only if all are.
+        made = [u for u in history if math.isfinite(u["loss"]) and math.isfinite(u["grad_norm"])]
+        history = made or history
+        return {
+            f"{self.network}/{key}": sum(update[key] for update in history) / len(history)
+            for key in history[0]
+        }
+
+    def _step(self, optimizer: Any, totals: dict[str, Tensor], ranks: Ranks) -> dict[str, float]:
+        """Clip, step and count."""
+        lr = warmed_up_lr(self.settings, self.updates_done)
+        parameters = []
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+            parameters += group["params"]
+        grad_norm = full_scalar(
+            torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm or math.inf)
+        )
+        broken = not (math.isfinite(grad_norm) and math.isfinite(float(totals["loss"])))
+        sums = torch.stack([*totals.values(), totals["loss"].new_tensor(float(broken))])
+        *summed, broken_ranks = ranks.sum(sums).tolist()
+        if not broken_ranks:
+            optimizer.step()
+            self.updates_done += 1
+        optimizer.zero_grad()
+        self.health.count(skipped=broken_ranks > 0)
+        return dict(zip(totals, summed, strict=True)) | {"grad_norm": grad_norm, "lr": lr}
+
+    def _mini_batches(
+        self, rollout: Rollout, seed: tuple[int, int], epochs: Any, backend: Backend
+    ) -> Iterator[Rollout]:
+        """Yield this rank's part of each mini-batch: random rows of the rollout over all ranks."""
+        run_seed, rollouts_done = seed
+        total = backend.ranks.max(int(rollout.positions_B.max()) + 1)
+        for epoch in epochs:
+            rng = stream(run_seed, "mini-batches", self.network, rollouts_done, epoch)
+            for chosen in torch.randperm(total, generator=rng).split(self.mini_batch_size):
+                mine_B = torch.isin(rollout.positions_B, chosen.to(backend.device))
+                yield rollout.select(mine_B.nonzero()[:, 0])

@@ -1,0 +1,198 @@
+"""From a batch of prompts to a graded rollout.
+
+Shapes: B responses, T response tokens.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_vcppo.common.seeding import stream_seed
+from lightning_vcppo.data.prompts import PromptBatch
+from lightning_vcppo.distributed.sharding import gathered
+from lightning_vcppo.generation import GenerationEngine, Generations, build_engine
+from lightning_vcppo.generation.build import GATHERS_SHARDS, require_installed
+from lightning_vcppo.models import loading
+from lightning_vcppo.models.fingerprints import model_fingerprint, tokenizer_fingerprint
+from lightning_vcppo.rewards import verifier
+from lightning_vcppo.rewards.functions import Grader
+from lightning_vcppo.rollouts.rollout import Rollout, join_prompts
+from lightning_vcppo.settings import EngineSettings, SamplingSettings
+
+
+class Sampler:
+    """Samples responses from an actor through an engine, and has them graded.
+
+    Its methods are called on every rank, for ranks may hold shards of the actor.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, grader: Grader, settings: EngineSettings
+    ) -> None:
+        """Collect the parts; the engine is built when it is first needed.
+
+        Raises:
+            ValueError: If the engine's package is not installed.
+        """
+        require_installed(settings)
+        self.tokenizer, self.grader, self.settings = tokenizer, grader, settings
+        self._actor: PreTrainedModel | None = None
+        self._engine: GenerationEngine | None = None
+
+    def attach(self, actor: PreTrainedModel) -> None:
+        """Sample from this actor from now on."""
+        if actor is not self._actor:
+            self._actor, self._engine = actor, None
+
+    def generate(
+        self,
+        prompt_ids: list[list[int]],
+        seeds: list[int],
+        settings: SamplingSettings,
+        *,
+        version: object = None,
+    ) -> Generations:
+        """Sample one response a prompt.
+
+        Args:
+            prompt_ids: B prompts.
+            seeds: B seeds, one a response.
+            settings: Temperature, top-p, length limit.
+            version: Of the actor's weights; engines that copy them do so when it changes.
+        """
+        with self._weights():
+            engine = self.engine()
+            engine.take_weights(version)
+            return engine.generate(prompt_ids, seeds, settings)
+
+    def sample(
+        self,
+        batch: PromptBatch,
+        settings: SamplingSettings,
+        *stream: int | str,
+        rank: int,
+        device: torch.device,
+        version: object = None,
+    ) -> Rollout:
+        """Sample `num_generations` responses a prompt and grade them.
+
+        Args:
+            batch: Prompts of this rank.
+            settings: Of sampling.
+            stream: Names the random streams, together with problem and sample.
+            rank: Of this process; every rank has equally many prompts.
+            device: Of the rollout.
+            version: Of the actor's weights.
+        """
+        n = settings.num_generations
+        prompts = [ids for ids in batch.prompt_ids for _ in range(n)]
+        problems = tuple(problem for problem in batch.problems for _ in range(n))
+        seeds = [stream_seed(*stream, i, sample) for i in batch.indices for sample in range(n)]
+        sampled = self.generate(prompts, seeds, settings, version=version)
+
+        responses = tuple(
+            self.response_text(prompt, ids[mask].tolist())
+            for prompt, ids, mask in zip(
+                prompts, sampled.response_ids_BT, sampled.response_mask_BT, strict=True
+            )
+        )
+        grades = self.grader.grade_all(responses, [problem.answer for problem in problems])
+        first_row = rank * len(prompts)
+        positions_B = torch.arange(first_row, first_row + len(prompts), device=device)
+        return Rollout(
+            problems=problems,
+            responses=responses,
+            input_ids_BL=join_prompts(
+                prompts,
+                sampled.response_ids_BT,
+                sampled.response_mask_BT,
+                self.tokenizer.pad_token_id,
+            ),
+            prompt_lengths_B=torch.tensor([len(ids) for ids in prompts], device=device),
+            response_mask_BT=sampled.response_mask_BT,
+            sampler_logprobs_BT=sampled.logprobs_BT,
+            finished_B=sampled.finished_B,
+            entropy_BT=sampled.entropy_BT,
+            positions_B=positions_B,
+            group_ids_B=positions_B // n,
+            scores_B=torch.tensor([g.reward for g in grades], dtype=torch.float32, device=device),
+            correct_B=torch.tensor([g.correct for g in grades], device=device),
+        )
+
+    def attend(self, version: object = None) -> None:
+        """Take part in a sampling of other ranks, as one without a prompt."""
+        with self._weights():
+            engine = self.engine()
+            engine.take_weights(version)
+            engine.sleep()
+
+    def forget_weights(self) -> None:
+        """Copy the actor's weights before the next response, whatever their version."""
+        if self._engine is not None:
+            self._engine.forget_weights()
+
+    def origin(self, settings: SamplingSettings) -> dict[str, str | float]:
+        """Return what responses depend on beside their prompts: if it differs, so do they."""
+        assert self._actor is not None
+        with gathered(self._actor):
+            model = model_fingerprint(self._actor)
+        return {
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "model": model,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "max_response_length": settings.max_response_length,
+        }
+
+    def engine(self) -> GenerationEngine:
+        """Return the engine that samples from the actor."""
+        assert self._actor is not None, "attach an actor first"
+        if self._engine is None:
+            self._engine = build_engine(
+                self._actor,
+                self.settings,
+                pad_token_id=self.tokenizer.pad_token_id,
+                eos_token_ids=self.stop_token_ids(),
+            )
+        return self._engine
+
+    def stop_token_ids(self) -> set[int]:
+        """Return the tokens that end a response."""
+        assert self._actor is not None, "attach an actor first"
+        return loading.stop_token_ids(self._actor, self.tokenizer)
+
+    def _weights(self) -> AbstractContextManager[None]:
+        """Return the context in which the engine reads the actor."""
+        assert self._actor is not None, "attach an actor first"
+        return nullcontext() if self.settings.name in GATHERS_SHARDS else gathered(self._actor)
+
+    # Texts ---------------------------------------------------------------------------------------
+
+    def response_text(self, prompt_ids: list[int], response_ids: list[int]) -> str:
+        """Decode a response as its reader sees it: with the thinking tag that the prompt opened.
+
+        Without that tag a reasoning that never ends would look like an answer.
+        """
+        seen = [token for token in response_ids if token not in self.hidden_token_ids]
+        text = self.tokenizer.decode(seen, skip_special_tokens=False)
+        opened = self.opened_thinking_tag(prompt_ids)
+        return f"{opened}\n{text}" if opened else str(text)
+
+    @cached_property
+    def hidden_token_ids(self) -> frozenset[int]:
+        """Special tokens, but for those of thinking tags: without them, thoughts would count."""
+        tags = [tag for pair in verifier.THINKING_TAGS for tag in pair]
+        return frozenset(
+            token_id
+            for token_id, token in self.tokenizer.added_tokens_decoder.items()
+            if token.special and not any(token.content in tag for tag in tags)
+        )
+
+    def opened_thinking_tag(self, prompt_ids: list[int]) -> str:
+        """Return the thinking tag that a prompt ends with, or nothing."""
+        tail = str(self.tokenizer.decode(prompt_ids[-12:], skip_special_tokens=False)).rstrip()
+        return next((tag for tag, _ in verifier.THINKING_TAGS if tail.endswith(tag)), "")
