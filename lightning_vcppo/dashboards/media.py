@@ -59,8 +59,8 @@ def log_positions(trainer: Trainer, rows: Sequence[Mapping[str, Any]], *, step: 
 
     Args:
         trainer: The trainer whose loggers get the figures.
-        rows: One for each rollout: `{"rollout": 7, "deciles": {"value": {"all": [ten means], ...}}}`. An
-            empty decile is NaN or None. Only the split "all" is drawn.
+        rows: For each rollout `{"rollout": 7, "deciles": {"value": {"all": [ten means], ...}}}`.
+            An empty decile is NaN or None. Only the split "all" is drawn.
         step: Position on the loggers' x axis.
     """
     if not trainer.is_global_zero or not rows:

@@ -50,7 +50,7 @@ class MetricsFile(ExperimentWriter):
         self.metrics = []
 
     def rewind(self, rows: int) -> None:
-        """Keep only the first rows and the columns that they fill; remove the file if none are kept."""
+        """Keep only the first rows and the columns that they fill; remove a file without rows."""
         kept = self._read()[:rows]
         self.rows = len(kept)
         self.metrics_keys = sorted({key for row in kept for key, cell in row.items() if cell})

@@ -27,7 +27,7 @@ class RolloutLog:
         self.path = path
 
     def rewind(self, rollouts_done: int) -> None:
-        """Drop the lines of later rollouts when the run resumes from a checkpoint or starts again."""
+        """Drop the lines of later rollouts when the run resumes or starts from the beginning."""
         if self.path.exists():
             kept = [line for line in whole_lines(self.path) if _rollout(line) <= rollouts_done]
             with complete_file(self.path) as file:

@@ -115,17 +115,18 @@ def _critic(runs: Sequence[Run]) -> Iterator[Figure]:
         "critic/explained_variance",
         "Explained variance of the critic",
         "explained variance",
-        "How much of the spread of the returns V foresees, on rollouts that it has not learned"
-        " from: 1 is all, 0 no more than their mean. Healthy is above 0.3 when the policy begins to"
-        " move. It may fall later: a policy that errs less leaves less to foresee.",
+        "The share of the variance of the returns that V foresees, on rollouts that it has not"
+        " learned from: 1 is all, 0 no more than their mean. It does not show a constant bias of V."
+        " Above 0.3 when the policy starts to move is a rule of thumb of ours. It may fall later:"
+        " a policy that errs less leaves less to foresee.",
     )
     for ending, title, label, text in (
         (
             "loss",
             "Value pretraining: loss",
             "½ (V - R)²",
-            "Falls fast while V moves into the range of the returns, then slowly while it learns which"
-            " tokens carry value. The paper finds that the slow part matters. If the loss on"
+            "Falls fast while V moves into the range of the returns, then slowly while it learns"
+            " which tokens carry value. The paper finds that the slow part matters. If the loss on"
             " held-out rollouts rises again, the critic overfits.",
         ),
         (
@@ -144,8 +145,8 @@ def _critic(runs: Sequence[Run]) -> Iterator[Figure]:
         "calibration",
         "Calibration of the critic",
         "Prompts grouped by the pass rate that V(prompt) predicts, against the rate at which their"
-        " responses were right; large points are many prompts, pale ones are as the policy starts."
-        " On the diagonal V means what it says; a critic that cannot tell hard prompts from easy"
+        " responses were right. Large points are many prompts; pale ones are as the policy starts."
+        " On the diagonal V predicts the outcome. A critic that cannot tell hard prompts from easy"
         " ones has one point. The calibration error should be below 0.1, the rank correlation above"
         " 0.2.",
         _panels(plot),
@@ -190,8 +191,8 @@ def _along_the_response(runs: Sequence[Run]) -> Iterator[Figure]:
         "right_and_wrong",
         "Value of right and wrong responses",
         "V along responses that turned out right (solid) and wrong (dotted), in the last quarter of"
-        " the run. Where the lines part, the critic sees what will become of a response; lines that"
-        " lie together up to the end mean that it grades only the problem.",
+        " the run. Where the lines part, the critic foresees the outcome of a response. Lines that"
+        " stay together up to the end mean that it judges only the problem.",
         _panels(plot),
         missing=_no_positions(_panels(plot)),
     )
@@ -199,10 +200,10 @@ def _along_the_response(runs: Sequence[Run]) -> Iterator[Figure]:
     yield Figure(
         "reward_decay",
         "Reach of the reward",
-        "The weight with which the reward at the end counts so many tokens before it, for the"
+        "The weight of the reward at the end by the number of tokens before the end, for the"
         " actor's lambda (solid), the critic's targets (dashed) and some others (grey). The point"
         " is the first token of a response of mean length. The critic's share should be 100 %, the"
-        " actor's not nothing: 0.95 over 100 tokens leaves 0.6 %.",
+        " actor's not zero: 0.95 over 100 tokens leaves 0.6 %.",
         _panels(plot),
         _reach_facts(runs),
         "" if plot else "neither config.yaml nor diagnostics/ names lambdas",
@@ -215,8 +216,8 @@ def _updates(runs: Sequence[Run]) -> Iterator[Figure]:
             "policy/entropy",
             "Entropy",
             "nats a token",
-            "The uncertainty of the policy. A slow fall is healthy. If it is near 0 and accuracy does"
-            " not rise, no exploration is left.",
+            "The uncertainty of the policy. A slow fall is healthy. If it is near 0 and accuracy"
+            " does not rise, no exploration is left.",
             ".3f",
         ),
         (

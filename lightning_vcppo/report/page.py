@@ -23,8 +23,8 @@ INSTALL = "vcppo report needs plotly and jinja2: pip install 'lightning-vcppo[re
 def render(runs: Sequence[Run]) -> str:
     """Write the report of runs as HTML.
 
-    The page contains no address and forbids the browser to load anything or to run any script except
-    its own two, so any text in it stays text.
+    The page contains no address and forbids the browser to load anything or to run any script
+    except its own two, so any text in it stays text.
 
     Args:
         runs: One or more runs, in the order of their colours.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def open_figure(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     """Open a figure with one pair of axes."""
-    from matplotlib.figure import Figure  # Without pyplot, so that no backend and no global state change.
+    from matplotlib.figure import Figure  # pyplot has global state
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     ax = figure.subplots()

@@ -75,8 +75,8 @@ class Run:
         folder: Path of the directory.
         rows: Metrics by step, in order, without empty cells.
         config: Nested mapping, as in config.yaml.
-        evaluations: Evaluations by set, in order of their step. The first may come from the run that
-            trained the actor, if the actor was evaluated there on the same problems.
+        evaluations: Evaluations by set, in order of their step. The first may come from the run
+            that trained the actor, if the actor was evaluated there on the same problems.
         positions: Rollouts of diagnostics/positions.jsonl.
         calibrations: Rollouts of diagnostics/calibration.jsonl.
     """
@@ -130,8 +130,8 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         folders: Directories of the runs; each is a `trainer.default_root_dir`.
 
     Raises:
-        ValueError: If one is not the directory of a run, is given twice, or has a file that cannot be
-            read.
+        ValueError: If one is not the directory of a run, is given twice, or has a file that cannot
+            be read.
     """
     places = [folder.resolve() for folder in folders]
     for place, folder in zip(places, folders, strict=True):
