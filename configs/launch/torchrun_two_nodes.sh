@@ -3,14 +3,13 @@
 #
 #     HEAD=host-a bash configs/launch/torchrun_two_nodes.sh
 #
-# HEAD is the name under which both reach the first machine; torchrun finds out which is which.
-# Weights are sharded over all sixteen GPUs. For one machine:
+# HEAD is the name under which both machines reach the first one; torchrun finds out which is which.
+# Weights are sharded over all sixteen GPUs. One machine needs no torchrun, because Lightning starts
+# the processes:
 #
 #     vcppo fit ... --trainer configs/trainer/fsdp2.yaml
 #
-# needs no torchrun: Lightning starts the processes.
-#
-# Not run on GPUs; flags and syntax are checked by a test, and two "machines" of a CPU by another.
+# Not run on GPUs; one test checks flags and syntax, and another runs two "machines" of a CPU.
 set -euo pipefail
 
 torchrun \

@@ -1,1 +1,1 @@
-"""What goes to loggers and files; the only folder that names Weights & Biases."""
+"""Write to loggers and files; the only package that names Weights & Biases."""

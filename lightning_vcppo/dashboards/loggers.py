@@ -1,8 +1,7 @@
-"""What goes to a dashboard beside scalars: tables, figures, the config and a run's identity.
+"""Build the loggers, send the config to them, and let a resumed run continue its own run there.
 
-With `workspace.py` the only file that names Weights & Biases. Each function serves every logger of
-the trainer that can show the thing, online or offline, on the first rank alone, and passes over the
-others (CSV).
+With `workspace.py` and `media.py`, the files that name Weights & Biases. Everything is done on the
+first rank only, online or offline.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ if TYPE_CHECKING:
     pass
 
 RUN_ID = Path("wandb", "run_id")
-"""Where a run's folder holds the id of its training's run on Weights & Biases."""
+"""File in a run's directory with the id that the training has on Weights & Biases."""
 
 
 class ConfigLogger(SaveConfigCallback):
-    """Sends the resolved config, which it also writes into the run's folder, to the dashboard.
+    """Send the resolved config to the dashboard, and write it into the run's directory.
 
-    It also keeps metrics.csv in step with the checkpoints: a run that goes on from one drops the
-    rows that were written after it, a new run drops all. It waits until the first step can begin:
-    a run that fails before leaves nothing behind.
+    It also keeps metrics.csv in step with the checkpoints: a resumed run drops the rows that were
+    written after its checkpoint, a new run drops all rows. It waits until the first step can begin,
+    so a run that fails before that leaves nothing behind.
     """
 
     _rows = 0
@@ -56,7 +55,7 @@ class ConfigLogger(SaveConfigCallback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the config; drop the rows that are still to come."""
+        """Write the config; drop the rows that the resumed run will write again."""
         super().setup(trainer, pl_module, "fit")
         for file in _metrics_files(trainer):
             file.rewind(self._rows)
@@ -94,14 +93,14 @@ class ConfigLogger(SaveConfigCallback):
 
 
 def continue_run(trainer: Trainer, ckpt_path: str | None) -> None:
-    """Let a resumed training go on in its own run of Weights & Biases.
+    """Let a resumed training continue its own run on Weights & Biases.
 
-    Must be called before the loggers start. A logger with an id of its own keeps that.
+    Call this before the loggers start. A logger that has an id already keeps it.
 
     Args:
         trainer: Whose loggers.
-        ckpt_path: The checkpoint to resume from, whose run's folder holds the id; a word such as
-            "last" looks into the trainer's.
+        ckpt_path: The checkpoint to resume from; the directory of its run has the id. For a word
+            such as "last" it is the trainer's directory.
     """
     if ckpt_path is None:
         return
@@ -114,18 +113,18 @@ def continue_run(trainer: Trainer, ckpt_path: str | None) -> None:
 
 
 def build_logger(name: str, run_dir: str, part: str = "") -> Logger:
-    """Build a logger by its short name, writing into the run's folder.
+    """Build a logger by its short name; it writes into the run's directory.
 
     Weights & Biases runs offline, ready for `wandb sync`, unless there is an account (WANDB_API_KEY
-    or `wandb login`) or WANDB_MODE says otherwise.
+    or `wandb login`) or WANDB_MODE is set otherwise.
 
     Args:
         name: csv, wandb or tensorboard.
-        run_dir: The run's folder.
-        part: Of the run, for its own folder in there: "" is the training.
+        run_dir: The run's directory.
+        part: Part of the run, which gets a directory of its own there: "" is the training.
 
     Raises:
-        ValueError: If WANDB_MODE asks for an account that is not here.
+        ValueError: If WANDB_MODE needs an account and there is none.
     """
     if name == "csv":
         return RunCSVLogger(run_dir, name="", version=part, flush_logs_every_n_steps=1)
@@ -142,12 +141,12 @@ def build_logger(name: str, run_dir: str, part: str = "") -> Logger:
     logger = WandbLogger(
         project="lightning-vcppo", name=Path(run_dir, part).name, save_dir=run_dir, offline=offline
     )
-    logger._wandb_init.pop("anonymous", None)  # W&B warns of it whatever its value
+    logger._wandb_init.pop("anonymous", None)  # W&B warns about it, whatever its value is
     return logger
 
 
 class RunCSVLogger(CSVLogger):
-    """Goes on with the `metrics.csv` that is there."""
+    """A CSV logger that appends to an existing `metrics.csv`."""
 
     @property
     @override
@@ -161,7 +160,7 @@ class RunCSVLogger(CSVLogger):
 
 
 def _metrics_files(trainer: Trainer) -> list[MetricsFile]:
-    """Return the metrics.csv that this process writes: one on the first rank, if any."""
+    """Return the writer of metrics.csv in this process; only the first rank may have one."""
     if not trainer.is_global_zero:
         return []
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, RunCSVLogger)]

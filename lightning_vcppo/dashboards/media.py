@@ -1,4 +1,4 @@
-"""Tables and figures for a dashboard, on every logger that can hold them."""
+"""Log tables and figures to every logger that can display them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def log_table(
     """Send a table to the trainer's loggers.
 
     Args:
-        trainer: Whose loggers.
-        key: `group/name`.
-        columns: Titles.
+        trainer: The trainer whose loggers get the table.
+        key: Name of the table, as `group/name`.
+        columns: Titles of the columns.
         rows: Cells in the order of the columns.
         step: Position on the loggers' x axis.
     """
@@ -41,7 +41,7 @@ def log_table(
 
 
 def log_figure(trainer: Trainer, key: str, figure: Figure, *, step: int) -> None:
-    """Send a matplotlib figure to the trainer's loggers; arguments as for `log_table`."""
+    """Send a matplotlib figure to the trainer's loggers; for the arguments see `log_table`."""
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
@@ -52,15 +52,15 @@ def log_figure(trainer: Trainer, key: str, figure: Figure, *, step: int) -> None
 
 
 def log_positions(trainer: Trainer, rows: Sequence[Mapping[str, Any]], *, step: int) -> None:
-    """Send each quantity by position in the response: a heat map over rollouts, lines of stages.
+    """Log each quantity by position in the response: a heat map over rollouts, lines of stages.
 
     Every logger that shows pictures gets the heat map `decay/{quantity}_heat_map`; Weights & Biases
     draws the lines `decay/{quantity}_lines` itself.
 
     Args:
-        trainer: Whose loggers.
-        rows: A rollout each: `{"rollout": 7, "deciles": {"value": {"all": [ten means], ...}}}`. An
-            empty decile is NaN or None. Only the split "all" is drawn.
+        trainer: The trainer whose loggers get the figures.
+        rows: For each rollout `{"rollout": 7, "deciles": {"value": {"all": [ten means], ...}}}`.
+            An empty decile is NaN or None. Only the split "all" is drawn.
         step: Position on the loggers' x axis.
     """
     if not trainer.is_global_zero or not rows:
@@ -121,12 +121,12 @@ def _stage_lines(quantity: str, rollouts: Sequence[int], means_RD: torch.Tensor)
 
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """Write a table in markdown, which TensorBoard renders."""
+    """Return a table as Markdown, which TensorBoard renders."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(map(_markdown_cell, cells)) + " |" for cells in lines)
 
 
 def _markdown_cell(cell: Cell) -> str:
-    """Show a text as it is: what a model writes must neither load a picture nor be a link."""
+    """Escape a text: what a model writes must neither load a picture nor become a link."""
     shown = re.sub(r"([\\`*_{}\[\]#!|~])", r"\\\1", escape(str(cell), quote=False))
     return shown.replace("\n", "<br>")

@@ -1,4 +1,4 @@
-"""`metrics.csv`: a row a call, to which a resumed run goes on."""
+"""Write `metrics.csv`: one row for each call; a resumed run appends to it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 class MetricsFile(ExperimentWriter):
-    """Writer of a CSV logger that keeps the rows which are there, where Lightning deletes them.
+    """Writer of a CSV logger that keeps existing rows, where Lightning's deletes them.
 
     A kill costs at most the row that is being written.
 
@@ -26,14 +26,14 @@ class MetricsFile(ExperimentWriter):
     """
 
     def __init__(self, log_dir: str) -> None:
-        """Read what is there."""
+        """Read the existing rows."""
         super().__init__(log_dir)
         self._path = Path(self.metrics_file_path)
         kept = self._read()
         self.rows = len(kept)
         self.metrics_keys = sorted(kept[0]) if kept else []
         if kept or self._path.exists():
-            self._rewrite(kept)  # without half a row, to which the next one would be added
+            self._rewrite(kept)  # drop half a row, to which the next one would be appended
 
     @override
     def save(self) -> None:
@@ -50,7 +50,7 @@ class MetricsFile(ExperimentWriter):
         self.metrics = []
 
     def rewind(self, rows: int) -> None:
-        """Keep the first rows alone, and the columns that they fill; without any, no file."""
+        """Keep only the first rows and the columns that they fill; remove a file without rows."""
         kept = self._read()[:rows]
         self.rows = len(kept)
         self.metrics_keys = sorted({key for row in kept for key, cell in row.items() if cell})
@@ -61,7 +61,7 @@ class MetricsFile(ExperimentWriter):
 
     @override
     def _check_log_dir_exists(self) -> None:
-        """Do not warn, and do not delete."""
+        """Neither warn nor delete."""
 
     def _read(self) -> list[Row]:
         return list(csv.DictReader(whole_lines(self._path)))

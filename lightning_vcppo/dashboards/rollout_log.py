@@ -1,4 +1,4 @@
-"""What looks at each rollout, and files with a JSON object on each, which a report can read."""
+"""Write files with one JSON object for each rollout, which a report can read."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from typing import Any
 from lightning_vcppo.common.files import complete_file, whole_lines
 
 FOLDER = "diagnostics"
-"""Of these files, in a run's folder."""
+"""Directory of these files, in a run's directory."""
 DIGITS = 6
-"""Of the numbers in them: measurements, not state."""
+"""Significant digits of the numbers in them, which are measurements and not state."""
 
 
 class RolloutLog:
-    """A JSON Lines file that a resumed run goes on with.
+    """A JSON Lines file to which a resumed run appends.
 
-    Only the first rank may use it. What is not finite is written as null, which JSON has.
+    Only the first rank may use it. Numbers that are not finite are written as null, because JSON
+    has no others.
     """
 
     def __init__(self, path: Path) -> None:
-        """Keep the path; nothing is written yet."""
+        """Keep the path without writing."""
         self.path = path
 
     def rewind(self, rollouts_done: int) -> None:
-        """Drop the lines of later rollouts: the run goes on from a checkpoint, or starts anew."""
+        """Drop the lines of later rollouts when the run resumes or starts from the beginning."""
         if self.path.exists():
             kept = [line for line in whole_lines(self.path) if _rollout(line) <= rollouts_done]
             with complete_file(self.path) as file:
@@ -36,7 +37,7 @@ class RolloutLog:
         """Add a line.
 
         Args:
-            entry: Of plain types, with the key "rollout".
+            entry: A mapping of plain types, with the key "rollout".
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:

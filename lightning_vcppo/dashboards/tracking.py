@@ -1,4 +1,4 @@
-"""Whether there is an account of Weights & Biases; importing their package would take seconds."""
+"""Check for an account of Weights & Biases without importing wandb, which takes seconds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import urlparse
 
 
 def has_account() -> bool:
-    """Tell whether `wandb login` or the environment has left an API key."""
+    """Return whether `wandb login` or the environment has set an API key."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""

@@ -1,7 +1,7 @@
-"""`vcppo dashboard`: a workspace on Weights & Biases that asks what one wants to know of a run.
+"""Build the workspace of `vcppo dashboard` on Weights & Biases.
 
-A section is a question; its panels answer it; its text says what the numbers mean and which are
-healthy, in the words of docs/metrics.md.
+The title of a section is a question, its panels answer it, and its text explains what the numbers
+mean and which values are healthy, in the words of docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ SECTIONS: dict[str, list[list[str]]] = {
         ["rollout/tokens_per_second"],
     ],
 }
-"""Section -> its line plots, each the keys of its lines; `{0..9}` is ten lines."""
+"""Section -> its line plots, each given by the keys of its lines; `{0..9}` is ten lines."""
 
 PICTURES = {
     "Does it hold on problems it has not seen?": ["eval/samples", "eval/by_group"],
@@ -90,7 +90,7 @@ def dashboard(
 
 
 def build_workspace(project: str, entity: str) -> Workspace:
-    """Build the workspace, without a word to the network.
+    """Build the workspace without using the network.
 
     Raises:
         ImportError: If wandb-workspaces is not installed.
@@ -145,6 +145,6 @@ def _title(keys: list[str]) -> str:
 
 
 def healthy_ranges(keys: list[str]) -> str:
-    """Write in markdown what metrics mean and which values are healthy."""
+    """Return a Markdown table of what metrics mean and which values are healthy."""
     rows = [f"| `{key}` | {define(key).meaning} | {define(key).healthy} |" for key in keys]
     return "\n".join(["| metric | meaning | healthy |", "|---|---|---|", *rows])

@@ -1,5 +1,5 @@
-"""What a run will take before it is paid for, by arithmetic alone: no torch, no network.
+"""Estimate memory and time of a run before it starts, by arithmetic only: no torch, no network.
 
-shapes.py counts weights, run.py says what a run is, memory.py and seconds.py what it takes, and
-advice.py what to change if that is too much.
+shapes.py counts weights, run.py describes a run, memory.py and seconds.py estimate what it takes,
+and advice.py suggests what to change if that is too much.
 """

@@ -1,4 +1,4 @@
-"""Whether a run fits, and which flags would let it."""
+"""Decide whether a run fits, and find flags with which it fits."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Change:
     """A flag that lowers the peak.
 
     Attributes:
-        flag: What to add to the command.
-        peak: Bytes with it, and with the changes before it.
+        flag: Flag to add to the command.
+        peak: Peak in bytes with it and with the changes before it.
     """
 
     flag: str
@@ -27,21 +27,22 @@ class Change:
 
     @property
     def name(self) -> str:
-        """What is changed, without its value: a flag, or "devices"."""
+        """Name of the flag without its value, or "devices"."""
         return self.flag.lstrip("0123456789 ").partition("=")[0]
 
 
 def fits(run: Run) -> bool:
-    """Tell whether a device has the memory, and vLLM its share of it."""
+    """Return whether the memory of a device is enough, and vLLM's share of it for vLLM."""
     return not _starved(run) and peak(run) <= run.memory
 
 
 def advise(run: Run) -> tuple[list[Change], bool]:
-    """Look for changes that let a run fit.
+    """Find changes with which a run fits.
 
     Returns:
-        The first change of `FLAGS` that does it alone; if none does, those that help, each after
-        those before it; if they do not, the same of `LEVERS`. And whether the run fits with them.
+        The first change of `FLAGS` that is enough by itself; otherwise those that help together,
+        in order; if they are not enough, the same from `LEVERS`. Then whether the run fits with
+        them.
     """
     changes: list[Change] = []
     for levers in (FLAGS, LEVERS):
@@ -50,7 +51,7 @@ def advise(run: Run) -> tuple[list[Change], bool]:
             if fits(changed):
                 return alone, True
         changes, changed = [], run
-        for lever in (*levers, *levers):  # one may help again when another phase is the largest
+        for lever in (*levers, *levers):  # one may help again when another phase has the peak
             more, changed = _pull(changed, lever)
             names = {change.name for change in more}
             changes = [change for change in changes if change.name not in names] + more
@@ -60,7 +61,7 @@ def advise(run: Run) -> tuple[list[Change], bool]:
 
 
 def _pull(run: Run, lever: Lever) -> tuple[list[Change], Run]:
-    """Pull a lever as often as it helps and is needed; the last pull is what is told of it."""
+    """Apply a change as often as it helps and is needed; return the last application."""
     changes: list[Change] = []
     while not fits(run) and (pulled := lever(run)) is not None:
         flag, changed = pulled
@@ -72,7 +73,7 @@ def _pull(run: Run, lever: Lever) -> tuple[list[Change], Run]:
 
 
 def _starved(run: Run) -> bool:
-    """Tell whether vLLM's share is too small for one response."""
+    """Return whether vLLM's share is too small for one response."""
     return run.engine == "vllm" and engine_needs(run) > engine_memory(run)
 
 
@@ -105,7 +106,7 @@ def _sharding(run: Run) -> Pulled:
 
 
 def _fitting_sampler(run: Run) -> Pulled:
-    """Give vLLM what the trainer leaves free."""
+    """Give vLLM the memory that the trainer leaves free."""
     free = run.memory - lasting(run).total
     share = free * 100 // run.memory / 100
     if run.engine != "vllm" or share * run.memory < engine_needs(run) or share == run.engine_share:
@@ -148,7 +149,7 @@ FLAGS = (
     _fitting_sampler,
     _mixed_precision,
 )
-"""What may be changed, in this order: what costs time alone, then what changes arithmetic."""
+"""Changes in order of preference: first those that cost only time, then other arithmetic."""
 
 LEVERS = (*FLAGS, _more_devices, _adapters, _half_precision)
-"""The same, and what needs machines or trains something else."""
+"""The same, then changes that need more machines or train other weights."""

@@ -1,10 +1,10 @@
-"""What a run will take, by arithmetic alone: bytes on a device in each phase.
+"""Estimate the memory of a run by arithmetic: bytes on a device in each phase.
 
-Everything is counted as this package does it: actor and critic are updated one after the other, so
-gradients and activations are of one network; rows are packed without padding; logits exist a block
-of the vocabulary at a time; the transformers engine samples from the trained weights themselves.
+The count follows what this package does: actor and critic are updated one after the other, so
+gradients and activations belong to one network; rows are packed without padding; logits exist for
+one block of the vocabulary at a time; the transformers engine samples from the trained weights.
 
-1. Weights and optimizer states are there all the time, sharded over devices or not.
+1. Weights and optimizer states are always there, sharded over devices or not.
 2. Activations are what autograd keeps of a decoder layer of the Llama and Qwen kind for each token
    of a micro-batch: in one precision 6 hidden + 3 query + 2 key widths and 4 times the MLP's.
 3. The peak is the largest of a few moments: the start and the end of a backward pass, the step of
@@ -27,11 +27,11 @@ STATIC_ROOM = 512
 """As in `generation/`: columns that a cache grows by, tokens of prompts read at once, and the
 hidden size up to which the decoder copies its projections."""
 ADAPTER_BYTES = 4
-"""A weight of an adapter, its gradient and each of its moments, whatever the precision."""
+"""Bytes of a weight of an adapter, its gradient and each of its moments, in any precision."""
 ROLLOUT_BYTES = 60
-"""A response token in a rollout's fields: an id, masks, and a dozen numbers."""
+"""Bytes of a response token in the fields of a rollout: an id, masks, and a dozen numbers."""
 CONTEXT = {"cpu": 0, "cuda": int(1.5 * GB)}
-"""What a device holds before any tensor: CUDA's context, libraries, communication buffers."""
+"""Bytes on a device before any tensor: CUDA's context, libraries, communication buffers."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Memory:
     """Bytes on one device at one moment, by part.
 
     Attributes:
-        weights: Of all networks.
-        optimizer: Its moments.
-        gradients: Those that are kept, and DDP's buffers for them.
-        activations: What autograd keeps.
+        weights: Weights of all networks.
+        optimizer: Moments of the optimizers.
+        gradients: Gradients that are kept, and DDP's buffers for them.
+        activations: Tensors that autograd keeps.
         kv_cache: Keys and values of the running responses.
-        logits: Blocks of them in an update, those of all rows in sampling.
+        logits: Blocks of logits in an update, the logits of all rows in sampling.
         workspace: The rest: temporaries, gathered weights, copies, the rollout itself.
     """
 
@@ -58,30 +58,30 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All parts."""
+        """Sum of all parts."""
         return sum(getattr(self, part.name) for part in fields(self))
 
 
 def plan_memory(run: Run) -> dict[str, Memory]:
-    """Return the worst moment of each phase: sampling, the critic's updates, the policy's."""
+    """Return the peak of each phase: sampling, updates of the critic, updates of the policy."""
     base = lasting(run)
     updates = {f"{network} update": _update(run, base, network) for network in run.networks}
     return {"sampling": _sampling(run, base)} | updates
 
 
 def peak(run: Run) -> int:
-    """Return the most bytes that a device holds at once."""
+    """Return the largest number of bytes on a device at once."""
     return max(memory.total for memory in plan_memory(run).values())
 
 
 def lasting(run: Run) -> Memory:
-    """Return what is there in all phases."""
+    """Return the memory that is used in all phases."""
     size = run.bytes.weight
     trainable = sum(map(run.trainable, run.networks))
     if run.lora_rank is None:
         weights = sum(map(run.weights, run.networks)) * size
         weights += run.actor.weights * size if run.reference else 0
-    else:  # actor, critic and reference stand on one frozen base, if they are of one model
+    else:  # actor, critic and reference share one frozen base, if they are of one model
         shared = run.critic is None or run.critic == run.actor
         weights = run.actor.weights * size + (0 if shared else run.weights("critic") * size)
         size = ADAPTER_BYTES
@@ -95,7 +95,7 @@ def lasting(run: Run) -> Memory:
 
 
 def _update(run: Run, base: Memory, network: Network) -> Memory:
-    """Return the worst moment of the updates of a network."""
+    """Return the peak of the updates of a network."""
     shape, size, full = run.shape(network), run.bytes, run.lora_rank is None
     number = size.weight if full else ADAPTER_BYTES
     gradients = run.trainable(network) * number // run.shards
@@ -176,7 +176,7 @@ def _copies(run: Run, network: Network) -> int:
 
 
 def engine_memory(run: Run) -> int:
-    """Return vLLM's share."""
+    """Return the bytes of vLLM's share."""
     return int(run.engine_share * run.memory)
 
 

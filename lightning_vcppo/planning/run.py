@@ -1,4 +1,4 @@
-"""What the arithmetic needs to know of a run."""
+"""Describe a run for the arithmetic of memory and time."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Network: TypeAlias = Literal["policy", "critic"]
 
 @dataclass(frozen=True)
 class Bytes:
-    """Of one number, by what it is, under a precision flag of the Trainer.
+    """Bytes of one number, by its kind, under a precision flag of the Trainer.
 
     Attributes:
         weight: A weight, a gradient, a moment of the optimizer.
-        compute: What projections and attention return.
-        stream: What a layer hands to the next one.
-        norm: What a norm keeps of its input.
-        normed: What it keeps of its output before the scale.
+        compute: Output of projections and attention.
+        stream: Output of a layer, which the next one reads.
+        norm: Input that a norm keeps.
+        normed: Output before the scale that a norm keeps.
     """
 
     weight: int
@@ -39,45 +39,45 @@ PRECISIONS = {
     "bf16-mixed": Bytes(4, 2, 4, 4, 4),
     "16-mixed": Bytes(4, 2, 4, 4, 4),
 }
-"""By the flag; norms compute in float32 at least, and autocast leaves the stream in float32."""
+"""By flag; norms compute in float32 at least, and autocast keeps the stream in float32."""
 GATHERED_MIXED = Bytes(4, 2, 2, 4, 2)
-"""bf16-mixed with fsdp2, which gathers weights in bfloat16 and casts what a layer is given."""
+"""bf16-mixed with fsdp2, which gathers weights in bfloat16 and casts the inputs of a layer."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the arithmetic needs to know of a run.
+    """A run, as far as its memory and time depend on it.
 
     Attributes:
-        actor: Its shape.
-        critic: The critic's; None if there is none.
-        reference: Whether there is a frozen reference, of the actor's shape.
-        prompt_length: Longest prompt.
-        response_length: Longest response.
-        mean_response_length: What responses are expected to have; time depends on it.
-        prompts: Of a rollout, on all devices.
+        actor: Shape of the actor.
+        critic: Shape of the critic; None if there is no critic.
+        reference: Whether there is a frozen reference, which has the actor's shape.
+        prompt_length: Tokens of the longest prompt.
+        response_length: Tokens of the longest response.
+        mean_response_length: Expected mean tokens of a response, on which time depends.
+        prompts: Prompts of a rollout, on all devices.
         num_generations: Responses a prompt.
         mini_batch: Responses of a policy update, on all devices.
-        critic_mini_batch: Of a critic update.
+        critic_mini_batch: Responses of a critic update, on all devices.
         epochs: Passes of the policy over a rollout.
-        critic_epochs: Of the critic.
-        max_tokens: Of a micro-batch on one device.
+        critic_epochs: Passes of the critic over a rollout.
+        max_tokens: Tokens of a micro-batch on one device.
         max_num_seqs: Responses that are sampled together on one device.
-        engine: What samples.
+        engine: Name of the engine that samples.
         engine_share: vLLM's share of the device's memory.
-        engine_sleeps: Whether vLLM gives it back between rollouts.
-        engine_bytes: Of a weight in vLLM.
-        precision: The Trainer's flag.
-        strategy: How a network is spread over devices.
-        devices: All of them.
+        engine_sleeps: Whether vLLM releases its memory between rollouts.
+        engine_bytes: Bytes of a weight in vLLM.
+        precision: Precision flag of the Trainer.
+        strategy: How a network is distributed over devices.
+        devices: Number of all devices.
         shards: Devices that share one copy of the weights; 1 without fsdp2.
-        moments: Numbers that the optimizer keeps a weight; 2 for Adam.
-        lora_rank: Of adapters; None trains all weights.
+        moments: Numbers that the optimizer keeps for each weight; 2 for Adam.
+        lora_rank: Rank of the adapters; None trains all weights.
         lora_targets: Projections with adapters; empty is all.
         checkpointing: Whether layers are computed again in the backward pass.
         reads_logprobs: Whether log-probabilities are read once more before the update.
         device: "cpu" or "cuda".
-        memory: Of one device.
+        memory: Bytes of one device.
     """
 
     actor: ModelShape
@@ -112,29 +112,29 @@ class Run:
 
     @property
     def bytes(self) -> Bytes:
-        """Sizes of numbers."""
+        """Bytes of numbers, by their kind."""
         if self.strategy == "fsdp2" and self.precision == "bf16-mixed":
             return GATHERED_MIXED
         return PRECISIONS[self.precision]
 
     @property
     def autocasts(self) -> bool:
-        """Whether weights are cast for each product; fsdp2 gathers them as they are needed."""
+        """Whether weights are cast for each product; fsdp2 gathers them in that precision."""
         return self.precision.endswith("mixed") and self.strategy != "fsdp2"
 
     @property
     def responses(self) -> int:
-        """Responses of a rollout on one device."""
+        """Number of responses of a rollout on one device."""
         return ceil(self.prompts * self.num_generations / self.devices)
 
     @property
     def rows(self) -> int:
-        """Responses that are sampled together on one device."""
+        """Number of responses that are sampled together on one device."""
         return min(self.responses, self.max_num_seqs)
 
     @property
     def networks(self) -> list[Network]:
-        """Those that are trained."""
+        """Networks that are trained."""
         return ["policy"] if self.critic is None else ["critic", "policy"]
 
     def shape(self, network: Network) -> ModelShape:
@@ -144,12 +144,12 @@ class Run:
         return shape
 
     def weights(self, network: Network) -> int:
-        """Return the weights of a network; adapters and value heads are left out."""
+        """Return the number of weights of a network, without adapters and value heads."""
         shape = self.shape(network)
         return shape.weights if network == "policy" else shape.backbone
 
     def trainable(self, network: Network) -> int:
-        """Return the weights of a network that get a gradient."""
+        """Return the number of weights of a network that get a gradient."""
         if self.lora_rank is None:
             return self.weights(network)
         shape = self.shape(network)
@@ -158,11 +158,11 @@ class Run:
         return shape.num_layers * self.lora_rank * adapted
 
     def passes(self, network: Network) -> int:
-        """Return the passes of a network over a rollout."""
+        """Return the number of passes of a network over a rollout."""
         return self.epochs if network == "policy" else self.critic_epochs
 
     def mini_batch_of(self, network: Network) -> int:
-        """Return the responses of an update, on all devices."""
+        """Return the number of responses of an update, on all devices."""
         return self.mini_batch if network == "policy" else self.critic_mini_batch
 
     def micro_batches(self, network: Network) -> tuple[int, int]:

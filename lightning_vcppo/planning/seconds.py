@@ -1,13 +1,13 @@
-"""How long a rollout will take, by arithmetic alone: operations and bytes over a device's rates.
+"""Estimate the time of a rollout by arithmetic: operations and bytes over a device's rates.
 
-1. A token costs two operations a weight in a forward pass, four in a backward pass; a layer that is
-   computed again two more. Attention adds 4 query widths a token before it.
+1. A token costs two operations a weight in a forward pass and four in a backward pass; a layer that
+   is computed again costs two more. Attention adds 4 query widths a token before it.
 2. Sampling reads all weights and the cache for every column of tokens; a device is as fast as the
    slower of its arithmetic and its memory.
-3. Sharded weights travel twice in a micro-batch and gradients once, while the arithmetic goes on.
+3. Sharded weights are sent twice in a micro-batch, gradients once, both during the arithmetic.
 
-No device reaches its data sheet, so rates are multiplied by what is usual: `MFU` of the arithmetic
-in updates, `BANDWIDTH_SHARE` of bandwidths. Both are assumptions, not measurements.
+No device reaches its data sheet, so rates are multiplied by usual shares: `MFU` for the arithmetic
+in updates, `BANDWIDTH_SHARE` for bandwidths. Both are assumptions, not measurements.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from lightning_vcppo.planning.run import GB, Network, Run
 MFU = 0.4
 """Large models on H100s: 38 to 43 % in bfloat16 (Llama 3, arXiv 2407.21783, table 4)."""
 BANDWIDTH_SHARE = 0.6
-"""Of memory and links; ours."""
+"""Share of the bandwidth of memory and links; ours."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """A data sheet.
+    """The data sheet of a device.
 
     Attributes:
-        memory: Bytes.
+        memory: Bytes of memory.
         half_flops: Dense operations a second in bfloat16.
-        full_flops: In float32, TF32 not used (PyTorch's default).
+        full_flops: Operations a second in float32 without TF32 (PyTorch's default).
         bandwidth: Bytes a second from memory.
         link: Bytes a second to the devices of the same machine, one way.
         network: Bytes a second to other machines, for each device.
@@ -45,7 +45,7 @@ class Device:
     network: float = 50 * GB  # 400 Gbit/s for each GPU, as in DGX machines
 
     def rates(self, precision: str) -> Rates:
-        """Return what may be expected of it with a precision flag of the Trainer."""
+        """Return the rates to expect with a precision flag of the Trainer."""
         full = precision.startswith(("32", "64"))
         flops = MFU * (self.full_flops if full else self.half_flops)
         links = BANDWIDTH_SHARE * self.link, BANDWIDTH_SHARE * self.network
@@ -54,14 +54,14 @@ class Device:
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device does in a second.
+    """Operations and bytes of a device in one second.
 
     Attributes:
-        update_flops: Operations, in an update.
-        sampling_flops: Operations, in sampling.
+        update_flops: Operations in an update.
+        sampling_flops: Operations in sampling.
         bandwidth: Bytes read from memory in sampling.
-        link: Bytes to the devices of the same machine.
-        network: Bytes to other machines.
+        link: Bytes sent to the devices of the same machine.
+        network: Bytes sent to other machines.
     """
 
     update_flops: float
@@ -81,18 +81,18 @@ DEVICES = {
     "l40s": Device(48 * GB, 362e12, 91.6e12, 864 * GB, 32 * GB),
     "rtx4090": Device(24 * GB, 165e12, 82.6e12, 1008 * GB, 32 * GB),
 }
-"""By the name that `vcppo plan --device` takes."""
+"""Devices by their name in `vcppo plan --device`."""
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of one rollout of the policy phase.
+    """Seconds of one rollout of the policy phase.
 
     Attributes:
-        sampling: Prompts and responses.
-        score: Log-probabilities and values before the update.
-        critic: The critic's updates.
-        policy: The policy's.
+        sampling: Reading prompts and sampling responses.
+        score: Reading log-probabilities and values before the update.
+        critic: Updates of the critic.
+        policy: Updates of the policy.
     """
 
     sampling: float
@@ -102,12 +102,12 @@ class Seconds:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """Sum of all parts."""
         return self.sampling + self.score + self.critic + self.policy
 
 
 def plan_seconds(run: Run, rates: Rates, devices_per_machine: int) -> Seconds:
-    """Return how long a rollout of responses of the mean length takes."""
+    """Return the seconds of a rollout whose responses have the mean length."""
     readings = int(run.reads_logprobs) + int(run.reference)
     score = readings * forward_flops(run, "policy")
     score += forward_flops(run, "critic") if "critic" in run.networks else 0.0
@@ -121,9 +121,9 @@ def plan_seconds(run: Run, rates: Rates, devices_per_machine: int) -> Seconds:
 
 
 def forward_flops(run: Run, network: Network, *, head: bool = True) -> float:
-    """Return the operations of reading all responses of a device."""
+    """Return the operations of a forward pass over all responses of a device."""
     shape, length = run.shape(network), run.prompt_length + run.mean_response_length
-    attention = 4 * shape.query_width * length / 2  # each token sees half of the others
+    attention = 4 * shape.query_width * length / 2  # each token attends to half of the others
     flops = run.responses * length * shape.num_layers * (2 * shape.layer_matrices + attention)
     if head and network == "policy":
         flops += 2 * run.responses * run.mean_response_length * shape.embedding
@@ -131,11 +131,11 @@ def forward_flops(run: Run, network: Network, *, head: bool = True) -> float:
 
 
 def _updates(run: Run, network: Network, rates: Rates, link: float) -> float:
-    """Return the seconds of a network's updates."""
+    """Return the seconds of the updates of a network."""
     body = forward_flops(run, network, head=False)
     head = forward_flops(run, network) - body
     each = 2 if run.lora_rank is not None else 3  # frozen weights have no gradients
-    # A checkpointed layer is computed twice, and so are the logits in any case.
+    # A checkpointed layer is computed twice; the logits always are.
     flops = (each + run.checkpointing) * body + (each + 1) * head
     gradients = 4 * run.trainable(network)
     sent = 0
@@ -150,7 +150,7 @@ def _updates(run: Run, network: Network, rates: Rates, link: float) -> float:
 
 
 def _sampling(run: Run, rates: Rates, link: float) -> float:
-    """Return the seconds of sampling: prompts, then column after column of tokens."""
+    """Return the seconds of sampling: prompts, then one column of tokens after the other."""
     shape = run.actor
     size = run.engine_bytes if run.engine == "vllm" else run.bytes.compute
     weights = shape.num_layers * shape.layer_matrices + shape.embedding
@@ -160,7 +160,7 @@ def _sampling(run: Run, rates: Rates, link: float) -> float:
 
     seen = run.prompt_length + run.mean_response_length / 2
     token, rows = cache_bytes_of_token(run), float(run.rows)
-    if run.engine == "vllm":  # no more run together than its cache holds
+    if run.engine == "vllm":  # as many run together as its cache holds
         cache = engine_memory(run) - shape.weights * size
         rows = max(1.0, min(rows, cache / (seen * token)))
     reads = size * weights + rows * seen * token

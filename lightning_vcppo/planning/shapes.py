@@ -1,4 +1,4 @@
-"""Architectures of decoders of the Llama and Qwen kind: what their weights are counted from."""
+"""Count the weights of decoders of the Llama and Qwen kind from their architecture."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ class ModelShape:
 
     Attributes:
         vocab_size: Rows of the embedding.
-        hidden_size: Width of the stream.
-        num_layers: Decoder layers.
-        num_heads: Query heads.
-        num_kv_heads: Key and value heads.
+        hidden_size: Width of the residual stream.
+        num_layers: Number of decoder layers.
+        num_heads: Number of query heads.
+        num_kv_heads: Number of key and value heads.
         head_dim: Width of a head.
         intermediate_size: Width of the gated MLP.
         tied: Whether embedding and head are one matrix.
-        qkv_bias: Whether these projections have biases.
+        qkv_bias: Whether the projections of queries, keys and values have biases.
         qk_norm: Whether queries and keys are normalised.
     """
 
@@ -59,29 +59,29 @@ class ModelShape:
 
     @property
     def layer_matrices(self) -> int:
-        """Weights of a layer's projections: what a token is multiplied with."""
+        """Number of weights of the projections of a layer, with which a token is multiplied."""
         return sum(inputs * outputs for inputs, outputs in self.projections.values())
 
     @property
     def layer_weights(self) -> int:
-        """All weights of a layer."""
+        """Number of all weights of a layer."""
         biases = self.query_width + 2 * self.key_width if self.qkv_bias else 0
         norms = 2 * self.hidden_size + (2 * self.head_dim if self.qk_norm else 0)
         return self.layer_matrices + biases + norms
 
     @property
     def embedding(self) -> int:
-        """Weights of the embedding, and of the head."""
+        """Number of weights of the embedding, and of the head."""
         return self.vocab_size * self.hidden_size
 
     @property
     def backbone(self) -> int:
-        """Weights without a head."""
+        """Number of weights without a head."""
         return self.embedding + self.num_layers * self.layer_weights + self.hidden_size
 
     @property
     def weights(self) -> int:
-        """Weights of the language model."""
+        """Number of weights of the language model."""
         return self.backbone + (0 if self.tied else self.embedding)
 
 
@@ -116,4 +116,4 @@ PUBLISHED = {
     for size, shape in _QWEN2_5.items()
     for kind in ("", "-Instruct")
 }
-"""Shapes by hub id that are known without the network."""
+"""Shapes that are known without the network, by hub id."""

@@ -1,7 +1,7 @@
-"""`vcppo report`: one HTML page about one or more runs, to be opened offline and passed on.
+"""Write the page of `vcppo report`: one HTML file about one or more runs, readable offline.
 
-reading.py reads folders, summary.py computes, drawing.py and positions.py draw, figures.py
-explains, page.py writes. It needs neither torch nor a Trainer, and so starts at once.
+reading.py reads directories, summary.py computes, drawing.py and positions.py draw, figures.py
+explains, page.py writes. None of them needs torch or a Trainer, so the command starts at once.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
     """Write the report of runs.
 
     Args:
-        folders: Of the runs; several are drawn into the same axes.
-        output: The page; None means `report.html` in the first folder.
+        folders: Directories of the runs; several are drawn into the same axes.
+        output: Path of the page; None means `report.html` in the first directory.
 
     Returns:
-        Where it is.
+        The path of the page.
 
     Raises:
-        ValueError: If a folder is no run's or a file in it cannot be read.
-        ImportError: Without the extra `report`.
+        ValueError: If a directory is not that of a run, or a file in it cannot be read.
+        ImportError: If the extra `report` is not installed.
     """
     page = render(read_runs(folders))
     output = output or folders[0] / "report.html"

@@ -1,6 +1,6 @@
-"""Draw runs as plotly specifications: plain dictionaries, so the library itself is not needed.
+"""Draw runs as plotly specifications: plain dictionaries, so plotly itself is not needed.
 
-Plotly reads a little HTML in names and hover texts; what a run brings along is escaped (`plain`).
+Plotly interprets some HTML in names and hover texts, so texts of a run are escaped (`plain`).
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ Spec = dict[str, Any]
 Trace = dict[str, Any]
 
 COLORS = ("#3274c8", "#d9692a", "#2b9a72", "#a860c4", "#b8930f", "#cf4558", "#3a9fb5", "#8a8178")
-"""One a run, in order; legible on white and on black, and told apart by the colour-blind."""
+"""One for each run, in order; legible on white and black, also for the colour-blind."""
 GREY = "#8c8c8c"
 
 
 def color(place: int) -> str:
-    """Return the colour of the run in that place."""
+    """Return the colour of the run at that position."""
     return COLORS[place % len(COLORS)]
 
 
 def plain(text: str) -> str:
-    """Return a text so that plotly shows it as it is."""
+    """Escape a text, so that plotly displays it literally."""
     return escape(text, quote=False)
 
 
 def spec(traces: Sequence[Trace], *, x: str, y: str, **layout: Any) -> Spec:
-    """Put traces into axes of the house style.
+    """Put traces into axes in the style of the report.
 
     Args:
-        traces: What is drawn.
+        traces: Traces to draw.
         x: Label of the x axis.
         y: Label of the y axis.
-        layout: Other parts; `xaxis`, `yaxis` and `legend` are added to what is there.
+        layout: Other parts; those in `xaxis`, `yaxis` and `legend` are merged.
     """
     legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
     legend |= layout.pop("legend", {})
@@ -70,7 +70,7 @@ def jsonable(node: Any) -> Any:
 
 
 def has(runs: Sequence[Run], *keys: str) -> bool:
-    """Tell whether any run has logged any of the metrics."""
+    """Return whether any run has logged any of the metrics."""
     return any(run.curve(key)[0] for run in runs for key in keys)
 
 
@@ -82,12 +82,12 @@ def curves(
 ) -> Spec:
     """Draw a metric over the rollouts, all runs in the same axes.
 
-    Points are faint and their moving average strong.
+    Points are faint, their moving average is strong.
 
     Args:
         runs: The runs.
         key: Metric.
-        label: Of the y axis.
+        label: Label of the y axis.
         form: Number format of d3.
         evaluations: Add the accuracies on held-out problems.
     """
@@ -117,7 +117,7 @@ def curves(
 
 
 def _evaluations(run: Run, place: int) -> Iterator[Trace]:
-    """Draw each evaluation set of a run as points with their intervals."""
+    """Draw each evaluation set of a run as points with intervals."""
     for number, name in enumerate(dict.fromkeys(e.name for e in run.evaluations)):
         of_set = [e for e in run.evaluations if e.name == name]
         yield {
@@ -137,7 +137,7 @@ def _evaluations(run: Run, place: int) -> Iterator[Trace]:
 
 
 def _pretraining_shade(runs: Sequence[Run]) -> Spec:
-    """Mark the rollouts in which only the critic learned, in the run's colour."""
+    """Mark the rollouts in which only the critic learned, in the colour of the run."""
     shapes = [
         {
             "type": "rect",
@@ -164,12 +164,12 @@ def _pretraining_shade(runs: Sequence[Run]) -> Spec:
 
 
 def pretraining(runs: Sequence[Run], ending: str, label: str) -> Spec | None:
-    """Draw the metrics of value pretraining that end so, each run's own ones in its colour.
+    """Draw the metrics of value pretraining with that ending, each run in its colour.
 
     Args:
         runs: The runs.
-        ending: Of the metrics, `loss` or `explained_variance`.
-        label: Of the y axis.
+        ending: Ending of the metrics, `loss` or `explained_variance`.
+        label: Label of the y axis.
     """
     traces = []
     for place, run in enumerate(runs):
@@ -200,7 +200,7 @@ def pretraining(runs: Sequence[Run], ending: str, label: str) -> Spec | None:
 
 
 def _is_of_pretraining(key: str, ending: str) -> bool:
-    """Tell whether a key is a metric of value pretraining with that ending."""
+    """Return whether a key is a metric of value pretraining with that ending."""
     return key.startswith("value_pretraining/") and key.endswith(ending)
 
 
@@ -208,7 +208,7 @@ def _is_of_pretraining(key: str, ending: str) -> bool:
 
 
 def calibration(runs: Sequence[Run]) -> Spec | None:
-    """Draw the pass rate that was observed against the one that the critic predicted."""
+    """Draw the observed pass rate against the pass rate that the critic predicted."""
     found = [
         (place, run, moment, bins)
         for place, run in enumerate(runs)

@@ -1,6 +1,6 @@
-"""Which figures a report has, and what to see in each, in plain words.
+"""Define the figures of a report, each with a text on what to look for.
 
-The words explain VC-PPO (arXiv 2503.01491); the healthy ranges are those of docs/metrics.md.
+The texts explain VC-PPO (arXiv 2503.01491); the healthy ranges are those of docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lightning_vcppo.report.summary import reach
 
 
 class Panel(NamedTuple):
-    """A plot: its specification, and the place of the run that it belongs to, if it is one's."""
+    """A plot: its specification, and the position of its run if it belongs to a single one."""
 
     spec: Spec
     place: int | None = None
@@ -27,12 +27,12 @@ class Figure:
     """Plots that belong together, or the reason why there are none.
 
     Attributes:
-        key: Its anchor in the page.
-        title: What it shows.
-        text: What to see, and the healthy range.
-        panels: Its plots.
-        facts: A line on each run.
-        missing: Why there is no plot.
+        key: Anchor of the figure in the page.
+        title: Title.
+        text: What to look for, and the healthy range.
+        panels: The plots.
+        facts: One line about each run.
+        missing: Reason why there is no plot.
     """
 
     key: str
@@ -52,7 +52,7 @@ class Section:
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:
-    """Return the figures that the runs have something for, and what the others lack."""
+    """Return the figures for which the runs have data, and what is missing for the others."""
     found = [
         Section("Results", list(_results(runs))),
         Section("The critic", list(_critic(runs))),
@@ -78,7 +78,7 @@ def _results(runs: Sequence[Run]) -> Iterator[Figure]:
         "share of right answers",
         "Lines are the responses sampled in training (faint: each rollout, strong: moving average);"
         " points are held-out problems with 95 % intervals. It should rise once the policy moves,"
-        " and stand still while the critic is pretrained, for the policy is frozen then.",
+        " and stay level while the critic is pretrained, because the policy is frozen then.",
         form=".0%",
         evaluations=True,
     )
@@ -95,7 +95,7 @@ def _results(runs: Sequence[Run]) -> Iterator[Figure]:
         "rollout/response_length",
         "Response length",
         "mean tokens of a response",
-        "Healthy is steady or rising. A fall by half is the signature of the collapse that the"
+        "Steady or rising is healthy. A fall by half is the signature of the collapse that the"
         " paper describes (5000 to 1100 tokens within 80 steps); accuracy follows it down.",
         form=".1f",
     )
@@ -104,7 +104,7 @@ def _results(runs: Sequence[Run]) -> Iterator[Figure]:
         "rollout/truncation_rate",
         "Truncated responses",
         "share cut off at the limit",
-        "Healthy is below 10 %. Above 20 % the limit decides the reward rather than the answer.",
+        "Below 10 % is healthy. Above 20 % the limit decides the reward rather than the answer.",
         form=".1%",
     )
 
@@ -115,17 +115,18 @@ def _critic(runs: Sequence[Run]) -> Iterator[Figure]:
         "critic/explained_variance",
         "Explained variance of the critic",
         "explained variance",
-        "How much of the spread of the returns V foresees, on rollouts that it has not learned"
-        " from: 1 is all, 0 no more than their mean. Healthy is above 0.3 when the policy begins to"
-        " move. It may fall later: a policy that errs less leaves less to foresee.",
+        "The share of the variance of the returns that V foresees, on rollouts that it has not"
+        " learned from: 1 is all, 0 no more than their mean. It does not show a constant bias of V."
+        " Above 0.3 when the policy starts to move is a rule of thumb of ours. It may fall later:"
+        " a policy that errs less leaves less to foresee.",
     )
     for ending, title, label, text in (
         (
             "loss",
             "Value pretraining: loss",
             "½ (V - R)²",
-            "Falls fast while V finds the range of the returns, then slowly while it learns which"
-            " tokens carry value. The paper finds that the slow part matters; where the loss on"
+            "Falls fast while V moves into the range of the returns, then slowly while it learns"
+            " which tokens carry value. The paper finds that the slow part matters. If the loss on"
             " held-out rollouts rises again, the critic overfits.",
         ),
         (
@@ -144,8 +145,8 @@ def _critic(runs: Sequence[Run]) -> Iterator[Figure]:
         "calibration",
         "Calibration of the critic",
         "Prompts grouped by the pass rate that V(prompt) predicts, against the rate at which their"
-        " responses were right; large points are many prompts, pale ones are as the policy starts."
-        " On the diagonal V means what it says; a critic that cannot tell hard prompts from easy"
+        " responses were right. Large points are many prompts; pale ones are as the policy starts."
+        " On the diagonal V predicts the outcome. A critic that cannot tell hard prompts from easy"
         " ones has one point. The calibration error should be below 0.1, the rank correlation above"
         " 0.2.",
         _panels(plot),
@@ -168,7 +169,7 @@ def _along_the_response(runs: Sequence[Run]) -> Iterator[Figure]:
             "advantage",
             "Advantage by position",
             "mean advantage",
-            "Near 0 everywhere is healthy. Where early tokens lie above 0 and late ones below,"
+            "Near 0 everywhere is healthy. If early tokens are above 0 and late ones below,"
             " early tokens are pushed up, late ones down, and responses shrink (the paper: +0.7 to"
             " -0.5).",
         ),
@@ -176,8 +177,8 @@ def _along_the_response(runs: Sequence[Run]) -> Iterator[Figure]:
             "bias",
             "Bias by position",
             "mean V - R",
-            "What the critic promises too much, on average. Near 0 everywhere is healthy; a slope"
-            " says that V drifts along a response although the truth does not.",
+            "The amount by which V is too high, on average. Near 0 everywhere is healthy; a slope"
+            " means that V drifts along a response although the outcome does not.",
         ),
     ):
         panels = [
@@ -188,10 +189,10 @@ def _along_the_response(runs: Sequence[Run]) -> Iterator[Figure]:
     plot = positions.right_and_wrong(runs)
     yield Figure(
         "right_and_wrong",
-        "Right and wrong responses in the critic's eyes",
+        "Value of right and wrong responses",
         "V along responses that turned out right (solid) and wrong (dotted), in the last quarter of"
-        " the run. Where the lines part, the critic sees what will become of a response; lines that"
-        " lie together up to the end mean that it grades only the problem.",
+        " the run. Where the lines part, the critic foresees the outcome of a response. Lines that"
+        " stay together up to the end mean that it judges only the problem.",
         _panels(plot),
         missing=_no_positions(_panels(plot)),
     )
@@ -199,10 +200,10 @@ def _along_the_response(runs: Sequence[Run]) -> Iterator[Figure]:
     yield Figure(
         "reward_decay",
         "Reach of the reward",
-        "The weight with which the reward at the end counts so many tokens before it, for the"
+        "The weight of the reward at the end by the number of tokens before the end, for the"
         " actor's lambda (solid), the critic's targets (dashed) and some others (grey). The point"
         " is the first token of a response of mean length. The critic's share should be 100 %, the"
-        " actor's not nothing: 0.95 over 100 tokens leaves 0.6 %.",
+        " actor's not zero: 0.95 over 100 tokens leaves 0.6 %.",
         _panels(plot),
         _reach_facts(runs),
         "" if plot else "neither config.yaml nor diagnostics/ names lambdas",
@@ -215,15 +216,15 @@ def _updates(runs: Sequence[Run]) -> Iterator[Figure]:
             "policy/entropy",
             "Entropy",
             "nats a token",
-            "How undecided the policy is. A slow fall is healthy; near 0 with a standing accuracy,"
-            " no exploration is left.",
+            "The uncertainty of the policy. A slow fall is healthy. If it is near 0 and accuracy"
+            " does not rise, no exploration is left.",
             ".3f",
         ),
         (
             "policy/approx_kl",
             "Size of an update",
             "KL (nats a token)",
-            "How far the updates of one rollout move the policy. Healthy is 0 to 0.05; above 0.1"
+            "How far the updates of one rollout move the policy. 0 to 0.05 is healthy; above 0.1"
             " they are too large for the data.",
             ".2e",
         ),
@@ -261,7 +262,7 @@ def _calibration_facts(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         last = run.calibrations[-1] if run.calibrations else {}
         parts = [
-            f"{title} {round(last[key], 2) + 0.0:.2f}"  # + 0.0: no minus before zero
+            f"{title} {round(last[key], 2) + 0.0:.2f}"  # + 0.0 removes the minus sign of zero
             for key, title in (
                 ("ece", "expected calibration error"),
                 ("brier", "Brier score"),

@@ -1,4 +1,4 @@
-"""Put figures, tables and words into one page that needs nothing from outside."""
+"""Write figures, tables and texts into one page that loads nothing."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ INSTALL = "vcppo report needs plotly and jinja2: pip install 'lightning-vcppo[re
 def render(runs: Sequence[Run]) -> str:
     """Write the report of runs as HTML.
 
-    The page names no address and forbids the browser to load anything or to run any script but its
-    own two, so text in it, whatever it is, stays text.
+    The page contains no address and forbids the browser to load anything or to run any script
+    except its own two, so any text in it stays text.
 
     Args:
-        runs: One or more, in the order of their colours.
+        runs: One or more runs, in the order of their colours.
 
     Raises:
-        ImportError: Without plotly or jinja2.
+        ImportError: If plotly or jinja2 is not installed.
     """
     try:
         import jinja2
@@ -67,17 +67,17 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """Write a share as a percentage."""
+    """Format a share as a percentage."""
     return "" if share is None else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def signed(number: float, digits: int = 1) -> str:
-    """Write a number with its sign."""
+    """Format a number with its sign."""
     return f"{number:+.{digits}f}"
 
 
 def _hash(script: str) -> str:
-    """Return a script's name in the page's content security policy."""
+    """Return the source expression of a script in the page's content security policy."""
     digest = hashlib.sha256(script.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"
 
@@ -86,13 +86,13 @@ def _hash(script: str) -> str:
 
 
 def _samples(run: Run) -> list[dict[str, Any]]:
-    """Return responses of the run's last evaluation, right ones first."""
+    """Return responses of the last evaluation of a run, right ones first."""
     first_set = [e for e in run.evaluations if e.name == run.evaluations[0].name]
     return first_set[-1].samples if first_set else []
 
 
 def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """Return the settings in which runs differ, each with its value in every run."""
+    """Return the settings in which the runs differ, each with its value in every run."""
     flat = [dict(_flatten(run.config)) for run in runs]
     keys = dict.fromkeys(key for settings in flat for key in settings)
     values = {key: [settings.get(key, "") for settings in flat] for key in keys}

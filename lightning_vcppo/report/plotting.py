@@ -1,4 +1,4 @@
-"""How figures look, and how a run is cut into stages for them; matplotlib waits until needed."""
+"""Style figures, and cut a run into stages for them; matplotlib is imported when needed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def open_figure(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     """Open a figure with one pair of axes."""
-    from matplotlib.figure import Figure  # No pyplot: no backend and no global state are touched.
+    from matplotlib.figure import Figure  # pyplot has global state
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     ax = figure.subplots()
@@ -21,7 +21,7 @@ def open_figure(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 
 
 def tidy(ax: Axes, title: str = "", xlabel: str = "", ylabel: str = "") -> None:
-    """Give axes the style of the house: a grid behind what is drawn, no frame, title at left."""
+    """Style axes: a grid in the background, no frame, the title at the left."""
     ax.set_title(title, loc="left", fontweight="bold")
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
@@ -31,14 +31,14 @@ def tidy(ax: Axes, title: str = "", xlabel: str = "", ylabel: str = "") -> None:
 
 
 def stages(rollouts: Sequence[int], at_most: int = 5) -> list[tuple[str, slice]]:
-    """Cut a run into stages of about equal length, early to late: the lines of a profile plot.
+    """Cut a run into stages of about equal length, early to late, for the lines of a profile plot.
 
     Args:
-        rollouts: Numbers of the rollouts that were measured, in order.
-        at_most: Stages; there are fewer if there are fewer rollouts.
+        rollouts: Numbers of the measured rollouts, in order.
+        at_most: Number of stages; there are fewer if there are fewer rollouts.
 
     Returns:
-        The first and the last rollout of each stage in words, and its part of the list.
+        The label of each stage (its first and last rollout), and its part of the list.
     """
     count = min(at_most, len(rollouts))
     cut = []

@@ -1,4 +1,4 @@
-"""Draw what happens along a response: profiles by position, and the reach of the reward."""
+"""Draw profiles by position in the response, and the reach of the reward."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ CENTERS = [100 * (i + 0.5) / DECILES for i in range(DECILES)]
 POSITION = "position in the response (% of its length)"
 PERCENT: Spec = {"range": [0, 100], "dtick": 20}
 DECAY_LAMBDAS = (0.9, 0.95, 0.99, 0.999)
-"""To compare a run's own with."""
+"""Lambdas to compare with those of a run."""
 
 
 def by_position(runs: Sequence[Run], quantity: str, label: str) -> list[tuple[int, Spec]]:
-    """Draw a quantity along the response, early to late: a panel a run, with the same y range.
+    """Draw a quantity along the response, early to late: one panel a run, with the same y range.
 
     Returns:
-        The run's place and its panel, for the runs that know it.
+        Position and panel of each run that has the quantity.
     """
     cut = [(place, stages(run, quantity)) for place, run in enumerate(runs)]
     cut = [(place, found) for place, found in cut if found]
@@ -53,7 +53,7 @@ def by_position(runs: Sequence[Run], quantity: str, label: str) -> list[tuple[in
 
 
 def right_and_wrong(runs: Sequence[Run]) -> Spec | None:
-    """Draw V of right and of wrong responses along them, over the last quarter of each run."""
+    """Draw V along right and wrong responses, over the last quarter of each run."""
     traces = []
     for place, run in enumerate(runs):
         for split, dash in (("correct", "solid"), ("incorrect", "dot")):
@@ -128,7 +128,7 @@ def _decay(lam: float, longest: int) -> Trace:
 
 
 def _lambda_label(lam: float, longest: int) -> Spec:
-    """Name a grey line where half of the reward is left, or at its end."""
+    """Label a grey line where half of the reward is left, or at its end."""
     x = min(longest, math.log(0.5) / math.log(lam))
     return {
         "x": x,

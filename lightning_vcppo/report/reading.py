@@ -1,11 +1,11 @@
-"""Read what a run has left in its folder. Nothing is drawn here, and torch is not needed.
+"""Read the files in a run's directory, without torch.
 
     metrics.csv             one row a rollout
-    config.yaml             optional, as is everything below
+    config.yaml             optional, as are those below
     evaluation/*.jsonl      graded responses, one a line
     diagnostics/*.jsonl     positions and calibration, one rollout a line
 
-A run may still be going on: a last line without its end is left out.
+A run may still be running: an incomplete last line is skipped.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import Any
 import yaml
 
 Curve = tuple[list[int], list[float]]
-"""Steps, and the value at each."""
+"""Steps, and the value at each of them."""
 
 MAX_SAMPLES = 3
-"""Right and wrong responses that are kept of each evaluation."""
+"""Number of right and of wrong responses that are kept of each evaluation."""
 DECILES = 10
 
 
@@ -36,19 +36,19 @@ class Evaluation:
     """One file of graded responses, in numbers.
 
     Attributes:
-        name: Of the evaluation set.
+        name: Name of the evaluation set.
         step: Rollouts (or updates) done.
-        source: The run that has measured it, if that is the one before: "cold_start", say.
+        source: The earlier run that measured it, such as "cold_start"; empty if this run did.
         problems: Number of problems.
-        k: Responses a problem, mean.
+        k: Mean number of responses a problem.
         accuracy: Share of right responses, mean over problems.
-        interval: 95 % interval of the accuracy, as logged, or else 1.96 standard errors.
+        interval: 95 % interval of the accuracy, as logged, otherwise 1.96 standard errors.
         length: Mean tokens of a response.
         truncation_rate: Share of responses cut off.
-        samples: The first right ones and the first wrong ones, as the file has them.
-        problem_texts: All problems, to see whether two evaluations compare.
-        pass_at_k: Share of problems that one of the k solves, if logged.
-        maj_at_k: Share of problems that their majority solves, if logged.
+        samples: The first right and the first wrong responses, as in the file.
+        problem_texts: All problems, to check whether two evaluations can be compared.
+        pass_at_k: Share of problems that one of the k responses solves, if logged.
+        maj_at_k: Share of problems that the majority of responses solves, if logged.
     """
 
     name: str
@@ -68,15 +68,15 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder.
+    """The directory of a run.
 
     Attributes:
-        name: The folder's own, or its path where two would be called the same.
-        folder: Where it is.
-        rows: Metrics by step, in order; empty cells are left out.
-        config: Nested, as in config.yaml.
-        evaluations: By set, in order of their step. The first may come from the run that has
-            trained the actor, if it has been evaluated there on the same problems.
+        name: Name of the directory, or its path if two have the same name.
+        folder: Path of the directory.
+        rows: Metrics by step, in order, without empty cells.
+        config: Nested mapping, as in config.yaml.
+        evaluations: Evaluations by set, in order of their step. The first may come from the run
+            that trained the actor, if the actor was evaluated there on the same problems.
         positions: Rollouts of diagnostics/positions.jsonl.
         calibrations: Rollouts of diagnostics/calibration.jsonl.
     """
@@ -90,7 +90,7 @@ class Run:
     calibrations: list[dict[str, Any]] = field(default_factory=list)
 
     def curve(self, key: str) -> Curve:
-        """Return the finite values of a metric, and their steps."""
+        """Return the finite values of a metric with their steps."""
         points = [(step, row[key]) for step, row in self.rows.items() if key in row]
         points = [(step, value) for step, value in points if math.isfinite(value)]
         if key.startswith("value_pretraining/"):  # Later rows repeat the last value.
@@ -127,10 +127,11 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Read several runs.
 
     Args:
-        folders: Of the runs; each is a run's `trainer.default_root_dir`.
+        folders: Directories of the runs; each is a `trainer.default_root_dir`.
 
     Raises:
-        ValueError: If one is no run's folder, is given twice, or a file in it cannot be read.
+        ValueError: If one is not the directory of a run, is given twice, or has a file that cannot
+            be read.
     """
     places = [folder.resolve() for folder in folders]
     for place, folder in zip(places, folders, strict=True):
@@ -144,9 +145,9 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """Read one run; arguments and errors as for `read_runs`."""
+    """Read one run; for arguments and errors see `read_runs`."""
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; expected the folder of a run")
+        raise ValueError(f"{folder}: no such directory; expected the directory of a run")
     config = _read_config(folder / "config.yaml")
     rows = _read_metrics(folder)
     return Run(
@@ -163,7 +164,7 @@ def read_run(folder: Path, name: str) -> Run:
 def _with_logged(
     evaluations: list[Evaluation], rows: dict[int, dict[str, float]]
 ) -> list[Evaluation]:
-    """Take over what the run itself has computed: `eval/*` is of the first set, `eval/NAME/*`."""
+    """Use what the run computed itself: `eval/*` for the first set, `eval/NAME/*` for others."""
     first = evaluations[0].name if evaluations else ""
     known = []
     for evaluation in evaluations:
@@ -177,7 +178,7 @@ def _with_logged(
 
 
 def _with_start(evaluations: list[Evaluation], config: dict[str, Any]) -> list[Evaluation]:
-    """Put the last evaluation of the actor before this run in front, where both compare."""
+    """Prepend the last evaluation of the actor before this run, if both have the same problems."""
     actor = _field(config, "model.init_args.actor")
     if not isinstance(actor, str):
         return evaluations
@@ -204,11 +205,11 @@ def _field(config: dict[str, Any], dotted: str) -> Any:
 
 
 def _read_metrics(folder: Path) -> dict[int, dict[str, float]]:
-    """Merge the rows of one step; what was logged later counts."""
+    """Merge the rows of each step; later values replace earlier ones."""
     path = folder / "metrics.csv"
     if not path.exists():
         raise ValueError(
-            f"{folder}: no metrics.csv; expected the folder of a run with --loggers=[csv]"
+            f"{folder}: no metrics.csv; expected the directory of a run with --loggers=[csv]"
         )
     rows: dict[int, dict[str, float]] = {}
     for row in _read_csv(path):
@@ -219,7 +220,7 @@ def _read_metrics(folder: Path) -> dict[int, dict[str, float]]:
 
 
 def _read_csv(path: Path) -> Iterator[dict[str, float]]:
-    lines = _read_text(path).split("\n")[:-1]  # what follows the last line's end is half-written
+    lines = _read_text(path).split("\n")[:-1]  # after the last line break, a row is incomplete
     for number, cells in enumerate(csv.DictReader(lines), start=2):
         try:
             row = {key: float(cell) for key, cell in cells.items() if cell}
@@ -255,7 +256,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_jsonl(path: Path, *required: str) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file, none if there is none; a half-written last line is left out."""
+    """Yield the objects of a file, if it exists, without an incomplete last line."""
     if not path.exists():
         return
     lines = _read_text(path).split("\n")
@@ -263,7 +264,7 @@ def _read_jsonl(path: Path, *required: str) -> Iterator[dict[str, Any]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
-            if number == len(lines):  # empty behind the last line's end, or not yet complete
+            if number == len(lines):  # empty after the last line break, or not complete yet
                 return
             raise ValueError(f"{path}:{number}: expected one JSON object a line") from None
         missing = [key for key in required if not isinstance(row, dict) or key not in row]
@@ -277,7 +278,7 @@ HELD_OUT = "held_out"
 
 
 def read_evaluations(folder: Path) -> list[Evaluation]:
-    """Read the evaluations of a run, set by set and in order; not those of `vcppo test`."""
+    """Read the evaluations of a run, by set and in order, without those of `vcppo test`."""
     of_sets: dict[str, list[Evaluation]] = {}
     for path in sorted((folder / "evaluation").glob("*.jsonl")):
         if not (match := EVALUATION_FILE.fullmatch(path.name)):

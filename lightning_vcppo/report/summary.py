@@ -1,4 +1,4 @@
-"""What a run comes down to: headline numbers, profiles by position, the reach of the reward."""
+"""Summarise a run: headline numbers, profiles by position, the reach of the reward."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from lightning_vcppo.report import plotting
 from lightning_vcppo.report.reading import DECILES, Run
 
 MAX_STAGES = 4
-"""Lines of a profile plot: the run is cut into at most as many stages."""
+"""Largest number of stages of a run, which are the lines of a profile plot."""
 LAST_PART = 4
-"""What is said of a run's end is a mean over its last quarter."""
+"""Numbers about the end of a run are means over this share of its rollouts."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A number before and after, and where it was measured."""
+    """A number before and after, and what it was measured on."""
 
     before: float
     after: float
@@ -28,15 +28,15 @@ class Change:
 
 @dataclass(frozen=True)
 class Headline:
-    """The numbers at the top; None where the run has not measured it.
+    """The numbers at the top of the page; None if the run has not measured it.
 
     Attributes:
-        accuracy: On held-out problems, or else on the first and last rollouts.
+        accuracy: Accuracy on held-out problems, otherwise on the first and last rollouts.
         interval: 95 % interval of the accuracy after, if from held-out problems.
-        explained_variance: Of the critic, on the first rollout that the policy learns from.
-        length: Mean tokens of a response, first and last tenth of the rollouts.
+        explained_variance: That of the critic, on the first rollout that the policy learns from.
+        length: Mean tokens of a response, in the first and last tenth of the rollouts.
         rollouts: Rollouts done.
-        pretraining: Of them, those of value pretraining.
+        pretraining: Number of them that were value pretraining.
     """
 
     accuracy: Change | None
@@ -48,7 +48,7 @@ class Headline:
 
 
 def headline(run: Run) -> Headline:
-    """Return the numbers that a run is judged by first."""
+    """Return the headline numbers of a run."""
     accuracy, interval = _held_out_accuracy(run)
     policy = [
         value
@@ -100,7 +100,7 @@ def profiles(run: Run, quantity: str, split: str = "all") -> list[tuple[int, lis
         split: Which responses: all, correct, incorrect, short or long.
 
     Returns:
-        Rollout and ten means, NaN where there is none.
+        Rollout and ten means, NaN for those that are missing.
     """
     found = []
     for row in run.positions:
@@ -118,10 +118,10 @@ def profiles(run: Run, quantity: str, split: str = "all") -> list[tuple[int, lis
 
 
 def stages(run: Run, quantity: str, split: str = "all") -> list[tuple[str, list[float]]]:
-    """Cut a run into stages of equal length, early to late; arguments as for `profiles`.
+    """Cut a run into stages of equal length, early to late; for the arguments see `profiles`.
 
     Returns:
-        Rollouts in words, and ten means over them.
+        Label of each stage, and ten means over its rollouts.
     """
     found = profiles(run, quantity, split)
     cut = plotting.stages([rollout for rollout, _ in found], MAX_STAGES)
@@ -129,7 +129,7 @@ def stages(run: Run, quantity: str, split: str = "all") -> list[tuple[str, list[
 
 
 def mean_profile(rows: Iterable[Sequence[float]]) -> list[float]:
-    """Return the mean of each column over the rows that have it, NaN where none has."""
+    """Return the mean of each column over the rows that have it, NaN if none has."""
     columns = ([x for x in column if not math.isnan(x)] for column in zip(*rows, strict=True))
     return [fmean(column) if column else math.nan for column in columns]
 
@@ -142,8 +142,8 @@ class Reach:
     """How far a run's terminal reward reaches.
 
     Attributes:
-        actor: gamma lambda of the advantages.
-        critic: gamma lambda of the critic's targets.
+        actor: gamma times lambda of the advantages.
+        critic: gamma times lambda of the critic's targets.
         length: Mean tokens of a response at the end of the run.
     """
 
@@ -158,9 +158,9 @@ class Reach:
 
 
 def reach(run: Run) -> Reach | None:
-    """Return a run's lambdas and length; None without a critic, or if they are not known.
+    """Return the lambdas and the length of a run; None without a critic, or if they are unknown.
 
-    The monitor's file knows what the lambdas were, the config what they were to be.
+    The monitor's file has the lambdas that were used, the config those that were set.
     """
     lengths = run.curve("rollout/response_length")[1]
     last = lengths[-max(1, len(lengths) // LAST_PART) :]
@@ -187,7 +187,7 @@ def reliability(run: Run) -> list[tuple[str, list[tuple[float, float, int]]]]:
     """Return the reliability curve when the policy starts, after value pretraining, and at the end.
 
     Returns:
-        The moment, and predicted and observed pass rate and number of prompts of each bin.
+        The moment, and for each bin the predicted and observed pass rate and the number of prompts.
     """
     moments = [("as the policy starts", r) for r in run.calibrations[:-1] if _is_start(run, r)]
     moments += [("at the end", row) for row in run.calibrations[-1:]]

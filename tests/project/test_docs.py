@@ -22,6 +22,7 @@ import torch
 import yaml
 from packaging.requirements import Requirement
 
+import lightning_vcppo
 from lightning_vcppo.cli.commands import plan, regrade, report
 from lightning_vcppo.cli.commands.registry import COMMANDS as COMMANDS_OF_VCPPO
 from lightning_vcppo.cli.configs import find_config
@@ -273,6 +274,36 @@ def test_the_names_that_others_names_become_exist(flags: set[str]) -> None:
 def test_a_link_leads_to_a_file(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", FENCE.sub("", page.read_text())):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+# The package ------------------------------------------------------------------------------------
+
+PUBLIC = ("algorithm", "callbacks", "data", "generation", "models", "rewards")
+
+
+@cache
+def documented() -> set[tuple[str, str]]:
+    """Return package and name of everything that the pages of the API describe."""
+    text = "\n".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    names = re.findall(r"^::: (?:lightning_vcppo\.)?([\w.]+)$", text, re.MULTILINE)
+    return {(package, name) for package, _, name in (full.rpartition(".") for full in names)}
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_the_pages_of_the_api_have_the_public_names(package: str) -> None:
+    public = importlib.import_module(f"lightning_vcppo.{package}").__all__
+    assert {name for home, name in documented() if home == package} == set(public)
+
+
+def test_the_pages_of_the_api_have_the_names_of_the_package_itself() -> None:
+    assert {name for _, name in documented()} >= set(lightning_vcppo.__all__)
+
+
+def test_the_tree_in_the_page_on_architecture_has_all_packages() -> None:
+    tree = next(text for _, text in blocks(ROOT / "docs" / "architecture.md") if "/  " in text)
+    listed = set(re.findall(r"^ +(\w+)/ ", tree, re.MULTILINE))
+    packages = {path.parent.name for path in (ROOT / "lightning_vcppo").glob("*/__init__.py")}
+    assert packages <= listed
 
 
 # Code -------------------------------------------------------------------------------------------

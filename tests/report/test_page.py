@@ -80,7 +80,7 @@ def test_a_page_has_every_figure_with_its_data(html):
         *("value_by_position", "advantage_by_position", "bias_by_position", "right_and_wrong"),
         *("reward_decay", "entropy", "approx_kl"),
     }
-    assert "Left out" not in page.text
+    assert "Not shown" not in page.text
     places = [attrs["data-plot"] for _, attrs in page.tags if attrs.get("class") == "plot"]
     assert places == [str(i) for i in range(len(page.plots))]
     for plot in page.plots:
@@ -90,7 +90,12 @@ def test_a_page_has_every_figure_with_its_data(html):
     assert {"good", "good: held-out"} < set(names) and len({*names}) == 4
     (shade,) = accuracy["layout"]["shapes"]
     assert (shade["x0"], shade["x1"]) == (0.5, 4.5)
-    for words in ("0.0 % → 40.0 %", "the critic is ready", "healthy is above 0.3", "avg@k"):
+    for words in (
+        "0.0 % → 40.0 %",
+        "above 0.3, our rule of thumb",
+        "rule of thumb is above 0.3",
+        "avg@k",
+    ):
         assert words in page.text
 
 
@@ -126,12 +131,12 @@ def test_what_is_missing_is_left_out_and_said(tmp_path):
     write_csv(tmp_path / "metrics.csv", metrics(pretraining=0))
     text = Page(render(read_runs([tmp_path]))).text
     for words in (
-        "Left out: Value pretraining: loss (no run has pretrained its critic).",
-        "Left out: Calibration of the critic (no diagnostics/calibration.jsonl).",
-        "Left out: Bias by position (no diagnostics/positions.jsonl).",
-        "Left out: Reach of the reward (neither config.yaml nor diagnostics/ names lambdas).",
-        "Left out: no evaluation/*.jsonl in this run.",
-        "left out, no config.yaml.",
+        "Not shown: Value pretraining: loss (no run has pretrained its critic).",
+        "Not shown: Calibration of the critic (no diagnostics/calibration.jsonl).",
+        "Not shown: Bias by position (no diagnostics/positions.jsonl).",
+        "Not shown: Reach of the reward (neither config.yaml nor diagnostics/ names lambdas).",
+        "Not shown: no evaluation/*.jsonl in this run.",
+        "not shown, no config.yaml.",
     ):
         assert words in text
 
@@ -168,7 +173,7 @@ def test_a_mistake_ends_in_one_line(tmp_path, capsys):
         run_program("report", tmp_path / "none")
     assert end.value.code == 2
     assert capsys.readouterr().err == (
-        f"vcppo: error: {tmp_path / 'none'}: no such folder; expected the folder of a run\n"
+        f"vcppo: error: {tmp_path / 'none'}: no such directory; expected the directory of a run\n"
     )
 
 

@@ -240,7 +240,7 @@ def test_differences_between_configs(tmp_path):
 
 
 def test_a_folder_without_metrics_is_no_runs(tmp_path):
-    with pytest.raises(ValueError, match=r"no metrics\.csv; expected the folder of a run"):
+    with pytest.raises(ValueError, match=r"no metrics\.csv; expected the directory of a run"):
         read(tmp_path)
 
 
