@@ -43,6 +43,8 @@ NO_ANSWERS = frozenset({"proof", "notfound", "none", "null", "nan", "n/a", "unkn
 """What stands in the place of an answer where there is none, without spaces."""
 
 _INTEGER = re.compile(r"-?[0-9]+")
+_DIGIT = re.compile("[0-9]")
+_DRESS = re.compile(r"\s|\\text|[${}.]")
 _CACHED = 2**16
 
 
@@ -87,10 +89,8 @@ def parse_answer(value: object) -> int | None:
 def parse_integer(value: object) -> int | None:
     """Return the integer that an answer of the wild stands for, see `parse_answer`."""
     value = plain(value)
-    if isinstance(value, bool):
-        return None
     if isinstance(value, int):
-        return value
+        return None if isinstance(value, bool) else value
     if isinstance(value, float):
         return int(value) if value.is_integer() else None
     found = parsed(value)
@@ -102,7 +102,7 @@ def parse_integer(value: object) -> int | None:
 @lru_cache(_CACHED)
 def _integer_in(text: str) -> int | None:
     text = _final_part(text)
-    if len(text) > MAX_ANSWER_CHARS or not re.search("[0-9]", text):
+    if len(text) > MAX_ANSWER_CHARS or not _DIGIT.search(text):
         return None
     normalized = text if _INTEGER.fullmatch(text) else normalize_answer(text)
     return int(normalized) if _INTEGER.fullmatch(normalized) else None
@@ -130,8 +130,9 @@ def answer_text(value: object, *, is_math: bool) -> str | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = _final_part(value) if isinstance(value, str) else str(value)
-    if is_math and re.sub(r"\s|\\text|[${}.]", "", text).lower() in NO_ANSWERS:
-        return None
+    if is_math and len(text) < 20 and not _DIGIT.search(text):
+        if _DRESS.sub("", text).lower() in NO_ANSWERS:
+            return None
     return text if 0 < len(text) <= MAX_ANSWER_CHARS else None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import lru_cache
 from typing import NamedTuple
 
 from lightning_vcppo.data.answers import KINDS, ReadAs, answer_values, read_answers
@@ -156,7 +157,7 @@ class RowReader:
             values,
             solution or None,
             source,
-            find_year(row, source),
+            _year([(path[0], row[path[0]]) for path in schema.year], source),
             _level(_first(row, schema.level)),
             _subject(_first(row, schema.subject)),
         )
@@ -292,12 +293,21 @@ def find_year(row: Row, source: str = "") -> int | None:
     Returns:
         The year, or None where no text names one, or one names several.
     """
-    fields = {name.lower(): value for name, value in row.items()}
-    texts = [str(fields[place]) for place in YEAR_FIELDS if fields.get(place)]
-    for text in [*texts, source.rpartition(":")[0]]:
-        found = {int(year or f"20{short}") for year, short in _YEAR.findall(text)}
+    paths = (path for name in YEAR_FIELDS if (path := _find(row, name)))
+    return _year([(path[0], row[path[0]]) for path in paths], source)
+
+
+def _year(cells: list[tuple[str, object]], source: str) -> int | None:
+    for name, value in cells:
         # A number alone, but for a year's own field, is the number of a row.
-        is_number = text.isdecimal() and text != str(fields.get("year"))
-        if len(found) == 1 and not is_number:
-            return found.pop()
-    return None
+        text = str(value or "")
+        if not (text.isdecimal() and name.lower() != "year") and (year := _year_in(text)):
+            return year
+    return _year_in(source.rpartition(":")[0])
+
+
+@lru_cache
+def _year_in(text: str) -> int | None:
+    """Return the only year that a text names."""
+    found = {int(year or f"20{short}") for year, short in _YEAR.findall(text)}
+    return found.pop() if len(found) == 1 else None

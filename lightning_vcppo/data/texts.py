@@ -14,10 +14,11 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _CONTROL_BYTES = bytes({*range(32), 127} - set(b"\t\n\r"))
 _ESCAPES = {"\b": "b", "\f": "f", "\t": "t", "\n": "n", "\r": "r"}
 # Remains of commands that begin no English word.
-_REMAINS = (
-    *("\theta", "\times", "\triangle", "\text{", "\textbf", "\textrm", "\textit", "\tfrac"),
-    *("\tilde{", "\therefore", "\neq", "\nabla", "\notin", "\right", "\rho"),
-)
+_REMAINS = {
+    "\t": ("heta", "imes", "riangle", "ext{", "extbf", "extrm", "extit", "frac", "ilde{", "herefore"),
+    "\n": ("eq", "abla", "otin"),
+    "\r": ("ight", "ho"),
+}
 _COMMAND = re.compile("[A-Za-z]*")
 
 
@@ -31,6 +32,8 @@ def plain(value: object) -> object:
     Raises:
         InvalidRow: The bytes are not UTF-8.
     """
+    if isinstance(value, str):  # most are
+        return value
     if isinstance(value, bytes):
         try:
             return value.decode()
@@ -68,8 +71,12 @@ def fault_in(text: str) -> str | None:
         found = _CONTROL.search(text)
         assert found is not None
         return _describe(text, found.start())
-    places = [place for remains in _REMAINS if (place := text.find(remains)) >= 0]
-    return _describe(text, min(places)) if places else None
+    for character, remains in _REMAINS.items():
+        if character in text:
+            for rest in remains:
+                if (place := text.find(character + rest)) >= 0:
+                    return _describe(text, place)
+    return None
 
 
 def _describe(text: str, place: int) -> str:
