@@ -40,7 +40,9 @@ def rows(count: int) -> Iterator[dict[str, Any]]:
         a, b = rng.randrange(1, 10**4), rng.randrange(2, 10**4)
         answer = (str(a), rf"\frac{{{a}}}{{{b}}}", rf"{a}\sqrt{{{b}}}", f"{a},{b:03d}")[number % 4]
         yield {
-            "problem": f"Problem {number}: " + " ".join(rng.choices(words, k=40)) + f" ${a} + {b}$?",
+            "problem": f"Problem {number}: "
+            + " ".join(rng.choices(words, k=40))
+            + f" ${a} + {b}$?",
             "solution": " ".join(rng.choices(words, k=110)) + rf" so it is $\boxed{{{answer}}}$.",
             "answer": answer,
             "source": rng.choice(("olympiads", "cn_k12", "aops_forum")),
@@ -87,7 +89,9 @@ def main() -> None:
     """Print a row for each format, and JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=300_000)
-    parser.add_argument("--point", nargs=2, metavar=("FILE", "READER"), help="for the child process")
+    parser.add_argument(
+        "--point", nargs=2, metavar=("FILE", "READER"), help="for the child process"
+    )
     given = parser.parse_args()
     if given.point:
         print_json(measure(Path(given.point[0]), given.point[1]))

@@ -15,7 +15,18 @@ _CONTROL_BYTES = bytes({*range(32), 127} - set(b"\t\n\r"))
 _ESCAPES = {"\b": "b", "\f": "f", "\t": "t", "\n": "n", "\r": "r"}
 # Remains of commands that begin no English word.
 _REMAINS = {
-    "\t": ("heta", "imes", "riangle", "ext{", "extbf", "extrm", "extit", "frac", "ilde{", "herefore"),
+    "\t": (
+        "heta",
+        "imes",
+        "riangle",
+        "ext{",
+        "extbf",
+        "extrm",
+        "extit",
+        "frac",
+        "ilde{",
+        "herefore",
+    ),
     "\n": ("eq", "abla", "otin"),
     "\r": ("ight", "ho"),
 }

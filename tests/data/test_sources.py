@@ -304,8 +304,8 @@ def test_real_aime_sets_load_whole(name, count, with_solution, shared_data):
 @pytest.mark.parametrize(
     ("name", "kind", "count", "of_aime"),
     [
-        # Of AIME's kind are 273 bare integers, 18 with degrees, units, $ or "x="
-        ("math500_simplerl.jsonl", "math", 500, 291),
+        # Of AIME's kind are 273 bare integers, 19 with degrees, units, $ or "x="
+        ("math500_simplerl.jsonl", "math", 500, 292),
         ("gsm8k_test_200.jsonl", "integer", 200, 183),  # the others exceed 999
     ],
 )
