@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import processors
 
-from lightning_vcppo.data.datamodule import INSTRUCTION, AIMEDataModule, fingerprint, render_prompt
+from lightning_vcppo.data.datamodule import INSTRUCTION, AIMEDataModule, render_prompt
 from lightning_vcppo.data.sources import load_problems
+from lightning_vcppo.data.splits import fingerprint
 from tests.support.data import CHAT, byte_tokenizer, indices, write_problems
 
 
