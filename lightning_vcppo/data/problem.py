@@ -43,3 +43,8 @@ class Problem:
     context: tuple[Message, ...] = ()
     level: str | None = None
     subject: str | None = None
+
+    @property
+    def golds(self) -> tuple[int | str, ...]:
+        """The answers of which each is right."""
+        return (self.answer, *self.accepted)

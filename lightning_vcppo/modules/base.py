@@ -33,7 +33,7 @@ from lightning_vcppo.rollouts.evaluator import Evaluator
 from lightning_vcppo.rollouts.records import ResponseRecord
 from lightning_vcppo.rollouts.rollout import Rollout
 from lightning_vcppo.rollouts.sampler import Sampler
-from lightning_vcppo.settings import EngineSettings, SamplingSettings
+from lightning_vcppo.settings import EngineSettings, GradingSettings, SamplingSettings
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -48,6 +48,7 @@ class PolicyModule(L.LightningModule):
         reward: str | RewardFunction,
         evaluation: SamplingSettings,
         engine: EngineSettings,
+        grading: GradingSettings = GradingSettings(),
     ) -> None:
         """Collect the settings; `configure_model` loads or builds the actor.
 
@@ -58,6 +59,7 @@ class PolicyModule(L.LightningModule):
                 path. It returns a float, positive for correct; or (float, whether correct).
             evaluation: How responses are sampled in `validate`, `test` and `predict`.
             engine: What samples them.
+            grading: Worker processes of the verifier.
 
         Raises:
             ValueError: If the engine is vLLM and vLLM is not installed.
@@ -66,7 +68,7 @@ class PolicyModule(L.LightningModule):
         self.actor_source = actor
         self.evaluation = evaluation
         self.tokenizer = tokenizer
-        self.grader = Grader(reward)
+        self.grader = Grader(reward, grading)
         self.sampler = Sampler(tokenizer, self.grader, engine)
         self.evaluator = Evaluator(self.sample, evaluation)
         self.actor: PreTrainedModel | None = None

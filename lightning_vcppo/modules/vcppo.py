@@ -63,6 +63,7 @@ from lightning_vcppo.rollouts.store import RolloutStore
 from lightning_vcppo.settings import (
     AdvantageSettings,
     EngineSettings,
+    GradingSettings,
     LoRASettings,
     OptimizerSettings,
     PolicySettings,
@@ -90,6 +91,7 @@ class VCPPOModule(PolicyModule):
         reference: str | None = None,
         reward: str | RewardFunction = "lightning_vcppo.rewards.verify",
         reward_shaping: RewardShapingSettings = RewardShapingSettings(),
+        grading: GradingSettings = GradingSettings(),
         sampling: SamplingSettings = SamplingSettings(),
         evaluation: SamplingSettings = SamplingSettings(),
         engine: EngineSettings = EngineSettings(),
@@ -113,6 +115,7 @@ class VCPPOModule(PolicyModule):
             reward: A style of the verifier, or a function of (response, answer), or its import
                 path. It returns a float, positive for correct; or (float, whether correct).
             reward_shaping: What is added to it.
+            grading: Worker processes of the verifier.
             sampling: How rollouts are sampled.
             evaluation: How responses are sampled in `validate`, `test` and `predict`.
             engine: What samples them.
@@ -129,7 +132,7 @@ class VCPPOModule(PolicyModule):
         Raises:
             ValueError: for settings that contradict each other, or a tokenizer that cannot load.
         """
-        super().__init__(actor, loading.load_tokenizer(actor), reward, evaluation, engine)
+        super().__init__(actor, loading.load_tokenizer(actor), reward, evaluation, engine, grading)
         require_consistency(sampling, engine, reward_shaping, advantage, policy)
         self.automatic_optimization = False
         self.importance_correction = policy.correction_with(engine)
@@ -479,10 +482,13 @@ class VCPPOModule(PolicyModule):
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Add the time that the body takes to `seconds` of that part of a rollout."""
-        start = time.perf_counter()
+        """Add the time of the body to `seconds` of that part of a rollout; grading has its own."""
+        start, graded = time.perf_counter(), self.grader.seconds
         yield
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+        graded = self.grader.seconds - graded
+        taken = time.perf_counter() - start - graded
+        for name, seconds in ((part, taken), ("grade", graded)):
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def log_rollout(self, rollout: Rollout) -> None:
         """Log what the rollout was like and what its updates did, over all ranks."""
@@ -494,6 +500,7 @@ class VCPPOModule(PolicyModule):
         tokens = metrics["rollout/response_length"] * responses
         metrics["rollout/tokens_per_second"] = tokens / sum(self.seconds.values())
         metrics |= {f"time/{part}_s": seconds for part, seconds in self.seconds.items()}
+        metrics["grading/limit_hits"] = float(self.grader.limit_hits)
         self.update_metrics, self.seconds = {}, {}
         self.log_dict(metrics, batch_size=len(rollout))
         # Lightning counts optimizer steps; the loggers' x-axis counts rollouts.
