@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.files import is_trial
+from lightning_vcppo.common.fresh_start import begins_anew
 from lightning_vcppo.common.seeding import stream_seed
 from lightning_vcppo.common.terminal import waiting_for
 from lightning_vcppo.data.generator import ProblemSettings, generate_problems
@@ -135,6 +136,8 @@ class AIMEDataModule(pl.LightningDataModule):
         Raises:
             ValueError: A source is unreadable, a prompt too long, or too little left to train on.
         """
+        if stage == "fit" and self.trainer and begins_anew(self.trainer):
+            self._resumed = {}
         if stage == "predict":
             problems = self._problems(self.paths, self.split, self.train_size, self.seed)
             self._predict = self._render(problems)

@@ -24,6 +24,7 @@ from lightning_vcppo.models import lora as adapters
 from lightning_vcppo.modules.networks import NetworksModule
 from lightning_vcppo.modules.optimizers import build_optimizer, warmed_up_lr
 from lightning_vcppo.modules.update_health import UpdateHealth
+from lightning_vcppo.rollouts.dynamic_sampling import GroupBuffer
 from lightning_vcppo.rollouts.rollout import Rollout
 from lightning_vcppo.rollouts.store import RolloutStore
 from lightning_vcppo.settings import OptimizerSettings
@@ -64,12 +65,7 @@ class ActorCriticModule(NetworksModule):
                 critic_optimizer.max_skipped_updates, "--model.critic_optimizer"
             ),
         }
-        self.phase = Phase.POLICY_OPTIMIZATION
-        self.rollout_store: RolloutStore | None = None  # the callback's, for value pretraining
-        self.saved_rollout: Rollout | None = None  # to be taken there instead of sampling one
-        self.updates_done: dict[Network, int] = {"policy": 0, "critic": 0}
-        self.update_metrics: dict[str, float] = {}
-        self.seconds: dict[str, float] = {}
+        self.begin_run()
 
     @abstractmethod
     def policy_loss(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
@@ -84,6 +80,19 @@ class ActorCriticModule(NetworksModule):
         """Fix each token's weight in the loss of a mini-batch, before it is cut any further."""
 
     # Lightning's hooks ---------------------------------------------------------------------------
+
+    @override
+    def begin_run(self) -> None:
+        """Forget phase, rollouts and the networks' counters, too."""
+        super().begin_run()
+        self.phase = Phase.POLICY_OPTIMIZATION
+        self.rollout: Rollout | None = None  # the last one
+        self.waiting_groups = GroupBuffer()  # until a rollout is full
+        self.rollout_store: RolloutStore | None = None  # the callback's, for value pretraining
+        self.saved_rollout: Rollout | None = None  # to be taken there instead of sampling one
+        self.updates_done: dict[Network, int] = {"policy": 0, "critic": 0}
+        self.update_metrics: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
 
     @override
     def on_fit_start(self) -> None:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_vcppo.checkpointing.format import FORMAT
+from lightning_vcppo.common.fresh_start import begins_anew
 from lightning_vcppo.common.seeding import stream_seed
 from lightning_vcppo.data.prompts import HELD_OUT, PromptBatch
 from lightning_vcppo.distributed.fsdp2 import build
@@ -76,14 +77,27 @@ class ActorModule(RoomForResponses):
         self.actor: PreTrainedModel | None = None
         self.health: dict[str, UpdateHealth] = {}  # of each network that is trained
         self.rollouts_done = 0
-        self.run_seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        self.run_seed = self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
 
     # Lightning's hooks ---------------------------------------------------------------------------
 
     @override
     def setup(self, stage: str) -> None:
-        """Refuse a strategy that cannot work."""
+        """Refuse a strategy that cannot work; start the counters of a new run."""
         refuse_strategy(self.trainer.strategy)
+        if self.vllm_engine is not None:
+            self.vllm_engine.forget_weights()  # they may have changed between two stages
+        if stage == "fit" and begins_anew(self.trainer):
+            self.begin_run()
+
+    def begin_run(self) -> None:
+        """Forget what an earlier run has counted; the weights stay as they are.
+
+        A checkpoint, if there is one, is restored after it.
+        """
+        self.rollouts_done, self.run_seed = 0, self._seed
+        for health in self.health.values():
+            health.skipped = health.in_a_row = 0
 
     @override
     def configure_model(self) -> None:

@@ -29,7 +29,6 @@ from lightning_vcppo.metrics.rollout import describe_critic, describe_rollout
 from lightning_vcppo.modules.actor_critic import ActorCriticModule, Network, Phase
 from lightning_vcppo.rewards.functions import RewardFunction
 from lightning_vcppo.rewards.shaping import overlong_penalty
-from lightning_vcppo.rollouts.dynamic_sampling import GroupBuffer
 from lightning_vcppo.rollouts.rollout import Rollout, last_token, pad
 from lightning_vcppo.settings import (
     AdvantageSettings,
@@ -117,8 +116,6 @@ class VCPPOModule(ActorCriticModule):
         self.reward_shaping = reward_shaping
         self.advantage = advantage
         self.policy = policy
-        self.rollout: Rollout | None = None
-        self.waiting_groups = GroupBuffer()
 
     @override
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
