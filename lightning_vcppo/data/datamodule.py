@@ -249,11 +249,14 @@ class AIMEDataModule(pl.LightningDataModule):
         }
         evaluated = [problem for problems in of_sets.values() for problem in problems]
         known = {fingerprint(problem.problem) for problem in evaluated}
-        kept = [problem for problem in train if fingerprint(problem.problem) not in known]
+        names = [fingerprint(problem.problem) for problem in train]
+        kept = [problem for problem, name in zip(train, names, strict=True) if name not in known]
         if with_train:
+            copies = len(kept) - len(set(names) - known)
             rank_zero_info(
                 f"data: {len(kept)} training problems ({len(train) - len(kept)} near-duplicates of "
                 f"validation problems left out), {len(evaluated)} validation problems"
+                + (f"; {copies} of the training problems are copies of others" if copies else "")
             )
             require(
                 bool(kept),
