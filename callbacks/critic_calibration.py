@@ -93,6 +93,11 @@ class CriticCalibration(RolloutMonitor):
         self._audit_every = audit_every
         self._prefixes = audit_prefixes
         self._continuations = audit_continuations
+
+    @override
+    def begin_run(self) -> None:
+        """Start with an empty window."""
+        super().begin_run()
         self._window: list[Forecasts] = []
 
     @override

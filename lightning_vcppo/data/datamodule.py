@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.files import is_trial
+from lightning_vcppo.common.fresh_start import begins_anew
 from lightning_vcppo.common.seeding import stream_seed
 from lightning_vcppo.common.terminal import waiting_for
 from lightning_vcppo.data.answers import ReadKind
@@ -157,6 +158,8 @@ class AIMEDataModule(pl.LightningDataModule):
         Raises:
             ValueError: A source is unreadable, a prompt too long, or too little left to train on.
         """
+        if stage == "fit" and self.trainer and begins_anew(self.trainer):
+            self._resumed = {}
         # Ranks that start around midnight have one date.
         today = date.today().isoformat()
         start = self.trainer.strategy.broadcast(today) if self.trainer else today

@@ -2,7 +2,9 @@
 
 1. Each problem gets a score for every rate (`problem_scores`); a rate is their mean over problems.
 2. An interval is a bootstrap over problems, see `bootstrap_intervals`.
-3. Tables by problem and by group (year, or else source) say where the points are won.
+3. Rows with the same text are one problem: a file that holds each problem 32 times holds 32 samples
+   of each, not 32 times as many problems, and the bootstrap draws problems.
+4. Tables by problem and by group (year, or else source) say where the points are won.
 
 Shapes: P problems, M rates, R resamples.
 """
@@ -147,7 +149,7 @@ class EvaluationSummary:
     """An evaluation in numbers.
 
     Attributes:
-        problems: How many.
+        problems: Number of distinct ones.
         k: Samples of each (the fewest, if they differ).
         rates: Means over problems. `accuracy` is avg@k, the share of right samples; `pass_at_2`,
             `pass_at_4`, ... below k and `pass_at_k` are the shares of problems that one of so many
@@ -184,7 +186,7 @@ def summarize(records: Sequence[ResponseRecord]) -> EvaluationSummary:
     """
     if not records:
         raise ValueError("an evaluation needs at least one response; got none")
-    groups = _by_problem(records)
+    groups = by_problem(records)
     k = min(map(len, groups))
     names, scores_PM = problem_scores(groups, k)
     low_M, high_M = bootstrap_intervals(scores_PM)
@@ -231,7 +233,7 @@ def by_set(records: Iterable[ResponseRecord]) -> dict[str, list[ResponseRecord]]
 
 def problem_table(records: Sequence[ResponseRecord]) -> list[list[Cell]]:
     """Return a row of `PROBLEM_COLUMNS` for each problem of one set."""
-    groups = _by_problem(records)
+    groups = by_problem(records)
     names, scores_PM = problem_scores(groups, min(map(len, groups)))
     accuracy_P, majority_P = (
         scores_PM[:, names.index(name)].tolist() for name in ("accuracy", "maj_at_k")
@@ -272,10 +274,14 @@ def group_table(records: Sequence[ResponseRecord]) -> list[list[Cell]]:
     return rows
 
 
-def _by_problem(records: Iterable[ResponseRecord]) -> list[list[ResponseRecord]]:
-    groups: dict[int, list[ResponseRecord]] = defaultdict(list)
+def by_problem(records: Iterable[ResponseRecord]) -> list[list[ResponseRecord]]:
+    """Group the records of one set by the text of their problem, whatever rows it stands in.
+
+    White space makes no difference. Problems without a text are told apart by their row.
+    """
+    groups: dict[str | int, list[ResponseRecord]] = defaultdict(list)
     for record in records:
-        groups[record.index].append(record)
+        groups[" ".join(record.problem.split()) or record.index].append(record)
     return list(groups.values())
 
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_vcppo.checkpointing.format import FORMAT
+from lightning_vcppo.common.fresh_start import begins_anew
 from lightning_vcppo.common.lightning_compat import is_attached
 from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.distributed.collectives import Ranks
@@ -74,14 +75,26 @@ class PolicyModule(L.LightningModule):
         self.actor: PreTrainedModel | None = None
         self.health: dict[str, UpdateHealth] = {}  # of each network that is trained
         self.rollouts_done = 0
-        self.run_seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        self.run_seed = self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
 
     # Loading -------------------------------------------------------------------------------------
 
     @override
     def setup(self, stage: str) -> None:
-        """Refuse a strategy that cannot work."""
+        """Refuse a strategy that cannot work; start the counters of a new run."""
         refuse_strategy(self.trainer.strategy)
+        self.sampler.forget_weights()  # they may have changed between two stages
+        if stage == "fit" and begins_anew(self.trainer):
+            self.begin_run()
+
+    def begin_run(self) -> None:
+        """Forget what an earlier run has counted; the weights stay as they are.
+
+        A checkpoint, if there is one, is restored after it.
+        """
+        self.rollouts_done, self.run_seed = 0, self._seed
+        for health in self.health.values():
+            health.skipped = health.in_a_row = 0
 
     @override
     def configure_model(self) -> None:

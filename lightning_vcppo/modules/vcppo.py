@@ -152,12 +152,19 @@ class VCPPOModule(PolicyModule):
         adapters.save_trained_alone(self)
         self.updaters = build_updaters(update, actor_optimizer, critic_optimizer)
         self.health = {network: updater.health for network, updater in self.updaters.items()}
+        self.begin_run()
 
+    @override
+    def begin_run(self) -> None:
+        """Forget phase, rollouts and the networks' counters, too."""
+        super().begin_run()
         self.phase = Phase.POLICY_OPTIMIZATION
+        self.rollout: Rollout | None = None  # the last one
+        self.waiting_groups = GroupBuffer()  # until a rollout is full
         self.rollout_store: RolloutStore | None = None  # while the critic is pretrained
         self.saved_rollout: Rollout | None = None  # to be used instead of sampling one
-        self.waiting_groups = GroupBuffer()
-        self.rollout: Rollout | None = None
+        for updater in self.updaters.values():
+            updater.updates_done = 0
         self.update_metrics: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
 
