@@ -28,6 +28,22 @@ from lightning_vcppo.algorithm.statistics import Reduce, float_dtype, group_mome
 KLEstimator: TypeAlias = Literal["k1", "k2", "k3"]
 Diagnostics: TypeAlias = dict[str, Tensor]
 
+POLICY_DIAGNOSTICS = (
+    "approx_kl",
+    "ratio_mean",
+    "clipfrac",
+    "clipfrac_low",
+    "clipfrac_high",
+    "clipfrac_c",
+)
+"""What `policy_loss` returns beside the loss."""
+VALUE_DIAGNOSTICS = ("value_mean", "return_mean", "value_error", "value_clipfrac")
+"""What `value_loss` returns beside the loss."""
+NLL_DIAGNOSTICS = ("positive_tokens",)
+"""What `positive_example_nll` returns beside the loss."""
+KL_DIAGNOSTICS = ("kl",)
+"""What `kl_penalty` returns beside the loss."""
+
 _MAX_LOG_RATIO = 20.0
 
 

@@ -105,6 +105,10 @@ def hl_gauss_value(logits: Tensor, edges_E: Tensor) -> Tensor:
     return (logits.to(float_dtype(logits)).softmax(-1) * centres_K).sum(-1)
 
 
+HL_GAUSS_DIAGNOSTICS = ("value_mean", "return_mean", "value_error")
+"""What `hl_gauss_loss` returns beside the loss."""
+
+
 def hl_gauss_loss(
     logits_BTK: Tensor,
     returns_BT: Tensor,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from abc import abstractmethod
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
@@ -80,6 +79,13 @@ class ActorCriticModule(NetworksModule):
         """Return the critic's loss, a weighted sum over tokens, and its diagnostics."""
 
     @abstractmethod
+    def loss_metrics(self, network: Network) -> tuple[str, ...]:
+        """Return the names of a loss's diagnostics; they depend on the settings alone.
+
+        Ranks sum the diagnostics in this order, so no rank's data may add or drop one.
+        """
+
+    @abstractmethod
     def weigh_tokens(self, network: Network, mini_batch: Rollout) -> Rollout:
         """Fix each token's weight in the loss of a mini-batch, before it is cut any further."""
 
@@ -152,7 +158,8 @@ class ActorCriticModule(NetworksModule):
         loss_function = self.policy_loss if network == "policy" else self.critic_loss
         history: list[dict[str, float]] = []
         for mini_batch in self._mini_batches(network, rollout, epochs):
-            totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+            nothing = torch.zeros((), device=self.device)
+            totals = dict.fromkeys(("loss", *self.loss_metrics(network)), nothing)
             optimizer.zero_grad()
             weighed = self.weigh_tokens(network, mini_batch)
             pieces = list(self._micro_batches(weighed, rollout))
@@ -161,8 +168,9 @@ class ActorCriticModule(NetworksModule):
                     loss, parts = loss_function(micro_batch)
                     # Strategies average over ranks; a mini-batch's loss is the ranks' sum.
                     self.manual_backward(loss * self.trainer.world_size)
-                for key, part in {"loss": loss.detach(), **parts}.items():
-                    totals[key] = totals[key] + part
+                parts = {"loss": loss.detach(), **parts}
+                assert parts.keys() == totals.keys(), "every rank sums what `loss_metrics` names"
+                totals = {key: total + parts[key] for key, total in totals.items()}
             history.append(self._step(network, optimizer, totals))
         # What was left out would make the means of all others NaN, so it counts only if it is all.
         made = [u for u in history if math.isfinite(u["loss"]) and math.isfinite(u["grad_norm"])]
@@ -230,8 +238,7 @@ class ActorCriticModule(NetworksModule):
         rows = self._micro_batch_rows(mini_batch)
         missing = self.max_over_ranks(len(rows)) - len(rows)  # agreed on before any backward pass
         yield from (mini_batch.select(r) for r in rows)
-        filler = rollout.select(torch.zeros(1, dtype=torch.long, device=self.device)).silenced()
-        yield from [filler] * missing
+        yield from [rollout.filler(mini_batch)] * missing
 
     def critic_state(self) -> dict[str, Any]:
         """Return a copy, on the CPU, of the critic's weights and of its optimizer's state.

@@ -195,15 +195,17 @@ class NetworksModule(ActorModule):
         """
         results: list[Tensor] = []
         all_rows = self._micro_batch_rows(rollout)
+        assert self.actor is not None
+        missing = 0
+        if is_sharded(self.actor):  # weights are gathered from ranks with fewer pieces, too
+            missing = self.max_over_ranks(len(all_rows)) - len(all_rows)
         for rows in all_rows:
             for i, values in enumerate(read(rollout.select(rows))):
                 if len(results) <= i:
                     results.append(values.new_zeros(rollout.response_mask_BT.shape))
                 results[i][rows, : values.shape[1]] = values
-        assert self.actor is not None
-        if is_sharded(self.actor):  # weights are gathered from ranks with more pieces, too
-            for _ in range(self.max_over_ranks(len(all_rows)) - len(all_rows)):
-                read(rollout.select(torch.zeros(1, dtype=torch.long, device=self.device)))
+        for _ in range(missing):
+            read(rollout.select(torch.zeros(1, dtype=torch.long, device=self.device)))
         return tuple(results)
 
     def _logprobs(self, model: PreTrainedModel, rollout: Rollout) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from lightning_vcppo.algorithm.loss_weights import aggregation_weights, weighted
 from lightning_vcppo.algorithm.statistics import whiten
 from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.distributed.collectives import gather
+from lightning_vcppo.metrics.losses import loss_metrics
 from lightning_vcppo.metrics.rollout import describe_critic, describe_rollout
 from lightning_vcppo.modules.actor_critic import ActorCriticModule, Network, Phase
 from lightning_vcppo.rewards.functions import RewardFunction
@@ -267,7 +268,7 @@ class VCPPOModule(ActorCriticModule):
 
     def prepare_policy_update(self, rollout: Rollout) -> Rollout:
         """Whiten the advantages and correct for a sampler that is not quite the policy."""
-        advantages_BT = rollout.advantages_BT
+        advantages_BT, reduce = rollout.advantages_BT, self.sum_over_ranks
         assert advantages_BT is not None and rollout.old_logprobs_BT is not None
         if self.importance_correction != "off":
             weights_BT, trusted_BT, metrics = losses.truncated_importance_weights(
@@ -276,14 +277,12 @@ class VCPPOModule(ActorCriticModule):
                 rollout.response_mask_BT,
                 cap=self.policy.importance_cap,
                 mode=self.importance_correction,
-                reduce=self.sum_over_ranks,
+                reduce=reduce,
             )
             rollout = rollout.with_(importance_weights_BT=weights_BT, trusted_BT=trusted_BT)
             self.update_metrics |= {f"mismatch/{k}": float(v) for k, v in metrics.items()}
         if self.advantage.whiten:
-            whitened_BT = whiten(
-                advantages_BT, rollout.response_mask_BT, reduce=self.sum_over_ranks
-            )
+            whitened_BT = whiten(advantages_BT, rollout.response_mask_BT, reduce=reduce)
             rollout = rollout.with_(advantages_BT=whitened_BT)
         return rollout
 
@@ -311,6 +310,11 @@ class VCPPOModule(ActorCriticModule):
             counted_BT = counted_BT & mini_batch.trusted_BT
         weights_BT = aggregation_weights(counted_BT, self.policy.loss_agg_mode, reduce=reduce)
         return mini_batch.with_(loss_weights_BT=weights_BT)
+
+    @override
+    def loss_metrics(self, network: Network) -> tuple[str, ...]:
+        """Return the names of a loss's diagnostics."""
+        return loss_metrics(network, self.policy, self.value)
 
     @override
     def policy_loss(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
@@ -378,8 +382,6 @@ class VCPPOModule(ActorCriticModule):
             cliprange_value=self.value.cliprange_value,
             token_weights_BT=rollout.loss_weights_BT,
         )
-
-    # Logging -------------------------------------------------------------------------------------
 
     def log_rollout(self, rollout: Rollout) -> None:
         """Log what the rollout was like and what its updates did, over all ranks."""

@@ -109,15 +109,22 @@ class Rollout:
         tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return self.with_(**tensors)
 
-    def silenced(self) -> Rollout:
-        """Return a copy whose tokens weigh nothing in any loss, nor count as positive examples."""
-        nothing_BT = torch.zeros_like(self.sampler_logprobs_BT)
-        return replace(
-            self,
-            loss_weights_BT=nothing_BT,
-            nll_weights_BT=nothing_BT,
-            correct_B=torch.zeros_like(self.correct_B),
-        )
+    def filler(self, weighed: Rollout) -> Rollout:
+        """Return the first row with exactly the fields of a mini-batch, but without any weight.
+
+        A rank with nothing left to do goes along with it: what it computes has the layout of what
+        the others compute, and adds nothing to it.
+
+        Args:
+            weighed: A part of this rollout, which may be empty, with its weights.
+        """
+        row = self.select(torch.zeros(1, dtype=torch.long, device=self.positions_B.device))
+        nothing_BT = torch.zeros_like(row.sampler_logprobs_BT)
+        weights = {
+            name: None if getattr(weighed, name) is None else nothing_BT
+            for name in ("loss_weights_BT", "nll_weights_BT")
+        }
+        return replace(row, correct_B=torch.zeros_like(row.correct_B), **weights)
 
     def select(self, rows: Tensor) -> Rollout:
         """Return the given rows, with padding trimmed to the longest of them.

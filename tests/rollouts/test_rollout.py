@@ -59,6 +59,16 @@ def test_pad_puts_tokens_back_and_passes_gradients():
     assert pad(torch.ones(3, 4), mask_BT).shape == (2, 2, 4)
 
 
-def test_silenced_tokens_weigh_nothing():
-    silent = make_rollout([[1]], [[2, 3]]).silenced()
-    assert silent.loss_weights_BT.sum() == silent.nll_weights_BT.sum() == pytest.approx(0.0)
+@pytest.mark.parametrize("weights", [("loss_weights_BT",), ("loss_weights_BT", "nll_weights_BT")])
+@pytest.mark.parametrize("rows", [[], [1]])
+def test_a_filler_has_the_fields_of_what_it_fills_and_no_weight(weights, rows):
+    rollout = make_rollout([[1], [1]], [[2, 3], [4]])
+    part = rollout.select(torch.tensor(rows, dtype=torch.long))
+    weighed = part.with_(**{name: torch.ones(part.response_mask_BT.shape) for name in weights})
+    filler = rollout.filler(weighed)
+    assert len(filler) == 1 and not filler.correct_B.any()
+    for name, value in vars(weighed).items():
+        assert (getattr(filler, name) is None) == (value is None), name
+    for name in weights:
+        assert getattr(filler, name).shape == filler.response_mask_BT.shape
+        assert not getattr(filler, name).any()
