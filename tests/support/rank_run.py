@@ -112,7 +112,7 @@ COMMANDS = {
 """What else `vcppo` does, with sharded weights."""
 _UNEQUAL = [
     *("fit", "--config=vcppo", *_ACTOR, *ROLLOUTS, "--data.prompts_per_rollout=22"),
-    *("--model.update.ppo_mini_batch_size=8", "--model.update.ppo_max_token_len_per_gpu=130"),
+    *("--model.update.ppo_mini_batch_size=8", "--model.update.ppo_max_token_len_per_gpu=1"),
 ]
 COMMANDS |= {
     f"preset_{strategy}": [*_UNEQUAL, f"--trainer.strategy={strategy}"]
