@@ -84,7 +84,9 @@ class NetworksModule(ActorModule):
     def setup(self, stage: str) -> None:
         """Prepare the strategy; evaluation loads the actor alone, so a checkpoint has more keys."""
         super().setup(stage)
-        prepare_strategy(self.trainer.strategy)
+        prepare_strategy(
+            self.trainer.strategy, lambda: adapters.keep_precise(self, self.restored)
+        )
         self.strict_loading = stage == "fit"
 
     @override
