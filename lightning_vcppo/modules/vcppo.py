@@ -377,7 +377,9 @@ class VCPPOModule(PolicyModule):
     def setup(self, stage: str) -> None:
         """Prepare the strategy; evaluation loads the actor only, so a checkpoint has more keys."""
         super().setup(stage)
-        prepare_strategy(self.trainer.strategy)
+        prepare_strategy(
+            self.trainer.strategy, lambda: adapters.keep_precise(self, self.loader.restored)
+        )
         self.strict_loading = stage == "fit"
 
     @override
