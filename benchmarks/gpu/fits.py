@@ -27,7 +27,7 @@ FITS = {
 }
 SMALL = [
     "--config=vcppo",
-    "--model.reward=tests.tiny_runs.parity",
+    "--model.reward=tests.support.tiny_runs.parity",
     "--model.sampling.max_response_length=48",
     "--model.sampling.num_generations=2",
     "--model.evaluation.max_response_length=16",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,9 +16,10 @@ from torch.nn.functional import linear
 from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.tools import Peak, seconds
 from lightning_vcppo.algorithm import advantages
+from lightning_vcppo.generation import fused_sampling
 from lightning_vcppo.generation.sampling import sample_tokens
-from lightning_vcppo.models import logprobs, packing
 from lightning_vcppo.models.attention import variable_length_attention
+from lightning_vcppo.models import fused_logprobs, logprobs, packing
 from lightning_vcppo.models.logprobs import float32_product, token_logprobs
 from lightning_vcppo.models.packing import PackedLayout, packed_sdpa
 from lightning_vcppo.settings import SamplingSettings
@@ -48,6 +51,19 @@ def both_ways(run: Callable[[], Any], *leaves: Tensor) -> Callable[[], object]:
     return lambda: torch.autograd.grad(sum(o.float().sum() for o in run()), leaves)
 
 
+@contextmanager
+def without(switch: str) -> Iterator[None]:
+    """Switch fused kernels off by their variable of the environment."""
+    before = os.environ.get(switch)
+    os.environ[switch] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[switch]
+        if before is not None:
+            os.environ[switch] = before
+
+
 def head(f: Findings, a: Namespace) -> None:
     """Log-probabilities of 16K tokens against the products alone and Liger's cross-entropy."""
     n, h, v = (256, 64, 2000) if a.tiny else (16_384, 896, 151_936)
@@ -65,6 +81,8 @@ def head(f: Findings, a: Namespace) -> None:
         logprobs._BLOCK_LOGITS = 2**power
         cost(f, a, f"token_logprobs {n}, both ways, 2^{power}", both_ways(ours, hidden, weight))
     logprobs._BLOCK_LOGITS = budget
+    with without(fused_logprobs.SWITCH):
+        cost(f, a, f"token_logprobs {n}, both ways, not fused", both_ways(ours, hidden, weight))
     blocks = range(0, v, 8192)
     with torch.no_grad():
         products = partial(lambda *_: [linear(hidden, weight[i : i + 8192]) for i in blocks])
@@ -117,6 +135,8 @@ def sampling(f: Findings, a: Namespace) -> None:
         uniform = torch.rand(rows, device=a.device)
         go = partial(sample_tokens, logits, uniform, SamplingSettings())
         cost(f, a, f"sample_tokens {rows} x {vocabulary}", go, 10)
+        with without(fused_sampling.SWITCH):
+            cost(f, a, f"sample_tokens {rows} x {vocabulary}, not fused", go, 10)
         go = partial(sample_tokens, logits, uniform, SamplingSettings(top_p=0.9))
         cost(f, a, f"sample_tokens {rows} x {vocabulary}, top-p", go, 10)
 

@@ -10,7 +10,9 @@ import torch
 
 from benchmarks.gpu.findings import Findings
 from lightning_vcppo.algorithm import advantages
+from lightning_vcppo.generation.fused_sampling import fused_kernel
 from lightning_vcppo.generation.sampling import sample_tokens
+from lightning_vcppo.models.fused_logprobs import fused_kernels
 from lightning_vcppo.models import attention, forward
 from lightning_vcppo.models.logprobs import token_logprobs
 from lightning_vcppo.models.packing import enable_packing
@@ -115,6 +117,8 @@ def chosen() -> dict[str, Any]:
     return {
         "packed rows": "varlen" if attention.variable_length_attention(query) else "groups",
         "decoding": "by length" if attention.attends_by_length(query) else "masked",
+        "sampling": "fused" if fused_kernel(query[0]) else "torch",
+        "log-probabilities": "fused" if fused_kernels(query.device, torch.float32) else "torch",
         "cudnn": torch.backends.cuda.cudnn_sdp_enabled(),
     }
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_vcppo.algorithm.statistics import float_dtype
 from lightning_vcppo.common.seeding import stream
+from lightning_vcppo.generation.fused_sampling import fused_kernel
 from lightning_vcppo.settings import SamplingSettings
 
 
@@ -29,6 +30,10 @@ def sample_tokens(
         Tokens (R,), their log-probabilities at the temperature and the entropy of the distribution
         in nats, both before top-p (R,), float32 or better.
     """
+    if settings.temperature > 0 and settings.top_p == 1 and (kernel := fused_kernel(logits_RV)):
+        sampled: tuple[Tensor, Tensor, Tensor]
+        sampled = kernel.sample(logits_RV, uniform_R, settings.temperature)
+        return sampled
     with torch.autocast(logits_RV.device.type, enabled=False):  # which rounds products of vectors
         return _sample(logits_RV.to(float_dtype(logits_RV)), uniform_R, settings)
 

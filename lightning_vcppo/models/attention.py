@@ -8,7 +8,7 @@
 * Decoding with static shapes reads each row's own length with the same kernel, or the whole storage
   with a mask.
 
-Every choice is made once a process, by a trial on the device against SDPA, and logged.
+Every choice is made once a process, by a trial on the device, and logged.
 
 Shapes: N tokens of all sequences, B sequences, H query heads, K key-value heads, D size of a head.
 """
@@ -120,10 +120,10 @@ def reference_varlen(
         place_Q = torch.arange(end - start, device=query.device) + count - (end - start)
         behind_QK = place_Q[:, None] - torch.arange(count, device=query.device)
         seen_QK = (behind_QK >= 0) & (behind_QK < (window or count))
-        attended = torch.nn.functional.scaled_dot_product_attention(
-            query[start:end].transpose(0, 1), keys, values, attn_mask=seen_QK, scale=scale
-        )
-        outputs.append(attended.transpose(0, 1))
+        factor = query.shape[-1] ** -0.5 if scale is None else scale
+        scores_HQK = query[start:end].transpose(0, 1) @ keys.transpose(1, 2) * factor
+        weights_HQK = scores_HQK.masked_fill(~seen_QK, float("-inf")).softmax(-1)
+        outputs.append((weights_HQK @ values).transpose(0, 1))
     return torch.cat(outputs)
 
 
