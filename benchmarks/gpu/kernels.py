@@ -18,8 +18,8 @@ from benchmarks.gpu.tools import Peak, seconds
 from lightning_vcppo.algorithm import advantages
 from lightning_vcppo.generation import fused_sampling
 from lightning_vcppo.generation.sampling import sample_tokens
-from lightning_vcppo.models.attention import variable_length_attention
 from lightning_vcppo.models import fused_logprobs, logprobs, packing
+from lightning_vcppo.models.attention import variable_length_attention
 from lightning_vcppo.models.logprobs import float32_product, token_logprobs
 from lightning_vcppo.models.packing import PackedLayout, packed_sdpa
 from lightning_vcppo.settings import SamplingSettings

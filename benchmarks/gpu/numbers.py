@@ -12,8 +12,8 @@ from benchmarks.gpu.findings import Findings
 from lightning_vcppo.algorithm import advantages
 from lightning_vcppo.generation.fused_sampling import fused_kernel
 from lightning_vcppo.generation.sampling import sample_tokens
-from lightning_vcppo.models.fused_logprobs import fused_kernels
 from lightning_vcppo.models import attention, forward
+from lightning_vcppo.models.fused_logprobs import fused_kernels
 from lightning_vcppo.models.logprobs import token_logprobs
 from lightning_vcppo.models.packing import enable_packing
 from lightning_vcppo.settings import SamplingSettings

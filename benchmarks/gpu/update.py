@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 from transformers import AutoModelForTokenClassification, PreTrainedModel
+from typing_extensions import override
 
 from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.tools import Peak, big_config, big_model, small_actor, sync
@@ -70,12 +71,16 @@ class Bench(VCPPOModule):
     options: Namespace
     sizes: Sizes
 
-    def _load_actor(self) -> PreTrainedModel:
+    @override
+    def load_actor(self) -> PreTrainedModel:
+        """Build one with random weights."""
         return enable_packing(big_model(self.options, torch.float32))
 
-    def _load_critic(self, source: Any, value: Any) -> Critic:
+    @override
+    def load_critic(self) -> Critic:
+        """Build one with random weights."""
         auto = AutoModelForTokenClassification
-        critic = Critic(big_model(self.options, torch.float32, auto, num_labels=1), value)
+        critic = Critic(big_model(self.options, torch.float32, auto, num_labels=1), self.value)
         critic.reset_head()
         return critic
 

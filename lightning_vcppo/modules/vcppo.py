@@ -390,7 +390,7 @@ class VCPPOModule(PolicyModule):
         if self.critic is not None or (is_attached(self) and not self.trainer.training):
             return
         if self.advantage.needs_critic:
-            self.critic = self.build(lambda: self.loader.load_critic(self.value, self.run_seed))
+            self.critic = self.build(self.load_critic)
             check_vocabulary(self.critic.model, self.tokenizer, str(self.loader.critic), "critic")
             adapters.share_weights(self.critic.model.base_model, self.actor.base_model)
         if self.loader.reference is not None and self.reference is None:
@@ -409,6 +409,10 @@ class VCPPOModule(PolicyModule):
     def load_actor(self) -> PreTrainedModel:
         """Load the actor, with adapters if they are on."""
         return self.loader.load_actor(self.run_seed)
+
+    def load_critic(self) -> Critic:
+        """Load the critic, with adapters if they are on."""
+        return self.loader.load_critic(self.value, self.run_seed)
 
     @override
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
