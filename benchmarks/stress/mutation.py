@@ -1,16 +1,16 @@
-"""Do the tests notice when a file is wrong? Change it in one place at a time, and run its tests.
+"""Change a file in one place at a time, and check whether its tests notice.
 
     python -m benchmarks.stress.mutation losses --sample 150
     python -m benchmarks.stress.mutation losses --sample 150 --show    # what no test has noticed
 
 A mutant is the file with one operator, comparison, constant, condition or argument changed, or one
-statement left out. It is killed if `tests/test_losses*.py` fail, crash or run far too long on it.
-One that survives shows what no test looks at, or is no fault at all: `min` of one thing, say. Texts
-of errors are left as they are, for tests should not pin them.
+statement removed. It is killed if `tests/test_losses*.py` fail, crash or run far too long on it.
+A survivor shows what no test checks, or is no fault at all, such as `min` of one value. Texts of
+errors are not changed, because tests should not fix them.
 
-The libraries are imported once; each mutant is a fork, which gets the changed file in the place of
-the real one, and runs the quick tests first. Results are appended to `--output`, and a second run
-goes on where the first has ended.
+The libraries are imported once; each mutant is a fork, which gets the changed file instead of the
+real one, and runs the quick tests first. Results are appended to `--output`, and a second run
+resumes where the first ended.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[2]
 PACKAGE = "lightning_vcppo"
 SECONDS = 30.0
-"""Of CPU time, beyond which a mutant hangs; the tests of one file take a few."""
+"""Seconds of CPU time after which a mutant hangs; the tests of one file take a few."""
 BYTES = 3 * 2**30
-"""Of memory that a mutant may ask for, beyond what the libraries have."""
+"""Bytes of memory that a mutant may use, above that of the libraries."""
 
 OPERATORS: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
     ast.Add: (ast.Sub,),
@@ -84,9 +84,9 @@ class Mutant(NamedTuple):
     """A changed file.
 
     Attributes:
-        line: Where the change is.
-        what: Its description, such as `12:4: a + b  ->  a - b`, line and column first.
-        tree: The file.
+        line: Line of the change.
+        what: Description of the change, such as `12:4: a + b  ->  a - b`, line and column first.
+        tree: The changed file.
     """
 
     line: int
@@ -121,7 +121,7 @@ Changeable = ast.stmt | ast.expr | ast.keyword
 
 
 def _places(node: ast.AST, path: Path_) -> Iterator[tuple[Path_, Changeable]]:
-    """Yield what may be changed below a node, and how to get there."""
+    """Yield the places that may be changed below a node, with the path to each."""
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns") or (name == "exc" and isinstance(node, ast.Raise)):
             continue
@@ -136,7 +136,7 @@ def _places(node: ast.AST, path: Path_) -> Iterator[tuple[Path_, Changeable]]:
 
 
 def _is_text(node: ast.AST) -> bool:
-    """Tell whether a statement is a docstring, an import or the name of a type."""
+    """Return whether a statement is a docstring, an import or the name of a type."""
     if isinstance(node, ast.AnnAssign) or (
         isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript)
     ):
@@ -147,7 +147,7 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def _changes(node: Changeable) -> Iterator[ast.AST]:
-    """Yield what a node may be changed into."""
+    """Yield replacements of a node."""
     new: Any
     match node:
         case ast.BinOp(op=op) | ast.BoolOp(op=op) | ast.AugAssign(op=op):
@@ -198,7 +198,7 @@ def _short(node: ast.AST) -> str:
 
 
 def warm_up(name: str) -> list[str]:
-    """Import what the tests of a file import, and return them."""
+    """Import the modules that the tests of a file import, and return the tests."""
     os.environ["OMP_NUM_THREADS"] = "1"
     tests = [str(path) for path in sorted((ROOT / "tests").glob(f"test_{name}*.py"))]
     if not tests:
@@ -215,23 +215,23 @@ def warm_up(name: str) -> list[str]:
 
 
 class Stopwatch:
-    """A plugin of pytest: runs the tests that were quick the first time before the others."""
+    """A plugin of pytest that runs the tests that were quick the first time before the others."""
 
     def __init__(self) -> None:
-        """Know nothing yet."""
+        """Start without durations."""
         self.seconds: dict[str, float] = {}
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        """Sort the tests."""
+        """Sort the tests by duration."""
         items.sort(key=lambda item: self.seconds.get(item.nodeid, 0.0))
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        """Remember how long a test has taken."""
+        """Store the duration of a test."""
         self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
 
 
 def survives(name: str, mutant: Mutant, tests: Sequence[str], watch: Stopwatch) -> bool:
-    """Tell whether the tests pass on a mutant; they run in a process of their own."""
+    """Return whether the tests pass on a mutant; they run in their own process."""
     with tempfile.TemporaryFile("w+") as seconds:
         child = os.fork()
         if child == 0:
@@ -249,7 +249,7 @@ def survives(name: str, mutant: Mutant, tests: Sequence[str], watch: Stopwatch) 
 
 
 def _run_tests(name: str, mutant: Mutant, tests: Sequence[str], watch: Stopwatch) -> int:
-    """Run the tests on a mutant; its output is nobody's business."""
+    """Run the tests on a mutant, without output."""
     import pytest
 
     nothing = os.open(os.devnull, os.O_WRONLY)
