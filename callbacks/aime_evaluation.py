@@ -1,6 +1,6 @@
 """Turn the responses of a validation or test epoch into avg@k, pass@k and maj@k.
 
-Here is when and where; the numbers are made in `lightning_vcppo/evaluation.py`.
+Here is when and where; the numbers are made in `lightning_vcppo/metrics/evaluation.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from rich import get_console
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -25,6 +26,7 @@ from lightning_vcppo.metrics.evaluation import (
     Cell,
     Estimate,
     EvaluationSummary,
+    by_problem,
     by_set,
     group_table,
     problem_table,
@@ -128,6 +130,14 @@ class AIMEEvaluation(Callback):
         if not of_sets:
             raise ValueError("the evaluation has ended without a response")
         summaries = {name: summarize(of_set) for name, of_set in of_sets.items()}
+        for name, of_set in of_sets.items():
+            given = len({record.index for record in of_set})
+            if given > (distinct := summaries[name].problems):
+                rank_zero_info(
+                    f"{group}: the {given} rows of {name or HELD_OUT} are {distinct} distinct "
+                    "problems; rows with the same text count as samples of one (to sample more, "
+                    "give --model.evaluation.num_generations)"
+                )
         unit, done = _progress(trainer, pl_module)
         metrics = _metrics(summaries, group)
         if unit == "rollouts":  # Where updates count, Lightning's own x axis is right.
@@ -153,7 +163,7 @@ class AIMEEvaluation(Callback):
         samples = [
             [getattr(record, column) for column in SAMPLE_COLUMNS]
             for of_set in of_sets.values()
-            for record in [r for r in of_set if r.sample == 0][: self._sample_table_rows]
+            for record, *_ in by_problem(of_set)[: self._sample_table_rows]
         ]
         if samples:
             log_table(trainer, f"{group}/samples", SAMPLE_COLUMNS, samples, step=done)

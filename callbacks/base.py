@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from lightning_vcppo.algorithm.value_pretraining import Phase
 from lightning_vcppo.common.files import may_write
+from lightning_vcppo.common.fresh_start import begins_anew
 from lightning_vcppo.dashboards.rollout_log import FOLDER, RolloutLog
 from lightning_vcppo.rollouts.rollout import Rollout
 
@@ -29,11 +30,32 @@ class LearnsFromRollouts(Protocol):
     rollouts_done: int
 
 
-class RolloutCallback(Callback):
+class RunCallback(Callback):
+    """Keeps something of a run, and forgets it when another run begins.
+
+    A subclass sets all of its run's state in `begin_run`, and nowhere else at first; `__init__`
+    calls it. A checkpoint, if there is one, is restored after it.
+    """
+
+    def begin_run(self) -> None:
+        """Set the state of a run that has seen nothing."""
+        raise NotImplementedError
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier run, unless this Trainer continues it."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and begins_anew(trainer):
+            self.begin_run()
+
+
+class RolloutCallback(RunCallback):
     """Looks at each rollout that has been learned from; a module without rollouts is left alone."""
 
-    _phase = Phase.POLICY_OPTIMIZATION
-    """In which the rollout at hand was made: it may change when the rollout ends."""
+    @override
+    def begin_run(self) -> None:
+        """Know no phase. It is kept, for it may change when the rollout ends."""
+        self._phase = Phase.POLICY_OPTIMIZATION
 
     @override
     def on_train_batch_start(
@@ -64,6 +86,7 @@ class RolloutMonitor(RolloutCallback):
     def __init__(self, dirpath: str | None) -> None:
         """Keep the folder; None means `diagnostics/` in the trainer's root folder."""
         self._dirpath = dirpath
+        self.begin_run()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -93,6 +93,11 @@ class CriticCalibration(RolloutMonitor):
         self._audit_every = audit_every
         self._prefixes = audit_prefixes
         self._continuations = audit_continuations
+
+    @override
+    def begin_run(self) -> None:
+        """Start with an empty window."""
+        super().begin_run()
         self._window: list[Forecasts] = []
 
     @override
@@ -202,7 +207,8 @@ def continue_responses(
         new = sampled.response_ids_BT[i][sampled.response_mask_BT[i]].tolist()[: limit - keeps[i]]
         prompt, response = ids[: prompt_lengths[i]], ids[prompt_lengths[i] :] + new
         text = module.sampler.response_text(prompt, response)
-        scores.append(module.grader.grade(text, rollout.problems[rows[i]].answer).reward)
+        problem = rollout.problems[rows[i]]
+        scores.append(module.grader.grade(text, problem.golds, problem.answer_kind).reward)
         lengths.append(len(response))
     lengths_N = torch.tensor(lengths, device=module.device)
     scored = rollout.select(row_N).with_(

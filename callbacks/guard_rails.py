@@ -52,6 +52,12 @@ class GuardRails(RolloutCallback):
         """
         self._on_violation = on_violation
         self._limits = limits
+        self.begin_run()
+
+    @override
+    def begin_run(self) -> None:
+        """Start with nothing seen and nothing said."""
+        super().begin_run()
         self._first: dict[str, list[float]] = defaultdict(list)
         self._latest: dict[str, list[float]] = defaultdict(list)
         self._whole_for: dict[str, int] = {}  # rule that has been broken -> rollouts since
@@ -72,6 +78,7 @@ class GuardRails(RolloutCallback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what has been seen and said."""
+        self.begin_run()
         self._first = defaultdict(list, state_dict["first"])
         self._latest = defaultdict(list, state_dict["latest"])
         self._whole_for = dict(state_dict["whole_for"])

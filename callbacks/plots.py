@@ -107,8 +107,14 @@ class LearningCurves(RolloutCallback):
     """
 
     def __init__(self, dirpath: str | None = None) -> None:
-        """Start with an empty history."""
+        """Keep the directory."""
         self._dirpath = dirpath
+        self.begin_run()
+
+    @override
+    def begin_run(self) -> None:
+        """Start with an empty history."""
+        super().begin_run()
         self._history = _History()
         self._drawn_at = time.monotonic()
         self._drawing_s = 2.0  # about that much, the first time

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
@@ -27,10 +27,7 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
-from .base import LearnsFromRollouts
-
-if TYPE_CHECKING:
-    pass
+from .base import LearnsFromRollouts, RunCallback
 
 SHOWN = {
     "cold_start/loss": ("loss", "{:.3f}"),
@@ -50,7 +47,7 @@ PACE_ROLLOUTS = 20
 BARS = "▁▂▃▄▅▆▇█"
 
 
-class RolloutProgressBar(RichProgressBar):
+class RolloutProgressBar(RunCallback, RichProgressBar):
     """Show phase, progress, reward, accuracy, length, explained variance, speed and time left.
 
     Args:
@@ -63,9 +60,14 @@ class RolloutProgressBar(RichProgressBar):
     def __init__(
         self, refresh_rate: int = 4, leave: bool = False, line_every_s: float = 30.0
     ) -> None:
-        """Start without a history."""
+        """Keep the settings."""
         super().__init__(refresh_rate, leave)
         self._line_every_s = line_every_s
+        self.begin_run()
+
+    @override
+    def begin_run(self) -> None:
+        """Start without a history."""
         self._line_at = -math.inf
         self._line = ""
         self._phase = ""
@@ -88,6 +90,7 @@ class RolloutProgressBar(RichProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         super().on_train_start(trainer, pl_module)
+        self._ended_at.clear()  # the time between two calls of `fit` is not the run's
         self._ended_at.append(time.monotonic())
         self._put_view_below()
 

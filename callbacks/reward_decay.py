@@ -80,8 +80,13 @@ class RewardDecayMonitor(RolloutMonitor):
         if bin_width is not None and bin_width < 1:
             raise ValueError(f"bin_width: expected >= 1 token, got {bin_width}")
         super().__init__(dirpath)
-        self.latest: RolloutProfiles | None = None
         self._bin_width = bin_width
+
+    @override
+    def begin_run(self) -> None:
+        """Start without profiles."""
+        super().begin_run()
+        self.latest: RolloutProfiles | None = None
 
     @override
     def on_rollout(self, trainer: Trainer, module: VCPPOModule, rollout: Rollout) -> None:

@@ -18,13 +18,13 @@ from lightning_vcppo.checkpointing.run_directory import CHECKPOINTS, LAST, find_
 from lightning_vcppo.common.files import UNFINISHED, is_trial, put_in_place, remove
 from lightning_vcppo.common.lightning_compat import between_steps, epoch_is_over, steps_done
 
-from .base import LearnsFromRollouts
+from .base import LearnsFromRollouts, RunCallback
 
 if TYPE_CHECKING:
     pass
 
 
-class RolloutCheckpoint(ModelCheckpoint):
+class RolloutCheckpoint(RunCallback, ModelCheckpoint):
     """Save `checkpoints/last.ckpt` between two rollouts, and leave there when a signal asks for it.
 
     Between two rollouts everything about the first is done: its updates, its row in metrics.csv,
@@ -59,6 +59,13 @@ class RolloutCheckpoint(ModelCheckpoint):
         super().__init__(save_last=True, save_top_k=0, enable_version_counter=False)
         self._every_n_rollouts = every_n_rollouts
         self._max_time_share = max_time_share
+        self.begin_run()
+
+    @override
+    def begin_run(self) -> None:
+        """Start with nothing saved and no signal heard."""
+        self.last_model_path = ""
+        self._last_global_step_saved = 0  # Lightning's, which skips a step that it has saved
         self._interruptions = Interruptions()
         self._saved_after = 0  # training steps
         self._saving_began_at = 0.0

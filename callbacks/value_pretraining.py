@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
@@ -21,8 +21,10 @@ from lightning_vcppo.rollouts.rollout import Rollout
 from lightning_vcppo.rollouts.saved import SavedRollouts
 from lightning_vcppo.rollouts.store import RolloutStore
 
+from .base import RunCallback
 
-class ValuePretraining(Callback):
+
+class ValuePretraining(RunCallback):
     """Own the schedule of value pretraining (VC-PPO, section 4.1); the module owns the update.
 
     While it lasts, the actor is frozen and the critic is fitted on Monte-Carlo returns. Each
@@ -88,9 +90,15 @@ class ValuePretraining(Callback):
         )
         self._rollouts_path = rollouts_path
         self._dirpath = dirpath
+        self._replays, self._held_out_share = replays, held_out_share
+        self.begin_run()
+
+    @override
+    def begin_run(self) -> None:
+        """Start before the first rollout."""
         self._progress = Progress()
         self._finished = False
-        self._store = RolloutStore(replays, held_out_share)
+        self._store = RolloutStore(self._replays, self._held_out_share)
         self._stored_by_rank: list[dict[str, Any]] = []
         self._best_critic: dict[str, Any] = {}
         self._saved: SavedRollouts | None = None
@@ -112,6 +120,7 @@ class ValuePretraining(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` has returned."""
+        self.begin_run()
         self._finished = state_dict["finished"]
         self._progress = Progress(**state_dict["progress"])
         self._stored_by_rank = state_dict.get("stored_by_rank", [])
@@ -133,8 +142,6 @@ class ValuePretraining(Callback):
             self._begin(trainer, pl_module)
 
     def _begin(self, trainer: Trainer, module: VCPPOModule) -> None:
-        if is_trial(trainer):  # two rollouts try both phases out
-            self._stop_rule = replace(self._stop_rule, max_rollouts=1)
         if self._stored_by_rank:
             self._store.load_state_dict(
                 self._stored_by_rank, trainer.global_rank, trainer.world_size
@@ -190,7 +197,10 @@ class ValuePretraining(Callback):
             {f"value_pretraining/{name}": value for name, value in metrics.items()},
             batch_size=len(rollout),
         )
-        if self._stop_rule.is_over(progress):
+        rule = self._stop_rule
+        if is_trial(trainer):  # two rollouts try both phases out
+            rule = replace(rule, max_rollouts=1)
+        if rule.is_over(progress):
             self._finish(trainer, pl_module)
 
     @torch.no_grad()

@@ -59,7 +59,8 @@ class EngineSettings:
             the CPU a share of main memory, taken for good).
         max_model_len: Most tokens of a prompt and its response; None is the model's own limit.
         sleep: Give vLLM's memory back to the trainer between rollouts (on the GPU; the CPU cannot).
-        init_args: Other arguments of `vllm.LLM`, such as dtype (the actor's by default).
+        init_args: Other arguments of `vllm.LLM`, such as dtype (by default the type in which
+            the actor computes: bfloat16 under bf16-mixed).
     """
 
     name: Literal["transformers", "vllm"] = "transformers"
@@ -75,6 +76,14 @@ class EngineSettings:
         require(self.max_num_seqs >= 1, f"max_num_seqs: expected >= 1, got {self.max_num_seqs}")
         require(0 < share <= 1, f"gpu_memory_utilization: expected a share in (0, 1], got {share}")
         require(length is None or length >= 2, f"max_model_len: expected >= 2 tokens, got {length}")
+        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+            size = self.init_args.get(name, 1)
+            require(
+                size == 1,
+                f"init_args.{name}: expected 1, got {size}: each process samples its own prompts "
+                "with a vLLM of its own, which cannot be shared; shard with fsdp2 to train a "
+                "larger model",
+            )
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,30 @@ class RewardShapingSettings:
         """Refuse impossible values."""
         length = self.overlong_buffer_len
         require(length >= 0, f"overlong_buffer_len: expected >= 0 tokens, got {length}")
+
+
+@dataclass(frozen=True)
+class GradingSettings:
+    """Processes that compare answers, see `rewards/pool.py`; a reward function of yours has none.
+
+    What texts do not decide alone is evaluated there. No accepted expression needs a hundredth of
+    the limits, so verdicts depend on neither the number of workers nor the load.
+
+    Attributes:
+        workers: Worker processes of each rank; 0 compares in the training process.
+        limit_s: CPU seconds of one comparison; one that reaches it counts as wrong.
+        memory_mb: Memory, in MiB of address space, of one worker.
+    """
+
+    workers: int = 2
+    limit_s: float = 30.0
+    memory_mb: int = 4096
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        require(self.workers >= 0, f"workers: expected >= 0, got {self.workers}")
+        require(self.limit_s >= 1, f"limit_s: expected >= 1 second, got {self.limit_s}")
+        require(self.memory_mb >= 512, f"memory_mb: expected >= 512 MiB, got {self.memory_mb}")
 
 
 @dataclass(frozen=True)

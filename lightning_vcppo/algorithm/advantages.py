@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_vcppo.algorithm.checks import check_sequences, check_tokens
 from lightning_vcppo.algorithm.statistics import (
     Reduce,
     explained_variance,
@@ -118,6 +119,9 @@ def monte_carlo_returns(
 
     Returns:
         returns_BT, detached, float32 (float64 if the rewards are), 0 outside the mask.
+
+    Raises:
+        ValueError: If gamma is outside [0, 1], or a shape or the mask's type is wrong.
     """
     no_values_BT = torch.zeros_like(rewards_BT)
     (returns_BT,) = _lambda_returns(
@@ -139,10 +143,12 @@ def length_adaptive_lambda(lengths_B: Tensor, alpha: float) -> Tensor:
         lam_B, for `gae` and `decoupled_gae`.
 
     Raises:
-        ValueError: If alpha is not positive.
+        ValueError: If alpha is not positive, or the lengths are not (B,).
     """
     if not alpha > 0:
         raise ValueError(f"length_adaptive_alpha must be positive, got {alpha}")
+    if lengths_B.ndim != 1:
+        raise ValueError(f"lengths_B must have shape (B,), got {tuple(lengths_B.shape)}")
     return (1.0 - 1.0 / (alpha * lengths_B)).clamp(0.0, 1.0)
 
 
@@ -166,7 +172,7 @@ def group_advantages(
         advantages_B, detached, to be broadcast over the tokens of each response.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes are not (B,), or the group ids not integers.
     """
     mean_B, std_B, _ = group_moments(rewards_B, group_ids_B)
     advantages_B = rewards_B.double() - mean_B
@@ -200,7 +206,14 @@ def explained_variance_gate(
 
     Returns:
         (advantages_BT, gate_open): 0 outside the mask; a boolean scalar, True for the critic's.
+
+    Raises:
+        ValueError: If a shape or the mask's type is wrong.
     """
+    check_tokens(
+        response_mask_BT, advantages_BT=advantages_BT, returns_BT=returns_BT, values_BT=values_BT
+    )
+    check_sequences(response_mask_BT, scores_B=scores_B)
     gate_open = explained_variance(values_BT, returns_BT, response_mask_BT, reduce=reduce) > 0
     counts_B = response_mask_BT.any(-1)
     scores_B = torch.where(counts_B, scores_B.double(), 0.0)
@@ -280,6 +293,8 @@ def _discounted_reverse_cumsum(x_BT: Tensor, decay_B: Tensor) -> Tensor:
     The y at the head of each block follows from the next head by the same recursion, with decay^C
     and M = T/C tokens. Added to the last x of the block before, it makes the blocks independent.
     """
+    if not bool(x_BT.sum().isfinite()):
+        return _with_what_is_not_finite(x_BT, decay_B)
     batch, length = x_BT.shape
     size = min(_BLOCK, length)
     exponent_C = torch.arange(size, device=x_BT.device)
@@ -294,6 +309,18 @@ def _discounted_reverse_cumsum(x_BT: Tensor, decay_B: Tensor) -> Tensor:
         head_BM = _discounted_reverse_cumsum(head_BM, decay_B**size)
         x_BMC[:, :-1, -1] += decay_B[:, None] * head_BM[:, 1:]
     return (x_BMC @ kernel_BCC).view(batch, -1)[:, :length]
+
+
+def _with_what_is_not_finite(x_BT: Tensor, decay_B: Tensor) -> Tensor:
+    """Do the same with NaN and infinities, which reach the tokens before them alone.
+
+    A product of matrices would multiply them by the zeros of later tokens, too.
+    """
+    finite_BT = x_BT.isfinite()
+    y_BT = _discounted_reverse_cumsum(torch.where(finite_BT, x_BT, 0.0), decay_B)
+    rest_BT = torch.where(finite_BT, 0.0, x_BT)
+    before_BT = rest_BT.flip(-1).cumsum(-1).flip(-1)
+    return y_BT + torch.where(decay_B[:, None] > 0, before_BT, rest_BT)
 
 
 def _places_without_gaps(mask_BT: Tensor) -> Tensor | None:
@@ -341,10 +368,5 @@ def _check(
     """Raise ValueError for arguments that do not fit together."""
     if not 0.0 <= gamma <= 1.0:
         raise ValueError(f"gamma must be in [0, 1], got {gamma}")
-    if not (rewards_BT.ndim == 2 and rewards_BT.shape == values_BT.shape == mask_BT.shape):
-        shapes = [tuple(x.shape) for x in (rewards_BT, values_BT, mask_BT)]
-        raise ValueError(f"rewards, values and response mask must share a shape (B, T): {shapes}")
-    if mask_BT.dtype != torch.bool:
-        raise ValueError(f"the response mask must be boolean, got {mask_BT.dtype}")
-    if bootstrap_B is not None and bootstrap_B.shape != rewards_BT.shape[:1]:
-        raise ValueError(f"bootstrap must be (B,), got {tuple(bootstrap_B.shape)}")
+    check_tokens(mask_BT, rewards_BT=rewards_BT, values_BT=values_BT)
+    check_sequences(mask_BT, bootstrap_B=bootstrap_B)

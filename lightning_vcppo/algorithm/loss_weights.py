@@ -1,4 +1,4 @@
-"""Weight of each token in a loss that is a weighted sum.
+"""Weight of each token, and of each response, in a loss that is a weighted sum.
 
 Shape suffixes: B sequences, T response tokens.
 """
@@ -10,7 +10,8 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from lightning_vcppo.algorithm.statistics import Reduce, identity
+from lightning_vcppo.algorithm.checks import check_sequences, check_tokens
+from lightning_vcppo.algorithm.statistics import Reduce, float_dtype, group_moments, identity
 
 LossAggMode: TypeAlias = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"]
 
@@ -42,8 +43,10 @@ def aggregation_weights(
         weights_BT, 0 where the mask is False; all 0 if no token counts.
 
     Raises:
-        ValueError: For an unknown mode.
+        ValueError: For an unknown mode, or a wrong shape or type of the mask.
     """
+    check_tokens(response_mask_BT)
+    check_sequences(response_mask_BT, sequence_weights_B=sequence_weights_B)
     if mode not in get_args(LossAggMode):
         raise ValueError(f"loss_agg_mode must be one of {get_args(LossAggMode)}, got {mode!r}")
     lengths_B = response_mask_BT.sum(-1).double()
@@ -58,6 +61,27 @@ def aggregation_weights(
     if sequence_weights_B is not None:
         weights_B = weights_B * sequence_weights_B
     return torch.where(response_mask_BT, weights_B[:, None], 0.0).to(dtype)
+
+
+def prompt_noise_weights(scores_B: Tensor, group_ids_B: Tensor, *, min_std: float = 0.25) -> Tensor:
+    """Compute the weight of each prompt in the critic's loss, 1 / max(std R, 0.25).
+
+    EasyPPO (arXiv 2609.36802): returns of a prompt that is sometimes solved are noisy. They are the
+    `sequence_weights_B` of `aggregation_weights`.
+
+    Args:
+        scores_B: Return of each response.
+        group_ids_B: Integers, equal for the responses to one prompt.
+        min_std: Floor of the sample standard deviation; that of a group of one is 0.
+
+    Returns:
+        One weight a response, equal within a group.
+
+    Raises:
+        ValueError: If the shapes are not (B,), or the group ids not integers.
+    """
+    _, std_B, _ = group_moments(scores_B, group_ids_B)
+    return std_B.clamp(min=min_std).reciprocal().to(float_dtype(scores_B))
 
 
 def token_weights(
@@ -81,6 +105,10 @@ def weighted_sum(terms_BT: Tensor, response_mask_BT: Tensor, weights_BT: Tensor)
 
     Returns:
         A scalar.
+
+    Raises:
+        ValueError: For a wrong shape or type of the mask.
     """
+    check_tokens(response_mask_BT, terms_BT=terms_BT, weights_BT=weights_BT)
     terms_BT = torch.where(response_mask_BT, terms_BT, 0.0)
     return (terms_BT * torch.where(response_mask_BT, weights_BT, 0.0)).sum()

@@ -1,9 +1,8 @@
 """Losses of actor and critic, KL estimates, and weights against the sampler's mismatch.
 
 Every loss is a weighted sum over response tokens. With `token_weights_BT` from
-`microbatch.aggregation_weights`, made once for the mini-batch, the losses of its micro-batches add
-up to the loss of the mini-batch, whatever the cut. Without them the call is taken for the whole
-mini-batch, and each of its tokens has the same weight.
+`aggregation_weights`, made once for the mini-batch, the losses of its micro-batches add up to that
+of the mini-batch, whatever the cut. Without them each token of the call has the same weight.
 
 Each returns `(loss, diagnostics)`: a scalar, and detached scalars that are weighted with the same
 weights and add up over micro-batches too. With the two mean modes they are means over tokens.
@@ -22,8 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_vcppo.algorithm.checks import (
+    check_mask,
+    check_same_shape,
+    check_sequences,
+    check_tokens,
+)
+from lightning_vcppo.algorithm.loss_weights import prompt_noise_weights as prompt_noise_weights
 from lightning_vcppo.algorithm.loss_weights import token_weights, weighted_sum
-from lightning_vcppo.algorithm.statistics import Reduce, float_dtype, group_moments, identity
+from lightning_vcppo.algorithm.statistics import Reduce, float_dtype, identity
 
 KLEstimator: TypeAlias = Literal["k1", "k2", "k3"]
 Diagnostics: TypeAlias = dict[str, Tensor]
@@ -80,13 +86,19 @@ def policy_loss(
         deprives of their gradient), its parts clipfrac_low and clipfrac_high, and clipfrac_c.
 
     Raises:
-        ValueError: For a clip outside its range.
+        ValueError: For a clip outside its range, or a wrong shape or type of the mask.
     """
+    check_tokens(
+        response_mask_BT,
+        logprobs_BT=logprobs_BT,
+        old_logprobs_BT=old_logprobs_BT,
+        advantages_BT=advantages_BT,
+        importance_weights_BT=importance_weights_BT,
+        token_weights_BT=token_weights_BT,
+    )
     if clip_ratio_low < 0 or clip_ratio_high < 0:
-        raise ValueError(
-            f"clip_ratio_low and clip_ratio_high must not be negative, "
-            f"got {clip_ratio_low} and {clip_ratio_high}"
-        )
+        given = f"{clip_ratio_low} and {clip_ratio_high}"
+        raise ValueError(f"clip_ratio_low and clip_ratio_high must not be negative, got {given}")
     if clip_ratio_c is not None and clip_ratio_c <= 1:
         raise ValueError(f"clip_ratio_c must be above 1, got {clip_ratio_c}")
     mask_BT = response_mask_BT
@@ -147,9 +159,16 @@ def value_loss(
         The loss, and value_mean, return_mean, value_error (|V - R|), value_clipfrac.
 
     Raises:
-        ValueError: For an unknown loss, a range that is not positive, or clipping without
-            old values.
+        ValueError: For an unknown loss, a range that is not positive, clipping without old values,
+            or a wrong shape or type of the mask.
     """
+    check_tokens(
+        response_mask_BT,
+        values_BT=values_BT,
+        returns_BT=returns_BT,
+        old_values_BT=old_values_BT,
+        token_weights_BT=token_weights_BT,
+    )
     if loss not in ("mse", "huber"):
         raise ValueError(f"loss must be 'mse' or 'huber', got {loss!r}")
     if huber_delta <= 0:
@@ -170,8 +189,9 @@ def value_loss(
         if cliprange_value <= 0 or old_values_BT is None:
             raise ValueError("cliprange_value must be positive and needs old_values_BT")
         old_values_BT = _masked(old_values_BT, mask_BT).detach()
-        change_BT = (values_BT - old_values_BT).clamp(-cliprange_value, cliprange_value)
-        clipped_terms_BT = terms(old_values_BT + change_BT)
+        # Old V plus a clipped change would round V where nothing is clipped.
+        low_BT, high_BT = old_values_BT - cliprange_value, old_values_BT + cliprange_value
+        clipped_terms_BT = terms(values_BT.clamp(low_BT, high_BT))
         clipped_BT = clipped_terms_BT > terms_BT
         terms_BT = torch.maximum(terms_BT, clipped_terms_BT)
 
@@ -206,8 +226,14 @@ def positive_example_nll(
 
     Returns:
         The loss, and positive_tokens, their number.
+
+    Raises:
+        ValueError: For a wrong shape or type.
     """
-    mask_BT = response_mask_BT & correct_B.bool()[:, None]
+    check_tokens(response_mask_BT, logprobs_BT=logprobs_BT, token_weights_BT=token_weights_BT)
+    check_sequences(response_mask_BT, correct_B=correct_B)
+    check_mask("correct_B", correct_B)
+    mask_BT = response_mask_BT & correct_B[:, None]
     logprobs_BT = _masked(logprobs_BT, mask_BT)
     weights_BT = token_weights(mask_BT, token_weights_BT, logprobs_BT.dtype)
     loss = -weighted_sum(logprobs_BT, mask_BT, weights_BT)
@@ -231,8 +257,9 @@ def kl_estimate(
         One estimate a token, in nats.
 
     Raises:
-        ValueError: For an unknown estimator.
+        ValueError: For an unknown estimator, or shapes that differ.
     """
+    check_same_shape("logprobs_BT", logprobs_BT, ref_logprobs_BT=ref_logprobs_BT)
     if estimator not in get_args(KLEstimator):
         raise ValueError(f"kl_estimator must be one of {get_args(KLEstimator)}, got {estimator!r}")
     log_ratio_BT = _log_ratio(logprobs_BT, ref_logprobs_BT)
@@ -268,8 +295,14 @@ def kl_penalty(
         The loss in nats, not yet multiplied by kl_coef, and the same as kl.
 
     Raises:
-        ValueError: For an unknown estimator.
+        ValueError: For an unknown estimator, or a wrong shape or type of the mask.
     """
+    check_tokens(
+        response_mask_BT,
+        logprobs_BT=logprobs_BT,
+        ref_logprobs_BT=ref_logprobs_BT,
+        token_weights_BT=token_weights_BT,
+    )
     mask_BT = response_mask_BT
     logprobs_BT = _masked(logprobs_BT, mask_BT)
     weights_BT = token_weights(mask_BT, token_weights_BT, logprobs_BT.dtype)
@@ -307,12 +340,15 @@ def truncated_importance_weights(
         With the mask as the `response_mask_BT` of `aggregation_weights`, tokens that are not kept
         leave the denominator of the loss as well. Diagnostics are means over tokens of all ranks:
         kl_k1 and kl_k3 of KL(mu || pi_old), weight_mean, ess (effective sample size as a share of
-        the tokens), weight_clipped (share truncated or not kept); and
-        weight_max, of this rank alone and before clipping.
+        the tokens), weight_clipped (share truncated or not kept); and weight_max, of this rank
+        alone and before clipping.
 
     Raises:
-        ValueError: For an unknown mode or a cap below 1.
+        ValueError: For an unknown mode, a cap below 1, or a wrong shape or type of the mask.
     """
+    check_tokens(
+        response_mask_BT, old_logprobs_BT=old_logprobs_BT, sampler_logprobs_BT=sampler_logprobs_BT
+    )
     if mode not in ("truncate", "mask"):
         raise ValueError(f"mode must be 'truncate' or 'mask', got {mode!r}")
     if cap < 1:
@@ -342,32 +378,11 @@ def truncated_importance_weights(
             "kl_k1": k1,
             "kl_k3": k3,
             "weight_mean": weight,
-            "weight_max": torch.where(mask_BT, ratio_BT, 0.0).max(),
+            "weight_max": F.pad(torch.where(mask_BT, ratio_BT, 0.0).flatten(), (0, 1)).max(),
             "ess": torch.where(square > 0, weight.square() / square, 0.0),
             "weight_clipped": clipped,
         },
     )
-
-
-def prompt_noise_weights(scores_B: Tensor, group_ids_B: Tensor, *, min_std: float = 0.25) -> Tensor:
-    """Compute the weight of each prompt in the critic's loss, 1 / max(std R, 0.25).
-
-    EasyPPO (arXiv 2609.36802): returns of a prompt that is sometimes solved are noisy. Pass it to
-    `aggregation_weights` as `sequence_weights_B`.
-
-    Args:
-        scores_B: Return of each response.
-        group_ids_B: Integers, equal for the responses to one prompt.
-        min_std: Floor of the sample standard deviation; that of a group of one is 0.
-
-    Returns:
-        One weight a response, equal within a group.
-
-    Raises:
-        ValueError: If the shapes differ.
-    """
-    _, std_B, _ = group_moments(scores_B, group_ids_B)
-    return std_B.clamp(min=min_std).reciprocal().to(float_dtype(scores_B))
 
 
 def _masked(values_BT: Tensor, mask_BT: Tensor) -> Tensor:

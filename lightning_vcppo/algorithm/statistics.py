@@ -25,6 +25,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from lightning_vcppo.algorithm.checks import check_mask, check_same_shape
+
 Reduce: TypeAlias = Callable[[Tensor], Tensor]
 
 
@@ -43,7 +45,12 @@ def masked_mean(values: Tensor, mask: Tensor, *, reduce: Reduce = identity) -> T
 
     Returns:
         A scalar; 0 if no element counts.
+
+    Raises:
+        ValueError: If the shapes differ, or the mask is not boolean.
     """
+    check_mask("mask", mask)
+    check_same_shape("values", values, mask=mask)
     mean, _ = _mean_and_var(values, mask, reduce)
     return mean.to(float_dtype(values))
 
@@ -58,7 +65,12 @@ def masked_var(values: Tensor, mask: Tensor, *, reduce: Reduce = identity) -> Te
 
     Returns:
         A scalar; 0 if no element counts.
+
+    Raises:
+        ValueError: If the shapes differ, or the mask is not boolean.
     """
+    check_mask("mask", mask)
+    check_same_shape("values", values, mask=mask)
     _, var = _mean_and_var(values, mask, reduce)
     return var.to(float_dtype(values))
 
@@ -82,7 +94,12 @@ def whiten(
 
     Returns:
         The whitened values, 0 where `mask` is False; all 0 if the values are constant.
+
+    Raises:
+        ValueError: If the shapes differ, or the mask is not boolean.
     """
+    check_mask("mask", mask)
+    check_same_shape("values", values, mask=mask)
     mean, var = _mean_and_var(values, mask, reduce)
     centred = torch.where(mask, values, mean) - mean
     return (centred * torch.rsqrt(var + eps)).to(float_dtype(values))
@@ -105,7 +122,12 @@ def explained_variance(
     Returns:
         A scalar; NaN where the returns do not vary, for then nothing is there to explain. Whoever
         compares it must treat NaN as "not positive", which `ev > 0` does.
+
+    Raises:
+        ValueError: If the shapes differ, or the mask is not boolean.
     """
+    check_mask("mask", mask)
+    check_same_shape("values", values, returns=returns, mask=mask)
     pair = torch.stack([returns.double(), returns.double() - values.double()])
     mean, var = _mean_and_var(pair, mask, reduce, dims=tuple(range(1, pair.ndim)))
     return_var, error_var = var.unbind()
@@ -127,11 +149,13 @@ def group_moments(values_B: Tensor, group_ids_B: Tensor) -> tuple[Tensor, Tensor
         (mean_B, std_B, count_B) in float64; the deviation (n - 1) of a group of one is 0.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes are not (B,), or the group ids not integers.
     """
     if values_B.ndim != 1 or values_B.shape != group_ids_B.shape:
         shapes = f"{tuple(values_B.shape)} and {tuple(group_ids_B.shape)}"
         raise ValueError(f"values and group ids must have the same shape (B,), got {shapes}")
+    if group_ids_B.is_floating_point() or group_ids_B.dtype == torch.bool:
+        raise ValueError(f"group_ids_B must be integers, got {group_ids_B.dtype}")
     _, group_B, count_G = torch.unique(group_ids_B, return_inverse=True, return_counts=True)
     values_B = values_B.double()
     zeros_G = values_B.new_zeros(len(count_G))

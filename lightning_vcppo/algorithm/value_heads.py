@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_vcppo.algorithm.checks import check_tokens
 from lightning_vcppo.algorithm.loss_weights import token_weights, weighted_sum
 from lightning_vcppo.algorithm.statistics import float_dtype
 
@@ -81,8 +82,9 @@ def hl_gauss_target(returns: Tensor, edges_E: Tensor, *, sigma_ratio: float = 0.
         Probabilities (..., K).
 
     Raises:
-        ValueError: If sigma_ratio is not positive.
+        ValueError: If sigma_ratio is not positive, or the edges are not (E,).
     """
+    _check_edges(edges_E)
     if sigma_ratio <= 0:
         raise ValueError(f"sigma_ratio must be positive, got {sigma_ratio}")
     sigma = sigma_ratio * (edges_E[1] - edges_E[0])
@@ -100,7 +102,11 @@ def hl_gauss_value(logits: Tensor, edges_E: Tensor) -> Tensor:
 
     Returns:
         Values (...), float32 or better.
+
+    Raises:
+        ValueError: If the logits have another number of bins than the edges.
     """
+    _check_edges(edges_E, logits)
     centres_K = (edges_E[1:] + edges_E[:-1]) / 2
     return (logits.to(float_dtype(logits)).softmax(-1) * centres_K).sum(-1)
 
@@ -132,8 +138,15 @@ def hl_gauss_loss(
         The loss, and value_mean, return_mean, value_error (|V - R|), weighted as the loss is.
 
     Raises:
-        ValueError: If sigma_ratio is not positive.
+        ValueError: If sigma_ratio is not positive, or for a wrong shape or type of the mask.
     """
+    check_tokens(response_mask_BT, returns_BT=returns_BT, token_weights_BT=token_weights_BT)
+    _check_edges(edges_E, logits_BTK)
+    if logits_BTK.shape[:-1] != response_mask_BT.shape:
+        raise ValueError(
+            f"logits_BTK must have shape (B, T, K) for response_mask_BT of shape "
+            f"{tuple(response_mask_BT.shape)}, got {tuple(logits_BTK.shape)}"
+        )
     mask_BT = response_mask_BT
     logits_BTK = torch.where(mask_BT[..., None], logits_BTK, 0.0).to(float_dtype(logits_BTK))
     returns_BT = torch.where(mask_BT, returns_BT, 0.0).detach()
@@ -147,6 +160,16 @@ def hl_gauss_loss(
         "return_mean": weighted_sum(returns_BT, mask_BT, weights_BT),
         "value_error": weighted_sum((values_BT - returns_BT).abs(), mask_BT, weights_BT),
     }
+
+
+def _check_edges(edges_E: Tensor, logits: Tensor | None = None) -> None:
+    if edges_E.ndim != 1 or len(edges_E) < 2:
+        raise ValueError(f"edges_E must have shape (K + 1,), got {tuple(edges_E.shape)}")
+    if logits is not None and (logits.ndim == 0 or logits.shape[-1] != len(edges_E) - 1):
+        raise ValueError(
+            f"logits must have shape (..., {len(edges_E) - 1}) for edges_E of shape "
+            f"{tuple(edges_E.shape)}, got {tuple(logits.shape)}"
+        )
 
 
 def _check_range(low: float, high: float) -> None:

@@ -204,6 +204,15 @@ def main(args: ArgsType = None, cli_class: type[VCPPOCLI] = VCPPOCLI) -> VCPPOCL
         The command line, when all is done.
     """
     _quieten()
+    allowed = os.environ.get(ALLOW_PICKLE)
+    try:
+        return _run(args, cli_class)
+    finally:  # a flag is for one run, and this process may do several
+        if allowed is None:
+            os.environ.pop(ALLOW_PICKLE, None)
+
+
+def _run(args: ArgsType, cli_class: type[VCPPOCLI]) -> VCPPOCLI:
     return cli_class(
         LightningModule,
         AIMEDataModule,

@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.files import complete_file
+from lightning_vcppo.common.fresh_start import begins_anew
 from lightning_vcppo.dashboards.metrics_csv import MetricsFile
 from lightning_vcppo.dashboards.tracking import has_account
 
@@ -62,7 +63,9 @@ class ConfigLogger(SaveConfigCallback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Do nothing yet."""
+        """Forget an earlier run; write nothing yet."""
+        if stage == "fit" and begins_anew(trainer):
+            self._rows = 0
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,16 +1,16 @@
 """Prompts and answers for training and evaluation: `AIMEDataModule`.
 
-It reads problems (`sources.py`) or generates them (`problems.py`), keeps near-duplicates of
-validation problems out of training, renders prompts as the model in training reads them, and deals
-them out to the processes (`dataloaders.py`).
+It reads problems (`sources.py`) or generates them (`generator.py`), keeps near-duplicates of
+evaluated problems out of training (`splits.py`), renders prompts as the model in training reads
+them (`prompts.py`), and deals them out to the processes (`loaders.py`).
 """
 
 from __future__ import annotations
 
 import os
-import random
-import re
-import unicodedata
+from dataclasses import replace
+from datetime import date
+from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -20,37 +20,45 @@ from typing_extensions import override
 
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.files import is_trial
+from lightning_vcppo.common.fresh_start import begins_anew
 from lightning_vcppo.common.seeding import stream_seed
 from lightning_vcppo.common.terminal import waiting_for
+from lightning_vcppo.data.answers import ReadKind
 from lightning_vcppo.data.generator import ProblemSettings, generate_problems
 from lightning_vcppo.data.loaders import EvalLoader, TrainLoader
 from lightning_vcppo.data.problem import Problem
 from lightning_vcppo.data.prompts import (
     HELD_OUT,
     INSTRUCTION,
+    Clock,
     PromptBatch,
-    Template,
+    PromptFormat,
+    as_date,
     render_prompt,
-    uses_chat,
+    warn_of_unread_forms,
 )
+from lightning_vcppo.data.sets import Paths, ProblemSet, as_list, named_sets
 from lightning_vcppo.data.sources import is_generator, load_problems
+from lightning_vcppo.data.splits import copies_among, set_aside, without_duplicates_of
 from lightning_vcppo.models.loading import load_tokenizer
+from lightning_vcppo.rewards.functions import Grader
+from lightning_vcppo.rewards.verifier import Style, verify
 
 __all__ = ["INSTRUCTION", "AIMEDataModule", "load_problems", "render_prompt"]
 
-Paths = str | list[str] | None
 TRIAL_PROMPTS = 16
 """Prompts that are evaluated with `--trainer.fast_dev_run`."""
 
 
 class AIMEDataModule(pl.LightningDataModule):
-    """Problems with integer answers, from files, data sets or a generator, as tokenised prompts."""
+    """Problems of AIME or of other mathematics, read or generated, as tokenised prompts."""
 
     def __init__(
         self,
         path: Paths = None,
         val_path: Paths = None,
-        evaluation_sets: dict[str, Paths] | None = None,
+        evaluation_sets: dict[str, ProblemSet | str | list[str] | None] | None = None,
+        answer_kind: ReadKind = "auto",
         problem_field: str | None = None,
         answer_field: str | None = None,
         drop_invalid: bool = False,
@@ -64,23 +72,28 @@ class AIMEDataModule(pl.LightningDataModule):
         val_batch_size: int = 64,
         max_prompt_length: int = 2048,
         on_long_prompt: Literal["error", "drop"] = "error",
-        chat_template: Template = "auto",
-        instruction: str = INSTRUCTION,
+        chat_template: str = "auto",
+        instruction: str | None = None,
         system_prompt: str | None = None,
+        prompt_date: str | None = None,
         tokenizer: str | PreTrainedTokenizerBase | None = None,
         seed: int | None = None,
     ) -> None:
         """Collect the settings; `setup` reads and renders the problems.
 
         Args:
-            path: Training problems: a file, a folder, a hub id, `reasoning_gym:TASK`, or several of
-                these; None generates them. `predict` answers these problems, in their order.
+            path: Training problems: a file, a pattern (`a-*.parquet`), a folder, a hub id
+                (`owner/name@revision:config[split]`), `reasoning_gym:TASK`, or several of these;
+                None generates them. `predict` answers these problems, in their order.
             val_path: Validation and test problems; None generates `val_size` others where training
                 problems are generated, and sets as many of them aside where they are read.
-            evaluation_sets: More such problems, by name (of `eval/NAME/*`); None generates them.
+            evaluation_sets: More such problems, by name (of `eval/NAME/*`): a path, or {path,
+                answer_kind, problem_field, answer_field, split}; None generates them.
+            answer_kind: Of training and validation problems: "aime" (integers in 0..999),
+                "integer", "math", "text", or "auto", which finds it out and says what it has found.
             problem_field: Where a row holds the problem (`prompt[0].content`); found out if None.
             answer_field: Where a row holds the answer; found out if None.
-            drop_invalid: Leave rows without an integer answer in 0..999 out instead of refusing.
+            drop_invalid: Leave rows without a valid problem or answer out instead of refusing.
             split: Of a training data set with several splits.
             val_split: Of a validation data set.
             config: Configuration (subset) of a data set of the hub.
@@ -91,15 +104,20 @@ class AIMEDataModule(pl.LightningDataModule):
             val_batch_size: Prompts that a process evaluates at a time.
             max_prompt_length: Longest prompt, in tokens.
             on_long_prompt: Refuse longer ones, or leave them out with a warning.
-            chat_template: "chat" (the tokenizer's), "plain" or "auto", see `render_prompt`.
-            instruction: Added to each problem of a chat that does not speak of a box itself.
-            system_prompt: System message of a chat.
+            chat_template: "chat" (the tokenizer's), "plain", "auto", or the name of one of the
+                tokenizer's templates, see `render_prompt`.
+            instruction: Added to each problem of a chat that does not ask for a form of answer
+                itself; None is the one that belongs to the reward's style.
+            system_prompt: System message of a chat whose row has none.
+            prompt_date: That chat templates write, as YYYY-MM-DD; None is the day of the run's
+                first start, which its checkpoints hold.
             tokenizer: Folder, hub id or object; None takes the tokenizer of the model in training.
             seed: Of the generated problems, of the split and of the training order; None takes the
                 run's (`seed_everything`).
 
         Raises:
-            ValueError: A size is out of range, or a set's name not fit for a metric.
+            ValueError: A size is out of range, a set's name not fit for a metric, a date none, or a
+                text holds what no author meant.
         """
         super().__init__()
         for name, size, least in (
@@ -110,20 +128,25 @@ class AIMEDataModule(pl.LightningDataModule):
             ("max_prompt_length", max_prompt_length, 1),
         ):
             require(size >= least, f"{name}: expected >= {least}, got {size}")
-        self.paths, self.val_paths = _as_list(path), _as_list(val_path)
-        self.evaluation_sets = _named_sets(evaluation_sets or {})
-        self.fields = {"problem_field": problem_field, "answer_field": answer_field}
-        self.split, self.val_split, self.config = split, val_split, config
+        shared = {"problem_field": problem_field, "answer_field": answer_field}
+        train = ProblemSet(as_list(path), answer_kind, split=split, **shared)
+        self.train_set, self.config = train, config
+        self.val_set = ProblemSet(as_list(val_path), answer_kind, split=val_split, **shared)
+        self.evaluation_sets = {
+            name: given.with_defaults(split=val_split, **shared)
+            for name, given in named_sets(evaluation_sets or {}).items()
+        }
         self.drop_invalid, self.generated = drop_invalid, generated
         self.train_size, self.val_size = train_size, val_size
         self.prompts_per_rollout, self.val_batch_size = prompts_per_rollout, val_batch_size
         self.max_prompt_length, self.on_long_prompt = max_prompt_length, on_long_prompt
-        self.chat_template: Template = chat_template
-        self.instruction, self.system_prompt = instruction, system_prompt
+        self.format = PromptFormat(chat_template, instruction, system_prompt)
+        self.prompt_date = as_date(prompt_date)
         self.tokenizer = tokenizer
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self._train = self._predict = PromptBatch([], [], [])
         self._val: list[PromptBatch] = []
+        self._clock = Clock(self.prompt_date)
         self._resumed: dict[str, int] = {}
 
     # Lightning's hooks ---------------------------------------------------------------------------
@@ -135,9 +158,14 @@ class AIMEDataModule(pl.LightningDataModule):
         Raises:
             ValueError: A source is unreadable, a prompt too long, or too little left to train on.
         """
+        if stage == "fit" and self.trainer and begins_anew(self.trainer):
+            self._resumed = {}
+        # Ranks that start around midnight have one date.
+        today = date.today().isoformat()
+        start = self.trainer.strategy.broadcast(today) if self.trainer else today
+        self._clock = Clock(self.prompt_date or as_date(start))
         if stage == "predict":
-            problems = self._problems(self.paths, self.split, self.train_size, self.seed)
-            self._predict = self._render(problems)
+            self._predict = self._render(self._problems(self.train_set, self.train_size, self.seed))
             return
         train, of_sets = self._split(with_train=stage == "fit")
         self._val = [self._render(val, name) for name, val in of_sets.items() if val]
@@ -180,12 +208,14 @@ class AIMEDataModule(pl.LightningDataModule):
         return self._eval_loader(self._predict)
 
     @override
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what the order of training prompts depends on, to notice a change on resuming.
 
-        The position in that order is not among it: Lightning's own progress holds it.
+        The position in that order is not among it: Lightning's own progress holds it. The date is,
+        if a chat template writes it.
         """
-        return {
+        of_clock = {"prompt_date": self._clock.date.isoformat()} if self._clock.was_read else {}
+        return of_clock | {
             "seed": self.seed,
             "prompts_per_rollout": self.prompts_per_rollout,
             "train_problems": len(self._train),
@@ -193,8 +223,15 @@ class AIMEDataModule(pl.LightningDataModule):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember the interrupted run's state, see `state_dict`."""
-        self._resumed = dict(state_dict)
+        """Remember the interrupted run's state, see `state_dict`, and go back to its date."""
+        state = dict(state_dict)
+        start = as_date(state.pop("prompt_date", None))
+        self._resumed = state
+        if start and start != self._clock.date and self.prompt_date is None:
+            self._clock = Clock(start)
+            for batch in (self._train, self._predict, *self._val):
+                batch.prompt_ids = self._tokenise(batch.problems)
+            rank_zero_info(f"data: prompts have the date of the run's first start, {start}")
 
     @property
     def longest_prompt(self) -> int:
@@ -204,59 +241,63 @@ class AIMEDataModule(pl.LightningDataModule):
 
     # Problems ------------------------------------------------------------------------------------
 
-    def _problems(self, paths: list[str], split: str | None, size: int, seed: int) -> list[Problem]:
-        """Read the problems of all paths; without any, generate them."""
-        if not paths:
+    def _problems(self, given: ProblemSet, size: int, seed: int) -> list[Problem]:
+        """Read the problems of a set; generate them if it has no path."""
+        if not given.paths:
             with waiting_for("Generating problems"):
                 return generate_problems(size, self.generated, seed=seed)
+        read = partial(
+            load_problems,
+            answer_kind=given.answer_kind,
+            problem_field=given.problem_field,
+            answer_field=given.answer_field,
+            drop_invalid=self.drop_invalid,
+            split=given.split,
+            config=self.config,
+            size=size,
+            seed=seed,
+        )
         with waiting_for("Reading problems"):
-            return self._read(paths, split, size, seed)
-
-    def _read(self, paths: list[str], split: str | None, size: int, seed: int) -> list[Problem]:
-        return [
-            problem
-            for path in paths
-            for problem in load_problems(
-                path,
-                **self.fields,
-                drop_invalid=self.drop_invalid,
-                split=split,
-                config=self.config,
-                size=size,
-                seed=seed,
-            )
-        ]
+            return [problem for path in given.paths for problem in read(path)]
 
     def _split(self, *, with_train: bool) -> tuple[list[Problem], dict[str, list[Problem]]]:
         """Return training problems, without near-duplicates of the others, and validation sets."""
         # Generators get a seed far away (reasoning-gym's item i of seed s is item i - 1 of seed
         # s + 1), so validation problems depend neither on train_size nor on the stage.
         far = stream_seed(self.seed, "validation") % 2**31
-        if self.val_paths or all(map(is_generator, self.paths)):
-            of_val = (self.val_paths or self.paths, self.val_split, self.val_size, far)
-            of_train = (self.paths, self.split, self.train_size, self.seed)
-            val = self._problems(*of_val) if self.val_size else []
-            train = self._problems(*of_train) if with_train else []
+        if self.val_set.paths or all(map(is_generator, self.train_set.paths)):
+            of_val = self.val_set if self.val_set.paths else self.train_set
+            if not self.val_set.paths:
+                of_val = replace(of_val, split=self.val_set.split)
+            val = self._problems(of_val, self.val_size, far) if self.val_size else []
+            train = self._problems(self.train_set, self.train_size, self.seed) if with_train else []
         else:
-            pool = self._problems(self.paths, self.split, self.train_size, self.seed)
+            pool = self._problems(self.train_set, self.train_size, self.seed)
             val, train = self._set_aside(pool, with_train=with_train)
         of_sets = {HELD_OUT: val} | {
-            name: self._problems(paths, self.val_split, self.val_size, far)
-            for name, paths in self.evaluation_sets.items()
+            name: self._problems(given, self.val_size, far)
+            for name, given in self.evaluation_sets.items()
         }
+        for name, problems in of_sets.items():
+            if copies := copies_among(problems):
+                rank_zero_info(
+                    f"data: {copies} of the {len(problems)} problems of {name} are copies of "
+                    "others; --model.evaluation.num_generations samples a problem several times"
+                )
+        if not with_train:
+            return [], of_sets
         evaluated = [problem for problems in of_sets.values() for problem in problems]
-        known = {fingerprint(problem.problem) for problem in evaluated}
-        kept = [problem for problem in train if fingerprint(problem.problem) not in known]
-        if with_train:
-            rank_zero_info(
-                f"data: {len(kept)} training problems ({len(train) - len(kept)} near-duplicates of "
-                f"validation problems left out), {len(evaluated)} validation problems"
-            )
-            require(
-                bool(kept),
-                f"val_path: all {len(train)} training problems are near-duplicates of validation "
-                "problems; give others",
-            )
+        kept, copies = without_duplicates_of(evaluated, train)
+        among = f", {copies} of them copies of others" if copies else ""
+        rank_zero_info(
+            f"data: {len(kept)} training problems{among} ({len(train) - len(kept)} near-duplicates "
+            f"of validation problems left out), {len(evaluated)} validation problems"
+        )
+        require(
+            bool(kept),
+            f"val_path: all {len(train)} training problems are near-duplicates of validation "
+            "problems; give others",
+        )
         return kept, of_sets
 
     def _set_aside(
@@ -269,51 +310,48 @@ class AIMEDataModule(pl.LightningDataModule):
         """
         if not with_train and len(pool) <= self.val_size:
             return pool, []
-        require(
-            len(pool) > self.val_size,
-            f"val_size: {self.val_size} of {len(pool)} problems leaves none to train on; lower it, "
-            "or give --data.val_path",
-        )
+        val, train = set_aside(pool, self.val_size, self.seed)
         if not with_train:
             rank_zero_info(
                 f"data: {self.val_size} of {len(pool)} problems, those that `fit` sets aside; "
                 "--data.val_path takes all of a file"
             )
-        random.Random(f"{self.seed}/split").shuffle(pool)
-        return pool[: self.val_size], pool[self.val_size :]
+        return val, train
+
+    # Prompts -------------------------------------------------------------------------------------
 
     def _render(self, problems: list[Problem], evaluation_set: str = "") -> PromptBatch:
         """Tokenise the prompts of problems and refuse or drop those that are too long."""
-        tokenizer = self._tokenizer()
-        chat = uses_chat(tokenizer, self.chat_template)
-        texts = [
-            render_prompt(
-                problem.problem,
-                tokenizer,
-                chat_template=self.chat_template,
-                instruction=self.instruction,
-                system_prompt=self.system_prompt,
-            )
-            for problem in problems
-        ]
-        with waiting_for("Tokenising prompts"):
-            # A chat template writes the special tokens itself.
-            ids = tokenizer(texts, add_special_tokens=not chat).input_ids if texts else []
-        rows = [row for row in range(len(texts)) if len(ids[row]) <= self.max_prompt_length]
-        if len(rows) < len(texts):
-            first = min(set(range(len(texts))).difference(rows))
+        warn_of_unread_forms(problems, self._style(), evaluation_set)
+        ids = self._tokenise(problems)
+        rows = [row for row in range(len(ids)) if len(ids[row]) <= self.max_prompt_length]
+        if len(rows) < len(ids):
+            first = min(set(range(len(ids))).difference(rows))
             message = (
                 f"{problems[first].source}: the prompt has {len(ids[first])} tokens, more than "
                 f"max_prompt_length={self.max_prompt_length}"
             )
             require(
                 self.on_long_prompt == "drop" and bool(rows),
-                f"{message} (as {len(texts) - len(rows)} of {len(texts)} prompts); raise "
+                f"{message} (as {len(ids) - len(rows)} of {len(ids)} prompts); raise "
                 "--data.max_prompt_length or leave them out with --data.on_long_prompt=drop",
             )
-            rank_zero_warn(f"left out {len(texts) - len(rows)} long prompts; {message}")
+            rank_zero_warn(f"left out {len(ids) - len(rows)} long prompts; {message}")
         kept = [problems[row] for row in rows]
         return PromptBatch(kept, [ids[row] for row in rows], rows, evaluation_set)
+
+    def _tokenise(self, problems: list[Problem]) -> list[list[int]]:
+        with waiting_for("Tokenising prompts"):
+            return self.format.token_ids(problems, self._tokenizer(), self._style(), self._clock)
+
+    def _style(self) -> Style | None:
+        """Return the style of the verifier that the model in training is rewarded by, if any."""
+        module = self.trainer.lightning_module if self.trainer else None
+        grader = getattr(module, "grader", None)
+        if not isinstance(grader, Grader) or not isinstance(grader.function, partial):
+            return None
+        is_ours = grader.function.func is verify
+        return grader.function.keywords.get("style", "boxed") if is_ours else None
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         if isinstance(self.tokenizer, str):
@@ -343,40 +381,3 @@ class AIMEDataModule(pl.LightningDataModule):
         tried_out = self.trainer is not None and is_trial(self.trainer)
         size = min(self.val_batch_size, TRIAL_PROMPTS) if tried_out else self.val_batch_size
         return EvalLoader(prompts, size, *self._place())
-
-
-def _named_sets(evaluation_sets: dict[str, Paths]) -> dict[str, list[str]]:
-    """Check the names, which become parts of metrics' names."""
-    for name in evaluation_sets:
-        require(
-            bool(re.fullmatch(r"[\w.-]+", name)) and name != HELD_OUT,
-            "evaluation_sets: expected names of letters, digits, '_', '-' and '.', other than "
-            f"{HELD_OUT}, got {name!r}",
-        )
-    return {name: _as_list(paths) for name, paths in evaluation_sets.items()}
-
-
-def _as_list(paths: Paths) -> list[str]:
-    return [paths] if isinstance(paths, str) else list(paths or [])
-
-
-_FIGURE = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
-_SENTENCE_END = re.compile(r"(?<=[.?!\n])")
-_HOW_TO_ANSWER = re.compile(r"\\boxed|step by step|final answer|answer:", re.IGNORECASE)
-
-
-def fingerprint(text: str) -> str:
-    """Return what near-duplicates share: letters, digits and operators of the question itself.
-
-    Case, spaces, punctuation, LaTeX's brackets, figures and sentences on how to answer go (a copy
-    of a data set often brings them along); digits and + - * / ^ = < > stay, for with other ones it
-    is another problem.
-    """
-    sentences = _SENTENCE_END.split(_FIGURE.sub("", text))
-    question = (s for s in sentences if re.search("[0-9]", s) or not _HOW_TO_ANSWER.search(s))
-    return _squash("".join(question)) or _squash(text)
-
-
-def _squash(text: str) -> str:
-    text = unicodedata.normalize("NFKC", text).casefold()
-    return re.sub(r"[^\w+\-*/^=<>]|_", "", text)

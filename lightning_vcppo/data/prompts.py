@@ -1,14 +1,23 @@
-"""How a problem is put to a model: the text that it is asked to continue."""
+"""How a problem is put to a model: the text that it is asked to continue, and its token ids.
+
+The text is a function of the problem and of settings alone. Chat templates that write the date get
+it from a `Clock` that stands still, so a run that is resumed tomorrow has the prompts of today.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
 
 from jinja2 import TemplateError
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
 from lightning_vcppo.common.errors import require
-from lightning_vcppo.data.problem import THINK_OPEN, Problem
+from lightning_vcppo.data.problem import THINK_OPEN, Message, Problem
+from lightning_vcppo.data.texts import fault_in
+from lightning_vcppo.rewards.verifier import INSTRUCTIONS, Style, asked_style, reads
 
 HELD_OUT = "held_out"
 """Name of the evaluation set that comes with the training problems."""
@@ -45,59 +54,263 @@ class PromptBatch:
         return len(self.problems)
 
 
-INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
+INSTRUCTION = INSTRUCTIONS["boxed"]
+HASHES = "####"
+"""The form of GSM8K, which no style of the verifier reads as such."""
 
-Template = Literal["auto", "chat", "plain"]
+
+class Clock:
+    """The clock of chat templates, which stands still.
+
+    Attributes:
+        date: That templates are told.
+        was_read: Whether one has asked.
+    """
+
+    def __init__(self, at: date | None = None) -> None:
+        """Set the clock.
+
+        Args:
+            at: A day; None is today.
+        """
+        self.date = at or date.today()
+        self.was_read = False
+
+    def strftime_now(self, pattern: str) -> str:
+        """Return what a template knows by this name."""
+        self.was_read = True
+        return datetime(self.date.year, self.date.month, self.date.day).strftime(pattern)
 
 
-def uses_chat(tokenizer: PreTrainedTokenizerBase, chat_template: Template) -> bool:
-    """Tell whether prompts follow the tokenizer's chat template.
+def as_date(text: str | None) -> date | None:
+    """Read a date; None is none.
 
     Raises:
-        ValueError: They should, but it has none.
+        ValueError: The text is no date.
     """
-    has_template = bool(tokenizer.chat_template)
+    try:
+        return date.fromisoformat(text) if text else None
+    except ValueError:
+        raise ValueError(f"prompt_date: expected YYYY-MM-DD, got {text!r}") from None
+
+
+def chat_template_text(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> str | None:
+    """Return the template that prompts follow; None if they are plain.
+
+    Args:
+        tokenizer: It may have one template, several by name, or none.
+        chat_template: "plain"; "chat", the only template or the one called default; "auto", the
+            same if there is any; or the name of a template.
+
+    Raises:
+        ValueError: There is no such template.
+    """
+    own = tokenizer.chat_template
+    templates = own if isinstance(own, dict) else {"default": own} if own else {}
+    names = ", ".join(templates)
+    if chat_template == "plain" or (chat_template == "auto" and not templates):
+        return None
+    if chat_template not in ("auto", "chat"):
+        require(
+            chat_template in templates,
+            f"chat_template: expected auto, chat, plain or a name of the tokenizer's templates "
+            f"({names or 'it has none'}), got {chat_template!r}",
+        )
+        return str(templates[chat_template])
+    require(bool(templates), "chat_template: the tokenizer has none; expected plain or auto")
+    if len(templates) == 1:
+        return str(next(iter(templates.values())))
     require(
-        has_template or chat_template != "chat",
-        "chat_template: the tokenizer has none; expected plain or auto",
+        "default" in templates,
+        f"chat_template: the tokenizer has several, none of which is called default; name one of "
+        f"{names}",
     )
-    return has_template and chat_template != "plain"
+    return str(templates["default"])
 
 
 def render_prompt(
     problem: str,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    chat_template: Template = "auto",
-    instruction: str = INSTRUCTION,
+    context: Sequence[Message] = (),
+    chat_template: str = "auto",
+    instruction: str | None = None,
+    style: Style | None = None,
     system_prompt: str | None = None,
+    clock: Clock | None = None,
 ) -> str:
     r"""Write the text that a model is asked to continue.
 
-    Chat: the tokenizer's template around the problem and the instruction, which is added unless the
-    problem speaks of a box itself, up to where the assistant's turn begins.
+    Chat: the tokenizer's template around the context, the problem and the instruction, up to where
+    the assistant's turn begins. The instruction is added unless one of them asks for a form itself
+    that the reward reads.
 
-    Plain: the problem and an opening thinking tag, `"{problem}\n<think>\n"`; the response is
-    "...</think>\n\boxed{123}" by training, not by instruction.
+    Plain: context and problem, a line each, and an opening thinking tag, `"{problem}\n<think>\n"`;
+    the response is "...</think>\n\boxed{123}" by training, not by instruction.
 
     Args:
         problem: The question.
         tokenizer: Has the chat template.
-        chat_template: "chat", "plain", or "auto" for a chat if the tokenizer has a template.
-        instruction: How to answer; "" adds nothing.
-        system_prompt: The chat's system message; None leaves it to the template.
+        context: System message and earlier turns.
+        chat_template: "chat", "plain", "auto" or a name, see `chat_template_text`.
+        instruction: How to answer; None is the one that belongs to the style, "" adds nothing.
+        style: Of the reward; None, as for a user's own function, instructs as "boxed".
+        system_prompt: The chat's system message where the context has none; None leaves it to the
+            template.
+        clock: Tells templates the date; None is today's.
 
     Raises:
-        ValueError: The tokenizer has no chat template, or that refuses the messages.
+        ValueError: The tokenizer has no such template, or that refuses the messages.
     """
-    if not uses_chat(tokenizer, chat_template):
-        return f"{problem}\n{THINK_OPEN}\n"
-    asks = not instruction or r"\boxed" in problem
-    messages = [{"role": "user", "content": problem if asks else f"{problem}\n{instruction}"}]
-    if system_prompt is not None:
-        messages.insert(0, {"role": "system", "content": system_prompt})
+    template = chat_template_text(tokenizer, chat_template)
+    if template is None:
+        return "\n".join([*(text for _, text in context), problem, THINK_OPEN, ""])
+    messages = [*context]
+    if system_prompt is not None and not any(role == "system" for role, _ in context):
+        messages.insert(0, ("system", system_prompt))
+    if instruction is None:
+        instruction = INSTRUCTIONS[style or "boxed"]
+    if instruction and not _asks_itself([text for _, text in messages] + [problem], style):
+        problem = f"{problem}\n{instruction}"
+    messages.append(("user", problem))
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            [{"role": role, "content": text} for role, text in messages],
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=True,
+            strftime_now=(clock or Clock()).strftime_now,
+        )
     except TemplateError as error:
         raise ValueError(f"the tokenizer's chat template refuses the prompt: {error}") from error
     return str(text)
+
+
+def _asks_itself(texts: list[str], style: Style | None) -> bool:
+    """Tell whether a text asks for a form of answer that a style reads."""
+    return any((asked := asked_style(text)) and reads(style or "boxed", asked) for text in texts)
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How problems become prompts, see `render_prompt`.
+
+    Attributes:
+        chat_template: "chat", "plain", "auto" or a template's name.
+        instruction: How to answer.
+        system_prompt: The chat's system message.
+    """
+
+    chat_template: str = "auto"
+    instruction: str | None = None
+    system_prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse texts that no author meant, such as "\\boxed" in double quotes of YAML."""
+        for name in ("instruction", "system_prompt"):
+            fault = fault_in(getattr(self, name) or "")
+            require(fault is None, f"{name}: holds {fault}")
+
+    def token_ids(
+        self,
+        problems: Sequence[Problem],
+        tokenizer: PreTrainedTokenizerBase,
+        style: Style | None,
+        clock: Clock,
+    ) -> list[list[int]]:
+        """Return the token ids of the prompts of problems.
+
+        Args:
+            problems: Any.
+            tokenizer: Of the model that is to answer them.
+            style: Of its reward.
+            clock: Tells templates the date.
+
+        Raises:
+            ValueError: The tokenizer has no such template, or that refuses the messages.
+        """
+        was_read = clock.was_read
+        texts = [
+            render_prompt(
+                problem.problem,
+                tokenizer,
+                context=problem.context,
+                chat_template=self.chat_template,
+                instruction=self.instruction,
+                style=style,
+                system_prompt=self.system_prompt,
+                clock=clock,
+            )
+            for problem in problems
+        ]
+        if clock.was_read and not was_read:
+            rank_zero_info(
+                f"data: the chat template writes the date, {clock.date}; a resumed run keeps it, "
+                "--data.prompt_date sets it"
+            )
+        is_chat = chat_template_text(tokenizer, self.chat_template) is not None
+        return tokenise_prompts(texts, tokenizer, is_chat=is_chat)
+
+
+def warn_of_unread_forms(
+    problems: Sequence[Problem], style: Style | None, evaluation_set: str = ""
+) -> None:
+    """Say how many problems ask for a form of answer that the reward does not read.
+
+    Args:
+        problems: Of a set.
+        style: Of the reward; None reads what it reads.
+        evaluation_set: Name of the set, if it is one.
+    """
+    if style is None:
+        return
+    asking = [(form, problem) for problem in problems if (form := unread_form(problem, style))]
+    if asking:
+        form, first = asking[0]
+        of_set = f" of {evaluation_set}" if evaluation_set else ""
+        rank_zero_warn(
+            f"data: {len(asking)} of {len(problems)} problems{of_set} ask for {form} "
+            f"({first.source}), which --model.reward={style} does not read: a response that does "
+            "as they ask is wrong; choose another reward or other problems"
+        )
+
+
+def unread_form(problem: Problem, style: Style) -> str | None:
+    """Return the form of answer that a problem asks for, if a style does not read it.
+
+    A response that does as such a problem asks is graded wrong.
+    """
+    texts = [problem.problem, *(text for role, text in problem.context if role != "assistant")]
+    if style == "last_number" or _asks_itself(texts, style):
+        return None
+    for text in texts:
+        if asked := asked_style(text):
+            return {"boxed": r"\boxed{}"}.get(asked, "Answer:")
+    return HASHES if style != "lenient" and any(HASHES in text for text in texts) else None
+
+
+def tokenise_prompts(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, *, is_chat: bool
+) -> list[list[int]]:
+    """Return the token ids of prompts, which are to be continued.
+
+    The special tokens that a tokenizer puts in front stay, and those that it puts behind
+    (`add_eos_token`, a separator) go: after them a text is over.
+
+    Args:
+        texts: Rendered prompts.
+        tokenizer: Any.
+        is_chat: Whether a template has written the special tokens in front.
+    """
+    if not texts:
+        return []
+    special = {
+        i: str(token)
+        for i, token in zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+        if i != tokenizer.unk_token_id  # which may stand for the text's own end
+    }
+    rows: list[list[int]] = tokenizer(texts, add_special_tokens=not is_chat).input_ids
+    for ids, text in zip(rows, texts, strict=True):
+        while ids and ids[-1] in special and not text.rstrip().endswith(special[ids[-1]]):
+            ids.pop()
+    return rows

@@ -1,69 +1,257 @@
-"""From a row, in the schemas of the wild, to a problem."""
+"""From a row, in the schemas of the wild, to a problem whose answer is still to be read.
+
+A row is looked through for the first field of `PROBLEM_FIELDS` and of `ANSWER_FIELDS` that it fills,
+unless a field is named; a field may be a path through nested values: `prompt[0].content`. Where no
+field holds an answer it is the last box of the solution or of the chat's reply.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
-from collections.abc import Iterable
+import sys
+from functools import lru_cache
+from typing import NamedTuple
 
+from lightning_vcppo.data.answers import KINDS, ReadAs, answer_values, read_answers
+from lightning_vcppo.data.chats import Chat, parsed, read_chat
+from lightning_vcppo.data.choices import CHOICE_FIELDS, choice_answers, join_choices, read_choices
 from lightning_vcppo.data.files import Row
-from lightning_vcppo.data.problem import Problem
-from lightning_vcppo.rewards.verifier import last_boxed, normalize_answer
+from lightning_vcppo.data.problem import Message, Problem
+from lightning_vcppo.data.texts import InvalidRow, check_text, plain
+from lightning_vcppo.rewards.verifier import last_boxed
 
-PROBLEM_FIELDS = ("problem", "question", "prompt", "messages", "conversations")
-ANSWER_FIELDS = (
-    "answer",
-    "final_answer",
-    "expected_answer",
-    "ground_truth",
-    "reward_model.ground_truth",
-    "label",
+PROBLEM_FIELDS = (
+    *("problem", "question", "prompt", "messages", "conversations"),
+    "0.value",  # a row that is a list of messages (Open-Reasoner-Zero)
 )
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can say it: "\\ud800"
+ANSWER_FIELDS = (
+    *("answer", "final_answer", "expected_answer", "ground_truth"),
+    *("reward_model.ground_truth", "extra_info.answer", "label", "correct_answer", "answerKey"),
+    "1.ground_truth.value",
+)
+SYSTEM_FIELDS = ("system", "system_prompt")
+SOLUTION_FIELDS = ("solution",)
+LEVEL_FIELDS = ("level", "difficulty")
+SUBJECT_FIELDS = ("subject", "type", "category", "topic", "subfield", "problem_type")
+YEAR_FIELDS = ("year", "competition", "contest", "url", "link", "id")
+
+OTHER_FIELDS = (
+    *(*CHOICE_FIELDS, *SYSTEM_FIELDS, *SOLUTION_FIELDS),
+    *(*LEVEL_FIELDS, *SUBJECT_FIELDS, *YEAR_FIELDS),
+)
+_PATH_KEY = re.compile(r"[^.\[\]]+")
+_MANY_SCHEMAS = 1000
+
+Path = tuple[str, ...]
 
 
-# From a row to a problem
+class Draft(NamedTuple):
+    """A problem whose answer is not read yet: of which kind it is, is known at the set's end.
+
+    Attributes:
+        question: With its choices.
+        context: The turns in front of it.
+        values: Of which each is an accepted answer.
+        solution: As `Problem.solution`; so are the others.
+    """
+
+    question: str
+    context: tuple[Message, ...]
+    values: tuple[object, ...]
+    solution: str | None
+    source: str
+    year: int | None
+    level: str | None
+    subject: str | None
+
+    def as_problem(self, kind: ReadAs) -> Problem:
+        """Return the problem, its answer read as a kind.
+
+        Raises:
+            InvalidRow: The answer is not of it.
+        """
+        answers = read_answers(self.values, kind)
+        return Problem(
+            problem=self.question,
+            answer=answers.first,
+            solution=self.solution,
+            source=self.source,
+            year=self.year,
+            accepted=answers.others,
+            answer_kind=KINDS[kind],
+            context=self.context,
+            level=self.level,
+            subject=self.subject,
+        )
 
 
-class _InvalidRow(ValueError):
-    """A row that holds no problem with an integer answer in 0..999."""
+class _Schema(NamedTuple):
+    """Where the rows with certain fields hold what, as paths that begin with one of the fields."""
+
+    problem: tuple[Path, ...]
+    answer: tuple[Path, ...]
+    choices: tuple[Path, ...]
+    system: tuple[Path, ...]
+    solution: tuple[Path, ...]
+    level: tuple[Path, ...]
+    subject: tuple[Path, ...]
+    year: tuple[Path, ...]
 
 
-def _read_row(
-    row: Row, source: str, problem_field: str | None, answer_field: str | None
-) -> Problem:
-    text = problem_text(_field(row, problem_field, PROBLEM_FIELDS))
-    if not text:
-        raise _InvalidRow(f"the problem is empty or not text; fields: {_listed(row)}")
-    if "\0" in text or not _is_unicode(text):
-        raise _InvalidRow("the problem's text holds a NUL byte or half a surrogate pair")
-    value = _field(row, answer_field, ANSWER_FIELDS)
-    answer = parse_answer(value)
-    if answer is None:
-        seen = repr(value)
-        seen = seen if len(seen) <= 60 else f"{seen[:30]} ... {seen[-25:]}"
-        raise _InvalidRow(f"expected an integer answer in 0..999, got {seen}")
-    solution = row.get("solution")
-    if not isinstance(solution, str) and isinstance(value, str) and "####" in value:
-        solution = value.rpartition("####")[0]  # GSM8K works the answer out in front of it
-    solution = solution.strip() if isinstance(solution, str) else None
-    if _HALF_CHARACTER.search(text + (solution or "")):
-        raise _InvalidRow("a text holds half a character (a surrogate), which no UTF-8 can write")
-    return Problem(text, answer, solution or None, source, find_year(row, source))
+class RowReader:
+    """Reads rows; looks for the fields once for all rows that have the same."""
+
+    def __init__(self, problem_field: str | None = None, answer_field: str | None = None) -> None:
+        """Name the fields of problem and answer; None finds them.
+
+        Args:
+            problem_field: A field, or a path such as `prompt[0].content`.
+            answer_field: Likewise.
+        """
+        self.problem_field, self.answer_field = problem_field, answer_field
+        self._schemas: dict[tuple[str, ...], _Schema] = {}
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """Names, in lower case, of the fields that may be read; others need not be there."""
+        paths = (*PROBLEM_FIELDS, *ANSWER_FIELDS, *OTHER_FIELDS)
+        named = [path for path in (self.problem_field, self.answer_field) if path]
+        tops = {found[0] for path in paths if (found := _PATH_KEY.search(path))}
+        tops |= {found[0] for path in named if (found := _PATH_KEY.search(path))}
+        return frozenset(name.lower() for name in {*tops, *paths, *named})
+
+    def read(self, row: Row, source: str) -> Draft:
+        """Read a row.
+
+        Args:
+            row: Of a file or a data set.
+            source: Its name and number.
+
+        Raises:
+            InvalidRow: It has no problem or no answer, or a text that no author meant.
+        """
+        schema = self._schema(row)
+        chat = self._chat(row, schema)
+        question, context = chat.question, chat.context
+        if not any(role == "system" for role, _ in context):
+            system = _first(row, schema.system)
+            if isinstance(system, str) and system.strip():
+                check_text(system, "the system message")
+                context = (("system", system.strip()), *context)
+
+        solution = _text_of(_first(row, schema.solution))
+        value = self._answer(row, schema, solution, chat.reply)
+        choices = read_choices(_first(row, schema.choices)) if schema.choices else {}
+        if choices:
+            values: tuple[object, ...] = choice_answers(value, choices)
+            question = join_choices(question, choices)
+        else:
+            values = answer_values(value)
+        if not solution and isinstance(value, str) and "####" in value:
+            solution = value.rpartition("####")[0].strip()  # GSM8K works it out in front
+        if solution:
+            check_text(solution, "the solution")
+        return Draft(
+            question,
+            context,
+            values,
+            solution or None,
+            source,
+            _year([(path[0], row[path[0]]) for path in schema.year], source),
+            _level(_first(row, schema.level)),
+            _subject(_first(row, schema.subject)),
+        )
+
+    def _schema(self, row: Row) -> _Schema:
+        fields = tuple(row)
+        if (schema := self._schemas.get(fields)) is None:
+            if len(self._schemas) >= _MANY_SCHEMAS:
+                self._schemas.clear()
+            problem = (self.problem_field,) if self.problem_field else PROBLEM_FIELDS
+            answer = (self.answer_field,) if self.answer_field else ANSWER_FIELDS
+            schema = _Schema(
+                *(
+                    tuple(path for name in names if (path := _find(row, name)))
+                    for names in (
+                        *(problem, answer, CHOICE_FIELDS, SYSTEM_FIELDS, SOLUTION_FIELDS),
+                        *(LEVEL_FIELDS, SUBJECT_FIELDS, YEAR_FIELDS),
+                    )
+                )
+            )
+            self._schemas[fields] = schema
+        return schema
+
+    def _chat(self, row: Row, schema: _Schema) -> Chat:
+        value = _first(row, schema.problem)
+        if value is None:
+            raise _missing(row, self.problem_field, PROBLEM_FIELDS, "--data.problem_field")
+        chat = read_chat(value)
+        if chat is None:
+            raise InvalidRow(f"the problem is empty or not text; fields: {_listed(row)}")
+        return chat
+
+    def _answer(self, row: Row, schema: _Schema, solution: str | None, reply: str | None) -> object:
+        value = _first(row, schema.answer)
+        if value is not None:
+            return value
+        if self.answer_field is None:
+            for text in (solution, reply):
+                if text and (boxed := last_boxed(text)):
+                    return boxed
+        raise _missing(row, self.answer_field, ANSWER_FIELDS, "--data.answer_field")
 
 
-def _field(row: Row, wanted: str | None, usual: Iterable[str]) -> object:
-    """Return the value of the wanted field, or of the first usual one that the row fills."""
-    by_name = {name.lower(): value for name, value in row.items()}
-    for name in [wanted] if wanted else usual:
-        value = _follow(row if wanted else by_name, name)
+def has_answer(row: Row) -> bool:
+    """Tell whether a JSON object is a row itself, not a list of rows beside remarks."""
+    return any(
+        path and _follow(row, path) is not None
+        for path in (_find(row, name) for name in ANSWER_FIELDS)
+    )
+
+
+def _find(row: Row, name: str) -> Path | None:
+    """Return the path of a field in rows like this one; None where it begins with none of theirs.
+
+    A field's own name goes first, then its name in any case of letters, then a path.
+    """
+    by_name = {field.lower(): field for field in row}
+    whole = name if name in row else by_name.get(name.lower())
+    if whole is not None:
+        return (whole,)
+    first, *rest = _PATH_KEY.findall(name) or [""]
+    top = first if first in row else by_name.get(first.lower())
+    return (top, *rest) if top is not None and rest else None
+
+
+def _first(row: Row, paths: tuple[Path, ...]) -> object:
+    """Return the first value that is neither None nor empty text."""
+    for path in paths:
+        value = _follow(row, path)
         if value is not None and value != "":
             return value
-    sought = f"field {wanted!r}" if wanted else f"field {', '.join(usual)}"
-    flag = "--data.problem_field" if usual is PROBLEM_FIELDS else "--data.answer_field"
-    advice = "" if wanted else f" ({flag} names one)"
-    raise _InvalidRow(f"no {sought} with a value; fields: {_listed(row)}{advice}")
+    return None
+
+
+def _follow(row: Row, path: Path) -> object:
+    """Follow a path into a row; None where it leads nowhere."""
+    value: object = row[path[0]]
+    for key in path[1:]:
+        value = parsed(value)
+        if isinstance(value, dict):
+            value = value.get(key)
+        elif isinstance(value, list) and key.isdecimal() and int(key) < len(value):
+            value = value[int(key)]
+        else:
+            return None
+    return plain(value)
+
+
+def _missing(row: Row, wanted: str | None, usual: tuple[str, ...], flag: str) -> InvalidRow:
+    if wanted:
+        return InvalidRow(f"no field {wanted!r} with a value; fields: {_listed(row)}")
+    return InvalidRow(
+        f"no field {', '.join(usual)} with a value; fields: {_listed(row)} ({flag} names one)"
+    )
 
 
 def _listed(row: Row) -> str:
@@ -72,79 +260,24 @@ def _listed(row: Row) -> str:
     return ", ".join(names if len(names) <= 12 else [*names[:12], f"and {len(names) - 12} more"])
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _follow(row: Row, path: str) -> object:
-    """Follow a path such as `prompt[0].content` into a row; None where it leads nowhere."""
-    if path in row:
-        return row[path]
-    value: object = row
-    for key in re.findall(r"[^.\[\]]+", path):
-        value = _parsed(value)
-        if isinstance(value, dict):
-            value = value.get(key)
-        elif isinstance(value, list) and key.isdecimal() and int(key) < len(value):
-            value = value[int(key)]
-        else:
-            return None
-    return value
-
-
-def _parsed(value: object) -> object:
-    """Return the list or object that a JSON string holds, any other value as it is."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        with contextlib.suppress(ValueError, RecursionError):
-            return json.loads(value)
-    return value
-
-
-def problem_text(value: object) -> str | None:
-    """Return the text of a problem given as text or as chat messages.
-
-    Args:
-        value: Text; a message `{"role": ..., "content": ...}` or `{"from": ..., "value": ...}`; a
-            list of messages, of which the user's last one counts; or any of these as a JSON string.
-
-    Returns:
-        The text without surrounding space, or None if there is none.
-    """
-    parsed = _parsed(value)
-    items = parsed if isinstance(parsed, list) else [parsed]
-    messages = [item for item in items if isinstance(item, dict)]
-    if messages and len(messages) == len(items):
-        users = [m for m in messages if m.get("role", m.get("from")) in ("user", "human")]
-        message = users[-1] if users else messages[0]
-        value = message.get("content", message.get("value"))
-        if isinstance(value, list):  # the parts of a multimodal message
-            parts = [part.get("text") for part in value if isinstance(part, dict)]
-            value = "".join(part for part in parts if isinstance(part, str))
+def _text_of(value: object) -> str | None:
+    """Return a text, or the first of a list of texts, without surrounding space."""
+    value = plain(value[0] if isinstance(value, list) and value else value)
     return value.strip() if isinstance(value, str) else None
 
 
-def parse_answer(value: object) -> int | None:
-    r"""Return the integer in 0..999 that an answer of the wild stands for.
-
-    Args:
-        value: 70, 70.0, "070", "70.0", ["70"], "$70$", "70^\circ", "\boxed{70}", "... #### 70" ...
-
-    Returns:
-        The integer, or None if the answer is anything else.
-    """
-    value = _parsed(value)
-    if isinstance(value, list) and len(value) == 1:
-        return parse_answer(value[0])
+def _level(value: object) -> str | None:
+    """Return a level of difficulty: "Level 5", 5 and 5.0 are "5"."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
-    text = str(value).rpartition("####")[2]
-    boxed = last_boxed(text)
-    normalized = normalize_answer(text if boxed is None else boxed)
-    return int(normalized) if re.fullmatch("[0-9]{1,3}", normalized) else None
+    text = f"{value:g}" if isinstance(value, float) else str(value).strip()
+    return sys.intern(text[5:].strip() if text[:5].lower() == "level" else text) or None
+
+
+def _subject(value: object) -> str | None:
+    if isinstance(value, list):
+        value = ", ".join(item for item in value if isinstance(item, str))
+    return sys.intern(value.strip()) or None if isinstance(value, str) else None
 
 
 _YEAR = re.compile(r"(?<!\d)((?:19|20)\d\d)(?!\d)|(?:aime|amc)[ _-]?(\d\d)(?!\d)", re.IGNORECASE)
@@ -160,17 +293,21 @@ def find_year(row: Row, source: str = "") -> int | None:
     Returns:
         The year, or None where no text names one, or one names several.
     """
-    fields = {name.lower(): value for name, value in row.items()}
-    places = ("year", "competition", "contest", "url", "link", "id")
-    texts = [str(fields[place]) for place in places if fields.get(place)]
-    for text in [*texts, source.rpartition(":")[0]]:
-        found = {int(year or f"20{short}") for year, short in _YEAR.findall(text)}
+    paths = (path for name in YEAR_FIELDS if (path := _find(row, name)))
+    return _year([(path[0], row[path[0]]) for path in paths], source)
+
+
+def _year(cells: list[tuple[str, object]], source: str) -> int | None:
+    for name, value in cells:
         # A number alone, but for a year's own field, is the number of a row.
-        is_number = text.isdecimal() and text != str(fields.get("year"))
-        if len(found) == 1 and not is_number:
-            return found.pop()
-    return None
+        text = str(value or "")
+        if not (text.isdecimal() and name.lower() != "year") and (year := _year_in(text)):
+            return year
+    return _year_in(source.rpartition(":")[0])
 
 
-def _has_answer(row: Row) -> bool:
-    return any(_follow(row, field) is not None for field in ANSWER_FIELDS)
+@lru_cache
+def _year_in(text: str) -> int | None:
+    """Return the only year that a text names."""
+    found = {int(year or f"20{short}") for year, short in _YEAR.findall(text)}
+    return found.pop() if len(found) == 1 else None

@@ -1,43 +1,59 @@
 """Reading problems from files, data sets and puzzle generators, in the schemas of the wild.
 
-A source is named by one string:
-
-    data/aime24.jsonl           .jsonl .json .txt (JSON Lines too) .csv .tsv .parquet
-    data/aime                   a folder, as `datasets.load_dataset` or `save_to_disk` knows it
-    math-ai/aime25              a data set of the hub
-    reasoning_gym:chain_sum     a task of reasoning-gym, generated from `size` and `seed`
-
-Which fields hold the problem and its answer is found out row by row unless they are named. A field
-may be a path through nested values: `reward_model.ground_truth`, `prompt[0].content`.
+A source is named by one string, see `addresses.py`. Which fields hold the problem and its answer is
+found out row by row unless they are named, see `schemas.py`; of which kind the answers are is found
+out for the source as a whole, see `answers.py`.
 """
 
 from __future__ import annotations
 
-import os
-import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple, get_args
 
-from lightning_vcppo.common.suggestions import did_you_mean, near_file
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_vcppo.common.errors import require
+from lightning_vcppo.common.suggestions import did_you_mean
 from lightning_vcppo.common.terminal import printable
-from lightning_vcppo.data.files import FILE_SUFFIXES, NumberedRow, Row, file_rows
-from lightning_vcppo.data.problem import Problem
-from lightning_vcppo.data.schemas import (
-    _has_answer,
-    _InvalidRow,
-    _read_row,
+from lightning_vcppo.data.addresses import (
+    REASONING_GYM,
+    HubAddress,
+    find_source,
+    gym_task,
 )
+from lightning_vcppo.data.answers import Choice, ReadAs, ReadKind, choose_kind
+from lightning_vcppo.data.files import Row, file_rows
+from lightning_vcppo.data.problem import Problem
+from lightning_vcppo.data.schemas import Draft, RowReader, has_answer
+from lightning_vcppo.data.texts import InvalidRow
 
-REASONING_GYM = "reasoning_gym"
+SHOWN_ROWS = 5
+"""Invalid rows that a message names."""
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_GYM_TASK = re.compile(rf"{REASONING_GYM}[:/](\w+)")
+NamedRow = tuple[str, Row]
+"""A row with its source: the name of its file or data set, and its number there."""
+
+
+class Invalid(NamedTuple):
+    """A row that cannot be read.
+
+    Attributes:
+        source: Of the row.
+        reason: In words.
+        of_kind: Whether its answer is not of the kind that the set is read as.
+    """
+
+    source: str
+    reason: str
+    of_kind: bool = False
 
 
 def load_problems(
     path: str | Path,
     *,
+    answer_kind: ReadKind = "auto",
     problem_field: str | None = None,
     answer_field: str | None = None,
     drop_invalid: bool = False,
@@ -46,16 +62,18 @@ def load_problems(
     size: int = 500,
     seed: int = 0,
 ) -> list[Problem]:
-    """Read problems with integer answers in 0..999.
+    """Read problems with answers that can be graded.
 
     Args:
-        path: A file, a folder, a hub id or a reasoning-gym task, see the head of this file.
+        path: A file, a pattern, a folder, a hub id or a reasoning-gym task, see `addresses.py`.
+        answer_kind: Of which kind all answers are, see `answers.py`; "auto" finds it out, says
+            what it has found, and never takes "text".
         problem_field: Where a row holds the problem; found among `PROBLEM_FIELDS` if None.
         answer_field: Where a row holds the answer; found among `ANSWER_FIELDS` if None.
         drop_invalid: Leave rows without a problem or a valid answer out, with a warning, instead of
             refusing the source.
-        split: Of a folder or hub data set; needed where there are several.
-        config: Configuration (subset) of a hub data set.
+        split: Of a folder or hub data set; needed where there are several. The path may have one.
+        config: Configuration (subset) of a hub data set. The path may have one.
         size: Number of problems to generate (reasoning-gym).
         seed: Of the generator (reasoning-gym).
 
@@ -67,75 +85,151 @@ def load_problems(
         ValueError: The source is missing, empty, unreadable or has invalid rows; one line that says
             which and what was expected.
     """
-    name, rows = _open(str(path), split, config, size, seed)
-    problems: list[Problem] = []
-    invalid: list[str] = []
-    for number, row in rows:
-        source = f"{name}:{number}"
-        try:
-            problems.append(_read_row(row, source, problem_field, answer_field))
-        except _InvalidRow as error:
-            invalid.append(printable(f"{source}: {error}"))
-    if not problems:
-        none = "no rows; expected problems with a text and an integer answer"
-        reason = f"none of {len(invalid)} rows is valid; {invalid[0]}" if invalid else none
-        raise ValueError(f"{name}: {reason}")
-    if invalid and not drop_invalid:
-        others = f" (and {len(invalid) - 1} more such rows)" if len(invalid) > 1 else ""
-        raise ValueError(f"{invalid[0]}{others}; --data.drop_invalid=true leaves such rows out")
-    if invalid:
-        warnings.warn(f"{name}: left out {len(invalid)} rows, {invalid[0]}", stacklevel=2)
+    require(
+        answer_kind in get_args(ReadKind),
+        f"answer_kind: expected one of {', '.join(get_args(ReadKind))}, got {answer_kind!r}",
+    )
+    reader = RowReader(problem_field, answer_field)
+    task = gym_task(str(path))
+    if task:
+        name = f"{REASONING_GYM}:{task}"
+        rows: Iterable[NamedRow] = _numbered(name, _generated_rows(task, size, seed))
+    else:
+        name, rows = _open(str(path), split, config, reader)
+
+    drafts = [_draft(reader, row, source) for source, row in rows]
+    kind, chosen = answer_kind, None
+    if kind == "auto":
+        # What a generator makes is no mistake: there a single other answer makes another kind.
+        values = (draft.values for draft in drafts if isinstance(draft, Draft))
+        chosen = choose_kind(values, tolerant=task is None)
+        kind = chosen.kind
+    problems, invalid = _read_answers(drafts, kind)
+    _judge_invalid(name, len(problems), invalid, chosen, drop=drop_invalid)
+    if chosen:
+        rank_zero_info(f"data: {name}: {chosen}")
     return problems
 
 
 def is_generator(path: str) -> bool:
     """Tell whether a source makes up its problems, any number of them, from a seed."""
-    return bool(_GYM_TASK.fullmatch(path))
+    return gym_task(path) is not None
+
+
+def _draft(reader: RowReader, row: Row, source: str) -> Draft | Invalid:
+    try:
+        return reader.read(row, source)
+    except InvalidRow as error:
+        return Invalid(source, str(error))
+
+
+def _read_answers(
+    drafts: list[Draft | Invalid], kind: ReadAs
+) -> tuple[list[Problem], list[Invalid]]:
+    """Return the problems of drafts, and the rows that are invalid, in their order.
+
+    The list of drafts is emptied on the way: a large set does not stand in memory twice.
+    """
+    problems: list[Problem] = []
+    invalid: list[Invalid] = []
+    drafts.reverse()
+    while drafts:
+        draft = drafts.pop()
+        if isinstance(draft, Invalid):
+            invalid.append(draft)
+            continue
+        try:
+            problems.append(draft.as_problem(kind))
+        except InvalidRow as error:
+            invalid.append(Invalid(draft.source, str(error), of_kind=True))
+    return problems, invalid
+
+
+def _judge_invalid(
+    name: str, valid: int, invalid: list[Invalid], chosen: Choice | None, *, drop: bool
+) -> None:
+    """Refuse invalid rows, or say that they are left out.
+
+    Raises:
+        ValueError: No row is valid, or some are not and are not to be dropped.
+    """
+    first = printable(f"{invalid[0].source}: {invalid[0].reason}") if invalid else ""
+    if not valid:
+        none = "no rows; expected problems with a text and an answer"
+        reason = f"none of {len(invalid)} rows is valid; {first}" if invalid else none
+        raise ValueError(f"{name}: {reason}")
+    if not invalid:
+        return
+    others = [row.source for row in invalid[1:]]
+    named = ", ".join(others[:SHOWN_ROWS]) + (", ..." if len(others) > SHOWN_ROWS else "")
+    more = f" (and {len(others)} more such rows: {printable(named)})" if others else ""
+    if not drop:
+        chosen_here = chosen and any(row.of_kind for row in invalid)
+        why = f"; {chosen}, --data.answer_kind chooses another kind" if chosen_here else ""
+        raise ValueError(f"{first}{more}{why}; --data.drop_invalid=true leaves such rows out")
+    warnings.warn(f"{name}: left out {len(invalid)} rows, {first}{more}", stacklevel=3)
 
 
 # From a source to rows
 
 
+def _numbered(name: str, rows: Iterable[Row]) -> Iterator[NamedRow]:
+    for number, row in enumerate(rows, 1):
+        yield f"{name}:{number}", row
+
+
 def _open(
-    path: str, split: str | None, config: str | None, size: int, seed: int
-) -> tuple[str, Iterable[NumberedRow]]:
-    """Return the source's short name and its numbered rows."""
-    if task := _GYM_TASK.fullmatch(path):
-        return f"{REASONING_GYM}:{task[1]}", enumerate(_generated_rows(task[1], size, seed), 1)
-    if not path or "\0" in path:
-        raise ValueError(f"path: expected a file, a folder or a data set of the hub, got {path!r}")
-    file = Path(path).expanduser()
-    if file.exists() and not file.is_dir():
-        return file.name, file_rows(file, _has_answer)
-    if file.is_dir():
-        return file.name, enumerate(_data_set_rows(file, split, config), 1)
-    if _HUB_ID.fullmatch(path) and file.suffix not in FILE_SUFFIXES and not file.parent.exists():
-        return path, enumerate(_data_set_rows(path, split, config), 1)
-    if file.is_symlink():
-        raise ValueError(f"{path}: a symbolic link to {os.readlink(file)}, which leads to no file")
-    if not file.parent.is_dir():
-        raise ValueError(f"{path}: no such file, the folder {file.parent} does not exist")
-    raise ValueError(f"{path}: no such file{near_file(file)}")
+    path: str, split: str | None, config: str | None, reader: RowReader
+) -> tuple[str, Iterable[NamedRow]]:
+    """Return the short name of a source, and its rows."""
+    found = find_source(path)
+    if isinstance(found, HubAddress):
+        address = found._replace(config=found.config or config, split=found.split or split)
+        folder = address.path
+        name = folder.name if isinstance(folder, Path) else folder
+        return name, _numbered(name, _data_set_rows(address, reader))
+    name = found[0].name if len(found) == 1 else Path(path).name
+    return name, _rows_of_files(found, reader)
 
 
-def _data_set_rows(path: str | Path, split: str | None, config: str | None) -> Iterable[Row]:
-    """Read a folder or a data set of the hub through `datasets`."""
+def _rows_of_files(files: list[Path], reader: RowReader) -> Iterator[NamedRow]:
+    for file in files:
+        for number, row in file_rows(file, has_answer, reader.needed):
+            yield f"{file.name}:{number}", row
+
+
+def _data_set_rows(address: HubAddress, reader: RowReader) -> Iterator[Row]:
+    """Read a folder or a data set of the hub through `datasets`.
+
+    Raises:
+        ValueError: It cannot be read, or has several splits, none of which is chosen.
+    """
     import datasets
 
+    from lightning_vcppo.data.tables import BATCH_ROWS, batch_rows
+
+    path, split = address.path, address.split
     try:
         if isinstance(path, Path) and any((path / f).exists() for f in _SAVED_TO_DISK):
             data = datasets.load_from_disk(str(path))
             data = data[split] if split and isinstance(data, dict) else data
         else:
-            data = datasets.load_dataset(str(path), config, split=split)
+            data = datasets.load_dataset(
+                str(path), address.config, split=split, revision=address.revision
+            )
     except Exception as error:  # whatever the builders of `datasets` raise, its line is the reason
         raise ValueError(f"{path}: cannot be read as a data set, {_first_line(error)}") from error
     if isinstance(data, dict):
         if len(data) > 1:
             raise ValueError(f"{path}: holds the splits {', '.join(data)}; choose one")
         (data,) = data.values()
-    rows: Iterable[Row] = data
-    return rows
+    names = list(data.column_names)
+    read = [name for name in names if name.lower() in reader.needed]
+    if not read:
+        yield from (dict.fromkeys(names) for _ in range(len(data)))
+        return
+    for table in data.select_columns(read).with_format("arrow").iter(BATCH_ROWS):
+        yield from batch_rows(table, names)
 
 
 _SAVED_TO_DISK = ("dataset_dict.json", "state.json")

@@ -176,11 +176,14 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def _fill(self, network: nn.Module, source: nn.Module | None) -> None:
         """Send the weights and buffers of the first rank's `source` to the shards of all."""
-        weights = {} if source is None else source.state_dict()
+        weights: dict[str, Tensor] = {}
+        if source is not None:  # frozen weights, too, which a state may leave out
+            named = source.named_parameters(remove_duplicate=False)
+            weights = {**source.state_dict(), **{name: w.detach() for name, w in named}}
         options = StateDictOptions(
             full_state_dict=True, broadcast_from_rank0=True, cpu_offload=self._cpu_offload
         )
-        set_model_state_dict(network, weights, options=options)
+        set_model_state_dict(network, dict(weights), options=options)
         buffers = {} if source is None else dict(source.named_buffers())
         for name, module in network.named_modules():
             if hasattr(module, "generation_config"):  # which tokens end a response, say

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from lightning.pytorch.strategies import (
 
 from lightning_vcppo.checkpointing.format import in_parts
 from lightning_vcppo.common.errors import require
-from lightning_vcppo.common.lightning_compat import look_for_unused_parameters
+from lightning_vcppo.common.lightning_compat import before_ddp_wraps, look_for_unused_parameters
 
 REFUSED = {
     "deepspeed": (
@@ -76,14 +77,21 @@ def _is_fsdp2(strategy: object) -> bool:
     return str(strategy).rpartition(".")[2].lower().startswith("fsdp2")
 
 
-def prepare_strategy(strategy: Strategy) -> None:
+def prepare_strategy(strategy: Strategy, settle_types: Callable[[], None]) -> None:
     """Make a strategy fit for actor and critic.
 
     DDP, as it comes, expects every parameter in every backward pass. Here the actor's are not in
-    the critic's, so DDP is told to look for the unused ones.
+    the critic's, so DDP is told to look for the unused ones. It remembers the type of each
+    parameter as it wraps the model, so what is to be in another type than the precision's has to
+    be so before.
+
+    Args:
+        strategy: Before its setup.
+        settle_types: Gives parameters the types that they are trained in; may be called twice.
     """
     if isinstance(strategy, DDPStrategy):
         look_for_unused_parameters(strategy)
+        before_ddp_wraps(strategy, settle_types)
 
 
 def sum_gradients_once(strategy: Strategy, *, is_last: bool) -> AbstractContextManager[None]:

@@ -98,9 +98,13 @@ def decoder_of(model: PreTrainedModel) -> Decode:
     Walking through the layers ourselves saves a quarter of the time of a small model. Not with
     sharded weights: they are gathered by the hooks of whole layers.
     """
+    return LeanDecoder(model) if walks_layers(model) else decode
+
+
+def walks_layers(model: PreTrainedModel) -> bool:
+    """Tell whether we know a model's layers and have their weights."""
     sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
-    lean = model.config.model_type in LEAN_FAMILIES and not sharded
-    return LeanDecoder(model) if lean else decode
+    return model.config.model_type in LEAN_FAMILIES and not sharded
 
 
 def decode(model: PreTrainedModel, cache: SlotCache, token_R: Tensor, position_R: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_vcppo.algorithm.statistics import float_dtype
 from lightning_vcppo.common.seeding import stream
+from lightning_vcppo.generation.fused_sampling import fused_kernel
 from lightning_vcppo.settings import SamplingSettings
 
 
@@ -29,7 +30,17 @@ def sample_tokens(
         Tokens (R,), their log-probabilities at the temperature and the entropy of the distribution
         in nats, both before top-p (R,), float32 or better.
     """
-    logits_RV = logits_RV.to(float_dtype(logits_RV))
+    if settings.temperature > 0 and settings.top_p == 1 and (kernel := fused_kernel(logits_RV)):
+        sampled: tuple[Tensor, Tensor, Tensor]
+        sampled = kernel.sample(logits_RV, uniform_R, settings.temperature)
+        return sampled
+    with torch.autocast(logits_RV.device.type, enabled=False):  # which rounds products of vectors
+        return _sample(logits_RV.to(float_dtype(logits_RV)), uniform_R, settings)
+
+
+def _sample(
+    logits_RV: Tensor, uniform_R: Tensor, settings: SamplingSettings
+) -> tuple[Tensor, Tensor, Tensor]:
     if settings.temperature not in (0, 1):
         logits_RV = logits_RV / settings.temperature
     logprobs_RV = logits_RV.log_softmax(-1)
@@ -44,7 +55,19 @@ def sample_tokens(
         threshold_R1 = uniform_R[:, None] * cumulative_RV[:, -1:]
         token_R = torch.searchsorted(cumulative_RV, threshold_R1, right=True)[:, 0]
         token_R = token_R.clamp_max(logits_RV.shape[-1] - 1)
+        if settings.top_p < 1:
+            token_R = within_nucleus(token_R, probs_RV)
     return token_R, logprobs_RV.gather(-1, token_R[:, None])[:, 0], entropy_R
+
+
+def within_nucleus(token_R: Tensor, probs_RV: Tensor) -> Tensor:
+    """Replace tokens without probability by the most probable one.
+
+    A parallel sum need not grow monotonously: rounding may lift it a little in the tail, where the
+    probabilities are zero.
+    """
+    possible_R = probs_RV.gather(-1, token_R[:, None])[:, 0] > 0
+    return torch.where(possible_R, token_R, probs_RV.argmax(-1))
 
 
 def uniform_numbers(seeds: Sequence[int], count: int) -> Tensor:

@@ -10,6 +10,9 @@ joins later is written to the columns just before, so a row is a sequence that e
 Hence a step writes keys and values with a slice, not a scatter, and rows join and leave at any
 time. When the columns are used up, the live ones move to the front of new storage.
 
+Fused attention kernels read the mask 16 bytes at a time: what a step reads begins at an aligned
+column, and so does each row of the mask. The mask hides the columns that are read for that alone.
+
 Shapes: R rows, C columns, H key-value heads, D size of a head, M tokens written at once.
 """
 
@@ -22,6 +25,8 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from lightning_vcppo.models.attention import aligned_down, aligned_up
+
 GROWTH = 256
 """New storage has room for at least this many steps."""
 
@@ -30,7 +35,7 @@ class Columns:
     """Where the batch stands.
 
     Attributes:
-        first: No running row began before it.
+        first: No running row began before it, and fused kernels can read from it (aligned).
         column: Where the next tokens' keys and values go.
         capacity: Columns of the storage.
     """
@@ -82,7 +87,16 @@ class SlotLayer(DynamicLayer):
         """Return the columns that the present token may attend to; rows hide some by the mask."""
         end = self.columns.column + 1
         first = self.columns.first
-        return slice(first if self.window is None else max(first, end - self.window), end)
+        if self.window is not None:
+            first = max(first, aligned_down(max(0, end - self.window)))
+        return slice(first, end)
+
+    def hidden(self) -> int:
+        """Return how many of the columns seen lie before the window."""
+        if self.window is None:
+            return 0
+        end = self.columns.column + 1
+        return max(0, end - self.window - int(self.seen().start))
 
     def move(self, source: slice, target: slice, capacity: int) -> None:
         """Move columns into new storage."""
@@ -114,7 +128,7 @@ class SlotCache(Cache):
             ValueError: if the model has layers of another kind than attention over all, or the
                 last so many, tokens.
         """
-        self.columns = Columns(prompt_width, prompt_width + min(limit, GROWTH))
+        self.columns = Columns(prompt_width, aligned_up(prompt_width + min(limit, GROWTH)))
         kinds = (DynamicLayer, DynamicSlidingWindowLayer)
         layers = DynamicCache(config=config).layers
         if odd := sorted({type(x).__name__ for x in layers if type(x) not in kinds}):
@@ -132,10 +146,15 @@ class SlotCache(Cache):
 
     def masks(self) -> dict[int | None, Tensor]:
         """Return the additive mask of the present column, (R, 1, 1, columns), by layer window."""
-        by_window = {layer.window: layer.seen() for layer in self.slots}
-        return {
-            window: self.mask_RC[:, None, None, columns] for window, columns in by_window.items()
-        }
+        by_window = {layer.window: layer for layer in self.slots}
+        return {window: self._mask(layer) for window, layer in by_window.items()}
+
+    def _mask(self, layer: SlotLayer) -> Tensor:
+        mask_RC = self.mask_RC[:, layer.seen()]
+        if hidden := layer.hidden():
+            mask_RC = mask_RC.clone()
+            mask_RC[:, :hidden] = float("-inf")
+        return mask_RC[:, None, None]
 
     def join(self, rows: Sequence[int], lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Begin prompts of the given lengths in some rows.
@@ -160,12 +179,13 @@ class SlotCache(Cache):
             By how much the columns that are left have moved to the right.
         """
         columns = self.columns
-        columns.first = first
+        first = columns.first = aligned_down(first)
         if columns.column < columns.capacity:
             return 0
         live = columns.column - first
-        column = max(live, self.prompt_width)  # a prompt must fit before it
-        capacity = column + max(GROWTH, live // 2)
+        # A prompt must fit before it, and what is live stays aligned.
+        column = live + aligned_up(max(0, self.prompt_width - live))
+        capacity = aligned_up(column + max(GROWTH, live // 2))
         source, target = slice(first, columns.column), slice(column - live, column)
         for layer in self.slots:
             layer.move(source, target, capacity)

@@ -2,15 +2,17 @@
 
 1. A fixed number of rows decodes together. A finished sequence leaves its row, a waiting one takes
    it: responses of very different lengths, the normal case, do not wait for the longest.
-2. A prompt is read once, whatever the number of its samples.
+2. A prompt is read once, whatever the number of its samples (prompt_reader.py).
 3. Each sequence draws its tokens from a random stream of its own.
+4. On CUDA the shapes of a step are static, and it is repeated as a graph (static_batch.py). Here is
+   what runs elsewhere, and with models whose layers we do not know.
 
 Shapes: B sequences, R rows, C columns (see slots.py), T response tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -18,15 +20,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightning_vcppo.generation.base import Generations
-from lightning_vcppo.generation.decoding import PrefilledPrompt, decoder_of, prefill
+from lightning_vcppo.generation.decoding import decoder_of, walks_layers
+from lightning_vcppo.generation.prompt_reader import PromptReader
 from lightning_vcppo.generation.sampling import sample_tokens, uniform_numbers
 from lightning_vcppo.generation.slots import SlotCache
+from lightning_vcppo.generation.static_batch import StaticBatch
+from lightning_vcppo.models.attention import prefer_general_kernels
 from lightning_vcppo.settings import SamplingSettings
-
-PREFILL_TOKENS = 16384
-"""Prompts are read in passes of at most so many tokens."""
-READ_AHEAD_TOKENS = 2048
-"""When prompts are read, those that will be next are read with them, up to so many tokens."""
 
 
 class TransformersEngine:
@@ -37,6 +37,8 @@ class TransformersEngine:
         pad_token_id: Filler behind finished responses.
         eos_token_ids: Tokens that end a response.
         max_num_seqs: Rows that decode together.
+        static: Whether steps have static shapes and are captured as CUDA graphs (static_batch.py);
+            None means where that is faster and possible.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class TransformersEngine:
         pad_token_id: int,
         eos_token_ids: set[int],
         max_num_seqs: int = 256,
+        static: bool | None = None,
     ) -> None:
         """Wrap the model."""
+        prefer_general_kernels()
         self._model = model
         self._pad = pad_token_id
         self._eos = sorted(eos_token_ids)
-        self._max_num_seqs = max_num_seqs
+        self._max_num_seqs, self._static = max_num_seqs, static
 
     def take_weights(self, version: object) -> None:
         """Do nothing: the weights are the trained ones."""
@@ -69,14 +73,25 @@ class TransformersEngine:
         """Sample one response a prompt, see `GenerationEngine.generate`."""
         training = self._model.training
         self._model.eval()  # a layer with activation checkpointing reads no cache in training mode
-        batch = _Batch(self._model, prompt_ids, seeds, settings, self._max_num_seqs, self._eos)
-        while batch.waiting or batch.running:
-            if batch.should_refill():
-                batch.refill(self._pad)
-            else:
-                batch.step()
+        kind = StaticBatch if self._is_static() else _Batch
+        batch = kind(
+            self._model,
+            prompt_ids,
+            seeds,
+            settings,
+            max_num_seqs=self._max_num_seqs,
+            eos=self._eos,
+            pad=self._pad,
+        )
+        generations = batch.run()
         self._model.train(training)
-        return batch.generations(self._pad)
+        return generations
+
+    def _is_static(self) -> bool:
+        """Tell whether steps have static shapes: on CUDA, where launches cost more than padding."""
+        if self._static is not None:
+            return self._static
+        return self._model.device.type == "cuda" and walks_layers(self._model)
 
 
 class _Batch:
@@ -88,17 +103,18 @@ class _Batch:
         prompt_ids: Sequence[Sequence[int]],
         seeds: Sequence[int],
         settings: SamplingSettings,
+        *,
         max_num_seqs: int,
         eos: Sequence[int],
+        pad: int,
     ) -> None:
-        self.model, self.settings = model, settings
+        self.model, self.settings, self.pad = model, settings, pad
         self.decode = decoder_of(model)
         self.prompts = [tuple(ids) for ids in prompt_ids]
         self.waiting = deque(range(len(self.prompts)))
         self.running: dict[int, int] = {}  # row -> sequence
         self.begins: dict[int, int] = {}  # row -> column of the first response token
-        self.prefilled: dict[tuple[int, ...], PrefilledPrompt] = {}
-        self.unread = Counter(self.prompts)
+        self.reader = PromptReader(model, self.prompts, pad)
         self.device, self.limit = model.device, settings.max_response_length
 
         size = len(self.prompts)
@@ -125,17 +141,28 @@ class _Batch:
         self.prompt_length_R = torch.zeros_like(self.sequence_R)
         self.running_R = torch.zeros(self.rows, dtype=torch.bool, device=self.device)
 
+    def run(self) -> Generations:
+        """Sample all sequences."""
+        while self.waiting or self.running:
+            if self.should_refill():
+                self.refill()
+            else:
+                self.step()
+        return self.generations()
+
     def should_refill(self) -> bool:
         """Tell whether enough rows are free to make reading new prompts worth a forward pass."""
         free = self.rows - len(self.running)
         return bool(self.waiting) and (not self.running or free >= max(1, self.rows // 8))
 
-    def refill(self, pad: int) -> None:
+    def refill(self) -> None:
         """Give the free rows to waiting sequences and sample their first tokens."""
         free = [row for row in range(self.rows) if row not in self.running]
         joining = [(row, self.waiting.popleft()) for row in free[: len(self.waiting)]]
-        self._read([self.prompts[sequence] for _, sequence in joining], pad)
-        prompts = [self.prefilled[self.prompts[sequence]] for _, sequence in joining]
+        prompts = self.reader.take(
+            [self.prompts[sequence] for _, sequence in joining],
+            (self.prompts[sequence] for sequence in self.waiting),
+        )
         rows, sequences = (list(each) for each in zip(*joining, strict=True))
         lengths = [len(prompt) for prompt in prompts]
 
@@ -158,8 +185,6 @@ class _Batch:
         self.running |= dict(joining)
         self.begins |= dict.fromkeys(rows, column)
         self._track_first()
-        for sequence in sequences:
-            self._forget(self.prompts[sequence])
 
         logits_RV = torch.stack([prompt.logits_V for prompt in prompts])
         sampled = sample_tokens(logits_RV, self.uniforms_BT[sequence_R, 0], self.settings)
@@ -183,43 +208,18 @@ class _Batch:
         self.cache.columns.column += 1
         self._retire(column + 1)
 
-    def generations(self, pad: int) -> Generations:
+    def generations(self) -> Generations:
         """Return what all sequences sampled."""
         lengths_B = torch.tensor(self.lengths, device=self.device)
         longest = max(self.lengths)
         mask_BT = torch.arange(longest, device=self.device) < lengths_B[:, None]
         return Generations(
-            self.ids_BT[:, :longest].masked_fill(~mask_BT, pad),
+            self.ids_BT[:, :longest].masked_fill(~mask_BT, self.pad),
             mask_BT,
             self.logprobs_BT[:, :longest],
             torch.tensor(self.finished, device=self.device),
             self.entropy_BT[:, :longest],
         )
-
-    def _read(self, prompts: list[tuple[int, ...]], pad: int) -> None:
-        """Prefill the prompts that nobody has read yet, and then some that will be needed soon."""
-        unread = {ids for ids in prompts if ids not in self.prefilled}
-        if not unread:
-            return
-        tokens = sum(map(len, unread))
-        for sequence in self.waiting:
-            ids = self.prompts[sequence]
-            if tokens + len(ids) > READ_AHEAD_TOKENS:
-                break
-            if ids not in self.prefilled and ids not in unread:
-                unread.add(ids)
-                tokens += len(ids)
-        longest_first = sorted(unread, key=lambda ids: (-len(ids), ids))
-        while longest_first:
-            count = max(1, PREFILL_TOKENS // len(longest_first[0]))
-            some, longest_first = longest_first[:count], longest_first[count:]
-            self.prefilled |= dict(zip(some, prefill(self.model, some, pad), strict=True))
-
-    def _forget(self, prompt: tuple[int, ...]) -> None:
-        """Drop a prompt whose last sample has begun."""
-        self.unread[prompt] -= 1
-        if not self.unread[prompt]:
-            self.prefilled.pop(prompt, None)
 
     def _retire(self, column: int) -> None:
         """Take out the rows whose newest token, in `column`, is their last."""

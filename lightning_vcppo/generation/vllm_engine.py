@@ -74,9 +74,10 @@ class VLLMEngine:
         self._version: object = None
         self._can_sleep = settings.sleep and self._device.type == "cuda"
         self._asleep = False
+        dtype = product_type(actor)  # before autocast is switched off
         gc.collect()  # an engine that nobody uses any more clears what it shares with this one
         with _apart_from_training(self._device), _as_launched_rank(self._device):
-            self._llm = _build(actor, settings, enable_sleep_mode=self._can_sleep)
+            self._llm = _build(actor, settings, dtype, enable_sleep_mode=self._can_sleep)
         self._max_model_len: int = self._llm.model_config.max_model_len
 
     @staticmethod
@@ -185,12 +186,24 @@ class VLLMEngine:
         return Generations(*(tensor.to(self._device) for tensor in tensors))
 
 
-def _build(actor: PreTrainedModel, settings: EngineSettings, *, enable_sleep_mode: bool) -> Any:
+def product_type(actor: PreTrainedModel) -> torch.dtype:
+    """Return the type in which an actor computes now, float32 instead of float64."""
+    if actor.dtype == torch.float32 and torch.is_autocast_enabled(actor.device.type):
+        return torch.get_autocast_dtype(actor.device.type)
+    return torch.float32 if actor.dtype == torch.float64 else actor.dtype
+
+
+def _build(
+    actor: PreTrainedModel,
+    settings: EngineSettings,
+    dtype: torch.dtype,
+    *,
+    enable_sleep_mode: bool,
+) -> Any:
     """Build `vllm.LLM` for a model like the actor, with random weights."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     on_cpu = actor.device.type == "cpu"
-    dtype = torch.float32 if actor.dtype == torch.float64 else actor.dtype
     arguments: dict[str, Any] = {
         "load_format": "dummy",
         "skip_tokenizer_init": True,

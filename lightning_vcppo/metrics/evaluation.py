@@ -2,7 +2,9 @@
 
 1. Each problem gets a score for every rate (`problem_scores`); a rate is their mean over problems.
 2. An interval is a bootstrap over problems, see `bootstrap_intervals`.
-3. Tables by problem and by group (year, or else source) say where the points are won.
+3. Rows with the same text are one problem: a file that holds each problem 32 times holds 32 samples
+   of each, not 32 times as many problems, and the bootstrap draws problems.
+4. Tables by problem and by group (year, or else source) say where the points are won.
 
 Shapes: P problems, M rates, R resamples.
 """
@@ -18,7 +20,8 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from lightning_vcppo.rewards.verifier import normalize_answer
+from lightning_vcppo.rewards.answers import AnswerKind, kind_of
+from lightning_vcppo.rewards.equality import group_equal
 from lightning_vcppo.rollouts.records import ResponseRecord
 
 LEVEL = 0.95
@@ -73,25 +76,25 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     return 1 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
-def majority_vote(predictions: Sequence[str | None], correct: Sequence[bool]) -> float:
+def majority_vote(
+    predictions: Sequence[str | None], correct: Sequence[bool], kind: AnswerKind | None = None
+) -> float:
     """Return the probability that the most frequent answer is right, ties broken at random.
 
-    Right responses vote together, however they write the answer; wrong ones vote for their
-    normalised answer; wrong ones without an answer do not vote.
+    Right responses vote together, however they write the answer, and so do wrong ones whose answers
+    are equal; wrong ones without an answer do not vote.
 
     Args:
         predictions: Answers of the k samples of one problem, None where there is none.
         correct: Whether each is right.
+        kind: How answers are compared; None compares them as math.
     """
     num_right = sum(correct)
     if num_right == 0:
         return 0.0
-    wrong = Counter(
-        normalize_answer(prediction)
-        for prediction, is_right in zip(predictions, correct, strict=True)
-        if prediction is not None and not is_right
-    )
-    rivals = [votes for votes in wrong.values() if votes >= num_right]
+    wrong = [p for p, is_right in zip(predictions, correct, strict=True) if not is_right]
+    voted_for = Counter(number for number in group_equal(wrong, kind) if number is not None)
+    rivals = [votes for votes in voted_for.values() if votes >= num_right]
     return 0.0 if any(votes > num_right for votes in rivals) else 1 / (1 + len(rivals))
 
 
@@ -146,7 +149,7 @@ class EvaluationSummary:
     """An evaluation in numbers.
 
     Attributes:
-        problems: How many.
+        problems: Number of distinct ones.
         k: Samples of each (the fewest, if they differ).
         rates: Means over problems. `accuracy` is avg@k, the share of right samples; `pass_at_2`,
             `pass_at_4`, ... below k and `pass_at_k` are the shares of problems that one of so many
@@ -183,7 +186,7 @@ def summarize(records: Sequence[ResponseRecord]) -> EvaluationSummary:
     """
     if not records:
         raise ValueError("an evaluation needs at least one response; got none")
-    groups = _by_problem(records)
+    groups = by_problem(records)
     k = min(map(len, groups))
     names, scores_PM = problem_scores(groups, k)
     low_M, high_M = bootstrap_intervals(scores_PM)
@@ -211,7 +214,11 @@ def problem_scores(groups: Sequence[Sequence[ResponseRecord]], k: int) -> tuple[
     rows = []
     for group in groups:
         n, c = len(group), sum(record.correct for record in group)
-        majority = majority_vote([r.prediction for r in group], [r.correct for r in group])
+        majority = majority_vote(
+            [r.prediction for r in group],
+            [r.correct for r in group],
+            kind_of(group[0].answer, group[0].answer_kind),
+        )
         rows.append([c / n, *(pass_at_k(n, c, m) for m in subsets.values()), majority])
     return ["accuracy", *subsets, "maj_at_k"], torch.tensor(rows, dtype=torch.float64)
 
@@ -226,7 +233,7 @@ def by_set(records: Iterable[ResponseRecord]) -> dict[str, list[ResponseRecord]]
 
 def problem_table(records: Sequence[ResponseRecord]) -> list[list[Cell]]:
     """Return a row of `PROBLEM_COLUMNS` for each problem of one set."""
-    groups = _by_problem(records)
+    groups = by_problem(records)
     names, scores_PM = problem_scores(groups, min(map(len, groups)))
     accuracy_P, majority_P = (
         scores_PM[:, names.index(name)].tolist() for name in ("accuracy", "maj_at_k")
@@ -267,10 +274,14 @@ def group_table(records: Sequence[ResponseRecord]) -> list[list[Cell]]:
     return rows
 
 
-def _by_problem(records: Iterable[ResponseRecord]) -> list[list[ResponseRecord]]:
-    groups: dict[int, list[ResponseRecord]] = defaultdict(list)
+def by_problem(records: Iterable[ResponseRecord]) -> list[list[ResponseRecord]]:
+    """Group the records of one set by the text of their problem, whatever rows it stands in.
+
+    White space makes no difference. Problems without a text are told apart by their row.
+    """
+    groups: dict[str | int, list[ResponseRecord]] = defaultdict(list)
     for record in records:
-        groups[record.index].append(record)
+        groups[" ".join(record.problem.split()) or record.index].append(record)
     return list(groups.values())
 
 

@@ -10,7 +10,8 @@ With a vocabulary of 150,000 the logits of one long response are larger than the
    d log p_y / d logit_v = ([v = y] - p_v) / temperature,
    d H / d logit_v = -p_v (log p_v + H) / temperature.
 3. A block sees all tokens, so each row of the weight's gradient is one product, written once.
-4. In bfloat16 the products are the model's own; all sums over the vocabulary are in float32.
+4. In bfloat16 all sums over the vocabulary are in float32, and on CUDA the logits, too; on a CPU
+   they are rounded, as the model's own are.
 
 Blocks of the vocabulary rather than chunks of tokens: the gradient that must be added up is then
 that of the hidden states, which is smaller than the weight's.
@@ -21,6 +22,7 @@ Shape suffixes: N tokens, V vocabulary, H hidden, B token ids of a block.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lightning_vcppo.algorithm.statistics import float_dtype
+from lightning_vcppo.models.fused_logprobs import fused_kernels
 
 # Logits of a block. On a CPU 8 MB of float32 stay in its cache (measured); elsewhere a block should
 # be large enough for kernels to take longer than their launch (reasoned, not measured).
@@ -105,7 +108,14 @@ class _TokenLogprobs(torch.autograd.Function):
         dtype = float_dtype(hidden_NH)
         target_logit_N, sum_N, sum_shifted_N = hidden_NH.new_zeros(3, len(hidden_NH), dtype=dtype)
         max_N = torch.full_like(sum_N, torch.finfo(dtype).min)
-        for block, logits_NB, exp_NB in _blocks(hidden_NH, weight_VH, temperature, block_size):
+        kernels = fused_kernels(hidden_NH.device, dtype)
+        for block, logits_NB, exp_NB in _blocks(
+            hidden_NH, weight_VH, temperature, block_size, raw=kernels is not None
+        ):
+            if kernels is not None:
+                sums = (max_N, sum_N, sum_shifted_N, target_logit_N)
+                kernels.sum_block(logits_NB, targets_N, block.start, temperature, sums)
+                continue
             inside_N, column_N1 = _find(targets_N, block)
             found_N = logits_NB.gather(1, column_N1)[:, 0]
             target_logit_N = torch.where(inside_N, found_N, target_logit_N)
@@ -141,19 +151,18 @@ class _TokenLogprobs(torch.autograd.Function):
         entropy_slope_N = None if grad_entropy_N is None else grad_entropy_N / ctx.temperature
         grad_hidden_NH = torch.zeros_like(hidden_NH, dtype=slope_N.dtype) if needs_hidden else None
         grad_weight_VH = torch.empty_like(weight_VH) if needs_weight else None
+        kernels = fused_kernels(hidden_NH.device, slope_N.dtype)
+        of_rows = (logsumexp_N, entropy_N, slope_N, entropy_slope_N)
         for block, logits_NB, p_NB in _blocks(
-            hidden_NH, weight_VH, ctx.temperature, ctx.block_size
+            hidden_NH, weight_VH, ctx.temperature, ctx.block_size, raw=kernels is not None
         ):
-            logp_NB = logits_NB.sub_(logsumexp_N[:, None])
-            if entropy_slope_N is None:
-                grad_NB = logp_NB.exp_().mul_(-slope_N[:, None])
+            if kernels is not None:
+                grad_NB = kernels.gradient_block(
+                    logits_NB, targets_N, block.start, ctx.temperature, of_rows, hidden_NH.dtype
+                )
             else:
-                torch.exp(logp_NB, out=p_NB)
-                grad_NB = logp_NB.add_(entropy_N[:, None]).mul_(-entropy_slope_N[:, None])
-                grad_NB.sub_(slope_N[:, None]).mul_(p_NB)
-            inside_N, column_N1 = _find(targets_N, block)
-            grad_NB.scatter_add_(1, column_N1, torch.where(inside_N, slope_N, 0.0)[:, None])
-            grad_NB = grad_NB.to(hidden_NH.dtype)
+                grad_NB = _gradient(logits_NB, p_NB, targets_N, block, of_rows)
+                grad_NB = grad_NB.to(hidden_NH.dtype)
             if grad_hidden_NH is not None:
                 _add_product(grad_hidden_NH, grad_NB, weight_VH[block])
             if grad_weight_VH is not None:
@@ -163,16 +172,38 @@ class _TokenLogprobs(torch.autograd.Function):
         return grad_hidden_NH, grad_weight_VH, None, None, None
 
 
+def _gradient(
+    logits_NB: Tensor,
+    p_NB: Tensor,
+    targets_N: Tensor,
+    block: slice,
+    of_rows: tuple[Tensor, Tensor, Tensor, Tensor | None],
+) -> Tensor:
+    """Return the gradient of a block of logits in their place, with p_NB as room."""
+    logsumexp_N, entropy_N, slope_N, entropy_slope_N = of_rows
+    logp_NB = logits_NB.sub_(logsumexp_N[:, None])
+    if entropy_slope_N is None:
+        grad_NB = logp_NB.exp_().mul_(-slope_N[:, None])
+    else:
+        torch.exp(logp_NB, out=p_NB)
+        grad_NB = logp_NB.add_(entropy_N[:, None]).mul_(-entropy_slope_N[:, None])
+        grad_NB.sub_(slope_N[:, None]).mul_(p_NB)
+    inside_N, column_N1 = _find(targets_N, block)
+    return grad_NB.scatter_add_(1, column_N1, torch.where(inside_N, slope_N, 0.0)[:, None])
+
+
 def _blocks(
-    hidden_NH: Tensor, weight_VH: Tensor, temperature: float, block_size: int
+    hidden_NH: Tensor, weight_VH: Tensor, temperature: float, block_size: int, *, raw: bool
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yield blocks of the vocabulary, each with its logits and as much room again.
 
-    The two tensors are of float32 or better, and the next block overwrites them.
+    The two tensors are of float32 or better, and the next block overwrites them. `raw` logits are
+    not divided by the temperature, and there is no room.
     """
     dtype = float_dtype(hidden_NH)
     places = len(hidden_NH) * min(block_size, len(weight_VH))
-    logits, room = (hidden_NH.new_empty(places, dtype=dtype) for _ in range(2))
+    logits = hidden_NH.new_empty(places, dtype=dtype)
+    room = logits if raw else torch.empty_like(logits)
     for start in range(0, len(weight_VH), block_size):
         block = slice(start, min(start + block_size, len(weight_VH)))
         shape = len(hidden_NH), block.stop - start
@@ -180,10 +211,34 @@ def _blocks(
         if hidden_NH.dtype == dtype:
             torch.mm(hidden_NH, weight_VH[block].T, out=logits_NB)
         else:
-            logits_NB.copy_(hidden_NH @ weight_VH[block].T)
-        if temperature != 1:
+            float32_product(hidden_NH, weight_VH[block].T, out=logits_NB)
+        if temperature != 1 and not raw:
             logits_NB.div_(temperature)
         yield block, logits_NB, room[: shape[0] * shape[1]].view(shape)
+
+
+def float32_product(left: Tensor, right: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Multiply matrices of 16-bit numbers into float32, without rounding the sums where possible.
+
+    Args:
+        left: (N, H), bfloat16 or float16.
+        right: (H, B), of the same type.
+        out: (N, B) float32, overwritten; None allocates it.
+    """
+    if left.is_cuda and _multiplies_into_float32(left.device):
+        return torch.mm(left, right, out_dtype=torch.float32, out=out)
+    product = left @ right
+    return product.float() if out is None else out.copy_(product)
+
+
+@cache
+def _multiplies_into_float32(device: torch.device) -> bool:
+    """Try it: torch has it for CUDA alone, and not for every card."""
+    ones = torch.ones(16, 16, dtype=torch.bfloat16, device=device)
+    try:
+        return bool((torch.mm(ones, ones, out_dtype=torch.float32) == 16).all())
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False
 
 
 def _find(targets_N: Tensor, block: slice) -> tuple[Tensor, Tensor]:

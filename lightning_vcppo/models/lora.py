@@ -204,8 +204,14 @@ def keep_precise(module: nn.Module, restored: dict[str, Tensor]) -> None:
         restored: What a checkpoint has for it, before it was cast; emptied.
     """
     for name, parameter in precise(dict(module.named_parameters())).items():
-        if parameter.dtype.itemsize < 4:
-            parameter.data = restored.get(name, parameter.data).to(parameter.device, torch.float32)
+        if parameter.dtype.itemsize >= 4:
+            continue
+        value = restored.get(name, parameter.data).to(parameter.device, torch.float32)
+        if isinstance(parameter, DTensor):  # its `data` would leave the shard behind as it is
+            owner, _, leaf = name.rpartition(".")
+            setattr(module.get_submodule(owner), leaf, nn.Parameter(value))
+        else:
+            parameter.data = value
     restored.clear()
 
 

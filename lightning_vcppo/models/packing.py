@@ -26,6 +26,12 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from lightning_vcppo.models.attention import (
+    prefer_general_kernels,
+    try_kernels,
+    variable_length_attention,
+)
+
 PACKED_SDPA = "packed_sdpa"
 SHORTEST_OF_GROUP = 0.7
 """A sequence shorter than this share of its group's longest begins a new group."""
@@ -80,17 +86,22 @@ class PackedLayout:
         starts_B: First place of each sequence, in the order they were given.
         rows_N: Sequence of each token.
         position_ids_N: Its position there.
-        groups: How attention cuts the row.
+        groups: How attention cuts the row, where it has to pad.
+        ends: (B + 1,) int32, where each sequence ends, from the longest; 0 first.
+        longest: Tokens of the longest sequence.
     """
 
     starts_B: Tensor
     rows_N: Tensor
     position_ids_N: Tensor
     groups: tuple[Group, ...]
+    ends: Tensor
+    longest: int
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> PackedLayout:
         """Lay out sequences of the given lengths, each at least 1."""
+        try_kernels(device)
         order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
         order_B = torch.tensor(order, device=device)
         lengths_B = torch.tensor(lengths, device=device)[order_B]
@@ -109,6 +120,8 @@ class PackedLayout:
             order_B.repeat_interleave(lengths_B),
             place_N - packed_starts_B.repeat_interleave(lengths_B),
             tuple(groups),
+            torch.nn.functional.pad(lengths_B.cumsum(0), (1, 0)).int(),
+            lengths[order[0]],
         )
 
     def pack(self, ids_BL: Tensor) -> Tensor:
@@ -132,6 +145,7 @@ def enable_packing(model: PreTrainedModel) -> PreTrainedModel:
     It can if every layer is ordinary or sliding-window attention through transformers' attention
     interface; a recurrent layer, say, would carry one sequence's state into the next.
     """
+    prefer_general_kernels()
     layer_types = getattr(model.config, "layer_types", None) or ["full_attention"]
     if (
         getattr(model, "_supports_attention_backend", False)
@@ -176,6 +190,22 @@ def packed_sdpa(
     if packed_layout is None:
         kwargs["sliding_window"] = sliding_window
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if torch.is_autocast_enabled(query.device.type) and query.dtype == torch.float32:
+        half = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(half), key.to(half), value.to(half)
+    if attend := variable_length_attention(query[0].transpose(0, 1)):
+        ends, longest = packed_layout.ends, packed_layout.longest
+        window = sliding_window if sliding_window and sliding_window < longest else None
+        attended_NHD = attend(
+            *(x[0].transpose(0, 1) for x in (query, key, value)),
+            ends,
+            ends,
+            longest,
+            longest,
+            scale=kwargs.get("scaling"),
+            window=window,
+        )
+        return attended_NHD[None], None
     sizes = [group.tokens for group in packed_layout.groups]
     parts = zip(
         packed_layout.groups,
@@ -189,16 +219,44 @@ def packed_sdpa(
             place_W = torch.arange(group.width, device=query.device)
             behind_WW = place_W[:, None] - place_W
             band_WW = ((behind_WW >= 0) & (behind_WW < sliding_window))[None, None]
-        attended_GWHD, _ = sdpa_attention_forward(
-            module,
-            group.pad(query_NHD),
-            group.pad(key_NHD),
-            group.pad(value_NHD),
-            band_WW,
-            **kwargs,
-        )
+        padded = group.pad(query_NHD), group.pad(key_NHD), group.pad(value_NHD)
+        attended_GWHD = _attend_padded(module, *padded, band_WW, kwargs)
         outputs.append(group.unpad(attended_GWHD))
     return torch.cat(outputs)[None], None
+
+
+def _attend_padded(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    band_WW: Tensor | None,
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """Attend causally, or within a band, and return (G, W, H, D)."""
+    if repeats_keys(query, key):
+        shared = query.shape[1] // key.shape[1]
+        attended_GHWD = torch.nn.functional.scaled_dot_product_attention(
+            query,
+            key.repeat_interleave(shared, 1),
+            value.repeat_interleave(shared, 1),
+            attn_mask=band_WW,
+            is_causal=band_WW is None,
+            dropout_p=kwargs.get("dropout", 0.0),
+            scale=kwargs.get("scaling"),
+        )
+        return attended_GHWD.transpose(1, 2)
+    attended_GWHD, _ = sdpa_attention_forward(module, query, key, value, band_WW, **kwargs)
+    return attended_GWHD
+
+
+def repeats_keys(query: Tensor, key: Tensor) -> bool:
+    """Tell whether each query head needs a copy of its keys.
+
+    On CUDA no fused kernel takes grouped queries in float32, and the one that does keeps all
+    products for the backward pass: memory grows with the square of the length.
+    """
+    return query.is_cuda and query.dtype == torch.float32 and query.shape[1] != key.shape[1]
 
 
 class _Gather(torch.autograd.Function):

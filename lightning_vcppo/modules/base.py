@@ -16,10 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_vcppo.checkpointing.format import FORMAT
+from lightning_vcppo.common.fresh_start import begins_anew
 from lightning_vcppo.common.lightning_compat import is_attached
 from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.distributed.fsdp2 import build
+from lightning_vcppo.distributed.precision import step_precision
 from lightning_vcppo.distributed.sharding import full_state_dict
 from lightning_vcppo.distributed.strategies import refuse_strategy
 from lightning_vcppo.generation import Generations
@@ -32,7 +34,7 @@ from lightning_vcppo.rollouts.evaluator import Evaluator
 from lightning_vcppo.rollouts.records import ResponseRecord
 from lightning_vcppo.rollouts.rollout import Rollout
 from lightning_vcppo.rollouts.sampler import Sampler
-from lightning_vcppo.settings import EngineSettings, SamplingSettings
+from lightning_vcppo.settings import EngineSettings, GradingSettings, SamplingSettings
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -47,6 +49,7 @@ class PolicyModule(L.LightningModule):
         reward: str | RewardFunction,
         evaluation: SamplingSettings,
         engine: EngineSettings,
+        grading: GradingSettings = GradingSettings(),
     ) -> None:
         """Collect the settings; `configure_model` loads or builds the actor.
 
@@ -57,6 +60,7 @@ class PolicyModule(L.LightningModule):
                 path. It returns a float, positive for correct; or (float, whether correct).
             evaluation: How responses are sampled in `validate`, `test` and `predict`.
             engine: What samples them.
+            grading: Worker processes of the verifier.
 
         Raises:
             ValueError: If the engine is vLLM and vLLM is not installed.
@@ -65,20 +69,32 @@ class PolicyModule(L.LightningModule):
         self.actor_source = actor
         self.evaluation = evaluation
         self.tokenizer = tokenizer
-        self.grader = Grader(reward)
+        self.grader = Grader(reward, grading)
         self.sampler = Sampler(tokenizer, self.grader, engine)
         self.evaluator = Evaluator(self.sample, evaluation)
         self.actor: PreTrainedModel | None = None
         self.health: dict[str, UpdateHealth] = {}  # of each network that is trained
         self.rollouts_done = 0
-        self.run_seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        self.run_seed = self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
 
     # Loading -------------------------------------------------------------------------------------
 
     @override
     def setup(self, stage: str) -> None:
-        """Refuse a strategy that cannot work."""
+        """Refuse a strategy that cannot work; start the counters of a new run."""
         refuse_strategy(self.trainer.strategy)
+        self.sampler.forget_weights()  # they may have changed between two stages
+        if stage == "fit" and begins_anew(self.trainer):
+            self.begin_run()
+
+    def begin_run(self) -> None:
+        """Forget what an earlier run has counted; the weights stay as they are.
+
+        A checkpoint, if there is one, is restored after it.
+        """
+        self.rollouts_done, self.run_seed = 0, self._seed
+        for health in self.health.values():
+            health.skipped = health.in_a_row = 0
 
     @override
     def configure_model(self) -> None:
@@ -178,20 +194,24 @@ class PolicyModule(L.LightningModule):
             settings: Of sampling.
             stream: Names the random streams, together with problem and sample.
         """
-        return self.sampler.sample(
-            batch,
-            settings,
-            *stream,
-            rank=self.global_rank,
-            device=self.device,
-            version=self._weights_version(),
-        )
+        with step_precision(self):
+            return self.sampler.sample(
+                batch,
+                settings,
+                *stream,
+                rank=self.global_rank,
+                device=self.device,
+                version=self._weights_version(),
+            )
 
     def generate(
         self, prompt_ids: list[list[int]], seeds: list[int], settings: SamplingSettings
     ) -> Generations:
         """Sample one response a prompt; called on every rank."""
-        return self.sampler.generate(prompt_ids, seeds, settings, version=self._weights_version())
+        with step_precision(self):
+            return self.sampler.generate(
+                prompt_ids, seeds, settings, version=self._weights_version()
+            )
 
     def _weights_version(self) -> tuple[int, int]:
         """Name the actor's weights: Lightning counts every step of every optimizer."""

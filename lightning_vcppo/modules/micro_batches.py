@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from torch import Tensor
+
 
 def token_balanced_micro_batches(
-    lengths: Sequence[int],
+    lengths: Sequence[int] | Tensor,
     max_tokens: int,
     *,
     num_micro_batches: int | None = None,
     padded: bool = False,
 ) -> list[list[int]]:
-    """Partition sequences into micro-batches of about equal, bounded size.
+    """Partition sequences into few micro-batches of about equal, bounded size.
 
     The size of a micro-batch is the number of its tokens, or, where rows are padded to the longest
-    of them, rows x longest row. Sequences are taken from the longest to the shortest, so that
-    neighbours are alike and memory peaks at once. Of all such partitions into as few micro-batches
-    as `max_tokens` allows, or into `num_micro_batches`, the one with the smallest largest
-    micro-batch is returned.
+    of them, rows x longest row. Sequences are taken from the longest to the shortest, each into the
+    first micro-batch with room for it (first-fit decreasing: at most 11/9 of the fewest possible,
+    plus one). Padded rows fill one micro-batch after the other, for one that lacks room for a row
+    lacks room for every shorter one, too.
+
+    As many micro-batches as `max_tokens` needs, or `num_micro_batches`, are then made as equal as
+    the same rule makes them: a smaller bound is searched for that needs no more of them.
 
     Args:
-        lengths: Tokens of each sequence.
+        lengths: Tokens of each sequence; read only.
         max_tokens: Largest size of a micro-batch. A sequence that is longer gets a micro-batch of
             its own.
         num_micro_batches: At least this many are returned, the last ones empty if need be: the
@@ -29,43 +35,52 @@ def token_balanced_micro_batches(
         padded: Whether rows are padded to the longest of their micro-batch.
 
     Returns:
-        Lists of indices into `lengths`; each index occurs once. The same input gives the same
-        output.
+        Lists of indices into `lengths`, longest first; each index occurs once. The same input gives
+        the same output.
 
     Raises:
         ValueError: For a negative length, or `max_tokens` or `num_micro_batches` below 1.
     """
-    if min(lengths, default=0) < 0:
+    sizes = [int(length) for length in lengths]
+    if min(sizes, default=0) < 0:
         raise ValueError("lengths must not be negative")
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
     if num_micro_batches is not None and num_micro_batches < 1:
         raise ValueError(f"num_micro_batches must be at least 1, got {num_micro_batches}")
 
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    count = max(len(_cut(order, lengths, max_tokens, padded)), num_micro_batches or 0)
+    order = sorted(range(len(sizes)), key=lambda index: -sizes[index])
+    best = _first_fit(order, sizes, max_tokens, padded)
+    count = max(len(best), num_micro_batches or 0)
     too_small, enough = -1, max_tokens
     while enough - too_small > 1:
         middle = (too_small + enough) // 2
-        if len(_cut(order, lengths, middle, padded)) <= count:
-            enough = middle
+        cut = _first_fit(order, sizes, middle, padded)
+        if len(cut) <= count:
+            enough, best = middle, cut
         else:
             too_small = middle
-    micro_batches = _cut(order, lengths, enough, padded)
-    return micro_batches + [[] for _ in range(count - len(micro_batches))]
+    return best + [[] for _ in range(count - len(best))]
 
 
-def _cut(
-    order: Sequence[int], lengths: Sequence[int], max_tokens: int, padded: bool
+def _first_fit(
+    order: Sequence[int], sizes: Sequence[int], max_tokens: int, padded: bool
 ) -> list[list[int]]:
-    """Fill micro-batches one after the other with indices that come longest first."""
+    """Put each index, in that order, into the first micro-batch that has room for it."""
     micro_batches: list[list[int]] = []
-    size = 0
+    rooms = np.empty(len(order), dtype=np.int64)  # of each micro-batch, in tokens
     for index in order:
-        size += lengths[micro_batches[-1][0] if padded and micro_batches else index]
-        if micro_batches and size <= max_tokens:
-            micro_batches[-1].append(index)
+        if padded:  # a row takes as much as the longest, and only the last has room
+            first = max(len(micro_batches) - 1, 0)
+            size = sizes[micro_batches[-1][0]] if micro_batches else 0
         else:
+            fits = rooms[: len(micro_batches)] >= sizes[index]
+            first = int(fits.argmax()) if len(fits) else 0
+            size = sizes[index]
+        if first < len(micro_batches) and rooms[first] >= size:
+            micro_batches[first].append(index)
+            rooms[first] -= size
+        else:
+            rooms[len(micro_batches)] = max_tokens - sizes[index]
             micro_batches.append([index])
-            size = lengths[index]
     return micro_batches

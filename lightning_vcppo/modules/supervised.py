@@ -33,6 +33,12 @@ class SupervisedModule(PolicyModule):
         self.optimizer_settings = settings
         self.health = {network: UpdateHealth(settings.max_skipped_updates, "--model.optimizer")}
 
+    @override
+    def begin_run(self) -> None:
+        """Forget the last loss, too."""
+        super().begin_run()
+        self.loss_is_finite = True
+
     def scheduled(self, network: nn.Module, factor: Callable[[int], float]) -> OptimizerLRScheduler:
         """Return the network's optimizer, and what the updates done make of its learning rate."""
         optimizer = build_optimizer(self.optimizer_settings, network.parameters())

@@ -9,17 +9,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from lightning.pytorch import LightningModule
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
 
 from lightning_vcppo.common.seeding import stream
 from lightning_vcppo.distributed.collectives import Ranks
-from lightning_vcppo.distributed.sharding import full_scalar
+from lightning_vcppo.distributed.sharding import full_scalar, load_whole_or_sharded
+from lightning_vcppo.distributed.strategies import sum_gradients_once
 from lightning_vcppo.modules.objectives import Objective
 from lightning_vcppo.modules.optimizers import warmed_up_lr
 from lightning_vcppo.modules.scoring import Scorer
 from lightning_vcppo.modules.update_health import UpdateHealth
 from lightning_vcppo.rollouts.rollout import Rollout
-from lightning_vcppo.settings import OptimizerSettings
+from lightning_vcppo.settings import OptimizerSettings, UpdateSettings
 
 Network = Literal["policy", "critic"]
 
@@ -30,15 +33,27 @@ class Backend:
 
     Attributes:
         ranks: Of the run.
-        backward: Runs the backward pass of a loss that is this rank's share of the ranks' sum.
+        run_backward: Runs the backward pass of a loss that is this rank's share of the ranks' sum.
         summing: Returns the context of one of several backward passes; True for the last.
         device: Of losses and metrics.
     """
 
     ranks: Ranks
-    backward: Callable[[Tensor], None]
+    run_backward: Callable[[Tensor], None]
     summing: Callable[[bool], AbstractContextManager[None]]
     device: torch.device
+
+    @classmethod
+    def of(cls, module: LightningModule, ranks: Ranks) -> Backend:
+        """Return that of a module with a Trainer."""
+        strategy = module.trainer.strategy
+        return cls(
+            ranks,
+            # Strategies average over ranks; the loss of a mini-batch is the ranks' sum.
+            run_backward=lambda loss: module.manual_backward(loss * ranks.count),
+            summing=lambda is_last: sum_gradients_once(strategy, is_last=is_last),
+            device=module.device,
+        )
 
 
 class Updater:
@@ -102,7 +117,7 @@ class Updater:
             for left, micro_batch in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
                 with backend.summing(left == 0):
                     loss, parts = objective.loss(micro_batch)
-                    backend.backward(loss)
+                    backend.run_backward(loss)
                 parts = {"loss": loss.detach(), **parts}
                 assert parts.keys() == totals.keys(), "every rank sums what `diagnostics` names"
                 totals = {key: total + parts[key] for key, total in totals.items()}
@@ -149,3 +164,36 @@ class Updater:
             for chosen in torch.randperm(total, generator=rng).split(self.mini_batch_size):
                 mine_B = torch.isin(rollout.positions_B, chosen.to(backend.device))
                 yield rollout.select(mine_B.nonzero()[:, 0])
+
+
+def build_updaters(
+    update: UpdateSettings, actor: OptimizerSettings, critic: OptimizerSettings
+) -> dict[Network, Updater]:
+    """Return the updaters of actor and critic; the critic has the actor's numbers by default."""
+    passes, size = update.ppo_epochs, update.ppo_mini_batch_size
+    return {
+        "policy": Updater("policy", actor, passes=passes, mini_batch_size=size),
+        "critic": Updater(
+            "critic",
+            critic,
+            passes=update.critic_epochs or passes,
+            mini_batch_size=update.critic_mini_batch_size or size,
+        ),
+    }
+
+
+def copy_state(network: nn.Module, optimizer: Any) -> dict[str, Any]:
+    """Return a copy, on the CPU, of a network's weights and of its optimizer's state.
+
+    If they are sharded, a rank's copy is of its own part.
+    """
+    state = {"weights": network.state_dict(), "optimizer": optimizer.state_dict()}
+    copied: dict[str, Any] = apply_to_collection(
+        state, Tensor, lambda tensor: tensor.detach().to("cpu", copy=True)
+    )
+    return copied
+
+
+def restore_state(network: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
+    """Go back to what `copy_state` has returned."""
+    load_whole_or_sharded(network, optimizer, state["weights"], state["optimizer"])

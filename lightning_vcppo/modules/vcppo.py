@@ -21,31 +21,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from lightning_vcppo.algorithm import advantages, losses
-from lightning_vcppo.algorithm.statistics import whiten
+from lightning_vcppo.algorithm import losses
 from lightning_vcppo.algorithm.value_pretraining import Phase
 from lightning_vcppo.common.files import is_trial
 from lightning_vcppo.common.lightning_compat import forget_logged, is_attached, lift_step_limit
 from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.distributed.collectives import gather
-from lightning_vcppo.distributed.sharding import load_whole_or_sharded
-from lightning_vcppo.distributed.strategies import prepare_strategy, sum_gradients_once
+from lightning_vcppo.distributed.precision import step_precision
+from lightning_vcppo.distributed.strategies import prepare_strategy
 from lightning_vcppo.metrics.rollout import describe_critic, describe_rollout
 from lightning_vcppo.models import hf_folders, loading
 from lightning_vcppo.models import lora as adapters
 from lightning_vcppo.models.checks import check_vocabulary
 from lightning_vcppo.models.critic import Critic
 from lightning_vcppo.modules.base import PolicyModule
+from lightning_vcppo.modules.estimation import (
+    correct_mismatch,
+    estimate_advantages,
+    whiten_advantages,
+)
 from lightning_vcppo.modules.networks import NetworkLoader
 from lightning_vcppo.modules.objectives import CriticObjective, Objective, PolicyObjective
 from lightning_vcppo.modules.optimizers import build_optimizer
 from lightning_vcppo.modules.scoring import Scorer
-from lightning_vcppo.modules.updates import Backend, Network, Updater
+from lightning_vcppo.modules.updates import (
+    Backend,
+    Network,
+    build_updaters,
+    copy_state,
+    restore_state,
+)
 from lightning_vcppo.rewards.functions import RewardFunction
 from lightning_vcppo.rewards.shaping import overlong_penalty
 from lightning_vcppo.rollouts.dynamic_sampling import GroupBuffer
@@ -54,6 +63,7 @@ from lightning_vcppo.rollouts.store import RolloutStore
 from lightning_vcppo.settings import (
     AdvantageSettings,
     EngineSettings,
+    GradingSettings,
     LoRASettings,
     OptimizerSettings,
     PolicySettings,
@@ -81,6 +91,7 @@ class VCPPOModule(PolicyModule):
         reference: str | None = None,
         reward: str | RewardFunction = "lightning_vcppo.rewards.verify",
         reward_shaping: RewardShapingSettings = RewardShapingSettings(),
+        grading: GradingSettings = GradingSettings(),
         sampling: SamplingSettings = SamplingSettings(),
         evaluation: SamplingSettings = SamplingSettings(),
         engine: EngineSettings = EngineSettings(),
@@ -104,6 +115,7 @@ class VCPPOModule(PolicyModule):
             reward: A style of the verifier, or a function of (response, answer), or its import
                 path. It returns a float, positive for correct; or (float, whether correct).
             reward_shaping: What is added to it.
+            grading: Worker processes of the verifier.
             sampling: How rollouts are sampled.
             evaluation: How responses are sampled in `validate`, `test` and `predict`.
             engine: What samples them.
@@ -120,7 +132,7 @@ class VCPPOModule(PolicyModule):
         Raises:
             ValueError: for settings that contradict each other, or a tokenizer that cannot load.
         """
-        super().__init__(actor, loading.load_tokenizer(actor), reward, evaluation, engine)
+        super().__init__(actor, loading.load_tokenizer(actor), reward, evaluation, engine, grading)
         require_consistency(sampling, engine, reward_shaping, advantage, policy)
         self.automatic_optimization = False
         self.importance_correction = policy.correction_with(engine)
@@ -138,27 +150,21 @@ class VCPPOModule(PolicyModule):
         self.critic: Critic | None = None
         self.reference: PreTrainedModel | None = None
         adapters.save_trained_alone(self)
-        self.updaters: dict[Network, Updater] = {
-            "policy": Updater(
-                "policy",
-                actor_optimizer,
-                passes=update.ppo_epochs,
-                mini_batch_size=update.ppo_mini_batch_size,
-            ),
-            "critic": Updater(
-                "critic",
-                critic_optimizer,
-                passes=update.critic_epochs or update.ppo_epochs,
-                mini_batch_size=update.critic_mini_batch_size or update.ppo_mini_batch_size,
-            ),
-        }
+        self.updaters = build_updaters(update, actor_optimizer, critic_optimizer)
         self.health = {network: updater.health for network, updater in self.updaters.items()}
+        self.begin_run()
 
+    @override
+    def begin_run(self) -> None:
+        """Forget phase, rollouts and the networks' counters, too."""
+        super().begin_run()
         self.phase = Phase.POLICY_OPTIMIZATION
+        self.rollout: Rollout | None = None  # the last one
+        self.waiting_groups = GroupBuffer()  # until a rollout is full
         self.rollout_store: RolloutStore | None = None  # while the critic is pretrained
         self.saved_rollout: Rollout | None = None  # to be used instead of sampling one
-        self.waiting_groups = GroupBuffer()
-        self.rollout: Rollout | None = None
+        for updater in self.updaters.values():
+            updater.updates_done = 0
         self.update_metrics: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
 
@@ -252,60 +258,28 @@ class VCPPOModule(PolicyModule):
     @torch.no_grad()
     def estimate_advantages(self, rollout: Rollout) -> Rollout:
         """Compute advantages (lambda_actor) and value targets (lambda_critic)."""
-        settings, mask_BT = self.advantage, rollout.response_mask_BT
-        if settings.estimator == "group":
-            advantages_B = advantages.group_advantages(
-                rollout.scores_B, rollout.group_ids_B, normalize_std=settings.normalize_group_std
-            )
-            return rollout.with_(advantages_BT=torch.where(mask_BT, advantages_B[:, None], 0.0))
-        assert rollout.rewards_BT is not None and rollout.values_BT is not None
-        lambda_actor: float | Tensor = settings.lambda_actor
-        if settings.length_adaptive_alpha is not None:
-            lambda_actor = advantages.length_adaptive_lambda(
-                rollout.response_lengths_B, settings.length_adaptive_alpha
-            )
+        # Pretraining is on Monte-Carlo returns, whatever the second phase bootstraps from.
         pretraining = self.phase is Phase.VALUE_PRETRAINING
-        advantages_BT, returns_BT = advantages.decoupled_gae(
-            rollout.rewards_BT,
-            rollout.values_BT,
-            mask_BT,
-            gamma=settings.gamma,
-            lambda_actor=lambda_actor,
-            # Pretraining is on Monte-Carlo returns, whatever the second phase bootstraps from.
-            lambda_critic=1.0 if pretraining else settings.lambda_critic,
-            bootstrap_B=self.scorer.bootstrap(rollout, self.ranks)
-            if settings.bootstrap_truncated
-            else None,
+        bootstrap_B = None
+        if self.advantage.needs_critic and self.advantage.bootstrap_truncated:
+            bootstrap_B = self.scorer.bootstrap(rollout, self.ranks)
+        return estimate_advantages(
+            rollout,
+            self.advantage,
+            lambda_critic=1.0 if pretraining else self.advantage.lambda_critic,
+            bootstrap_B=bootstrap_B,
+            reduce=self.sum_over_ranks,
         )
-        if settings.explained_variance_gate:
-            advantages_BT, _ = advantages.explained_variance_gate(
-                advantages_BT,
-                returns_BT,
-                rollout.values_BT,
-                rollout.scores_B,
-                mask_BT,
-                reduce=self.sum_over_ranks,
-            )
-        return rollout.with_(advantages_BT=advantages_BT, returns_BT=returns_BT)
 
     def prepare_policy_update(self, rollout: Rollout) -> Rollout:
         """Whiten the advantages and correct for a sampler that is not quite the policy."""
-        advantages_BT, reduce = rollout.advantages_BT, self.sum_over_ranks
-        assert advantages_BT is not None and rollout.old_logprobs_BT is not None
         if self.importance_correction != "off":
-            weights_BT, trusted_BT, metrics = losses.truncated_importance_weights(
-                rollout.old_logprobs_BT,
-                rollout.sampler_logprobs_BT,
-                rollout.response_mask_BT,
-                cap=self.policy.importance_cap,
-                mode=self.importance_correction,
-                reduce=reduce,
+            rollout, metrics = correct_mismatch(
+                rollout, self.importance_correction, self.policy, reduce=self.sum_over_ranks
             )
-            rollout = rollout.with_(importance_weights_BT=weights_BT, trusted_BT=trusted_BT)
-            self.update_metrics |= {f"mismatch/{k}": float(v) for k, v in metrics.items()}
+            self.update_metrics |= metrics
         if self.advantage.whiten:
-            whitened_BT = whiten(advantages_BT, rollout.response_mask_BT, reduce=reduce)
-            rollout = rollout.with_(advantages_BT=whitened_BT)
+            rollout = whiten_advantages(rollout, reduce=self.sum_over_ranks)
         return rollout
 
     def pretrain_critic(self, rollout: Rollout) -> None:
@@ -338,7 +312,7 @@ class VCPPOModule(PolicyModule):
             self.objectives[network],
             self.scorer,
             self._optimizer(network),
-            self._backend(),
+            Backend.of(self, self.ranks),
             seed=(self.run_seed, self.rollouts_done),
             epochs=epochs,
         )
@@ -348,8 +322,12 @@ class VCPPOModule(PolicyModule):
     def read(
         self, reading: Callable[[Rollout], tuple[Tensor, ...]], rollout: Rollout
     ) -> tuple[Tensor, ...]:
-        """Apply a reading of the scorer to a rollout in micro-batches; called on every rank."""
-        return self.scorer.in_micro_batches(reading, rollout, self.ranks)
+        """Apply a reading of the scorer to a rollout in micro-batches; called on every rank.
+
+        It is read in the Trainer's precision, from a callback too.
+        """
+        with step_precision(self):
+            return self.scorer.in_micro_batches(reading, rollout, self.ranks)
 
     def build_objectives(self) -> dict[Network, Objective]:
         """Return the loss of each network; called once they are loaded."""
@@ -379,26 +357,14 @@ class VCPPOModule(PolicyModule):
         self.rollout_store = self.saved_rollout = None
 
     def critic_state(self) -> dict[str, Any]:
-        """Return a copy, on the CPU, of the critic's weights and of its optimizer's state.
-
-        If they are sharded, a rank's copy is of its own part.
-        """
+        """Return a copy, on the CPU, of the critic's weights and of its optimizer's state."""
         assert self.critic is not None
-        state = {
-            "weights": self.critic.state_dict(),
-            "optimizer": self._optimizer("critic").state_dict(),
-        }
-        copied: dict[str, Any] = apply_to_collection(
-            state, Tensor, lambda tensor: tensor.detach().to("cpu", copy=True)
-        )
-        return copied
+        return copy_state(self.critic, self._optimizer("critic"))
 
     def restore_critic(self, state: dict[str, Any]) -> None:
         """Go back to what `critic_state` has returned."""
         assert self.critic is not None
-        load_whole_or_sharded(
-            self.critic, self._optimizer("critic"), state["weights"], state["optimizer"]
-        )
+        restore_state(self.critic, self._optimizer("critic"), state)
 
     @property
     def critic_is_pretrained(self) -> bool:
@@ -411,7 +377,9 @@ class VCPPOModule(PolicyModule):
     def setup(self, stage: str) -> None:
         """Prepare the strategy; evaluation loads the actor only, so a checkpoint has more keys."""
         super().setup(stage)
-        prepare_strategy(self.trainer.strategy)
+        prepare_strategy(
+            self.trainer.strategy, lambda: adapters.keep_precise(self, self.loader.restored)
+        )
         self.strict_loading = stage == "fit"
 
     @override
@@ -521,22 +489,15 @@ class VCPPOModule(PolicyModule):
             return optimizers
         return optimizers[0 if network == "policy" else 1]
 
-    def _backend(self) -> Backend:
-        strategy = self.trainer.strategy
-        return Backend(
-            self.ranks,
-            # Strategies average over ranks; the loss of a mini-batch is the ranks' sum.
-            backward=lambda loss: self.manual_backward(loss * self.trainer.world_size),
-            summing=lambda is_last: sum_gradients_once(strategy, is_last=is_last),
-            device=self.device,
-        )
-
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Add the time that the body takes to `seconds` of that part of a rollout."""
-        start = time.perf_counter()
+        """Add the time of the body to `seconds` of that part of a rollout; grading has its own."""
+        start, graded = time.perf_counter(), self.grader.seconds
         yield
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+        graded = self.grader.seconds - graded
+        taken = time.perf_counter() - start - graded
+        for name, seconds in ((part, taken), ("grade", graded)):
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def log_rollout(self, rollout: Rollout) -> None:
         """Log what the rollout was like and what its updates did, over all ranks."""
@@ -548,6 +509,7 @@ class VCPPOModule(PolicyModule):
         tokens = metrics["rollout/response_length"] * responses
         metrics["rollout/tokens_per_second"] = tokens / sum(self.seconds.values())
         metrics |= {f"time/{part}_s": seconds for part, seconds in self.seconds.items()}
+        metrics["grading/limit_hits"] = float(self.grader.limit_hits)
         self.update_metrics, self.seconds = {}, {}
         self.log_dict(metrics, batch_size=len(rollout))
         # Lightning counts optimizer steps; the loggers' x-axis counts rollouts.

@@ -23,6 +23,7 @@ from lightning_vcppo.planning.run import GB, Network, Run
 BLOCK_LOGITS = {"cpu": 2**21, "cuda": 2**26}
 """Logits that `logprobs.py` holds at a time, twice, in float32."""
 CACHE_GROWTH, PREFILL_TOKENS, STACKED_WIDTH = 256, 16384, 1024
+STATIC_ROOM = 512
 """As in `generation/`: columns that a cache grows by, tokens of prompts read at once, and the
 hidden size up to which the decoder copies its projections."""
 ADAPTER_BYTES = 4
@@ -187,14 +188,29 @@ def engine_needs(run: Run) -> int:
 
 def cache_bytes_of_token(run: Run) -> int:
     """Return the bytes of one token's keys and values in all layers."""
-    # Under autocast keys are rotated in float32, and values are stored as keys are.
-    size = run.engine_bytes if run.engine == "vllm" else run.bytes.stream
+    # Under autocast keys are rotated in float32, and values are stored as keys are; with static
+    # steps both are stored in autocast's type.
+    own = run.bytes.compute if _has_static_steps(run) else run.bytes.stream
+    size = run.engine_bytes if run.engine == "vllm" else own
     return 2 * size * run.actor.num_layers * run.actor.key_width
 
 
+def _has_static_steps(run: Run) -> bool:
+    """Tell whether sampling goes by generation/static_batch.py; most models' does on CUDA."""
+    return run.device == "cuda" and run.engine == "transformers"
+
+
 def cache_columns(run: Run) -> list[int]:
-    """Return the sizes of the cache, in columns, as generation/slots.py lets it grow."""
+    """Return the sizes of the cache, in columns, as generation/slots.py lets it grow.
+
+    With static steps it doubles, up to the longest sequence (generation/static_batch.py).
+    """
     longest = run.prompt_length + run.response_length
+    if _has_static_steps(run):
+        columns = [run.prompt_length + min(run.response_length, STATIC_ROOM)]
+        while columns[-1] < longest:
+            columns.append(min(2 * columns[-1], longest))
+        return columns
     columns = [run.prompt_length + min(run.response_length, CACHE_GROWTH)]
     while columns[-1] < longest - 1:
         columns.append(columns[-1] + max(CACHE_GROWTH, columns[-1] // 2))
@@ -245,6 +261,9 @@ def _decoder_copies(run: Run) -> int:
     shape, size = run.actor, run.bytes
     if run.strategy == "fsdp2":
         return shape.weights * size.compute
+    if run.autocasts and _has_static_steps(run) and run.lora_rank is None:
+        head = shape.embedding  # the output layer's, tied or not
+        return (shape.num_layers * shape.layer_matrices + head) * size.compute
     copies = 0
     unmerged = run.lora_rank is not None and (run.autocasts or size.weight < 4)
     if shape.hidden_size <= STACKED_WIDTH and not unmerged:

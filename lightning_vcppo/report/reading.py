@@ -294,9 +294,9 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
 def _evaluate(name: str, step: int, responses: list[dict[str, Any]]) -> Evaluation:
     by_problem: dict[Any, list[bool]] = {}
     for response in responses:
-        by_problem.setdefault(response.get("index", response["problem"]), []).append(
-            bool(response["correct"])
-        )
+        # Rows with the same text are samples of one problem, as in the run's own numbers.
+        key = " ".join(str(response["problem"]).split()) or response.get("index")
+        by_problem.setdefault(key, []).append(bool(response["correct"]))
     rates = [fmean(graded) for graded in by_problem.values()]
     accuracy = fmean(rates)
     spread = 1.96 * stdev(rates) / math.sqrt(len(rates)) if len(rates) > 1 else 1.0

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from lightning_vcppo.common.files import complete_file
 from lightning_vcppo.distributed.collectives import gather
+from lightning_vcppo.rewards.answers import AnswerKind
 
 
 @dataclass  # not frozen: Lightning rebuilds what `predict_step` returns, field by field
@@ -30,13 +31,17 @@ class ResponseRecord:
         evaluation_set: Name of the evaluation set, if any.
         year: Of the competition, if the source tells it.
         seed: Of the random stream that the response was sampled from.
+        accepted: Further answers that are right as well.
+        answer_kind: How answers are compared; None decides by the type of the answer.
+        level: Of difficulty, if the source tells it.
+        subject: If the source tells it.
     """
 
     index: int
     sample: int
     source: str
     problem: str
-    answer: int
+    answer: int | str
     response: str
     prediction: str | None
     correct: bool
@@ -45,6 +50,15 @@ class ResponseRecord:
     evaluation_set: str = ""
     year: int | None = None
     seed: int | None = None
+    accepted: list[int | str] = field(default_factory=list)
+    answer_kind: AnswerKind | None = None
+    level: str | None = None
+    subject: str | None = None
+
+    @property
+    def golds(self) -> tuple[int | str, ...]:
+        """The answers of which each is right."""
+        return (self.answer, *self.accepted)
 
 
 @dataclass(kw_only=True)

@@ -100,7 +100,11 @@ class Sampler:
                 prompts, sampled.response_ids_BT, sampled.response_mask_BT, strict=True
             )
         )
-        grades = self.grader.grade_all(responses, [problem.answer for problem in problems])
+        grades = self.grader.grade_all(
+            responses,
+            [problem.golds for problem in problems],
+            [problem.answer_kind for problem in problems],
+        )
         first_row = rank * len(prompts)
         positions_B = torch.arange(first_row, first_row + len(prompts), device=device)
         return Rollout(

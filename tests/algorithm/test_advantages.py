@@ -334,3 +334,19 @@ def test_wrong_arguments_are_refused() -> None:
         gae(zeros_BT, zeros_BT, mask_BT.long(), lam=1.0)
     with pytest.raises(ValueError, match="bootstrap"):
         gae(zeros_BT, zeros_BT, mask_BT, lam=1.0, bootstrap_B=torch.zeros(3))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
+def test_what_is_not_finite_reaches_no_later_token(bad: float, lam: float) -> None:
+    rng = torch.Generator().manual_seed(0)
+    rewards_BT, values_BT = torch.randn(2, 2, 70, generator=rng).unbind()
+    mask_BT = torch.ones(2, 70, dtype=torch.bool)
+    spoilt_BT = rewards_BT.clone()
+    spoilt_BT[0, 40] = bad
+    clean_BT = gae(rewards_BT, values_BT, mask_BT, lam=lam)
+    found_BT = gae(spoilt_BT, values_BT, mask_BT, lam=lam)
+    assert_close(found_BT[0, 41:], clean_BT[0, 41:])
+    assert_close(found_BT[1], clean_BT[1])
+    assert not found_BT[0, 40].isfinite()
+    assert bool(found_BT[0, :40].isfinite().all()) == (lam == 0)

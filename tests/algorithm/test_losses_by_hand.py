@@ -372,3 +372,15 @@ def test_impossible_arguments_are_refused() -> None:
     for name, call in refused:
         with pytest.raises(ValueError, match=name):
             call()
+
+
+def test_a_value_that_is_not_clipped_counts_as_none() -> None:
+    """Old V plus the change is not V in float32; a range of 100 clips neither."""
+    old_BT, values_BT = torch.tensor([[-1.6094848]]), torch.tensor([[1.5980923]])
+    mask_BT = torch.ones(1, 1, dtype=torch.bool)
+    assert old_BT + (values_BT - old_BT) != values_BT
+    loss, metrics = value_loss(
+        values_BT, torch.ones(1, 1), mask_BT, old_values_BT=old_BT, cliprange_value=100.0
+    )
+    assert metrics["value_clipfrac"] == 0
+    assert loss == value_loss(values_BT, torch.ones(1, 1), mask_BT)[0]

@@ -213,8 +213,8 @@ def test_micro_batches_are_balanced_and_little_padded() -> None:
         [1, 3, 5, 7],
     ]
     assert token_balanced_micro_batches(lengths, 1000, num_micro_batches=2) == [
-        [0, 4],
-        [2, 6, 1, 3, 5, 7],  # 220 tokens against 200, without a place of padding
+        [0, 4, 1],
+        [2, 6, 3, 5, 7],  # 210 tokens each
     ]
     assert token_balanced_micro_batches([5] * 6, 20) == [[0, 1, 2], [3, 4, 5]]  # not 4 and 2
 
@@ -237,3 +237,51 @@ def test_impossible_micro_batches_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match="must"):
         token_balanced_micro_batches(lengths, max_tokens, num_micro_batches=forced)
+
+
+@given(
+    lengths=st.lists(st.integers(0, 300), max_size=40),
+    max_tokens=st.integers(1, 1000),
+    padded=st.booleans(),
+)
+@settings(max_examples=200, deadline=None)
+def test_lengths_may_be_a_tensor_and_are_only_read(
+    lengths: list[int], max_tokens: int, padded: bool
+) -> None:
+    as_tensor, as_list = torch.tensor(lengths, dtype=torch.long), list(lengths)
+    found = token_balanced_micro_batches(as_tensor, max_tokens, padded=padded)
+    assert found == token_balanced_micro_batches(as_list, max_tokens, padded=padded)
+    assert as_tensor.tolist() == as_list == lengths
+    assert all(type(index) is int for micro_batch in found for index in micro_batch)
+
+
+def next_fit(lengths: list[int], max_tokens: int) -> int:
+    """Count micro-batches that are filled one after the other, longest sequences first."""
+    count, room = 0, -1
+    for length in sorted(lengths, reverse=True):
+        if length > room:
+            count, room = count + 1, max_tokens
+        room -= length
+    return count
+
+
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=60), max_tokens=st.integers(300, 900)
+)
+@settings(max_examples=200, deadline=None)
+def test_micro_batches_are_few_and_about_equal(lengths: list[int], max_tokens: int) -> None:
+    micro_batches = token_balanced_micro_batches(lengths, max_tokens)
+    fewest = -(-sum(lengths) // max_tokens)
+    assert fewest <= len(micro_batches) <= next_fit(lengths, max_tokens)
+    largest = max(size(micro_batch, lengths, padded=False) for micro_batch in micro_batches)
+    # Without the longest row, no two micro-batches fit into one that is as large as the largest.
+    assert largest <= sum(lengths) / len(micro_batches) + max(lengths)
+
+
+def test_long_responses_leave_little_room_unused() -> None:
+    """Two of the middle beside none of the long: a third fewer passes than one after the other."""
+    rng = torch.Generator().manual_seed(0)
+    lengths = torch.randint(2000, 6001, (512,), generator=rng).tolist()
+    count = len(token_balanced_micro_batches(lengths, 9216))
+    assert count <= 0.8 * next_fit(lengths, 9216)
+    assert count <= 1.05 * sum(lengths) / 9216

@@ -72,11 +72,13 @@ def test_learning_curves_go_on_after_a_resume(tmp_path: Path) -> None:
 
 def test_profiles_start_anew_when_a_resumed_run_has_other_bins(tmp_path: Path) -> None:
     first, second = LearningCurves(), LearningCurves()
-    fit(make_trainer(tmp_path, first, limit_train_batches=2), InventingModule())
-    second.load_state_dict(first.state_dict())
+    trainer = make_trainer(tmp_path, first, limit_train_batches=2)
+    fit(trainer, InventingModule())
+    trainer.save_checkpoint(tmp_path / "two.ckpt")
     module = InventingModule()
     module.sampling = SamplingSettings(max_response_length=500)
-    fit(make_trainer(tmp_path, second, limit_train_batches=2), module)
+    resumed = make_trainer(tmp_path, second, limit_train_batches=2, max_epochs=2)
+    fit(resumed, module, tmp_path / "two.ckpt")
     history = second.state_dict()
     assert history["bins"] == [10, 50]
     profiles = history["by_token"]["value"]

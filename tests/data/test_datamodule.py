@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import processors
 
-from lightning_vcppo.data.datamodule import INSTRUCTION, AIMEDataModule, fingerprint, render_prompt
+from lightning_vcppo.data.datamodule import INSTRUCTION, AIMEDataModule, render_prompt
 from lightning_vcppo.data.sources import load_problems
+from lightning_vcppo.data.splits import fingerprint
 from tests.support.data import CHAT, byte_tokenizer, indices, write_problems
 
 
@@ -264,3 +265,17 @@ def test_mistakes_are_one_line(arguments, message):
     with pytest.raises(ValueError, match=message) as error:
         data_module(**arguments)
     assert "\n" not in str(error.value)
+
+
+def test_copies_among_the_training_problems_are_counted(tmp_path, caplog):
+    texts = [f"What is {i % 4} + 1?" for i in range(12)]
+    path, val = tmp_path / "train.jsonl", tmp_path / "val.jsonl"
+    write_problems(path, texts)
+    write_problems(val, ["What is 3 + 1?"])
+    data = AIMEDataModule(
+        str(path), str(val), prompts_per_rollout=2, tokenizer=byte_tokenizer(), val_size=1
+    )
+    with caplog.at_level("INFO"):
+        data.setup("fit")
+    assert "9 training problems (3 near-duplicates" in caplog.text
+    assert "; 6 of the training problems are copies of others" in caplog.text

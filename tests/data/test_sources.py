@@ -8,11 +8,9 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lightning_vcppo.data.problem import Problem
-from lightning_vcppo.data.schemas import find_year, parse_answer, problem_text
+from lightning_vcppo.data.schemas import find_year
 from lightning_vcppo.data.sources import load_problems
 
 ROWS = [
@@ -159,8 +157,9 @@ def test_reasoning_gym_generates_tasks():
     ],
 )
 def test_fields_are_discovered(tmp_path, row):
+    context = (("system", "Be brief."),) if "messages" in row else ()
     assert load_problems(write(tmp_path / "a.jsonl", lines([row]))) == [
-        Problem("Q", 7, None, "a.jsonl:1")
+        Problem("Q", 7, None, "a.jsonl:1", context=context)
     ]
 
 
@@ -175,37 +174,6 @@ def test_gsm8k_answers_are_worked_out_in_front(tmp_path):
     row = {"question": "Q", "answer": "9 * 2 = <<9*2=18>>18 eggs.\n#### 18"}
     (problem,) = load_problems(write(tmp_path / "a.jsonl", lines([row])))
     assert (problem.answer, problem.solution) == (18, "9 * 2 = <<9*2=18>>18 eggs.")
-
-
-@pytest.mark.parametrize(
-    "text", ["[asy] draw(A--B); [/asy] Find AB.", "{1, 2} is a set.", "[1, 2]"]
-)
-def test_problems_that_only_look_like_json_stay_text(text):
-    assert problem_text(text) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "answer"),
-    [
-        (70, 70), (70.0, 70), ("070", 70), ("70.0", 70), (["70"], 70), ([70.0], 70), ('["70"]', 70),
-        (r"70^\circ", 70), ("$70$", 70), (r"\boxed{70}", 70), (r"so $\boxed{070}$.", 70),
-        ("so\n#### 70", 70),
-        (0, 0), ("000", 0), (999, 999), (1000, None), (-1, None), ("-1", None), ("1,000", None),
-        (9.6, None), (["9.6"], None), (["1", "2"], None), ([], None), (True, None), (None, None),
-        ("", None), ("p - q", None), (r"\frac{1}{2}", None), ("twelve", None), (float("nan"), None),
-        (float("inf"), None), ("\u0667\u0660", None), ({"a": 1}, None),
-    ],
-)  # fmt: skip
-def test_parse_answer(value, answer):
-    assert parse_answer(value) == answer
-
-
-@given(st.integers(-2000, 2000))
-def test_parse_answer_accepts_exactly_three_digits(number):
-    answer = number if 0 <= number <= 999 else None
-    assert (
-        parse_answer(number) == parse_answer(str(number)) == parse_answer(float(number)) == answer
-    )
 
 
 @pytest.mark.parametrize(
@@ -255,7 +223,8 @@ def test_missing_files_are_named_with_their_neighbours(tmp_path):
         ("a.jsonl", b'{"problem": "Q", "answer": 1}\n{"problem": ', "a.jsonl:2: broken JSON"),
         ("a.json", b'[{"problem": "Q"},\n {"problem" 1}]', "a.json:2: broken JSON"),
         ("a.txt", b"What is 1 + 1?\n", "a.txt:1: broken JSON"),
-        ("a.jsonl", b'[1]\n{"a": 1}', "a.jsonl:2: broken JSON"),
+        ("a.jsonl", b'[1]\n{"a": 1}', "a.jsonl: expected a list of JSON objects"),
+        ("a.jsonl", b'[{"a": 1}]\n{"a": 1}', "a.jsonl:2: broken JSON, Extra data"),
         ("a.jsonl", b'{"a": 1}\n[1]', "a.jsonl:2: expected a JSON object, got [1]"),
         ("a.json", b"[1, 2]", "a.json: expected a list of JSON objects"),
         ("a.json", b"7", "a.json: expected a list of JSON objects"),
@@ -295,15 +264,17 @@ def test_unknown_fields_list_what_there_is(tmp_path):
 def test_invalid_rows_are_refused_or_dropped(tmp_path):
     rows = [ROWS[0], {"problem": "Q", "answer": "p - q"}, {"problem": " ", "answer": 3}]
     file = write(tmp_path / "a.jsonl", lines(rows))
-    assert message(file) == (
-        "a.jsonl:2: expected an integer answer in 0..999, got 'p - q' (and 1 more such rows); "
-        "--data.drop_invalid=true leaves such rows out"
+    assert message(file, answer_kind="aime") == (
+        "a.jsonl:2: expected an integer answer in 0..999, got 'p - q' (and 1 more such rows: "
+        "a.jsonl:3); --data.drop_invalid=true leaves such rows out"
     )
     with pytest.warns(UserWarning, match="a.jsonl: left out 2 rows, a.jsonl:2: expected"):
-        problems = load_problems(file, drop_invalid=True)
+        problems = load_problems(file, drop_invalid=True, answer_kind="aime")
     assert contents(problems) == EXPECTED[:1]
     file = write(tmp_path / "b.jsonl", lines(rows[1:]))
-    assert message(file, drop_invalid=True).startswith("b.jsonl: none of 2 rows is valid")
+    assert message(file, drop_invalid=True, answer_kind="aime").startswith(
+        "b.jsonl: none of 2 rows is valid"
+    )
 
 
 def test_a_hub_data_set_out_of_reach_is_one_line(monkeypatch):
@@ -331,16 +302,20 @@ def test_real_aime_sets_load_whole(name, count, with_solution, shared_data):
 
 
 @pytest.mark.parametrize(
-    ("name", "count"),
+    ("name", "kind", "count", "of_aime"),
     [
-        ("math500_simplerl.jsonl", 291),  # 273 bare integers, 18 with degrees, units, $ or "x="
-        ("gsm8k_test_200.jsonl", 183),  # the others exceed 999
+        # Of AIME's kind are 273 bare integers, 19 with degrees, units, $ or "x="
+        ("math500_simplerl.jsonl", "math", 500, 292),
+        ("gsm8k_test_200.jsonl", "integer", 200, 183),  # the others exceed 999
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*left out")
-def test_real_sets_with_other_answers_need_drop_invalid(name, count, shared_data):
-    assert "drop_invalid=true" in message(shared_data / name)
-    assert len(load_problems(shared_data / name, drop_invalid=True)) == count
+def test_real_sets_with_other_answers(name, kind, count, of_aime, shared_data):
+    problems = load_problems(shared_data / name)
+    assert len(problems) == count and {p.answer_kind for p in problems} == {kind}
+    assert "drop_invalid=true" in message(shared_data / name, answer_kind="aime")
+    kept = load_problems(shared_data / name, answer_kind="aime", drop_invalid=True)
+    assert len(kept) == of_aime
 
 
 @pytest.mark.parametrize(

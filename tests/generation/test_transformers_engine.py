@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
-from lightning_vcppo.generation import TransformersEngine, decoding, slots, transformers_engine
+from lightning_vcppo.generation import TransformersEngine, decoding, prompt_reader, slots
 from lightning_vcppo.generation.sampling import sample_tokens, uniform_numbers
 from lightning_vcppo.models.packing import enable_packing
 from lightning_vcppo.settings import SamplingSettings
@@ -108,7 +108,7 @@ def one_by_one(model, prompts, seeds, settings, stops):
 def test_every_response_is_the_one_sampled_alone(kind, rows, monkeypatch):
     """Few rows, so that sequences wait; little room, so that storage moves and grows."""
     monkeypatch.setattr(slots, "GROWTH", 5)
-    monkeypatch.setattr(transformers_engine, "READ_AHEAD_TOKENS", 12)
+    monkeypatch.setattr(prompt_reader, "READ_AHEAD_TOKENS", 12)
     model = enable_packing(decoder(kind))
     generator = torch.Generator().manual_seed(3)
     prompts = [
@@ -154,9 +154,9 @@ def test_the_lean_decoder_is_the_models_own_forward(kind, width, monkeypatch):
 
 def test_a_prompt_is_read_once_however_often_it_is_sampled(monkeypatch):
     read = []
-    original = transformers_engine.prefill
+    original = prompt_reader.prefill
     monkeypatch.setattr(
-        transformers_engine,
+        prompt_reader,
         "prefill",
         lambda model, prompts, pad: read.extend(prompts) or original(model, prompts, pad),
     )

@@ -154,6 +154,12 @@ def test_every_module_trains_with_shards(runs, name):
     assert_finite(runs["folder"] / name)
 
 
+@pytest.mark.parametrize("name", ["preset_ddp", "preset_fsdp2"])
+def test_ranks_with_other_numbers_of_micro_batches_do_the_same(runs, name):
+    assert_finite(runs["folder"] / name)
+    assert len([row for row in logged(runs["folder"] / name) if "rollout/accuracy" in row]) == 3
+
+
 def test_shards_predict_and_fit_on_what_they_have_predicted(runs):
     lines = (runs["folder"] / "rollouts.jsonl").read_text().splitlines()
     assert [json.loads(line)["index"] for line in lines] == list(range(25))

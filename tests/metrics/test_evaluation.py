@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -279,3 +280,46 @@ def test_published_outputs_have_their_published_score(
     again = [verify(record.response, record.answer) > 0 for record in written]
     assert again == [record.correct for record in written]
     assert 100 * sum(again) / len(again) == pytest.approx(score)
+
+
+def copies(rows: list[tuple[int, int]], texts: list[str]) -> list[ResponseRecord]:
+    """Return a record for each (row, sample) of a file whose row i holds texts[i]."""
+    return [
+        ResponseRecord(
+            index=row,
+            sample=sample,
+            source="",
+            problem=texts[row],
+            answer=1,
+            response="",
+            prediction=str(row % 4),
+            correct=int(texts[row].split()[-1]) < 3,
+            length=5 + row % 4,
+            finished=True,
+        )
+        for row, sample in rows
+    ]
+
+
+@pytest.mark.parametrize("repeats", [2, 32])
+def test_rows_with_the_same_text_are_samples_of_one_problem(repeats: int) -> None:
+    once = [f"Problem {i}" for i in range(6)]
+    samples = copies([(i, s) for i in range(6) for s in range(repeats)], once)
+    texts = [
+        f" Problem  {i}" if n % 2 else f"Problem {i}" for n in range(repeats) for i in range(6)
+    ]
+    rows = copies([(row, 0) for row in range(6 * repeats)], texts)
+
+    of_samples, of_rows = summarize(samples), summarize(rows)
+    assert (of_rows.problems, of_rows.k) == (6, repeats)
+    assert of_rows.rates.keys() == of_samples.rates.keys()
+    for name in ("accuracy", f"pass_at_{2}" if repeats > 2 else "pass_at_k"):
+        assert of_rows.rates[name] == of_samples.rates[name]
+    assert len(problem_table(rows)) == 6
+    ((_, _, problems, k, *_),) = group_table(rows)
+    assert (problems, k) == (6, repeats)
+
+
+def test_problems_without_a_text_are_told_apart_by_their_row() -> None:
+    records = [replace(record, problem="") for record in copies([(0, 0), (1, 0)], ["P 1", "P 5"])]
+    assert summarize(records).problems == 2

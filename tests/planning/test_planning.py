@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from lightning_vcppo.generation import decoding, slots, transformers_engine
+from lightning_vcppo.generation import decoding, prompt_reader, slots, static_batch
 from lightning_vcppo.models import logprobs
 from lightning_vcppo.planning import memory
 from lightning_vcppo.planning.advice import advise, fits
@@ -319,5 +319,6 @@ def test_the_plan_knows_the_sizes_that_a_run_uses() -> None:
         "cuda": logprobs._BLOCK_LOGITS,
     }
     assert memory.CACHE_GROWTH == slots.GROWTH
-    assert memory.PREFILL_TOKENS == transformers_engine.PREFILL_TOKENS
+    assert memory.PREFILL_TOKENS == prompt_reader.PREFILL_TOKENS
+    assert memory.STATIC_ROOM == static_batch.ROOM
     assert memory.STACKED_WIDTH == decoding.STACKED_WIDTH

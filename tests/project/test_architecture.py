@@ -61,6 +61,8 @@ PURE = {
 }
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
+LONGER = {"lightning_vcppo/modules/vcppo.py": 520}
+"""The algorithm is to be read in one piece."""
 ONE_MACHINE = re.compile(r"(?<![\w.~>])/(?:home|root|Users|work|mnt)/\w")
 TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".cfg", ".cff", ""}
 
@@ -234,7 +236,8 @@ def test_only_the_strategy_runs_backward(path: Path) -> None:
 
 @library
 def test_files_and_functions_are_short(path: Path) -> None:
-    assert len(path.read_text().splitlines()) < MAX_FILE_LINES
+    most = LONGER.get(short(path), MAX_FILE_LINES)
+    assert len(path.read_text().splitlines()) < most
     functions = (n for n in ast.walk(parse(path)) if isinstance(n, ast.FunctionDef))
     lengths = {f.name: (f.end_lineno or 0) - f.lineno + 1 for f in functions}
     assert {name: n for name, n in lengths.items() if n >= MAX_FUNCTION_LINES} == {}

@@ -110,6 +110,16 @@ COMMANDS = {
     "validate": ["validate", *_ACTOR, *ROLLOUTS, "--ckpt_path={checkpoint}"],
 }
 """What else `vcppo` does, with sharded weights."""
+_UNEQUAL = [
+    *("fit", "--config=vcppo", *_ACTOR, *ROLLOUTS, "--data.prompts_per_rollout=22"),
+    *("--model.update.ppo_mini_batch_size=8", "--model.update.ppo_max_token_len_per_gpu=1"),
+]
+COMMANDS |= {
+    f"preset_{strategy}": [*_UNEQUAL, f"--trainer.strategy={strategy}"]
+    for strategy in ("ddp", "fsdp2")
+}
+"""The default preset, in which no loss is on that others need; ranks have other numbers of rows and
+micro-batches."""
 
 
 def train(actor: str, folder: Path, name: str) -> None:
@@ -172,11 +182,11 @@ def train(actor: str, folder: Path, name: str) -> None:
 
 
 def command(actor: str, folder: Path, name: str) -> None:
-    """Run `vcppo`, as one of two processes with sharded weights."""
+    """Run `vcppo`, as one of two processes, with sharded weights unless the words say else."""
     checkpoint = next((folder / "saved" / "checkpoints").glob("*.ckpt"), None)
     texts = {"actor": actor, "folder": folder, "checkpoint": checkpoint}
     words = [word.format(**texts) for word in COMMANDS[name]]
-    words += ["--trainer.strategy=fsdp2", "--trainer.devices=2", "--loggers=[csv]"]
+    words[1:1] = ["--trainer.strategy=fsdp2", "--trainer.devices=2", "--loggers=[csv]"]
     vcppo(*words, f"--trainer.default_root_dir={folder / name}")
 
 

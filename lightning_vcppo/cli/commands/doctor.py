@@ -229,8 +229,8 @@ def _what_works(findings: Findings) -> list[Findings]:
         bf16 = all(gpu["bf16"] for gpu in gpus)
         rows.append(("--trainer.precision=bf16-mixed", bf16, "" if bf16 else "needs Ampere"))
     else:
-        mps = torch.get("mps", False)
-        rows.append(("train on a GPU", mps, "Apple silicon" if mps else "none is to be seen"))
+        lacks = "Apple's lacks float64; give --trainer.accelerator=cpu"
+        rows.append(("train on a GPU", False, lacks if torch.get("mps") else "none is to be seen"))
     several = torch.get("nccl") if len(gpus) > 1 else torch.get("gloo")
     over = f"over {len(gpus)} GPUs" if len(gpus) > 1 else "over processes on the CPU"
     rows.append(("--trainer.strategy=ddp", bool(several), over))

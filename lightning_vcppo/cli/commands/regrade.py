@@ -1,4 +1,4 @@
-"""Grade the responses in a file again: does it hold what a run has reported?"""
+"""Grade the responses in a file again, to check what a run has reported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning_vcppo.cli.parser import run_function
 from lightning_vcppo.common.terminal import printable
 from lightning_vcppo.metrics.evaluation import by_set, summarize
 from lightning_vcppo.rewards.functions import Grader
-from lightning_vcppo.rewards.verifier import extract_answer
+from lightning_vcppo.rewards.verifier import extract_answer, has_formulas
 from lightning_vcppo.rollouts.records import ResponseRecord, read_records
 
 
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run `vcppo regrade`.
 
     Args:
-        arguments: What follows the command.
+        arguments: Command-line arguments behind the command's name.
     """
     run_function(regrade, "regrade", arguments)
 
@@ -28,26 +28,27 @@ def regrade(file: str, reward: str = "lightning_vcppo.rewards.verify") -> list[R
 
     Args:
         file: Graded responses, `evaluation/*.jsonl` of a run or the output of `vcppo predict`.
-        reward: Import path of `(response: str, answer: int) -> float`, positive for correct; or
-            of one that returns (float, whether correct).
+        reward: A style of the verifier, or the import path of `(response, answer) -> float`,
+            positive for correct; or of one that returns (float, whether correct).
 
     Returns:
         The records with the new verdicts.
 
     Raises:
-        ValueError: If the file holds anything else, or nothing.
+        ValueError: The file holds no responses, or anything else.
     """
     grader = Grader(reward)
     records = read_records(Path(file))
     if not records:
         raise ValueError(f"{file}: no responses")
+    grades = grader.grade_all(
+        [record.response for record in records],
+        [record.golds for record in records],
+        [record.answer_kind for record in records],
+    )
     again = [
-        replace(
-            record,
-            prediction=extract_answer(record.response),
-            correct=grader.grade(record.response, record.answer).correct,
-        )
-        for record in records
+        replace(record, prediction=_prediction(record), correct=grade.correct)
+        for record, grade in zip(records, grades, strict=True)
     ]
     written = by_set(records)
     for name, of_set in by_set(again).items():
@@ -62,3 +63,8 @@ def regrade(file: str, reward: str = "lightning_vcppo.rewards.verify") -> list[R
                 f"({printable(str(new.prediction))}; the answer is {new.answer})"
             )
     return again
+
+
+def _prediction(record: ResponseRecord) -> str | None:
+    formulas = has_formulas(record.golds, record.answer_kind)
+    return extract_answer(record.response, formulas=formulas)

@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lightning_vcppo.data import files
+from lightning_vcppo.data import files, json_rows
 from lightning_vcppo.data.sources import load_problems
 from tests.integration.bad_input.conftest import without_privileges
 from tests.support.tiny_runs import TINY
@@ -44,7 +44,7 @@ SPOILED = [
         "empty",
         lambda right: b"",
         {
-            "jsonl": "bad.jsonl: no rows; expected problems with a text and an integer answer",
+            "jsonl": "bad.jsonl: no rows; expected problems with a text and an answer",
             "json": "bad.json: no rows; expected problems with",
             "csv": "bad.csv: no rows; expected problems with",
             "parquet": "bad.parquet: not a complete parquet file, Parquet file size is 0 bytes",
@@ -85,8 +85,8 @@ SPOILED = [
         "compressed",
         gzip.compress,
         {
-            "jsonl": "bad.jsonl: expected UTF-8 text, but it is compressed; unpack it",
-            "csv": "bad.csv: expected UTF-8 text, but it is compressed; unpack it",
+            "jsonl": "bad.jsonl: expected UTF-8 text, but it is compressed with gzip; unpack it or",
+            "csv": "bad.csv: expected UTF-8 text, but it is compressed with gzip; unpack it or",
             "parquet": "bad.parquet: not a complete parquet file",
         },
     ),
@@ -172,8 +172,11 @@ WRONG_LINES = [
     ('{"problem": "1?", "answer": 1, "answer": 2}', "the key 'answer' is there twice"),
     (f'{{"problem": "1?", "answer": {"9" * 5000}}}', "a number of thousands of digits"),
     (f'{{"problem": "1?", "answer": {"[" * 99999}', "broken JSON, nested too deeply"),
-    (r'{"problem": "\ud800?", "answer": 1}', "the problem's text holds a NUL byte or half a surr"),
-    (r'{"problem": "1\u0000?", "answer": 1}', "the problem's text holds a NUL byte or half a sur"),
+    (
+        r'{"problem": "\ud800?", "answer": 1}',
+        "the problem holds half a surrogate pair (character 1)",
+    ),
+    (r'{"problem": "1\u0000?", "answer": 1}', "the problem holds a NUL byte (character 2)"),
     ('{"problem": "1?", "answer": 1', "broken JSON, Expecting ',' delimiter (column 30); expected"),
     ("[1, 2]", "expected a JSON object, got [1, 2]"),
 ]
@@ -208,7 +211,7 @@ WRONG_FILES = [
     ("e.json", b'[\n{"problem": "1?",\n"answer": 1,\n}]', "e.json:4: broken JSON"),
     ("f.json", b'[{"answer": 1, "answer": 2}]', "f.json: the key 'answer' is there twice"),
     ("a.xlsx", b"PK", "a.xlsx: expected one of .jsonl, .json, .txt, .csv, .tsv, .parquet"),
-    ("a.jsonl.gz", b"\x1f\x8b", "a.jsonl.gz: expected one of"),
+    ("a.jsonl.gz", b"\x1f\x8b", "a.jsonl.gz: not a complete gzip file, Compressed file"),
     (
         "none",
         b"{}",
@@ -308,14 +311,23 @@ def test_a_line_without_an_end_does_not_fill_the_memory(data_mistake, tmp_path, 
 
 
 def test_a_document_is_read_up_to_a_limit(data_mistake, tmp_path, monkeypatch):
-    (tmp_path / "long.json").write_bytes(encoded(RIGHT * 3000, "json").replace(b"\n", b""))
-    monkeypatch.setattr(files, "MAX_LINE", 2**16)
+    (tmp_path / "long.json").write_text(json.dumps({"data": RIGHT * 3000}, indent=0))
     assert len(load_problems(tmp_path / "long.json")) == 36000
-    monkeypatch.setattr(files, "MAX_DOCUMENT", 2**20)
+    monkeypatch.setattr(json_rows, "MAX_DOCUMENT", 2**20)
     line = data_mistake("long.json")
     assert line == "long.json: a JSON document of more than 1 MiB; write it as JSON Lines, one " + (
         "object a line"
     )
+
+
+def test_a_list_is_read_row_by_row(data_mistake, tmp_path, monkeypatch):
+    (tmp_path / "long.json").write_bytes(encoded(RIGHT * 3000, "json").replace(b"\n", b""))
+    for name, value in (("MAX_LINE", 2**12), ("CHUNK", 2**12), ("MAX_DOCUMENT", 2**12)):
+        monkeypatch.setattr(json_rows, name, value)
+    assert len(load_problems(tmp_path / "long.json")) == 36000
+    (tmp_path / "long.json").write_text(json.dumps([*RIGHT, {"problem": "a" * 2**14}]))
+    line = data_mistake("long.json")
+    assert line.startswith("long.json:1: broken JSON, a row of more than 0 MiB (column 5"), line
 
 
 # Settings

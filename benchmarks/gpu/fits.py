@@ -1,0 +1,130 @@
+"""Both phases by the command line; a stopped and resumed run against a whole one."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.findings import Findings
+from benchmarks.gpu.tools import small_actor
+
+FITS = {
+    "32-true": ["--trainer.precision=32-true"],
+    "bf16-mixed": ["--trainer.precision=bf16-mixed"],
+    "bf16-true": ["--trainer.precision=bf16-true"],
+    "fsdp2": ["--trainer.precision=bf16-mixed", "--trainer.strategy=fsdp2"],
+    "fsdp2_offload": ["--trainer.precision=32-true", "--trainer.strategy=fsdp2_offload"],
+    "lora": ["--trainer.precision=bf16-true", "--model.lora.rank=4"],
+    "deterministic": ["--trainer.precision=bf16-mixed", "--trainer.deterministic=true"],
+}
+SMALL = [
+    "--config=vcppo",
+    "--model.reward=tests.support.tiny_runs.parity",
+    "--model.sampling.max_response_length=48",
+    "--model.sampling.num_generations=2",
+    "--model.evaluation.max_response_length=16",
+    "--data.train_size=64",
+    "--data.val_size=4",
+    "--data.val_batch_size=4",
+    "--data.prompts_per_rollout=8",
+    "--trainer.limit_train_batches=5",
+    "--trainer.devices=1",
+    "--trainer.enable_model_summary=false",
+    "--value_pretraining.max_rollouts=2",
+    "--value_pretraining.min_rollouts=2",
+    "--value_pretraining.held_out_share=0.5",
+    "--model.update.ppo_mini_batch_size=8",
+    "--model.update.ppo_max_token_len_per_gpu=512",
+    "--model.policy.kl_coef=0.01",
+    "--model.actor_optimizer.lr=1e-3",
+    "--critic_calibration.audit_every=2",
+    "--critic_calibration.audit_prefixes=4",
+    "--critic_calibration.audit_continuations=2",
+    "--loggers=[csv]",
+    "--progress_bar.refresh_rate=0",
+]
+STOP = [
+    "--trainer.callbacks+=tests.integration.test_resume.Signal",
+    "--trainer.callbacks.rollout=3",
+    f"--trainer.callbacks.number={int(signal.SIGTERM)}",
+    "--rollout_checkpoint.every_n_rollouts=9",
+]
+SHOWN = (
+    "rollout/reward_mean",
+    "policy/grad_norm",
+    "critic/loss",
+    "mismatch/kl_k3",
+    "policy/approx_kl",
+    "policy/clip_fraction",
+)
+
+
+def run(f: Findings, a: Namespace) -> None:
+    """Run the whole and the halves, and compare their metrics."""
+    folder: Path = a.work / f"fit_{a.argument}"
+    folder.mkdir(parents=True, exist_ok=True)
+    whole, stopped = start(a, folder, "whole"), start(a, folder, "halves", *STOP)
+    f.put(stopped_rc=stopped.wait())
+    resumed = start(a, folder, "halves", "--ckpt_path=last")
+    f.put(whole_rc=whole.wait(), resumed_rc=resumed.wait())
+    for name in ("whole", "halves"):
+        lines = [x for x in (folder / f"{name}.log").read_text().splitlines() if x.strip()]
+        print(*lines[-60:], sep="\n")
+        told = [line for line in lines if line.startswith(("attention", "decoding"))]
+        f.put(**{f"{name}_last_line": lines[-1][:200] if lines else "", f"{name}_told": told[:4]})
+    f.attempt("metrics", partial(compare, folder))
+
+
+def start(a: Namespace, folder: Path, name: str, *more: str) -> subprocess.Popen[bytes]:
+    """Start `vcppo fit`."""
+    actor = small_actor(a.work / f"actor_{a.argument}")
+    accelerator = "gpu" if a.device == "cuda" else "cpu"
+    port = str(20_000 + 2 * (os.getpid() % 10_000) + (name == "whole"))
+    command = [sys.executable, "-m", "lightning_vcppo", "fit", *SMALL, *FITS[a.argument]]
+    command += [f"--model.actor={actor}", f"--trainer.accelerator={accelerator}"]
+    command += [f"--trainer.default_root_dir={folder / name}", *more]
+    with (folder / f"{name}.log").open("a") as log:
+        return subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"MASTER_PORT": port}
+        )
+
+
+def compare(folder: Path) -> dict[str, Any]:
+    """Return whether the resumed run is the whole one, and what it measured last."""
+    one, two = (metrics(folder / name / "metrics.csv") for name in ("whole", "halves"))
+    gaps = {
+        key: abs(x[key] - y[key]) / (abs(x[key]) + 1e-9)
+        for x, y in zip(one, two, strict=True)
+        for key in x.keys() & y.keys()
+        if x[key] != y[key] and math.isfinite(x[key])
+    }
+    worst = max(gaps, key=lambda key: gaps[key]) if gaps else ""
+    odd = [k for row in one for k, v in row.items() if not math.isfinite(v) and "horizon" not in k]
+    return {
+        "rows": len(one),
+        "not finite": sorted(set(odd)),
+        "resumed equals whole": not gaps and len(one) == len(two),
+        "largest gap": [worst, gaps.get(worst, 0.0)],
+        "last": {key: value for row in one for key, value in row.items() if key in SHOWN},
+    }
+
+
+def metrics(path: Path) -> list[dict[str, float]]:
+    """Read a table of metrics, except for times."""
+    with path.open() as file:
+        return [
+            {
+                key: float(value)
+                for key, value in row.items()
+                if value and not key.startswith(("time/", "rollout/tokens_"))
+            }
+            for row in csv.DictReader(file)
+        ]

@@ -1,0 +1,178 @@
+"""Random runs of several ranks: what `benchmarks.stress.ranks` puts together from a seed."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_vcppo.cli.configs import shipped_folder
+
+PRESETS = sorted(path.stem for path in shipped_folder("configs").glob("*.yaml"))
+STRATEGIES = ("ddp", "fsdp2", "hsdp")
+REWARDS = ("parity", "parity", "parity", "always", "never")
+PLACEMENTS = ("loss", "reward")
+LONGEST = 10
+"""Tokens of a response."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of a run.
+
+    Attributes:
+        words: Arguments of `vcppo`, but for folder, strategy and devices.
+        strategy: Of the Trainer.
+        ranks: Processes.
+    """
+
+    words: tuple[str, ...]
+    strategy: str
+    ranks: int
+
+
+def parity(response: str, answer: int) -> float:
+    """Reward about half of all random responses."""
+    return 1.0 if hashlib.md5(response.encode()).digest()[0] % 2 else -1.0
+
+
+def always(response: str, answer: int) -> float:
+    """Reward every response: no group has an advantage, and no return varies."""
+    return 1.0
+
+
+def never(response: str, answer: int) -> float:
+    """Reward none."""
+    return -1.0
+
+
+def invent(seed: int, actor: Path, sets: Path) -> list[Stage]:
+    """Return the commands of a run: one, or one and another that resumes or evaluates it.
+
+    Strategies and presets take turns, so that a few seeds in a row meet all of them.
+
+    Args:
+        seed: Names the run.
+        actor: Folder of a tiny actor.
+        sets: Folder of problem files for evaluations.
+    """
+    rng = random.Random(f"ranks/{seed}")
+    strategy = STRATEGIES[seed % 3]
+    ranks = 4 if strategy == "hsdp" or seed // 3 % 3 == 2 else 2
+    kind = rng.choices(("vcppo", "cold_start", "reward_model"), (18, 1, 1))[0]
+    words = [f"--model.actor={actor}", *_data(rng, ranks, sets), *_trainer(rng)]
+    if kind != "vcppo":
+        name = {"cold_start": "ColdStartModule", "reward_model": "RewardModelModule"}[kind]
+        words = [f"--model={name}", *words]
+        if kind == "reward_model":
+            words += [f"--model.sampling.max_response_length={LONGEST}", *_reward(rng)]
+            words += rng.choice(([], ["--model.unfinished_score=-1"]))
+    else:
+        preset = PRESETS[seed % len(PRESETS)]
+        words = [f"--config={preset}", *words, *_algorithm(rng, preset), *_reward(rng)]
+        words += _value_pretraining(rng)
+    stages = [Stage(("fit", *words), strategy, ranks)]
+    after = rng.random()
+    if after < 0.2:  # on another number of ranks it is not bit for bit, but it is the same on each
+        other = rng.choice((ranks, ranks, 6 - ranks))
+        more = ("--ckpt_path=last", "--trainer.max_epochs=2", "--trainer.limit_train_batches=2")
+        stages.append(Stage(("fit", *words, *more), strategy, other))
+    elif after < 0.3 and kind == "vcppo":
+        command = rng.choice(("validate", "test", "predict"))
+        stages.append(Stage((command, *words), strategy, ranks))
+    return stages
+
+
+def _data(rng: random.Random, ranks: int, sets: Path) -> list[str]:
+    """Return prompts and evaluation sets that divide among ranks in every way, or not at all."""
+    named = ", ".join(f"{path.stem}: {path}" for path in sorted(sets.glob("*.jsonl")))
+    return [
+        "--data.path=null",
+        f"--data.train_size={rng.randint(40, 48)}",
+        f"--data.val_size={rng.choice((0, 1, 2, 3, 5))}",
+        f"--data.val_batch_size={rng.randint(1, 3)}",
+        f"--data.prompts_per_rollout={rng.choice((4, 8) if ranks == 4 else (2, 4, 6))}",
+        "--data.evaluation_sets=" + rng.choice(("null", f"{{{named}}}")),
+        f"--model.evaluation={{max_response_length: {LONGEST}}}",
+    ]
+
+
+def _trainer(rng: random.Random) -> list[str]:
+    batches = rng.choice((1, 2, 2, 3))
+    return [
+        *("--trainer.accelerator=cpu", "--trainer.enable_model_summary=false"),
+        *("--loggers=[csv]", "--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"),
+        f"--trainer.limit_train_batches={batches}",
+        f"--trainer.val_check_interval={rng.randint(1, batches)}",
+        f"--trainer.limit_val_batches={rng.choice((0, 1, 1.0))}",
+        f"--trainer.precision={rng.choice(('32-true', '32-true', 'bf16-mixed', 'bf16-true'))}",
+        f"--rollout_checkpoint.every_n_rollouts={rng.randint(1, 2)}",
+        f"--progress_bar.line_every_s={rng.choice((0, 30))}",
+        f"--guard_rails.on_violation={rng.choice(('off', 'warn', 'stop'))}",
+    ]
+
+
+def _reward(rng: random.Random) -> list[str]:
+    return [f"--model.reward={__name__}.{rng.choice(REWARDS)}"]
+
+
+def _algorithm(rng: random.Random, preset: str) -> list[str]:
+    """Return tiny sizes for a preset, and switches that no preset has on."""
+    given = yaml.safe_load((shipped_folder("configs") / f"{preset}.yaml").read_text())
+    model: dict[str, Any] = given["model"]["init_args"]
+    is_group = model.get("advantage", {}).get("estimator") == "group"
+    needs_groups = is_group or model.get("value", {}).get("prompt_noise_weighting")
+    n = rng.choice((2, 3) if needs_groups else (1, 2, 3))
+    words = [
+        *("--model.engine.name=transformers", "--model.engine.init_args={}"),
+        "--model.critic=null",
+        f"--model.sampling.num_generations={n}",
+        f"--model.sampling.max_response_length={LONGEST}",
+        "--model.reward_shaping.overlong_buffer_len=" + rng.choice(("0", "4")),
+        f"--model.update.ppo_mini_batch_size={rng.choice((1, 3, 5, 8, 64))}",
+        f"--model.update.ppo_max_token_len_per_gpu={rng.choice((1, 60, 100, 150, 4000))}",
+        f"--model.update.ppo_epochs={rng.choice((1, 1, 2))}",
+        f"--model.actor_optimizer.lr={rng.choice((1e-3, 1e-6))}",
+    ]
+    options = [
+        ["--model.sampling.dynamic_sampling=true"] if n > 1 else [],
+        ["--model.policy.kl_coef=0.1", f"--model.policy.kl_placement={rng.choice(PLACEMENTS)}"],
+        ["--model.policy.positive_example_nll_weight=0.1"],
+        [f"--model.policy.importance_correction={rng.choice(('truncate', 'mask'))}"],
+        ["--model.policy.mask_truncated=true"],
+        ["--model.policy.entropy_coeff=0.01"],
+        ["--model.policy.reuse_sampler_logprobs=false"],
+        ["--model.activation_checkpointing=true"],
+        ["--model.lora.rank=2"],
+    ]
+    if not is_group:
+        options += [
+            ["--model.advantage.bootstrap_truncated=true"],
+            ["--model.advantage.explained_variance_gate=true"],
+            ["--model.value.head=scalar", "--model.value.cliprange_value=0.2"],
+            ["--model.value.head=hl_gauss"],
+            ["--model.update.critic_mini_batch_size=2", "--model.update.critic_epochs=2"],
+            [
+                *("--critic_calibration.audit_every=1", "--critic_calibration.audit_prefixes=5"),
+                "--critic_calibration.audit_continuations=2",
+            ],
+        ]
+    for option in options:
+        words += option if rng.random() < 0.3 else []
+    return words
+
+
+def _value_pretraining(rng: random.Random) -> list[str]:
+    rollouts = rng.choice((0, 1, 2))
+    return [
+        f"--value_pretraining.enabled={'true' if rollouts else 'false'}",
+        f"--value_pretraining.max_rollouts={rollouts}",
+        f"--value_pretraining.min_rollouts={rng.randint(0, rollouts)}",
+        "--value_pretraining.patience=1",
+        f"--value_pretraining.replays={rng.choice((0, 1))}",
+        f"--value_pretraining.held_out_share={rng.choice((0.1, 0.5, 0.9))}",
+    ]

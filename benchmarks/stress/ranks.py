@@ -1,0 +1,156 @@
+"""Run random settings on several ranks: do all perform the same collectives, and does each end?
+
+    python -m benchmarks.stress.ranks --runs 200 --seed 0
+    python -m benchmarks.stress.ranks --runs 1 --start 17 --seed 0 --folder FOLDER    # run 17 alone
+
+Run i of a seed is always the same: a preset with tiny sizes, ddp, fsdp2 or two copies of shards
+(hsdp), 2 or 4 ranks, and what may set ranks apart: token budgets, prompts and evaluation sets that
+do not divide, ranks without rows, dynamic sampling, KL, bootstrap, audit, adapters, checkpoints.
+Some are resumed, some evaluated. Each has a limit of time, beyond which it is killed as stuck. The
+collectives of all ranks (operation, shapes, types) are compared when it has ended.
+
+The last line is JSON: runs, stuck, mismatched (ranks differ in collectives or in how they ended),
+failed (an error on every rank), refused (settings that contradict each other), seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+from lightning.pytorch.strategies import StrategyRegistry
+from transformers.utils import logging as transformers_logging
+
+from benchmarks.stress.rank_settings import Stage, invent
+from benchmarks.stress.rank_workers import Outcome, Workers, parted
+from lightning_vcppo.cli import lightning_cli  # noqa: F401 (imported once, before the workers fork)
+from lightning_vcppo.data.tiny_tokenizer import default_tokenizer
+from lightning_vcppo.distributed.fsdp2 import FSDP2Strategy
+from lightning_vcppo.models import loading
+from lightning_vcppo.models.hf_folders import write_folder
+
+TINY = {
+    "model_type": "qwen2",
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+}
+MOST_RANKS = 4
+REFUSED = ("UserError", "ValueError", "SystemExit")
+
+
+def main() -> None:
+    """Do the runs."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--start", type=int, default=0, help="number of the first run")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=float, default=120.0, help="seconds of one command")
+    parser.add_argument("--folder", type=Path, help="keep what the runs write")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.folder or Path(scratch)
+        runs = range(args.start, args.start + args.runs)
+        print(json.dumps(stress(runs, args.seed, folder, args.limit)))
+
+
+def stress(runs: range, seed: int, folder: Path, limit_s: float) -> dict[str, float]:
+    """Do runs, print what is wrong with them, and count it.
+
+    Args:
+        runs: Their numbers.
+        seed: Of all of them.
+        folder: Where they write.
+        limit_s: Seconds that one command may take.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    transformers_logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    StrategyRegistry.register("hsdp", FSDP2Strategy, shards=2, override=True)
+    actor, sets = prepare(folder)
+    counts: Counter[str] = Counter(dict.fromkeys(("stuck", "mismatched", "failed", "refused"), 0))
+    began = time.monotonic()
+    workers = Workers(MOST_RANKS)
+    try:
+        for number in runs:
+            started = time.monotonic()
+            verdict, why, stages = one_run(workers, seed * 100_000 + number, folder, actor, sets)
+            counts[verdict] += 1
+            took = time.monotonic() - started
+            first = stages[0]
+            print(f"{number}: {verdict}, {took:.1f} s, {first.strategy} x {first.ranks} {why}")
+            if verdict in ("stuck", "mismatched", "failed"):
+                for stage in stages:
+                    print("    vcppo", " ".join(stage.words))
+    finally:
+        workers.stop()
+    del counts["well"]
+    return {"runs": len(runs), **counts, "seconds": round(time.monotonic() - began, 1)}
+
+
+def prepare(folder: Path) -> tuple[Path, Path]:
+    """Write a tiny actor and two evaluation sets that no number of ranks divides."""
+    tokenizer = default_tokenizer(320)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = loading.build_actor(TINY, tokenizer)
+    actor, sets = folder / "actor", folder / "sets"
+    write_folder(actor, model, tokenizer)
+    sets.mkdir(parents=True, exist_ok=True)
+    for name, size in (("three", 3), ("five", 5)):
+        rows = [{"problem": f"What is {i} + {size}?", "answer": i + size} for i in range(size)]
+        (sets / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return actor, sets
+
+
+def one_run(
+    workers: Workers, seed: int, folder: Path, actor: Path, sets: Path, limit_s: float = 120.0
+) -> tuple[str, str, list[Stage]]:
+    """Do one run and compare its ranks.
+
+    Returns:
+        "well", "stuck", "mismatched", "failed" or "refused"; why; its commands.
+    """
+    stages = invent(seed, actor, sets)
+    place = folder / f"run_{seed}"
+    place.mkdir(parents=True, exist_ok=True)
+    for stage in stages:
+        words = [
+            *stage.words,
+            f"--trainer.strategy={stage.strategy}",
+            f"--trainer.devices={stage.ranks}",
+            f"--trainer.default_root_dir={place}",
+        ]
+        outcomes = workers.run(words, stage.ranks, place, limit_s)
+        verdict, why = judge(outcomes)
+        if verdict != "well":
+            return verdict, f"{stage.words[0]}: {why}", stages
+    return "well", "", stages
+
+
+def judge(outcomes: list[Outcome] | None) -> tuple[str, str]:
+    """Say how a command went, and what is wrong with it."""
+    if outcomes is None:
+        return "stuck", ""
+    errors = {outcome.error for outcome in outcomes}
+    difference = parted([outcome.collectives for outcome in outcomes])
+    if difference or len(errors) > 1:
+        return "mismatched", " ".join([difference, *errors])
+    (error,) = errors
+    if not error:
+        return "well", ""
+    return ("refused" if error.startswith(REFUSED) else "failed"), error
+
+
+if __name__ == "__main__":
+    main()

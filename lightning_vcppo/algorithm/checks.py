@@ -1,0 +1,63 @@
+"""Checks of arguments: a tensor that broadcasts by chance gives a wrong number, and no error.
+
+Every public function of this package checks shapes and types before it computes, and raises a
+ValueError that names both shapes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_mask(name: str, mask: Tensor) -> None:
+    """Refuse a mask that is not boolean.
+
+    Raises:
+        ValueError: With the type it has.
+    """
+    if mask.dtype != torch.bool:
+        raise ValueError(f"{name} must be boolean, got {mask.dtype}")
+
+
+def check_same_shape(name: str, like: Tensor, **others: Tensor | None) -> None:
+    """Refuse tensors whose shape is not that of `like`; None is passed over.
+
+    Raises:
+        ValueError: With both shapes.
+    """
+    for other, tensor in others.items():
+        if tensor is not None and tensor.shape != like.shape:
+            raise ValueError(
+                f"{other} and {name} must share a shape, got {tuple(tensor.shape)} and "
+                f"{tuple(like.shape)}"
+            )
+
+
+def check_tokens(response_mask_BT: Tensor, **tensors_BT: Tensor | None) -> None:
+    """Refuse a response mask that is not boolean and (B, T), and tensors of another shape.
+
+    Raises:
+        ValueError: With the type, or both shapes.
+    """
+    check_mask("response_mask_BT", response_mask_BT)
+    if response_mask_BT.ndim != 2:
+        raise ValueError(
+            f"response_mask_BT must have shape (B, T), got {tuple(response_mask_BT.shape)}"
+        )
+    check_same_shape("response_mask_BT", response_mask_BT, **tensors_BT)
+
+
+def check_sequences(response_mask_BT: Tensor, **tensors_B: Tensor | None) -> None:
+    """Refuse tensors that do not have one element for each row of the mask.
+
+    Raises:
+        ValueError: With both shapes.
+    """
+    for name, tensor in tensors_B.items():
+        if tensor is not None and tensor.shape != response_mask_BT.shape[:1]:
+            raise ValueError(
+                f"{name} must have shape (B,) = {tuple(response_mask_BT.shape[:1])} for "
+                f"response_mask_BT of shape {tuple(response_mask_BT.shape)}, "
+                f"got {tuple(tensor.shape)}"
+            )

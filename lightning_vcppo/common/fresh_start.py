@@ -1,0 +1,17 @@
+"""Where one run ends and the next begins, for objects that several runs may use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+def begins_anew(trainer: Trainer) -> bool:
+    """Tell whether a Trainer that sets up `fit` has trained nothing yet.
+
+    A checkpoint, if there is one, is restored after that. A Trainer whose `fit` is called again
+    continues its own run, as Lightning does.
+    """
+    return trainer.fit_loop.epoch_loop.batch_progress.total.completed == 0

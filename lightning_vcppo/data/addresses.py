@@ -1,0 +1,101 @@
+"""How a source is written in one string: `math-ai/aime25@main:default[test]`.
+
+    data/aime24.jsonl           .jsonl .json .txt (JSON Lines too) .csv .tsv .parquet,
+                                each also behind .gz, .xz or .zst
+    data/part-*.parquet         the files of a pattern, in the order of their names
+    data/aime                   a folder, as `datasets.load_dataset` or `save_to_disk` knows it
+    math-ai/aime25              a data set of the hub
+    reasoning_gym:chain_sum     a task of reasoning-gym, generated from `size` and `seed`
+
+Behind a folder or an id of the hub may stand `:config` and `[split]`, behind an id `@revision`. What
+exists under the whole name is that, brackets and all.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from lightning_vcppo.common.suggestions import near_file
+from lightning_vcppo.data.files import is_data_file
+
+REASONING_GYM = "reasoning_gym"
+
+_GYM_TASK = re.compile(rf"{REASONING_GYM}[:/](\w+)")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_ADDRESS = re.compile(
+    r"(?P<path>.+?)(?:@(?P<revision>[^@:\[\]]+)|:(?P<config>[^@:\[\]]+))*(?:\[(?P<split>.+)\])?"
+)
+_PATTERN = re.compile(r"[*?]")
+
+
+class HubAddress(NamedTuple):
+    """A data set of the hub, or a folder that `datasets` reads.
+
+    Attributes:
+        path: Id or folder.
+        revision: Branch, tag or commit of an id.
+        config: Configuration (subset).
+        split: Such as "train" or "train[:100]".
+    """
+
+    path: str | Path
+    revision: str | None = None
+    config: str | None = None
+    split: str | None = None
+
+
+def gym_task(address: str) -> str | None:
+    """Return the task of reasoning-gym that an address names, None if it names none."""
+    task = _GYM_TASK.fullmatch(address)
+    return task[1] if task else None
+
+
+def find_source(address: str) -> list[Path] | HubAddress:
+    """Return the files of an address, or the data set that `datasets` reads.
+
+    Args:
+        address: See the head of this file; not a task of reasoning-gym.
+
+    Raises:
+        ValueError: There is no such file, pattern or folder, and it is no id either.
+    """
+    if not address or "\0" in address:
+        raise ValueError(
+            f"path: expected a file, a folder or a data set of the hub, got {address!r}"
+        )
+    file = Path(address).expanduser()
+    if file.is_dir():
+        return HubAddress(file)
+    if file.exists():
+        return [file]
+    if file.is_symlink():
+        raise ValueError(
+            f"{address}: a symbolic link to {os.readlink(file)}, which leads to no file"
+        )
+    if _PATTERN.search(file.name) and file.parent.is_dir():
+        return _matching(file)
+    parts = _ADDRESS.fullmatch(address)
+    assert parts is not None
+    revision, config, split = parts["revision"], parts["config"], parts["split"]
+    folder = Path(parts["path"]).expanduser()
+    if folder.is_dir():
+        if revision:
+            raise ValueError(f"{address}: a folder has no revision; leave @{revision} out")
+        return HubAddress(folder, None, config, split)
+    if _HUB_ID.fullmatch(parts["path"]) and not is_data_file(folder.name):
+        if not folder.parent.exists():
+            return HubAddress(parts["path"], revision, config, split)
+    if not file.parent.is_dir():
+        raise ValueError(f"{address}: no such file, the folder {file.parent} does not exist")
+    raise ValueError(f"{address}: no such file{near_file(file)}")
+
+
+def _matching(pattern: Path) -> list[Path]:
+    """Return the files that a pattern matches, in the order of their names."""
+    files = sorted(file for file in pattern.parent.glob(pattern.name) if file.is_file())
+    if not files:
+        raise ValueError(f"{pattern}: no file matches this pattern")
+    return files

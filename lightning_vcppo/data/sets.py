@@ -1,0 +1,91 @@
+"""Evaluation sets: by name, as a path or with settings of their own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, get_args
+
+from lightning_vcppo.common.errors import require
+from lightning_vcppo.common.suggestions import did_you_mean
+from lightning_vcppo.data.answers import ReadKind
+from lightning_vcppo.data.prompts import HELD_OUT
+
+Paths = str | list[str] | None
+
+
+@dataclass(frozen=True)
+class ProblemSet:
+    """Where problems come from, and how they are read.
+
+    Attributes:
+        path: A file, a pattern, a folder, a hub id, `reasoning_gym:TASK`, or several of these; None
+            generates problems.
+        answer_kind: Of which kind its answers are; "auto" finds it out.
+        problem_field: Where a row holds the problem; None is `--data.problem_field`.
+        answer_field: Where a row holds the answer; None is `--data.answer_field`.
+        split: Of a data set; None is `--data.val_split`.
+    """
+
+    path: str | list[str] | None = None
+    answer_kind: ReadKind = "auto"
+    problem_field: str | None = None
+    answer_field: str | None = None
+    split: str | None = None
+
+    @property
+    def paths(self) -> list[str]:
+        """Its sources."""
+        return as_list(self.path)
+
+    def with_defaults(self, **defaults: str | None) -> ProblemSet:
+        """Return the set, with the defaults of what it leaves open."""
+        missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        return replace(self, **missing)  # type: ignore[arg-type]
+
+
+def as_list(paths: Paths) -> list[str]:
+    """Return paths as a list; none is an empty one."""
+    return [paths] if isinstance(paths, str) else list(paths or [])
+
+
+def named_sets(
+    evaluation_sets: Mapping[str, Paths | ProblemSet | dict[str, Any]],
+) -> dict[str, ProblemSet]:
+    """Return evaluation sets by name.
+
+    Args:
+        evaluation_sets: Paths, `ProblemSet`s, or the fields of one, by names.
+
+    Raises:
+        ValueError: A name, which becomes part of metrics' names, is not fit for that, or a set has
+            a field or a kind that there is not.
+    """
+    for name in evaluation_sets:
+        require(
+            bool(re.fullmatch(r"[\w.-]+", name)) and name != HELD_OUT,
+            "evaluation_sets: expected names of letters, digits, '_', '-' and '.', other than "
+            f"{HELD_OUT}, got {name!r}",
+        )
+    return {name: _as_set(name, given) for name, given in evaluation_sets.items()}
+
+
+def _as_set(name: str, given: Paths | ProblemSet | dict[str, Any]) -> ProblemSet:
+    if isinstance(given, dict):
+        known = [field.name for field in fields(ProblemSet)]
+        for key in given:
+            require(
+                key in known,
+                f"evaluation_sets: {name} has no field {key!r}{did_you_mean(key, known)}; "
+                f"expected {', '.join(known)}",
+            )
+        given = ProblemSet(**given)
+    elif not isinstance(given, ProblemSet):
+        given = ProblemSet(given)
+    require(
+        given.answer_kind in get_args(ReadKind),
+        f"evaluation_sets: {name} has the answer_kind {given.answer_kind!r}; expected one of "
+        f"{', '.join(get_args(ReadKind))}",
+    )
+    return given

@@ -1,0 +1,105 @@
+r"""Texts that come in from outside: as text, and as their author meant them.
+
+A file may hold texts that no author meant: `"\frac"` with a single backslash is, in JSON, a form
+feed and "rac", `"\theta"` a tab and "heta". A model would be asked nonsense, silently. So every text
+of a row (question, turns, choices, answer, solution) and of a flag is checked here.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_CONTROL_BYTES = bytes({*range(32), 127} - set(b"\t\n\r"))
+_ESCAPES = {"\b": "b", "\f": "f", "\t": "t", "\n": "n", "\r": "r"}
+# Remains of commands that begin no English word.
+_REMAINS = {
+    "\t": (
+        "heta",
+        "imes",
+        "riangle",
+        "ext{",
+        "extbf",
+        "extrm",
+        "extit",
+        "frac",
+        "ilde{",
+        "herefore",
+    ),
+    "\n": ("eq", "abla", "otin"),
+    "\r": ("ight", "ho"),
+}
+_COMMAND = re.compile("[A-Za-z]*")
+
+
+class InvalidRow(ValueError):
+    """A row that holds no problem with an answer of the kind that was asked for."""
+
+
+def plain(value: object) -> object:
+    """Return a cell as JSON would have it: bytes as text, decimals as integers or as text.
+
+    Raises:
+        InvalidRow: The bytes are not UTF-8.
+    """
+    if isinstance(value, str):  # most are
+        return value
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise InvalidRow("expected text in UTF-8, found other bytes") from None
+    if isinstance(value, Decimal):
+        return int(value) if value.is_finite() and value == int(value) else str(value)
+    return value
+
+
+def check_text(text: str, name: str) -> None:
+    """Check that a text holds characters only that its author can have meant.
+
+    Args:
+        text: Any.
+        name: Of the text, for the message, such as "the problem".
+
+    Raises:
+        InvalidRow: It does not; the message has the place.
+    """
+    if fault := fault_in(text):
+        raise InvalidRow(f"{name} holds {fault}")
+
+
+def fault_in(text: str) -> str | None:
+    """Return the first character of a text that no author meant, in words; None if there is none.
+
+    It takes about a nanosecond a character.
+    """
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError as error:
+        return f"half a surrogate pair (character {error.start + 1}), which UTF-8 cannot write"
+    if len(encoded.translate(None, _CONTROL_BYTES)) < len(encoded):
+        found = _CONTROL.search(text)
+        assert found is not None
+        return _describe(text, found.start())
+    for character, remains in _REMAINS.items():
+        if character in text:
+            for rest in remains:
+                if (place := text.find(character + rest)) >= 0:
+                    return _describe(text, place)
+    return None
+
+
+def _describe(text: str, place: int) -> str:
+    character = text[place]
+    where = f"(character {place + 1})"
+    if character == "\0":
+        return f"a NUL byte {where}"
+    rest = _COMMAND.match(text, place + 1)
+    if character in _ESCAPES and rest and rest[0]:
+        command = _ESCAPES[character] + rest[0][:20]
+        return (
+            f"the control character {character!r} in front of {rest[0][:20]!r} {where}: LaTeX's "
+            rf"\{command} with one backslash; write \\{command} in JSON"
+        )
+    return f"the control character {character!r} {where}"

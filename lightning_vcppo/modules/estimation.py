@@ -1,0 +1,105 @@
+"""From a scored rollout to what the updates learn from: advantages and value targets.
+
+Shapes: B responses, T response tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_vcppo.algorithm import advantages, losses
+from lightning_vcppo.algorithm.statistics import Reduce, whiten
+from lightning_vcppo.rollouts.rollout import Rollout
+from lightning_vcppo.settings import AdvantageSettings, PolicySettings
+
+
+def estimate_advantages(
+    rollout: Rollout,
+    settings: AdvantageSettings,
+    *,
+    lambda_critic: float,
+    bootstrap_B: Tensor | None,
+    reduce: Reduce,
+) -> Rollout:
+    """Compute advantages and, with a critic, value targets; called on every rank.
+
+    Args:
+        rollout: With scores and, for GAE, rewards and values.
+        settings: Of the estimator.
+        lambda_critic: Of the value targets; 1 makes them Monte-Carlo returns.
+        bootstrap_B: V after the last token of truncated responses; None ends all with 0.
+        reduce: Sums a small tensor over ranks.
+    """
+    if settings.estimator == "group":
+        return _of_groups(rollout, settings)
+    assert rollout.rewards_BT is not None and rollout.values_BT is not None
+    mask_BT = rollout.response_mask_BT
+    lambda_actor: float | Tensor = settings.lambda_actor
+    if settings.length_adaptive_alpha is not None:
+        lambda_actor = advantages.length_adaptive_lambda(
+            rollout.response_lengths_B, settings.length_adaptive_alpha
+        )
+    advantages_BT, returns_BT = advantages.decoupled_gae(
+        rollout.rewards_BT,
+        rollout.values_BT,
+        mask_BT,
+        gamma=settings.gamma,
+        lambda_actor=lambda_actor,
+        lambda_critic=lambda_critic,
+        bootstrap_B=bootstrap_B,
+    )
+    if settings.explained_variance_gate:
+        advantages_BT, _ = advantages.explained_variance_gate(
+            advantages_BT, returns_BT, rollout.values_BT, rollout.scores_B, mask_BT, reduce=reduce
+        )
+    return rollout.with_(advantages_BT=advantages_BT, returns_BT=returns_BT)
+
+
+def _of_groups(rollout: Rollout, settings: AdvantageSettings) -> Rollout:
+    """Compute the critic-free advantages of GRPO."""
+    advantages_B = advantages.group_advantages(
+        rollout.scores_B, rollout.group_ids_B, normalize_std=settings.normalize_group_std
+    )
+    advantages_BT = torch.where(rollout.response_mask_BT, advantages_B[:, None], 0.0)
+    return rollout.with_(advantages_BT=advantages_BT)
+
+
+def whiten_advantages(rollout: Rollout, *, reduce: Reduce) -> Rollout:
+    """Scale the advantages to mean 0 and variance 1 over the tokens of all ranks."""
+    assert rollout.advantages_BT is not None
+    whitened_BT = whiten(rollout.advantages_BT, rollout.response_mask_BT, reduce=reduce)
+    return rollout.with_(advantages_BT=whitened_BT)
+
+
+def correct_mismatch(
+    rollout: Rollout,
+    mode: Literal["truncate", "mask"],
+    settings: PolicySettings,
+    *,
+    reduce: Reduce,
+) -> tuple[Rollout, dict[str, float]]:
+    """Weigh tokens by how far the sampler is from the policy; called on every rank.
+
+    Args:
+        rollout: With log-probabilities under the sampler and under the policy.
+        mode: Whether large weights are cut to the cap, or their tokens left out.
+        settings: With the cap.
+        reduce: Sums a small tensor over ranks.
+
+    Returns:
+        The rollout with its weights, and `mismatch/*` metrics.
+    """
+    assert rollout.old_logprobs_BT is not None
+    weights_BT, trusted_BT, metrics = losses.truncated_importance_weights(
+        rollout.old_logprobs_BT,
+        rollout.sampler_logprobs_BT,
+        rollout.response_mask_BT,
+        cap=settings.importance_cap,
+        mode=mode,
+        reduce=reduce,
+    )
+    corrected = rollout.with_(importance_weights_BT=weights_BT, trusted_BT=trusted_BT)
+    return corrected, {f"mismatch/{key}": float(value) for key, value in metrics.items()}
