@@ -1,10 +1,10 @@
 """Change a file in one place at a time, and check whether its tests notice.
 
-    python -m benchmarks.stress.mutation losses --sample 150
-    python -m benchmarks.stress.mutation losses --sample 150 --show    # what no test has noticed
+    python -m benchmarks.stress.mutation algorithm/losses --sample 150
+    python -m benchmarks.stress.mutation algorithm/losses --sample 150 --show    # the survivors
 
 A mutant is the file with one operator, comparison, constant, condition or argument changed, or one
-statement removed. It is killed if `tests/test_losses*.py` fail, crash or run far too long on it.
+statement removed. It is killed if `tests/algorithm/test_losses*.py` fail, crash or run far too long.
 A survivor shows what no test checks, or is no fault at all, such as `min` of one value. Texts of
 errors are not changed, because tests should not fix them.
 
@@ -200,16 +200,17 @@ def _short(node: ast.AST) -> str:
 def warm_up(name: str) -> list[str]:
     """Import the modules that the tests of a file import, and return the tests."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    tests = [str(path) for path in sorted((ROOT / "tests").glob(f"test_{name}*.py"))]
+    place = Path("tests", name)
+    tests = [str(path) for path in sorted((ROOT / place.parent).glob(f"test_{place.name}*.py"))]
     if not tests:
-        raise SystemExit(f"no tests/test_{name}*.py")
+        raise SystemExit(f"no {place.parent}/test_{place.name}*.py")
     import hypothesis
     import pytest  # noqa: F401
 
     phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]  # shrinking takes minutes
     hypothesis.settings.register_profile("mutation", phases=phases, database=None, deadline=None)
     hypothesis.settings.load_profile("mutation")
-    for module in ("tests.conftest", "tests.support.ranks", f"{PACKAGE}.{name}"):
+    for module in ("tests.conftest", "tests.support.ranks", _qualified(name)):
         importlib.import_module(module)
     return tests
 
@@ -248,6 +249,11 @@ def survives(name: str, mutant: Mutant, tests: Sequence[str], watch: Stopwatch) 
     return status == 0
 
 
+def _qualified(name: str) -> str:
+    """Return the import name of a file of the library."""
+    return f"{PACKAGE}.{name.replace('/', '.')}"
+
+
 def _run_tests(name: str, mutant: Mutant, tests: Sequence[str], watch: Stopwatch) -> int:
     """Run the tests on a mutant, without output."""
     import pytest
@@ -259,12 +265,17 @@ def _run_tests(name: str, mutant: Mutant, tests: Sequence[str], watch: Stopwatch
         size = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + BYTES, size + BYTES))
     signal.setitimer(signal.ITIMER_PROF, SECONDS)  # ends the process, also within C code
-    qualified = f"{PACKAGE}.{name}"
+    qualified = _qualified(name)
+    package, _, short = qualified.rpartition(".")
     module = types.ModuleType(qualified)
     module.__file__ = str(ROOT / PACKAGE / f"{name}.py")
     sys.modules[qualified] = module
-    setattr(sys.modules[PACKAGE], name, module)
     exec(compile(mutant.tree, module.__file__, "exec"), module.__dict__)
+    exported = vars(sys.modules[package])
+    for key, value in list(exported.items()):  # the package's own names for what the file defines
+        if getattr(value, "__module__", None) == qualified and key in module.__dict__:
+            exported[key] = module.__dict__[key]
+    exported[short] = module
     options = ["-x", "-q", "--hypothesis-seed=0", "-pno:cacheprovider", "-pno:xdist", "--timeout=0"]
     return int(pytest.main([*options, f"--rootdir={ROOT}", *tests], [watch]))
 
@@ -272,7 +283,7 @@ def _run_tests(name: str, mutant: Mutant, tests: Sequence[str], watch: Stopwatch
 def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser("python -m benchmarks.stress.mutation", description=__doc__)
-    parser.add_argument("name", help="file of the library, such as losses")
+    parser.add_argument("name", help="file of the library, such as algorithm/losses")
     parser.add_argument("--sample", type=int, default=150, help="mutants, at random; 0 takes all")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--seconds", type=float, default=1e9, help="end after so much time")
@@ -280,7 +291,7 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="list the survivors, and run nothing")
     arguments = parser.parse_args()
     name = arguments.name
-    output = arguments.output or Path("runs", "mutation", f"{name}.jsonl")
+    output = arguments.output or Path("runs", "mutation", f"{name.replace('/', '.')}.jsonl")
     output.parent.mkdir(parents=True, exist_ok=True)
     seen = output.read_text().splitlines() if output.exists() else []
     done = {row["what"]: bool(row["killed"]) for row in map(json.loads, seen)}
