@@ -4,7 +4,7 @@
     python -m benchmarks.stress.mutation algorithm/losses --sample 150 --show    # the survivors
 
 A mutant is the file with one operator, comparison, constant, condition or argument changed, or one
-statement removed. It is killed if `tests/algorithm/test_losses*.py` fail, crash or run far too long.
+statement removed. It is killed if `tests/algorithm/test_losses*.py` fail, crash or run too long.
 A survivor shows what no test checks, or is no fault at all, such as `min` of one value. Texts of
 errors are not changed, because tests should not fix them.
 
