@@ -5,7 +5,7 @@ threads of the CPU. The last line is JSON:
 
     loop_s    the usual loop over T with a mask, once for each lambda
     gae_s     lightning_vcppo.algorithm.advantages.decoupled_gae
-    cumsum_s  one torch.cumsum over the same shape: what moving the data costs
+    cumsum_s  one torch.cumsum over the same shape: the cost of moving the data
     speedup   loop_s / gae_s
 
 Shape suffixes: B sequences, T response tokens.

@@ -1,22 +1,22 @@
-"""Whole rollouts, beside TRL's PPOTrainer and by length: `python -m benchmarks.iteration`.
+"""Time complete rollouts, against TRL and by length: `python -m benchmarks.iteration`.
 
 One rollout is 64 prompts sampled, graded and scored, and one epoch of one mini-batch of actor and
 critic: `VCPPOModule` under a Lightning Trainer against TRL with the same model, prompts and limits,
 in turn, on two threads of the CPU. On W every response has 256 tokens; on W-tail lengths have a
-long tail. Both start from the same weights; where a response has an end, both stop at it. TRL needs
-the extra `bench`.
+long tail. Both start from the same weights, and both stop at the end of a response. TRL needs the
+extra `bench`.
 
-TRL always reads a reference policy, VC-PPO has none by default: "with a reference" adds one, for
-those who want that, too. The last line is JSON:
+TRL always reads a reference policy, and VC-PPO has none by default: "with a reference" adds one to
+compare. The last line is JSON:
 
     speedup_vs_trl, tail_speedup_vs_trl       seconds of TRL / ours, on W and on W-tail
     speedup_vs_trl_with_reference, tail_...   the same with a reference on both sides
     generate_s, score_s, update_s, tail_...   our seconds
 
 `--growth` instead measures a rollout of W with 8 prompts at response lengths of 256, 512, ...,
-4,096 tokens, each in a process of its own: seconds, and the peak of memory beyond libraries and
+4,096 tokens, each in its own process: seconds, and the peak of memory above libraries and
 models. It draws docs/images/growth.png. Memory grows with the tokens of a micro-batch, which the
-update holds at once, and so no further than `ppo_max_token_len_per_gpu` lets it.
+update holds at once, up to `ppo_max_token_len_per_gpu`.
 """
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ GROWTH_PROMPTS, GROWTH_IMAGE = 8, Path("docs/images/growth.png")
 
 
 def parity(response: str, answer: int) -> float:
-    """Reward about half of all responses, for nothing."""
+    """Reward about half of all responses, at no cost."""
     return 1.0 if len(response) % 2 else -1.0
 
 
 @dataclass
 class Measured(Callback):
-    """What rollouts took.
+    """Measurements of rollouts.
 
     Attributes:
-        seconds: Of each rollout, from batch to logged metrics.
-        parts: Of its parts.
+        seconds: Seconds of each rollout, from the batch to the logged metrics.
+        parts: Seconds of its parts.
         tokens: Response tokens.
     """
 
@@ -94,11 +94,11 @@ class Measured(Callback):
 def our_iteration(
     work: Workload, folder: Path, *, reference: bool = False
 ) -> tuple[Callable[[], float], Measured]:
-    """Return a function that does one rollout and returns its seconds, and what it measures.
+    """Return a function that does one rollout and returns its seconds, and its measurements.
 
     Args:
         work: The workload.
-        folder: Where the actor is written.
+        folder: Directory to which the actor is written.
         reference: Whether there is a reference policy.
     """
     work.model().save_pretrained(folder)

@@ -2,12 +2,12 @@
 
 Forward and backward from hidden states to log-probabilities, with gradients of hidden states and
 weight, at the vocabulary of Qwen2.5 and the width of SmolLM2-135M; two threads of the CPU. Each
-peak of memory is measured in a process of its own, beyond inputs and libraries; the two gradients
+peak of memory is measured in its own process, above inputs and libraries; the two gradients
 are part of it. Times are medians of runs in turn. By default it takes about ten minutes and 20 GB,
-nearly all for the full logits; `--dtype` and `--tokens` do less.
+nearly all for the full logits; `--dtype` and `--tokens` reduce that.
 
-The reference is what one writes first: logits, log_softmax in float32, gather. `--entropy` says
-what is asked of it beside the log-probabilities: "none", "logged" (without its gradient, as PPO
+The reference is the usual implementation: logits, log_softmax in float32, gather. `--entropy` sets
+what it returns in addition to the log-probabilities: "none", "logged" (without its gradient, as PPO
 usually reports it) or "gradient" (an entropy bonus). `token_logprobs` always returns the entropy.
 
 The last line is JSON, where R is float32 or bfloat16:
@@ -41,13 +41,13 @@ from lightning_vcppo.models.logprobs import token_logprobs
 
 HIDDEN, VOCABULARY = 576, 151_936
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-TOLERANCE = {"float32": 2e-6, "bfloat16": 0.03}  # of the gradients, relative, in norm
+TOLERANCE = {"float32": 2e-6, "bfloat16": 0.03}  # relative difference of the gradients, in norm
 
 
 def full_logits(
     hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, entropy: str
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute log-probabilities, and the entropy if it is asked for, from all logits at once."""
+    """Compute log-probabilities, and the entropy if requested, from all logits at once."""
     logp_NV = (hidden_NH @ weight_VH.T).float().log_softmax(-1)
     logprobs_N = logp_NV.gather(1, targets_N[:, None])[:, 0]
     if entropy == "none":
@@ -91,8 +91,8 @@ def check(dtype: str, entropy: str) -> None:
 
 
 def extra_peak(way: str, dtype: str, tokens: int, entropy: str) -> int:
-    """Return by how many bytes one run raises this process's peak."""
-    make_run(way, dtype, 2, entropy)()  # loads what the libraries load at their first use
+    """Return the bytes by which one run raises the peak of this process."""
+    make_run(way, dtype, 2, entropy)()  # the libraries load parts at their first use
     run = make_run(way, dtype, tokens, entropy)
     forget_peak()
     before = peak_bytes()

@@ -1,8 +1,8 @@
-"""What the benchmarks share: timing, peak memory, tables, and the reference workloads.
+"""Share timing, peak memory, tables and the reference workloads among the benchmarks.
 
-Speed is always a ratio between ways of doing the same thing, timed in turn in one process, so that
-whatever else the machine does falls on all of them. Peak memory only ever grows within a process,
-so each point of it has a process of its own.
+Speed is always a ratio between ways to do the same thing, timed in turn in one process, so that
+other load of the machine affects all of them. Peak memory never falls within a process, so each
+point of it has its own process.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ UNKNOWN = "1"
 
 
 def start() -> None:
-    """Fix threads and seed, and silence the libraries' announcements; call it first."""
+    """Set threads and seed, and silence the messages of libraries; call it first."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -62,14 +62,14 @@ def median_seconds(run: Callable[[], object], repeats: int) -> float:
 def alternating_seconds(
     runs: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1
 ) -> dict[str, list[float]]:
-    """Return wall times of several ways of doing one thing, a b c a b c ..., `repeats` of each.
+    """Return wall times of several ways to do one thing, a b c a b c ..., `repeats` of each.
 
-    A run that cannot be timed from outside may return its own seconds, a float.
+    A run that cannot be timed from outside may return its own seconds as a float.
 
     Args:
-        runs: What to time, by name.
-        repeats: Timed calls of each.
-        warm_up: Calls of each before them.
+        runs: Functions to time, by name.
+        repeats: Number of timed calls of each.
+        warm_up: Number of calls of each before them.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(-warm_up, repeats):
@@ -91,8 +91,8 @@ def speedup(times: Mapping[str, Sequence[float]], reference: str, ours: str) -> 
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process has held at once (resident set)."""
-    status = Path("/proc/self/status")  # getrusage would count what the parent held at the fork
+    """Return the peak of the resident set of this process, in bytes."""
+    status = Path("/proc/self/status")  # getrusage would include the parent at the fork
     if status.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
         return int(found[1]) * 1024
     unit = 1 if platform.system() == "Darwin" else 1024
@@ -100,7 +100,7 @@ def peak_bytes() -> int:
 
 
 def forget_peak() -> None:
-    """Let `peak_bytes` start again from what the process holds now; Linux only."""
+    """Reset the peak of `peak_bytes` to the memory that is used now; Linux only."""
     forget = Path("/proc/self/clear_refs")
     if forget.exists():
         forget.write_text("5")
@@ -110,7 +110,7 @@ def in_own_process(module: str, *arguments: object) -> dict[str, Any]:
     """Run `python -m MODULE ARGUMENTS` and return the JSON object on its last line.
 
     Raises:
-        RuntimeError: if it fails; the message ends with what it said.
+        RuntimeError: If it fails; the message ends with its output.
     """
     command = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -155,10 +155,10 @@ class Workload:
 
     Attributes:
         name: W or W-tail.
-        config: Of the model. All token ids below its vocabulary size are as good as equally likely.
+        config: Config of the model. All token ids in its vocabulary are about equally likely.
         prompts: Token ids of the prompts; none contains <eos> or <pad>.
-        max_response_length: In tokens.
-        eos_token_id: On W outside the vocabulary: no response ends before its limit.
+        max_response_length: Limit in tokens.
+        eos_token_id: On W outside the vocabulary, so that no response ends before its limit.
         pad_token_id: Inside the vocabulary, and sampled like any other id.
     """
 
@@ -186,12 +186,12 @@ def workload(
     """Return a reference workload.
 
     Args:
-        name: "W", 512 tokens of vocabulary and every response as long as it may be; or "W-tail", 64
-            of them, so that <eos> comes with a probability of about 1/64 a token and lengths have a
-            long tail.
-        prompts: Their number.
-        prompt_length: In tokens.
-        max_response_length: In tokens.
+        name: "W", with a vocabulary of 512 tokens and every response as long as its limit; or
+            "W-tail", with 64 tokens, so that <eos> comes with a probability of about 1/64 a token
+            and lengths have a long tail.
+        prompts: Number of prompts.
+        prompt_length: Tokens of each prompt.
+        max_response_length: Limit in tokens.
     """
     vocab_size = {"W": 512, "W-tail": 64}[name]
     eos, pad = (vocab_size, 0) if name == "W" else (1, 0)
@@ -214,16 +214,16 @@ def workload(
 
 
 def word_tokenizer(work: Workload, pad_token_id: int | None = None) -> PreTrainedTokenizerFast:
-    """Return a tokenizer whose ids are words: what trainers want beside a model.
+    """Return a tokenizer whose ids are words, because trainers require one.
 
     Args:
         work: The workload.
-        pad_token_id: Another one than the workload's.
+        pad_token_id: Id to use instead of that of the workload.
     """
     pad = work.pad_token_id if pad_token_id is None else pad_token_id
     size = max(work.config.vocab_size, work.eos_token_id + 1, pad + 1)
-    # transformers reads it as Qwen2's kind, letter by letter; a tokenizer that reads no text at all
-    # is refused, so one word is a figure.
+    # transformers reads it as a Qwen2 tokenizer, letter by letter, and refuses one that cannot
+    # read any text, so one word is a digit.
     words = {UNKNOWN if i == 2 else f"w{i}": i for i in range(size)}
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, unk_token=UNKNOWN)),
@@ -262,6 +262,6 @@ def actor_fields(config: str) -> dict[str, Any]:
 
 
 def write_actor(folder: Path, fields: Mapping[str, Any]) -> None:
-    """Write a model with random weights, and the tokenizer that a cold start trains along."""
+    """Write a model with random weights, and the tokenizer that a cold start trains."""
     tokenizer = default_tokenizer(320)
     write_folder(folder, build_actor(fields, tokenizer), tokenizer)

@@ -1,14 +1,15 @@
-"""Time what the monitors take of a rollout: `python -m benchmarks.monitors`.
+"""Time the monitors of a rollout: `python -m benchmarks.monitors`.
 
-A run of VC-PPO with the sizes of configs/demo/rl.yaml from random weights: 16 rollouts, an
-evaluation after every eighth. On a busy machine a run with monitors and one without differ by more
-than the monitors, so the clock runs inside their hooks.
+The run is VC-PPO with the sizes of configs/demo/rl.yaml from random weights: 16 rollouts, an
+evaluation after every eighth. On a busy machine two runs differ by more than the monitors take, so
+the time is measured inside their hooks.
+
 The last line is JSON:
 
     overhead    seconds in hooks during training, and in logging, by seconds of `training_step`
     rollout_s   seconds of `training_step`, a rollout
     hooks_ms    for each callback, milliseconds a rollout
-    logging_ms  what Lightning does to hand metrics to the loggers, those of the module included
+    logging_ms  Lightning's work to pass metrics to the loggers, those of the module included
     at_end_s    seconds after the last rollout: the final plots
 """
 

@@ -1,18 +1,19 @@
 """Compare `vcppo plan` with the memory that a run takes: `python -m benchmarks.plan`.
 
-Each workload has a process of its own on the CPU, and all responses are as long as they may be.
-It does two rollouts; of the second, when the optimizers have their moments, the peak of the
-resident set is read in each phase, above what it was before the models were loaded. Large pieces of
-memory go back to the system as soon as they are freed (MALLOC_MMAP_THRESHOLD_), so the resident set
-is what tensors occupy.
+Each workload has its own process on the CPU, and all responses are as long as their limit. It does
+two rollouts. In each phase of the second, when the optimizers have their moments, the peak of the
+resident set is read, above its size before the models were loaded. Large pieces of memory are
+returned to the system as soon as they are freed (MALLOC_MMAP_THRESHOLD_), so the resident set is
+the memory of tensors.
 
     tiny      configs/model/tiny_qwen2.yaml: 3 layers x 96
     smollm2   SmolLM2-135M from a folder (`make smollm2`): 30 layers x 576
 
 `_long`: a cache that grows; `_mixed`, `_half`: bf16-mixed and bf16-true instead of float32; `_one`:
-one micro-batch an update, and not four.
+one micro-batch an update instead of four.
 
-A row is a phase; `ratio` is plan by measurement. The last line is JSON: `tiny_sampling_ratio`, ...
+A row is a phase; `ratio` is the plan divided by the measurement. The last line is JSON:
+`tiny_sampling_ratio`, ...
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ from lightning_vcppo.settings import EngineSettings, SamplingSettings, UpdateSet
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a workload: prompts and their tokens, tokens of responses, of micro-batches; precision."""
+    """Sizes of a workload: prompts and their tokens, tokens of responses and of micro-batches."""
 
     prompts: int
     prompt: int
@@ -75,7 +76,7 @@ WORKLOADS = {
 
 
 def planned(folder: str, name: str) -> Run:
-    """Return what the planner is told of a workload."""
+    """Return the description of a workload for the planner."""
     work, shape = WORKLOADS[name], shape_of(AutoConfig.from_pretrained(folder), folder)
     return Run(
         actor=shape,
@@ -93,14 +94,14 @@ def planned(folder: str, name: str) -> Run:
 
 
 def held_bytes() -> int:
-    """Return what the process holds now."""
+    """Return the resident set of the process now."""
     gc.collect()
     forget_peak()
     return peak_bytes()
 
 
 class Bench(EndlessModule):
-    """Reads the peak of each phase of a rollout."""
+    """Read the peak of each phase of a rollout."""
 
     def prepare(self, batch: PromptBatch) -> None:
         """Take the prompts."""
@@ -163,7 +164,7 @@ def fit(folder: str, name: str, rollouts: int) -> Bench:
 
 
 def measure(folder: str, name: str) -> None:
-    """Print the peaks of a workload: what a process of its own does."""
+    """Print the peaks of a workload; runs in its own process."""
     start()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     WORKLOADS["warm_up"] = Sizes(2, 8, 8, 64, WORKLOADS[name].precision)
@@ -177,11 +178,11 @@ def measure(folder: str, name: str) -> None:
 
 
 def main() -> None:
-    """Measure every workload and print it beside the plan."""
+    """Measure every workload and print it next to the plan."""
     parser = argparse.ArgumentParser("python -m benchmarks.plan")
     parser.add_argument("--model", default="models/smollm2_135m", help="folder of SmolLM2-135M")
     parser.add_argument("--workload", choices=WORKLOADS, help="this one alone")
-    parser.add_argument("--folder", help="measure in this process, for a process of its own")
+    parser.add_argument("--folder", help="measure one workload in this process")
     arguments = parser.parse_args()
     if arguments.folder:
         return measure(arguments.folder, arguments.workload)

@@ -1,14 +1,14 @@
-"""Kill runs at random moments, resume them, and compare what they leave with a run never killed.
+"""Kill runs at random moments, resume them, and compare them with a run that was never killed.
 
     python -m benchmarks.resume --kills 25 --seed 0
 
-Two tiny runs, of VC-PPO with all that keeps state and of the cold start, are killed in turn, while
+Two tiny runs are killed in turn, VC-PPO with everything that keeps state and the cold start, while
 they sample, update, pretrain the critic, evaluate, write a checkpoint, write logs, or export. Each
-run is a process of its own, forked so that libraries are imported once.
+run has its own process, which is forked so that libraries are imported once.
 
-Compared are: the weights, byte by byte; all of the last checkpoint, optimizers and callbacks
-included; the columns of metrics.csv that do not tell a time; all other files (responses,
-diagnostics, plots) byte by byte; and the names of files, so that nothing is left over.
+The comparison covers the weights, byte by byte; the complete last checkpoint with optimizers and
+callbacks; the columns of metrics.csv that do not depend on time; all other files (responses,
+diagnostics, plots), byte by byte; and the names of files, so that nothing remains.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from benchmarks.measure import write_actor
 from lightning_vcppo.cli import main as program
 
 TIMES = ("time/", "rollout/tokens_per_second")
-"""How the names of metrics begin that tell a time; no two runs agree in them."""
+"""Prefixes of metrics that depend on time, in which no two runs agree."""
 
 NEVER_COMPARED = ("config.yaml", "stages.json")
-"""What was asked for, which names the run's folder, and what this file writes itself."""
+"""Files that contain the name of the run's directory or that this file writes itself."""
 
 TINY = {
     "model_type": "qwen2",
@@ -110,10 +110,10 @@ class Saboteur(Callback):
     """Send this process a signal within a stage of the run; without one, count the stages.
 
     Args:
-        stage: In which.
-        occurrence: At which of its occurrences in the run, from 0.
-        delay: Seconds after its beginning.
-        number: Of the signal.
+        stage: Stage in which the signal is sent.
+        occurrence: Number of the occurrence of the stage in the run, from 0.
+        delay: Seconds after the beginning of the stage.
+        number: Number of the signal.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Saboteur(Callback):
             self._seconds[stage].append(time.perf_counter() - self._open.pop(stage))
 
     def _watch(self, owner: Any, name: str, stage: Callable[[], str]) -> None:
-        """Make a stage of the calls of a method."""
+        """Make calls of a method a stage."""
         method = getattr(owner, name)
 
         def watched(*args: Any, **kwargs: Any) -> Any:
@@ -172,11 +172,11 @@ class Saboteur(Callback):
         self._leave("start")
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Between two training steps there are logs and files to write."""
+        """Begin the stage between two training steps, in which logs and files are written."""
         self._enter("log")
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        """End what is between two training steps."""
+        """End the stage between two training steps."""
         self._leave("log")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -192,13 +192,13 @@ class Saboteur(Callback):
         self._enter("export")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tell which stages there were, and how long they took."""
+        """Write the stages and how long they took."""
         self._leave("export")
         Path(trainer.default_root_dir, "stages.json").write_text(json.dumps(self._seconds))
 
 
 def run(arguments: list[str], log: Path) -> int:
-    """Run `vcppo` in a process of its own; return its exit code, or minus a signal's number."""
+    """Run `vcppo` in its own process; return its exit code, or minus the number of a signal."""
     sys.stdout.flush()
     if child := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -218,7 +218,7 @@ def run(arguments: list[str], log: Path) -> int:
 
 
 def differences(folder: Path, reference: Path) -> list[str]:
-    """Name what differs between what two runs have left."""
+    """Return the names of the files in which two runs differ."""
     files, expected = _files(folder), _files(reference)
     found = [f"{name}: only in one" for name in sorted(files ^ expected)]
     for name in sorted(files & expected):
@@ -246,7 +246,7 @@ def _rows(path: Path) -> list[list[tuple[str, str]]]:
 
 
 def _state(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, without the paths that Lightning's own callback keeps in there."""
+    """Read a checkpoint without the paths that Lightning's own callback keeps in it."""
     state: dict[str, Any] = torch.load(path, weights_only=True)
     state["callbacks"] = {
         key: value for key, value in state["callbacks"].items() if "ModelCheckpoint" not in key
@@ -261,17 +261,17 @@ def _equal(a: Any, b: Any) -> bool:
         return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(_equal, a, b))
-    return bool(a == b or (a != a and b != b))  # NaN is NaN
+    return bool(a == b or (a != a and b != b))  # NaN equals NaN here
 
 
 class Ring:
-    """The runs never killed, and those that are."""
+    """The runs that are never killed, and those that are."""
 
     def __init__(self, folder: Path) -> None:
-        """Make the model to start from and the references.
+        """Make the first model and the reference runs.
 
         Args:
-            folder: For all of it.
+            folder: Directory of all runs.
         """
         self._folder = folder
         torch.manual_seed(0)
@@ -289,7 +289,7 @@ class Ring:
         return ["fit", *RUNS[name], actor, f"--trainer.default_root_dir={root}", *more]
 
     def kill(self, index: int, name: str, rng: random.Random, number: int) -> tuple[str, list[str]]:
-        """Kill a run and resume it; return the stage that was hit, and what differs then."""
+        """Kill a run and resume it; return the stage of the kill, and the differences."""
         stages = {stage: times for stage, times in self._stages[name].items() if times}
         stage = rng.choice(sorted(stages))
         occurrence = rng.randrange(len(stages[stage]))
@@ -319,7 +319,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--signal", default="KILL", choices=["KILL", "TERM", "INT"])
-    parser.add_argument("--output", type=Path, help="folder that is kept; one is made and removed")
+    parser.add_argument("--output", type=Path, help="directory to keep; by default a temporary one")
     args = parser.parse_args()
     torch.set_num_threads(1)
     number = int(getattr(signal, f"SIG{args.signal}"))

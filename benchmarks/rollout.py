@@ -1,14 +1,14 @@
 """Time sampling against `transformers.generate`: `python -m benchmarks.rollout`.
 
 Both sample from the same weights on two threads of the CPU, in turn, in float32, at temperature 1,
-without top-k and top-p. The reference is called as its users do, batch after batch of 64.
+without top-k and top-p. The reference is called in the usual way, in batches of 64.
 
     fixed      W: 64 prompts of 32 tokens, 256 new tokens each
     long tail  W-tail: 512 prompts; <eos> ends a response after 64 tokens on average, 256 at most;
                both systems decode 64 rows at a time
 
-The raw-forward limit is what the decoding steps of W would take if a step were nothing but the
-model's own forward pass with a key-value cache of the mean length, and no tokens were sampled.
+The raw-forward limit is the time of the decoding steps of W if a step were only the model's own
+forward pass with a key-value cache of the mean length, without sampling.
 `--model FOLDER` adds the same for a model from a folder, such as SmolLM2-135M, at a smaller size.
 The last line is JSON: `fixed_speedup`, `long_tail_speedup`, `share_of_raw_forward`, ...
 """

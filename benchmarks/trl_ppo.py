@@ -1,8 +1,8 @@
-"""Whole iterations of TRL's PPOTrainer on a reference workload, to compare with.
+"""Run complete iterations of TRL's PPOTrainer on a reference workload, to compare with.
 
-Needs the extra `bench`. TRL 0.29.1 gets what it does best with, so that the comparison errs on its
-side: float32 like ours, no gradient checkpointing, a reward that costs nothing. It has no switch
-for the reference policy: its log-probabilities are computed even where the KL coefficient is 0.
+It needs the extra `bench`. TRL 0.29.1 gets its best settings, so that the comparison favours it:
+float32 like ours, no gradient checkpointing, a reward that costs nothing. It has no switch
+for the reference policy: its log-probabilities are computed even if the KL coefficient is 0.
 
 Shapes: B sequences, L tokens of prompt + response.
 """
@@ -29,13 +29,13 @@ from benchmarks.measure import Workload, word_tokenizer
 class LengthReward(nn.Module):
     """A reward that costs nothing, in the form of a reward model: +1 or -1 by the length's parity.
 
-    It also counts tokens, for it is what sees responses cut at their <eos>.
+    It also counts tokens, because it sees the responses cut at their <eos>.
     """
 
     base_model_prefix = "backbone"
 
     def __init__(self, pad_token_id: int, prompt_length: int) -> None:
-        """Remember what a response looks like."""
+        """Keep what is needed to recognise a response."""
         super().__init__()
         self.pad_token_id, self.prompt_length = pad_token_id, prompt_length
         self.response_tokens = 0
@@ -57,7 +57,7 @@ class TRLIteration:
 
     Attributes:
         tokens: Response tokens of each call, <eos> included.
-        generate_seconds: What TRL spent in `generate` in each call.
+        generate_seconds: Seconds of TRL in `generate`, for each call.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class TRLIteration:
 
         Args:
             work: The workload.
-            output_dir: TRL wants one; nothing is written to it.
+            output_dir: Directory that TRL requires; nothing is written to it.
             micro_batch_size: Responses of one forward pass in the update; None means all.
         """
         self.tokens: list[int] = []
@@ -94,7 +94,7 @@ class TRLIteration:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Keep TRL's announcements and warnings off the table."""
+    """Suppress the messages and warnings of TRL."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -108,12 +108,10 @@ def build_trainer(
     try:
         from trl.experimental.ppo import PPOConfig, PPOTrainer
     except ImportError as error:
-        raise SystemExit(
-            f"TRL is not there; pip install -e '.[bench]' brings it ({error})"
-        ) from None
+        raise SystemExit(f"TRL is not installed; run pip install -e '.[bench]' ({error})") from None
     size = len(work.prompts)
     micro_batch_size = micro_batch_size or size
-    # TRL tells padding by its id: one that the policy cannot sample.
+    # TRL recognises padding by its id, so it is one that the policy cannot sample.
     tokenizer = word_tokenizer(work, pad_token_id=work.config.vocab_size + 1)
     ends = work.eos_token_id < work.config.vocab_size
     settings = PPOConfig(

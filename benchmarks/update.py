@@ -4,14 +4,14 @@ One PPO update of actor and critic on 64 responses of W-tail (32 tokens of promp
 response, about 60 on average), two threads of the CPU, float32, AdamW.
 
     ours       `VCPPOModule.update_network` for both networks, as in training
-    reference  what is usually written: rows padded to the longest of the rollout, logits of every
-               place, log_softmax, gather; micro-batches of 16 rows, in the order of sampling
+    reference  the usual implementation: rows padded to the longest of the rollout, logits at every
+               position, log_softmax, gather; micro-batches of 16 rows, in the order of sampling
 
-Both do the same update; that is checked. Tokens a second count real tokens, prompts included. Model
+Both do the same update, which is checked. Tokens a second count real tokens with prompts. Model
 FLOPs are 6 a weight and token (forward 2, backward 4), and 12 x hidden x (mean length / 2) a layer
-and token for attention; embeddings count nothing, the head counts for response tokens. The peak is
-the best of a few float32 matrix products. Everything but attention processes real tokens alone; the
-real share is that of attention's places, the only ones that are padded.
+and token for attention; embeddings do not count, the head counts for response tokens. The peak is
+the best of a few float32 matrix products. Everything except attention processes only real tokens;
+the real share is that of the positions in attention, which are the only padded ones.
 
 `--layers smollm2` adds an update of four layers of SmolLM2-135M's size. The last line is JSON:
 `speedup`, `real_share`, `mfu`, ...
@@ -92,10 +92,10 @@ def random_rollout(rows: int, prompt: int, limit: int, vocab: int, stop: float) 
 
 
 class Bench(VCPPOModule):
-    """Each training step does the same update twice, ours and the reference's, and times both."""
+    """A module whose training step does the same update twice, ours and the reference, timed."""
 
     def prepare(self, rollout: Rollout) -> None:
-        """Take the responses that every step learns from."""
+        """Keep the responses that every step learns from."""
         self.responses = rollout
         self.times: dict[str, list[float]] = {"reference": [], "ours": []}
         self.difference = 0.0
@@ -129,7 +129,7 @@ class Bench(VCPPOModule):
             self.times["ours"].append(ended - middle)
 
     def reference_update(self, rollout: Rollout) -> None:
-        """Update actor and critic the usual way."""
+        """Update actor and critic in the usual way."""
         networks: Any = self.reference_networks
         actor, critic = networks
         assert rollout.old_logprobs_BT is not None and rollout.advantages_BT is not None
@@ -151,7 +151,7 @@ class Bench(VCPPOModule):
                 clip_ratio_low=0.2,
                 clip_ratio_high=0.2,
             )
-            with torch.no_grad():  # for the log, as everywhere
+            with torch.no_grad():  # for logging, as is usual
                 entropy_BT = -(logprobs_BTV.exp() * logprobs_BTV).sum(-1)
                 masked_mean(entropy_BT, mask_BT)
             (loss * share).backward()

@@ -2,23 +2,23 @@
 
 Both ways fit the same critic with the same settings on rollouts of the same frozen policy:
 
-    fresh   every rollout is fitted once and thrown away, as is usual
+    fresh   every rollout is fitted once and discarded, as is usual
     replay  each step fits the new rollout once and stored ones `REPLAYS` times (ours)
 
-Explained variance is of responses to other problems that neither way ever sees, the same for both.
-Tokens are all that were generated, those of responses that `replay` holds out included. The policy
-is cold-started here, on generated sums. Medians over seeds of the critic's data; the last line
-is JSON:
+Explained variance is measured on the same responses to other problems, which neither way sees.
+Tokens are all generated tokens, with those of responses that `replay` holds out. The policy
+is cold-started here, on generated sums. Results are medians over seeds of the critic's data; the
+last line is JSON:
 
-    token_ratio       tokens of fresh / of replay until they have what fresh ends with
+    token_ratio       tokens of fresh / of replay until they reach the final value of fresh
     token_ratio_low   the smallest of the seeds
-    fresh_ev          explained variance that fresh ends with, the mean of its last rollouts
+    fresh_ev          final explained variance of fresh, the mean of its last rollouts
     replay_ev         the same of replay
-    fresh_tokens      generated until fresh first has 95 % of `fresh_ev`
-    replay_tokens     generated until replay first has it
+    fresh_tokens      tokens generated until fresh first has 95 % of `fresh_ev`
+    replay_tokens     tokens generated until replay first has it
 
-The 95 % are for the noise: the curves are flat at their end, and the rest is less than what two
-critics differ by that were fitted in another order.
+The 95 % allow for noise: the curves are flat at their end, and the rest is less than the difference
+of two critics that were fitted in another order.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ SAMPLING = SamplingSettings(max_response_length=144)
 PROMPTS, TEST_PROMPTS, COLD_START_UPDATES = 128, 384, 600
 FRESH_ROLLOUTS, REPLAY_ROLLOUTS, REPLAYS = 18, 6, 4
 LAST, ENOUGH = 3, 0.95
-"""Rollouts at the end whose mean explained variance is the one to reach, and to what share."""
+"""Number of last rollouts whose mean explained variance is the goal, and the share to reach."""
 
 Curve = list[tuple[int, float]]
-"""After each rollout: tokens generated so far, explained variance."""
+"""Tokens generated so far and explained variance, after each rollout."""
 
 
 def cold_start(folder: Path) -> str:
-    """Teach a tiny policy to add, unreliably; return its folder."""
+    """Teach a tiny policy to add, with mistakes; return its directory."""
     L.seed_everything(0, verbose=False)
     module = ColdStartModule(
         measure.actor_fields("model/tiny_qwen2"),
@@ -75,7 +75,7 @@ def cold_start(folder: Path) -> str:
 
 
 class Judge(L.Callback):
-    """Compare the critic with responses of its own after each rollout."""
+    """Measure the critic on the test responses after each rollout."""
 
     def __init__(self) -> None:
         """Start an empty curve."""
@@ -121,10 +121,10 @@ def pretrain(actor: str, folder: Path, seed: int, rollouts: int, replays: int, l
         prompts_per_rollout=PROMPTS,
     )
     schedule = ValuePretraining(
-        max_rollouts=rollouts + 1,  # the phase does not end: the curve is of the last critics
+        max_rollouts=rollouts + 1,  # the phase does not end, so the curve shows the latest critics
         min_rollouts=rollouts + 1,
         replays=replays,
-        held_out_share=0.25 if replays else 1 / PROMPTS,  # fresh has no use for it: the least
+        held_out_share=0.25 if replays else 1 / PROMPTS,  # fresh does not use it, so the least
         dirpath=str(folder),
     )
     judge = Judge()
@@ -133,7 +133,7 @@ def pretrain(actor: str, folder: Path, seed: int, rollouts: int, replays: int, l
 
 
 def trainer(folder: Path, batches: int, *callbacks: L.Callback) -> L.Trainer:
-    """Make a quiet trainer."""
+    """Make a trainer without output."""
     return L.Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -151,7 +151,7 @@ def trainer(folder: Path, batches: int, *callbacks: L.Callback) -> L.Trainer:
 
 
 def end(curve: Curve) -> float:
-    """Return the explained variance that a curve ends with, without its noise."""
+    """Return the final explained variance of a curve, averaged over noise."""
     return statistics.fmean(explained for _, explained in curve[-LAST:])
 
 
@@ -179,7 +179,7 @@ def main() -> None:
 
 
 def report(fresh: list[Curve], replay: list[Curve]) -> None:
-    """Print explained variance by rollouts, then what it takes to reach that of fresh."""
+    """Print explained variance by rollouts, then the tokens to reach the final value of fresh."""
     rows: list[list[object]] = []
     for rollouts in (1, 2, 3, 4, 5, 6, 9, 12, 15, 18):
         of_ways = [

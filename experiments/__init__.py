@@ -1,1 +1,1 @@
-"""The evidence: ablation, delayed choice, a pretrained model."""
+"""Experiments: ablation, delayed choice, a pretrained model."""

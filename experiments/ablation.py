@@ -1,22 +1,22 @@
-"""The paper's ablation on a laptop: `python -m experiments.ablation --arms ppo vcppo --seeds 0 1`.
+"""Run an ablation on a laptop: `python -m experiments.ablation --arms ppo vcppo --seeds 0 1`.
 
 An arm is an algorithm of `configs/`, a setting (`configs/demo/`, or another one by `--setting`) and
-the learning rates in `ablation.yaml` beside this file. For each seed a policy is cold-started and a
-reward model trained on it, once; then every arm starts from these two. Each run is the command that
-it prints, in a process of its own with one thread; its result is a line of the CSV file as soon as
-it ends. Runs that are in there already are left out, so an interrupted call goes on where it was.
+the learning rates in `ablation.yaml` next to this file. For each seed a policy is cold-started and
+a reward model is trained on it, once; then every arm starts from these two. Each run is the command
+that it prints, in its own process with one thread; its result is added to the CSV file when it
+ends. Runs that are in the file are skipped, so an interrupted call resumes where it was.
 
 Columns of the results:
 
     arm, seed             the run
-    actor_lr, critic_lr   learning rates; the critic's is empty where there is none
-    accuracy              of the last policy on 512 held-out problems, one response each
-    cold_start_accuracy   of the policy it started from, on the same problems
+    actor_lr, critic_lr   learning rates; the critic's is empty if there is no critic
+    accuracy              accuracy of the last policy on 512 held-out problems, one response each
+    cold_start_accuracy   accuracy of the policy it started from, on the same problems
     response_length       mean tokens, in the same evaluation
     rollouts              training steps, those of value pretraining included
-    seconds               of the run, on one core with whatever else it did
+    seconds               time of the run, on one core that other processes may have used
 
-`ablation_curves.csv` beside `ablation.csv` has the training curve of each run: a line a rollout.
+`ablation_curves.csv` next to `ablation.csv` has the training curve of each run, a line a rollout.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ CURVES = {
     "explained_variance": "critic/explained_variance",
     "value_mean": "critic/value_mean",
 }
-"""Columns of the curves after arm, seed, actor_lr and rollout, and the metrics that they hold."""
+"""Columns of the curves after arm, seed, actor_lr and rollout, with the metric of each."""
 
 Row = dict[str, Any]
 
@@ -81,13 +81,13 @@ class Arm:
     setting: Path = SETTING
 
     def at(self, actor_lr: float) -> Arm:
-        """Return the arm at another learning rate of the actor; the critic's keeps its ratio."""
+        """Return the arm with another learning rate of the actor and the same ratio of rates."""
         ratio = actor_lr / self.actor_lr
         critic_lr = None if self.critic_lr is None else float(f"{self.critic_lr * ratio:.3g}")
         return replace(self, actor_lr=actor_lr, critic_lr=critic_lr)
 
     def command(self, seed: int, seed_dir: Path) -> list[str]:
-        """Return the `vcppo` command that runs the arm, but for the folder of the run."""
+        """Return the `vcppo` command that runs the arm, without the directory of the run."""
         flags = [f"--model.actor_optimizer.lr={self.actor_lr:g}", *self.flags]
         if self.critic_lr is not None:
             flags.append(f"--model.critic_optimizer.lr={self.critic_lr:g}")
@@ -103,10 +103,10 @@ class Arm:
 
 
 def read_arms(names: Sequence[str]) -> list[Arm]:
-    """Return the arms of the given names, or of `ablation.yaml` as a whole if that is "all".
+    """Return the arms of the given names, or all arms of `ablation.yaml` for "all".
 
     Raises:
-        ValueError: There is no arm of that name.
+        ValueError: If there is no arm of that name.
     """
     arms = yaml.safe_load(ARMS.read_text(encoding="utf-8"))
     names = list(arms) if list(names) == ["all"] else names
@@ -118,7 +118,7 @@ def read_arms(names: Sequence[str]) -> list[Arm]:
 
 @dataclass
 class Results:
-    """The CSV files, to which each finished run is added."""
+    """The CSV files to which each finished run is added."""
 
     path: Path
     lock: Lock = field(default_factory=Lock)
@@ -128,14 +128,14 @@ class Results:
         return read_rows(self.path)
 
     def holds(self, arm: Arm, seed: int) -> bool:
-        """Tell whether a run has finished before."""
+        """Return whether a run has finished before."""
         return any(
             (row["arm"], int(row["seed"]), float(row["actor_lr"])) == (arm.name, seed, arm.actor_lr)
             for row in self.rows()
         )
 
     def add(self, row: Row, curve: Sequence[Row]) -> None:
-        """Add a finished run; its curve first, for the row is what counts as finished."""
+        """Add a finished run, first its curve, because the row marks the run as finished."""
         with self.lock:
             curves = self.path.with_name(f"{self.path.stem}_curves.csv")
             append_rows(curves, ("arm", "seed", "actor_lr", "rollout", *CURVES), curve)
@@ -146,7 +146,7 @@ class Results:
 
 
 def prepare(setting: Path, seed: int, seed_dir: Path) -> None:
-    """Cold-start a policy and train a reward model on it, unless they are there."""
+    """Cold-start a policy and train a reward model on it, unless both exist."""
     common = f"--seed_everything={seed}"
     actor = seed_dir / "cold_start" / "actor"
     reward_model = seed_dir / "reward_model" / "reward_model"
@@ -187,7 +187,7 @@ def run_arm(arm: Arm, seed: int, seed_dir: Path, results: Results) -> None:
 def run(
     arms: Sequence[Arm], seeds: Sequence[int], results: Results, runs: Path, processes: int
 ) -> None:
-    """Run what is missing, seed by seed, so that what is there compares at any time."""
+    """Run what is missing, seed by seed, so that results can be compared at any time."""
     futures: list[Future[None]] = []
     with ThreadPoolExecutor(processes) as pool:
         todo = {s: [arm for arm in arms if not results.holds(arm, s)] for s in seeds}
@@ -212,10 +212,12 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=MAIN_ARMS, help="names in ablation.yaml")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--actor_lr", nargs="+", type=float, help="instead of the arm's own")
-    parser.add_argument("--setting", default="demo", help="folder of configs/ that holds rl.yaml")
+    parser.add_argument(
+        "--setting", default="demo", help="directory in configs/ that contains rl.yaml"
+    )
     parser.add_argument("--results", default="docs/experiments/ablation.csv", help="CSV file")
     parser.add_argument("--runs", default="runs/ablation", help="folder of the runs")
-    parser.add_argument("--processes", type=int, default=2, help="runs at a time, a core each")
+    parser.add_argument("--processes", type=int, default=2, help="runs at a time, one core each")
     arguments = parser.parse_args()
     try:
         setting = CONFIGS / arguments.setting

@@ -1,12 +1,13 @@
 """Table and figures of an ablation: `python -m experiments.ablation_report CSV --output DIR`.
 
 The table has, for each arm, the mean over seeds with its 95 % interval (Student's t), and the
-difference from VC-PPO on the same seeds with the interval and p value of a paired t test. Seeds are
-few, so intervals are wide; arms with one seed have none.
+difference from VC-PPO on the same seeds with the interval and p value of a paired t test, which is
+not corrected for the number of arms. Seeds are few, so intervals are wide; arms with one seed have
+none.
 
-Figures, as far as the results go: `curves.png` (accuracy and length over rollouts, each seed and
+The figures are `curves.png` (accuracy and length over rollouts, each seed and
 their mean), `arms.png` (each arm's accuracy at the end), `initial_advantage.png` (values and
-advantages by position, before any update of the policy, of the runs given by `--initial`).
+advantages by position before any update of the policy, for the runs given by `--initial`).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ BySeed = Mapping[int, float]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with a 95 % interval; p is of the hypothesis that the mean is 0."""
+    """A mean over seeds with a 95 % interval; p tests the hypothesis that the mean is 0."""
 
     mean: float
     half_width: float = math.nan
@@ -63,7 +64,7 @@ class Estimate:
 
 
 def by_arm(rows: Sequence[Mapping[str, str]], column: str) -> dict[str, dict[int, float]]:
-    """Return a column's values by arm and seed, arms in the order of their first row."""
+    """Return the values of a column by arm and seed, arms in the order of their first row."""
     values: dict[str, dict[int, float]] = defaultdict(dict)
     for row in rows:
         values[row["arm"]][int(row["seed"])] = float(row[column])
@@ -74,7 +75,7 @@ def paired(values: BySeed, reference: BySeed) -> Estimate:
     """Estimate the difference from the reference, on the seeds that both have.
 
     Raises:
-        ValueError: They have none in common.
+        ValueError: If they have no seed in common.
     """
     seeds = sorted(values.keys() & reference.keys())
     if not seeds:
@@ -114,7 +115,7 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def draw_curves(curves: Sequence[Mapping[str, str]], arms: Sequence[str], path: Path) -> None:
-    """Draw accuracy and length over rollouts: each seed faintly, their mean boldly."""
+    """Draw accuracy and length over rollouts: each seed faint, their mean bold."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -207,7 +208,7 @@ def main() -> None:
         "python -m experiments.ablation_report", description=__doc__.splitlines()[0]
     )
     parser.add_argument("results", type=Path, help="CSV file of experiments.ablation")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the figures")
+    parser.add_argument("--output", type=Path, required=True, help="directory of the figures")
     parser.add_argument("--curves", nargs="+", default=MAIN_ARMS, help="arms in curves.png")
     parser.add_argument(
         "--initial", nargs="+", default=(), metavar="LABEL=RUN", help="in initial_advantage.png"
@@ -215,7 +216,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = read_rows(arguments.results)
     if not rows:
-        parser.error(f"{arguments.results}: no results there")
+        parser.error(f"{arguments.results}: no results in this file")
     places = {arm.name: place for place, arm in enumerate(read_arms(["all"]))}
     rows.sort(key=lambda row: places.get(row["arm"], len(places)))
     arguments.output.mkdir(parents=True, exist_ok=True)

@@ -1,23 +1,23 @@
-"""Reward-signal decay, alone: `python -m experiments.delayed_choice --lengths 64 128 256 512`.
+"""Isolate reward-signal decay: `python -m experiments.delayed_choice --lengths 64 128 256 512`.
 
 The first token of a response chooses a method, exact or rough. What follows is the same for both,
-and after T tokens of it the method is rewarded: +1 for exact, -1 for rough, and for what does not
-come to its end. A policy that chooses rough in six of ten responses has to learn this one decision.
-Two ways of training the critic are compared by the rollouts that it takes until eight in
-ten responses are rewarded:
+and after T tokens the method is rewarded: +1 for exact, -1 for rough and for responses that do not
+come to their end. A policy that chooses rough in six of ten responses has to learn this decision.
+Two ways to train the critic are compared by the number of rollouts until eight in ten responses are
+rewarded:
 
-    lambda_critic 0.95    PPO: at a distance of T the reward reaches the target as 0.95^T
-    lambda_critic 1       decoupled GAE: it does at any distance
+    lambda_critic 0.95    PPO: at a distance of T the reward reaches the target with weight 0.95^T
+    lambda_critic 1       decoupled GAE: the complete reward reaches the target at any distance
 
-lambda_actor is 0.95 for both, and neither pretrains. Two critics:
+lambda_actor is 0.95 for both, and neither pretrains the critic. There are two critics:
 
-    full      the actor's weights; every token sees the first one, however far
+    full      the actor's weights; every token sees the first one at any distance
     window    random weights, attention to the last 16 tokens in each of 2 layers: far from the
               choice, values cannot tell one method from the other
 
 Results are added to a CSV file, run by run: critic, lambda_critic, length (tokens), seed, rollouts
-(empty if the limit was reached before), exact (share in the last five rollouts), response_length
-(of the last), seconds. The figure beside it has the same name.
+(empty if the limit was reached first), exact (share in the last five rollouts), response_length
+(in the last rollout), seconds. The figure next to it has the same name.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ LINES = {
     ("window", "1"): ("#0072B2", "-"),
     ("full", "1"): ("#0072B2", "--"),
 }
-"""Colour and style of the figure's lines."""
+"""Colour and style of the lines in the figure."""
 
 
 def chose_exact(response: str, answer: int) -> float:
@@ -82,7 +82,7 @@ def chose_exact(response: str, answer: int) -> float:
 
 
 def problems(length: int, rough_rate: float = 0.0) -> str:
-    """Return the flag for counts whose responses have about that many tokens."""
+    """Return the flag for problems whose responses have about that many tokens."""
     steps = length // TOKENS_PER_LINE
     generated = {
         "families": ["count"],
@@ -94,7 +94,7 @@ def problems(length: int, rough_rate: float = 0.0) -> str:
 
 
 def cold_start(seed: int, length: int, run: Path) -> None:
-    """Teach a policy to count that far, with either method, unless it is there."""
+    """Teach a policy to count that far, with either method, unless it exists."""
     if holds_model(run / "actor"):
         return
     flags = (
@@ -137,7 +137,7 @@ def training(
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """Return what a run adds to its row, but for the time that it took."""
+    """Return the results of a run for its row, without the time."""
     keys = ("rollout/accuracy", "rollout/response_length")
     rollouts = [[float(row[key]) for key in keys] for row in metric_rows(run, *keys)]
     exact, tokens = zip(*rollouts, strict=True)
@@ -149,7 +149,7 @@ def outcome(run: Path) -> dict[str, Any]:
 
 
 def draw(rows: Sequence[Mapping[str, str]], path: Path) -> None:
-    """Draw the rollouts to the choice by length; a run that did not get there has an open mark."""
+    """Draw the rollouts until the choice by length; runs that did not learn it have open marks."""
     figure, ax = open_figure("Rollouts until the choice is learned", "tokens to the reward", "")
     for (critic, lambda_critic), (color, style) in LINES.items():
         mine = [r for r in rows if (r["critic"], r["lambda_critic"]) == (critic, lambda_critic)]

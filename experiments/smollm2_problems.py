@@ -1,17 +1,17 @@
-r"""Chain sums with worked solutions: `python -m experiments.smollm2_problems FOLDER`.
+r"""Write chain sums with worked solutions: `python -m experiments.smollm2_problems FOLDER`.
 
-A problem is reasoning-gym's own text ("State the final answer to the following arithmetic problem:
-7 + 3 - 2 ... ="), a solution has a line for each operation:
+The text of a problem is reasoning-gym's ("State the final answer to the following arithmetic
+problem: 7 + 3 - 2 ... ="), a solution has a line for each operation:
 
     7+3=10
     10-2=8
     </think>
     \boxed{8}
 
-Of the problems that reasoning-gym makes, those are kept in which no running total is negative, none
-but the last equals the answer (whoever stops early is wrong), and no operation comes twice (so that
-the next one can be found by looking for the one before it). Solutions for the cold start stop
-early after any line but the last with a probability of `EARLY_STOP_RATE`.
+Of reasoning-gym's problems those are kept in which no running total is negative, no total before
+the last equals the answer (so stopping early is wrong), and no operation comes twice (so that the
+next one can be found by looking for the one before it). Solutions for the cold start stop early
+after any line but the last with a probability of `EARLY_STOP_RATE`.
 
 Writes `cold_start.jsonl`, `train.jsonl` and `held_out.jsonl`, no problem in two of them.
 """
@@ -32,13 +32,13 @@ SIZES = {"cold_start": 4000, "train": 4000, "held_out": 128}
 TERMS = (7, 9)
 EARLY_STOP_RATE = 0.2
 POOL = 2_000_000
-"""Problems of reasoning-gym, more than enough: they are made one by one, as they are needed."""
+"""Number of reasoning-gym's problems, more than enough; they are made when they are needed."""
 
 _OPERATION = re.compile(r"([+-]) (\d+)")
 
 
 def totals_of(question: str) -> list[tuple[str, int]]:
-    """Return the lines that work a chain sum out, such as "7+3=10", and their totals."""
+    """Return the lines that work out a chain sum, such as "7+3=10", and their totals."""
     expression = question.partition(":")[2].removesuffix("=").strip()
     total = int(expression.partition(" ")[0])
     lines = []
@@ -60,7 +60,7 @@ def work_out(question: str, early_stop_rate: float, rng: random.Random) -> str:
 
 
 def is_kept(question: str) -> bool:
-    """Tell whether no total is negative, only the last is the answer, and all operations differ."""
+    """Return whether no total is negative, only the last is the answer, and operations differ."""
     totals = [total for _, total in totals_of(question)]
     operations = _OPERATION.findall(question)
     return (

@@ -1,1 +1,1 @@
-"""What tries to break the package: fuzzing, mutation."""
+"""Try to break the package: fuzzing, mutation tests."""

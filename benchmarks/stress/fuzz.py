@@ -1,19 +1,19 @@
-r"""Throw hostile responses at the verifier: does it crash, hang, or pay for what is not earned?
+r"""Give hostile responses to the verifier, and check that it neither crashes, hangs nor overpays.
 
     python -m benchmarks.stress.fuzz --inputs 100000 --seed 0
     python -m benchmarks.stress.fuzz --inputs 25000 --start 50000    # the third quarter of the same
 
-Input i of a seed is always the same text, so a range can be run again alone. Each is read in all
-four styles and graded against several integers, most of them from the text itself. Beyond coming
-back soon and without an error, the verifier must
+Input i of a seed is always the same text, so a range can be run again by itself. Each is read in
+all four styles and graded against several integers, most of them from the text itself. The
+verifier must return soon and without an error, and it must
 
 1. reward a response for at most one integer, whatever list or expression it is;
-2. call a canonical answer canonical, and equal to itself;
-3. reward nothing behind a thinking tag that is opened and not closed.
+2. keep a canonical answer as it is, and call it equal to itself;
+3. reward nothing after a thinking tag that is opened and not closed.
 
-The inputs run in a child process with a limit of CPU time for each and of memory for all; a hang is
-one that exceeds it, also in C code. The last line is JSON: inputs, crashes, hangs, violations of
-the three rules, seconds of the slowest, and peak memory.
+The inputs run in a child process with a limit of CPU time for each and of memory for all; an input
+that exceeds it, also in C code, is a hang. The last line is JSON: inputs, crashes, hangs,
+violations of the three rules, seconds of the slowest, and peak memory.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from lightning_vcppo.rewards import verifier
 from lightning_vcppo.rewards.verifier import Style
 
 HANGS_AFTER = 5.0
-"""Seconds of CPU time for one input."""
+"""Limit of CPU time for one input, in seconds."""
 MEMORY = 2**30
-"""Bytes that all inputs together may ask for, beyond what the libraries have."""
+"""Limit of memory for all inputs together, in bytes above that of the libraries."""
 
 DIGITS = ("\uff10", "\u0660", "\u06f0", "\u0966", "\U0001d7ce", "\U0001d7e2", "\u2080", "\u2460")
 """Zeros of other scripts, and look-alikes; nine more follow each."""
@@ -187,7 +187,7 @@ def broken_rule(text: str, rng: random.Random) -> str | None:
 
 @dataclass
 class Findings:
-    """What a range of inputs has come to."""
+    """Results of a range of inputs."""
 
     inputs: int = 0
     crashes: int = 0
@@ -204,9 +204,9 @@ def examine(
     """Try inputs in this process.
 
     Args:
-        seed: Of the inputs.
-        indices: Which of them.
-        before_each: Is told each number before it is tried.
+        seed: Seed of the inputs.
+        indices: Numbers of the inputs.
+        before_each: Called with each number before it is tried.
     """
     found = Findings()
     for index in indices:
@@ -215,7 +215,7 @@ def examine(
         start = time.process_time()
         try:
             broken = broken_rule(text, random.Random(index))
-        except Exception as error:  # whatever it is, it is what is looked for
+        except Exception as error:  # any error is a finding
             found.crashes += 1
             found.messages.append(f"{index}: {type(error).__name__}: {error}: {text[:200]!r}")
         else:
@@ -244,7 +244,7 @@ def guarded(seed: int, start: int, inputs: int) -> Findings:
             written = file.read()
         if status == 0:
             part = Findings(**json.loads(written))
-        else:  # what it had found before is found again by running its inputs once more
+        else:  # earlier findings come again when its inputs are run once more
             (last,) = struct.unpack("q", shared[:])
             part = examine(seed, range(indices.start, last))
             end = os.waitstatus_to_exitcode(status)

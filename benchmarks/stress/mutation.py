@@ -1,16 +1,16 @@
-"""Do the tests notice when a file is wrong? Change it in one place at a time, and run its tests.
+"""Change a file in one place at a time, and check whether its tests notice.
 
-    python -m benchmarks.stress.mutation losses --sample 150
-    python -m benchmarks.stress.mutation losses --sample 150 --show    # what no test has noticed
+    python -m benchmarks.stress.mutation algorithm/losses --sample 150
+    python -m benchmarks.stress.mutation algorithm/losses --sample 150 --show    # the survivors
 
 A mutant is the file with one operator, comparison, constant, condition or argument changed, or one
-statement left out. It is killed if `tests/test_losses*.py` fail, crash or run far too long on it.
-One that survives shows what no test looks at, or is no fault at all: `min` of one thing, say. Texts
-of errors are left as they are, for tests should not pin them.
+statement removed. It is killed if `tests/algorithm/test_losses*.py` fail, crash or run too long.
+A survivor shows what no test checks, or is no fault at all, such as `min` of one value. Texts of
+errors are not changed, because tests should not fix them.
 
-The libraries are imported once; each mutant is a fork, which gets the changed file in the place of
-the real one, and runs the quick tests first. Results are appended to `--output`, and a second run
-goes on where the first has ended.
+The libraries are imported once; each mutant is a fork, which gets the changed file instead of the
+real one, and runs the quick tests first. Results are appended to `--output`, and a second run
+resumes where the first ended.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[2]
 PACKAGE = "lightning_vcppo"
 SECONDS = 30.0
-"""Of CPU time, beyond which a mutant hangs; the tests of one file take a few."""
+"""Seconds of CPU time after which a mutant hangs; the tests of one file take a few."""
 BYTES = 3 * 2**30
-"""Of memory that a mutant may ask for, beyond what the libraries have."""
+"""Bytes of memory that a mutant may use, above that of the libraries."""
 
 OPERATORS: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
     ast.Add: (ast.Sub,),
@@ -84,9 +84,9 @@ class Mutant(NamedTuple):
     """A changed file.
 
     Attributes:
-        line: Where the change is.
-        what: Its description, such as `12:4: a + b  ->  a - b`, line and column first.
-        tree: The file.
+        line: Line of the change.
+        what: Description of the change, such as `12:4: a + b  ->  a - b`, line and column first.
+        tree: The changed file.
     """
 
     line: int
@@ -121,7 +121,7 @@ Changeable = ast.stmt | ast.expr | ast.keyword
 
 
 def _places(node: ast.AST, path: Path_) -> Iterator[tuple[Path_, Changeable]]:
-    """Yield what may be changed below a node, and how to get there."""
+    """Yield the places that may be changed below a node, with the path to each."""
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns") or (name == "exc" and isinstance(node, ast.Raise)):
             continue
@@ -136,7 +136,7 @@ def _places(node: ast.AST, path: Path_) -> Iterator[tuple[Path_, Changeable]]:
 
 
 def _is_text(node: ast.AST) -> bool:
-    """Tell whether a statement is a docstring, an import or the name of a type."""
+    """Return whether a statement is a docstring, an import or the name of a type."""
     if isinstance(node, ast.AnnAssign) or (
         isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript)
     ):
@@ -147,7 +147,7 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def _changes(node: Changeable) -> Iterator[ast.AST]:
-    """Yield what a node may be changed into."""
+    """Yield replacements of a node."""
     new: Any
     match node:
         case ast.BinOp(op=op) | ast.BoolOp(op=op) | ast.AugAssign(op=op):
@@ -198,40 +198,41 @@ def _short(node: ast.AST) -> str:
 
 
 def warm_up(name: str) -> list[str]:
-    """Import what the tests of a file import, and return them."""
+    """Import the modules that the tests of a file import, and return the tests."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    tests = [str(path) for path in sorted((ROOT / "tests").glob(f"test_{name}*.py"))]
+    place = Path("tests", name)
+    tests = [str(path) for path in sorted((ROOT / place.parent).glob(f"test_{place.name}*.py"))]
     if not tests:
-        raise SystemExit(f"no tests/test_{name}*.py")
+        raise SystemExit(f"no {place.parent}/test_{place.name}*.py")
     import hypothesis
     import pytest  # noqa: F401
 
     phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]  # shrinking takes minutes
     hypothesis.settings.register_profile("mutation", phases=phases, database=None, deadline=None)
     hypothesis.settings.load_profile("mutation")
-    for module in ("tests.conftest", "tests.support.ranks", f"{PACKAGE}.{name}"):
+    for module in ("tests.conftest", "tests.support.ranks", _qualified(name)):
         importlib.import_module(module)
     return tests
 
 
 class Stopwatch:
-    """A plugin of pytest: runs the tests that were quick the first time before the others."""
+    """A plugin of pytest that runs the tests that were quick the first time before the others."""
 
     def __init__(self) -> None:
-        """Know nothing yet."""
+        """Start without durations."""
         self.seconds: dict[str, float] = {}
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        """Sort the tests."""
+        """Sort the tests by duration."""
         items.sort(key=lambda item: self.seconds.get(item.nodeid, 0.0))
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        """Remember how long a test has taken."""
+        """Store the duration of a test."""
         self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
 
 
 def survives(name: str, mutant: Mutant, tests: Sequence[str], watch: Stopwatch) -> bool:
-    """Tell whether the tests pass on a mutant; they run in a process of their own."""
+    """Return whether the tests pass on a mutant; they run in their own process."""
     with tempfile.TemporaryFile("w+") as seconds:
         child = os.fork()
         if child == 0:
@@ -248,8 +249,13 @@ def survives(name: str, mutant: Mutant, tests: Sequence[str], watch: Stopwatch) 
     return status == 0
 
 
+def _qualified(name: str) -> str:
+    """Return the import name of a file of the library."""
+    return f"{PACKAGE}.{name.replace('/', '.')}"
+
+
 def _run_tests(name: str, mutant: Mutant, tests: Sequence[str], watch: Stopwatch) -> int:
-    """Run the tests on a mutant; its output is nobody's business."""
+    """Run the tests on a mutant, without output."""
     import pytest
 
     nothing = os.open(os.devnull, os.O_WRONLY)
@@ -259,12 +265,17 @@ def _run_tests(name: str, mutant: Mutant, tests: Sequence[str], watch: Stopwatch
         size = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + BYTES, size + BYTES))
     signal.setitimer(signal.ITIMER_PROF, SECONDS)  # ends the process, also within C code
-    qualified = f"{PACKAGE}.{name}"
+    qualified = _qualified(name)
+    package, _, short = qualified.rpartition(".")
     module = types.ModuleType(qualified)
     module.__file__ = str(ROOT / PACKAGE / f"{name}.py")
     sys.modules[qualified] = module
-    setattr(sys.modules[PACKAGE], name, module)
     exec(compile(mutant.tree, module.__file__, "exec"), module.__dict__)
+    exported = vars(sys.modules[package])
+    for key, value in list(exported.items()):  # the package's own names for what the file defines
+        if getattr(value, "__module__", None) == qualified and key in module.__dict__:
+            exported[key] = module.__dict__[key]
+    exported[short] = module
     options = ["-x", "-q", "--hypothesis-seed=0", "-pno:cacheprovider", "-pno:xdist", "--timeout=0"]
     return int(pytest.main([*options, f"--rootdir={ROOT}", *tests], [watch]))
 
@@ -272,7 +283,7 @@ def _run_tests(name: str, mutant: Mutant, tests: Sequence[str], watch: Stopwatch
 def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser("python -m benchmarks.stress.mutation", description=__doc__)
-    parser.add_argument("name", help="file of the library, such as losses")
+    parser.add_argument("name", help="file of the library, such as algorithm/losses")
     parser.add_argument("--sample", type=int, default=150, help="mutants, at random; 0 takes all")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--seconds", type=float, default=1e9, help="end after so much time")
@@ -280,7 +291,7 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="list the survivors, and run nothing")
     arguments = parser.parse_args()
     name = arguments.name
-    output = arguments.output or Path("runs", "mutation", f"{name}.jsonl")
+    output = arguments.output or Path("runs", "mutation", f"{name.replace('/', '.')}.jsonl")
     output.parent.mkdir(parents=True, exist_ok=True)
     seen = output.read_text().splitlines() if output.exists() else []
     done = {row["what"]: bool(row["killed"]) for row in map(json.loads, seen)}

@@ -53,7 +53,7 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
         ),
         Definition(
             "rollout/tokens_per_second",
-            "response tokens by the seconds of the whole rollout, updates included",
+            "response tokens divided by the seconds of the complete rollout with its updates",
             "steady",
         ),
         Definition("time/generate_s", "seconds of sampling", "the largest of the four"),
@@ -122,10 +122,10 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
         Definition("critic/grad_norm", "norm of the gradient before clipping", "steady"),
         Definition("critic/lr", "learning rate, after warm-up", ""),
     ),
-    "Updates left out": (
+    "Skipped updates": (
         Definition(
             "update/skipped_policy",
-            "updates of the rollout that were left out; absent while the actor is frozen",
+            "updates of the rollout that were skipped; absent while the actor is frozen",
             "0",
         ),
         Definition(
@@ -135,7 +135,7 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
         ),
         Definition(
             "update/skipped",
-            "in cold start and reward model: 1 if the update was left out",
+            "in cold start and reward model: 1 if the update was skipped",
             "0",
         ),
     ),
