@@ -206,7 +206,7 @@ class PromptFormat:
     system_prompt: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse texts that no author meant, such as "\\boxed" in double quotes of YAML."""
+        """Refuse texts that no author meant: YAML reads a backslash in double quotes."""
         for name in ("instruction", "system_prompt"):
             fault = fault_in(getattr(self, name) or "")
             require(fault is None, f"{name}: holds {fault}")

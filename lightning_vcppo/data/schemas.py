@@ -1,8 +1,8 @@
 """From a row, in the schemas of the wild, to a problem whose answer is still to be read.
 
-A row is looked through for the first field of `PROBLEM_FIELDS` and of `ANSWER_FIELDS` that it fills,
-unless a field is named; a field may be a path through nested values: `prompt[0].content`. Where no
-field holds an answer it is the last box of the solution or of the chat's reply.
+The first field of `PROBLEM_FIELDS` and of `ANSWER_FIELDS` that a row fills is taken, unless a field
+is named; a field may be a path through nested values: `prompt[0].content`. Where no field holds an
+answer, it is the last box of the solution or of the chat's reply.
 """
 
 from __future__ import annotations

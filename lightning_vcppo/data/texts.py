@@ -1,8 +1,8 @@
 r"""Texts that come in from outside: as text, and as their author meant them.
 
 A file may hold texts that no author meant: `"\frac"` with a single backslash is, in JSON, a form
-feed and "rac", `"\theta"` a tab and "heta". A model would be asked nonsense, silently. So every text
-of a row (question, turns, choices, answer, solution) and of a flag is checked here.
+feed and "rac", `"\theta"` a tab and "heta". A model would be asked nonsense, silently. So every
+text of a row (question, turns, choices, answer, solution) and of a flag is checked here.
 """
 
 from __future__ import annotations
