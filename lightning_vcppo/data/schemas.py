@@ -148,9 +148,10 @@ class RowReader:
         else:
             values = answer_values(value)
         if not solution and isinstance(value, str) and "####" in value:
-            solution = value.rpartition("####")[0].strip()  # GSM8K works it out in front
+            solution = value.rpartition("####")[0]  # GSM8K works it out in front
         if solution:
             check_text(solution, "the solution")
+            solution = solution.strip()
         return Draft(
             question,
             context,
@@ -261,9 +262,9 @@ def _listed(row: Row) -> str:
 
 
 def _text_of(value: object) -> str | None:
-    """Return a text, or the first of a list of texts, without surrounding space."""
+    """Return a text, or the first of a list of texts."""
     value = plain(value[0] if isinstance(value, list) and value else value)
-    return value.strip() if isinstance(value, str) else None
+    return value if isinstance(value, str) else None
 
 
 def _level(value: object) -> str | None:
