@@ -20,6 +20,7 @@ TURNS = [
     {"role": "user", "content": "And doubled? It's 'quoted' \\frac{1}{2}"},
 ]
 CONTEXT = (("system", "Answer in base 7."), ("user", "1+1?"), ("assistant", "2"))
+HF_ROLES = {"user": "human", "assistant": "gpt"}
 QUESTION = TURNS[-1]["content"]
 
 
@@ -30,10 +31,7 @@ QUESTION = TURNS[-1]["content"]
         json.dumps(TURNS),
         str(TURNS),
         json.dumps(TURNS).encode(),
-        [
-            {"from": {"user": "human", "assistant": "gpt"}.get(t["role"], t["role"]), "value": t["content"]}
-            for t in TURNS
-        ],
+        [{"from": HF_ROLES.get(t["role"], t["role"]), "value": t["content"]} for t in TURNS],
         [t | {"content": [{"type": "text", "text": t["content"]}]} for t in TURNS],
         [*TURNS, {"role": "assistant", "content": "4"}],
     ],
