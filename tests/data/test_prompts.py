@@ -207,6 +207,15 @@ def test_templates_see_a_clock_that_stands_still():
     tokenizer = byte_tokenizer(DATED)
     assert render_prompt("1?", tokenizer, clock=clock).startswith("31 Jan 2026: <user>")
     assert clock.was_read
+    llama = (
+        "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+        "{%- set date_string = strftime_now('%A, %-d %B %Y, 100%%') %}{%- endif %}{%- endif %}\n"
+        "Today Date: {{ date_string }}\n{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    rendered = render_prompt("1?", byte_tokenizer(llama), clock=Clock(date(2026, 2, 1)))
+    assert rendered.startswith("Today Date: Sunday, 1 February 2026, 100%\n1?")
+    kept = byte_tokenizer("\n \n{{ strftime_now('%Y') }}")
+    assert render_prompt("1?", kept, clock=Clock(date(2026, 2, 1))) == "\n \n2026"
     clock = Clock(date(2026, 1, 31))
     render_prompt("1?", byte_tokenizer(CHAT), clock=clock)
     assert not clock.was_read
