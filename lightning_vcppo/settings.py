@@ -96,6 +96,30 @@ class RewardShapingSettings:
 
 
 @dataclass(frozen=True)
+class GradingSettings:
+    """Processes that compare answers, see `rewards/pool.py`; a reward function of yours has none.
+
+    What texts do not decide alone is evaluated there. No accepted expression needs a hundredth of
+    the limits, so verdicts depend on neither the number of workers nor the load.
+
+    Attributes:
+        workers: Worker processes of each rank; 0 compares in the training process.
+        limit_s: CPU seconds of one comparison; one that reaches it counts as wrong.
+        memory_mb: Memory, in MiB of address space, of one worker.
+    """
+
+    workers: int = 2
+    limit_s: float = 30.0
+    memory_mb: int = 4096
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        require(self.workers >= 0, f"workers: expected >= 0, got {self.workers}")
+        require(self.limit_s >= 1, f"limit_s: expected >= 1 second, got {self.limit_s}")
+        require(self.memory_mb >= 512, f"memory_mb: expected >= 512 MiB, got {self.memory_mb}")
+
+
+@dataclass(frozen=True)
 class AdvantageSettings:
     """From rewards and values to advantages and value targets.
 

@@ -18,7 +18,8 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from lightning_vcppo.rewards.verifier import normalize_answer
+from lightning_vcppo.rewards.answers import AnswerKind, kind_of
+from lightning_vcppo.rewards.equality import group_equal
 from lightning_vcppo.rollouts.records import ResponseRecord
 
 LEVEL = 0.95
@@ -73,25 +74,25 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     return 1 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
-def majority_vote(predictions: Sequence[str | None], correct: Sequence[bool]) -> float:
+def majority_vote(
+    predictions: Sequence[str | None], correct: Sequence[bool], kind: AnswerKind | None = None
+) -> float:
     """Return the probability that the most frequent answer is right, ties broken at random.
 
-    Right responses vote together, however they write the answer; wrong ones vote for their
-    normalised answer; wrong ones without an answer do not vote.
+    Right responses vote together, however they write the answer, and so do wrong ones whose answers
+    are equal; wrong ones without an answer do not vote.
 
     Args:
         predictions: Answers of the k samples of one problem, None where there is none.
         correct: Whether each is right.
+        kind: How answers are compared; None compares them as math.
     """
     num_right = sum(correct)
     if num_right == 0:
         return 0.0
-    wrong = Counter(
-        normalize_answer(prediction)
-        for prediction, is_right in zip(predictions, correct, strict=True)
-        if prediction is not None and not is_right
-    )
-    rivals = [votes for votes in wrong.values() if votes >= num_right]
+    wrong = [p for p, is_right in zip(predictions, correct, strict=True) if not is_right]
+    voted_for = Counter(number for number in group_equal(wrong, kind) if number is not None)
+    rivals = [votes for votes in voted_for.values() if votes >= num_right]
     return 0.0 if any(votes > num_right for votes in rivals) else 1 / (1 + len(rivals))
 
 
@@ -211,7 +212,9 @@ def problem_scores(groups: Sequence[Sequence[ResponseRecord]], k: int) -> tuple[
     rows = []
     for group in groups:
         n, c = len(group), sum(record.correct for record in group)
-        majority = majority_vote([r.prediction for r in group], [r.correct for r in group])
+        majority = majority_vote(
+            [r.prediction for r in group], [r.correct for r in group], kind_of(group[0].answer)
+        )
         rows.append([c / n, *(pass_at_k(n, c, m) for m in subsets.values()), majority])
     return ["accuracy", *subsets, "maj_at_k"], torch.tensor(rows, dtype=torch.float64)
 

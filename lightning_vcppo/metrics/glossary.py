@@ -56,8 +56,13 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
             "response tokens by the seconds of the whole rollout, updates included",
             "steady",
         ),
+        Definition("time/generate_s", "seconds of sampling", "the largest of the four"),
+        Definition("time/grade_s", "seconds of grading, this rank's", "a small part of sampling"),
         Definition(
-            "time/generate_s", "seconds of sampling and grading", "the largest of the three"
+            "grading/limit_hits",
+            "comparisons of answers, since this process began, that reached a worker's limit and "
+            "count as wrong, on this rank",
+            "0",
         ),
         Definition("time/score_s", "seconds of log-probabilities, values and advantages", ""),
         Definition("time/update_s", "seconds of the updates", ""),

@@ -128,10 +128,13 @@ class ActorCriticModule(NetworksModule):
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Add the time that the body takes to `seconds` of that part of a rollout."""
-        start = time.perf_counter()
+        """Add the time of the body to `seconds` of that part of a rollout; grading has its own."""
+        start, graded = time.perf_counter(), self.grader.seconds
         yield
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+        graded = self.grader.seconds - graded
+        taken = time.perf_counter() - start - graded
+        for name, seconds in ((part, taken), ("grade", graded)):
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     # Updating them -------------------------------------------------------------------------------
 

@@ -27,13 +27,14 @@ from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.distributed.collectives import gather
 from lightning_vcppo.metrics.rollout import describe_critic, describe_rollout
 from lightning_vcppo.modules.actor_critic import ActorCriticModule, Network, Phase
-from lightning_vcppo.rewards.functions import RewardFunction
+from lightning_vcppo.rewards.functions import Grader, RewardFunction
 from lightning_vcppo.rewards.shaping import overlong_penalty
 from lightning_vcppo.rollouts.dynamic_sampling import GroupBuffer
 from lightning_vcppo.rollouts.rollout import Rollout, last_token, pad
 from lightning_vcppo.settings import (
     AdvantageSettings,
     EngineSettings,
+    GradingSettings,
     LoRASettings,
     OptimizerSettings,
     PolicySettings,
@@ -58,6 +59,7 @@ class VCPPOModule(ActorCriticModule):
         reference: str | None = None,
         reward: str | RewardFunction = "lightning_vcppo.rewards.verifier.verify",
         reward_shaping: RewardShapingSettings = RewardShapingSettings(),
+        grading: GradingSettings = GradingSettings(),
         sampling: SamplingSettings = SamplingSettings(),
         evaluation: SamplingSettings = SamplingSettings(),
         engine: EngineSettings = EngineSettings(),
@@ -81,6 +83,7 @@ class VCPPOModule(ActorCriticModule):
             reward: A style of the verifier, or a function of (response, answer), or its import
                 path. It returns a float, positive for correct; or (float, whether correct).
             reward_shaping: What is added to it.
+            grading: Worker processes of the verifier.
             sampling: How rollouts are sampled.
             evaluation: How responses are sampled in `validate`, `test` and `predict`.
             engine: What samples them.
@@ -114,9 +117,9 @@ class VCPPOModule(ActorCriticModule):
         )
         require_consistency(sampling, engine, reward_shaping, advantage, policy)
         self.importance_correction = policy.correction_with(engine)
+        self.grader = Grader(reward, grading)
         self.reward_shaping = reward_shaping
-        self.advantage = advantage
-        self.policy = policy
+        self.advantage, self.policy = advantage, policy
         self.rollout: Rollout | None = None
         self.waiting_groups = GroupBuffer()
 
@@ -383,14 +386,13 @@ class VCPPOModule(ActorCriticModule):
 
     def log_rollout(self, rollout: Rollout) -> None:
         """Log what the rollout was like and what its updates did, over all ranks."""
-        reduce = self.sum_over_ranks
-        metrics = describe_rollout(rollout, reduce=reduce) | self.update_metrics
+        metrics = describe_rollout(rollout, reduce=self.sum_over_ranks) | self.update_metrics
         if rollout.values_BT is not None:
-            metrics |= describe_critic(rollout, self.advantage.gamma, reduce=reduce)
-        responses = len(rollout) * self.trainer.world_size
-        tokens = metrics["rollout/response_length"] * responses
+            metrics |= describe_critic(rollout, self.advantage.gamma, reduce=self.sum_over_ranks)
+        tokens = metrics["rollout/response_length"] * len(rollout) * self.trainer.world_size
         metrics["rollout/tokens_per_second"] = tokens / sum(self.seconds.values())
         metrics |= {f"time/{part}_s": seconds for part, seconds in self.seconds.items()}
+        metrics["grading/limit_hits"] = float(self.grader.limit_hits)
         self.update_metrics, self.seconds = {}, {}
         self.log_dict(metrics, batch_size=len(rollout))
         # Lightning counts optimizer steps; the loggers' x-axis counts rollouts.

@@ -7,7 +7,7 @@ milliseconds and may be done by worker processes. `docs/verifier.md` lists what 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import get_args
 
 from lightning_vcppo.rewards import expressions
@@ -83,26 +83,41 @@ def group_equal(
     Returns:
         A number for each prediction, from 0 in the order of appearance; None for no answer.
     """
-    first: list[str] = []
-    by_text: dict[str, int] = {}
+    kind = kind or "math"
+    firsts: list[str] = []
+    others: list[int] = []  # numbers of groups whose value is no plain number
+    known: dict[Hashable, int] = {}  # a group's number by text, and by value
     numbers: list[int | None] = []
     for prediction in predictions:
-        text = normalize_answer(prediction) if prediction is not None else ""
-        if not text or prediction is None:
+        if prediction is None or not prediction.strip():
             numbers.append(None)
             continue
-        if prediction not in by_text:
-            # As an integer's, so that what is normalised alike votes together whatever it is
-            same = (
-                n
-                for n, other in enumerate(first)
-                if answers_equal(prediction, other, kind or "math")
-            )
-            by_text[prediction] = next(same, len(first))
-            if by_text[prediction] == len(first):
-                first.append(prediction)
-        numbers.append(by_text[prediction])
+        value = _value(prediction, kind)
+        number = known.get(prediction, known.get(value) if value is not None else None)
+        if number is None:
+            candidates = others if value is not None else range(len(firsts))
+            same = (n for n in candidates if answers_equal(prediction, firsts[n], kind))
+            number = next(same, len(firsts))
+        if number == len(firsts):
+            firsts.append(prediction)
+            if value is None:
+                others.append(number)
+        known[prediction] = number
+        if value is not None:
+            known[value] = number
+        numbers.append(number)
     return numbers
+
+
+def _value(prediction: str, kind: AnswerKind) -> tuple[str, Hashable] | None:
+    """Return what identifies a plain number or a text among predictions, or None."""
+    if kind == "text":
+        return "text", _text(prediction)
+    if kind == "integer":
+        normal = normalize_answer(prediction)
+        return ("number", normal) if DECIMAL.fullmatch(normal) else None
+    exact = expressions.rational(_bare(tidy(prediction)))
+    return None if exact is None else ("number", exact)
 
 
 def _quick(candidate: str, gold: str, kind: AnswerKind) -> bool | None:

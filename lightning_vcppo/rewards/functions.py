@@ -1,20 +1,25 @@
-"""Reward functions: found by their names, and what they may answer."""
+"""Reward functions: how they are found by name, what they return, and how a batch is graded."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast, get_args
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_vcppo.rewards.verifier import Style, verify
+from lightning_vcppo.rewards.answers import Answer, AnswerKind, accepted_answers
+from lightning_vcppo.rewards.equality import quick_verdict
+from lightning_vcppo.rewards.pool import Comparison, GradingPool
+from lightning_vcppo.rewards.verifier import Style, extract_answer, has_formulas, verify
+from lightning_vcppo.settings import GradingSettings
 
-RewardFunction = Callable[[str, int], float | tuple[float, bool]]
-"""From a response and the gold answer to a reward, which is positive if the response is correct; or
-to a reward and whether it is."""
+RewardFunction = Callable[[str, Any], float | tuple[float, bool]]
+"""From a response and the gold answer (an int, or a text if it is no integer) to a reward, which is
+positive if the response is correct; or to a reward and whether it is."""
 
 
 class Grade(NamedTuple):
@@ -65,20 +70,49 @@ def _of_two_arguments(function: Any, name: str) -> RewardFunction:
 
 
 class Grader:
-    """A reward function, and the grades that its rewards are."""
+    """A reward function, and the grades that its rewards are.
 
-    def __init__(self, reward: str | RewardFunction) -> None:
-        """Find the reward function, see `load_reward`."""
+    A style of the verifier compares answers in worker processes; a function of a user's own is
+    called in this process.
+
+    Attributes:
+        function: The reward function.
+        style: Style of the verifier, if that is the reward function.
+        pool: The worker processes.
+        seconds: Time spent in `grade_all`, so far.
+    """
+
+    def __init__(
+        self, reward: str | RewardFunction, settings: GradingSettings = GradingSettings()
+    ) -> None:
+        """Find the reward function, see `load_reward`; workers are started when needed."""
         self.function = load_reward(reward)
+        self.style = _style_of(self.function)
+        self.pool = GradingPool(settings)
+        self.seconds = 0.0
         self._has_warned = False
 
-    def grade(self, response: str, answer: int) -> Grade:
-        """Return what the reward function makes of a response.
+    @property
+    def limit_hits(self) -> int:
+        """Comparisons, so far, that have reached a worker's limit."""
+        return self.pool.limit_hits
+
+    def grade(self, response: str, answer: Answer, kind: AnswerKind | None = None) -> Grade:
+        """Return what the reward function makes of a response, computed in this process.
+
+        Args:
+            response: Thinking and answer part.
+            answer: The gold answer, or several; a function of a user's own gets the first.
+            kind: How the verifier compares them, see `is_correct`.
 
         Raises:
             ValueError: If it answers with anything but a number, or a number and a truth value.
         """
-        given: Any = self.function(response, answer)
+        given: Any
+        if self.style is not None:
+            given = verify(response, answer, style=self.style, kind=kind)
+        else:
+            given = self.function(response, accepted_answers(answer)[0])
         try:
             reward, correct = given if isinstance(given, tuple) else (given, None)
             reward = float(reward)
@@ -90,13 +124,51 @@ class Grader:
                 f"the function; got {given!r}"
             ) from error
 
-    def grade_all(self, responses: Sequence[str], answers: Sequence[int]) -> list[Grade]:
+    def grade_all(
+        self,
+        responses: Sequence[str],
+        answers: Sequence[Answer],
+        kinds: Sequence[AnswerKind | None] | None = None,
+    ) -> list[Grade]:
         """Grade responses, and say once if they seem to get partial credit that counts as correct.
+
+        Args:
+            responses: Thinking and answer parts.
+            answers: The gold answer of each, or several.
+            kinds: How each is compared; None decides by the type of the answer.
 
         Raises:
             ValueError: As in `grade`.
+            RuntimeError: The workers cannot be started.
         """
-        grades = [self.grade(r, a) for r, a in zip(responses, answers, strict=True)]
+        start = time.perf_counter()
+        kinds = [None] * len(answers) if kinds is None else kinds
+        golds = list(zip(responses, answers, kinds, strict=True))
+        if self.style is not None:
+            grades = [Grade(1.0 if c else -1.0, c, True) for c in self._verdicts(golds, self.style)]
+        else:
+            grades = [self.grade(*gold) for gold in golds]
+        self.seconds += time.perf_counter() - start
+        self._look_for_partial_credit(grades)
+        return grades
+
+    def _verdicts(
+        self, golds: Sequence[tuple[str, Answer, AnswerKind | None]], style: Style
+    ) -> list[bool]:
+        """Decide from the texts where they suffice, and let the workers compare the rest."""
+        verdicts: list[bool | None] = []
+        comparisons: list[Comparison] = []
+        for response, answer, kind in golds:
+            formulas = has_formulas(answer, kind)
+            candidate = extract_answer(response, style=style, formulas=formulas)
+            verdict = candidate is not None and quick_verdict(candidate, answer, kind)
+            verdicts.append(verdict)
+            if candidate is not None and verdict is None:
+                comparisons.append(Comparison(candidate, accepted_answers(answer), kind))
+        compared = iter(self.pool.compare(comparisons))
+        return [next(compared) if verdict is None else verdict for verdict in verdicts]
+
+    def _look_for_partial_credit(self, grades: Sequence[Grade]) -> None:
         paid = [grade.reward for grade in grades if grade.correct and grade.by_sign]
         if paid and not self._has_warned and max(paid) >= 2 * min(paid):
             self._has_warned = True
@@ -105,4 +177,11 @@ class Grader:
                 "and evaluation take a positive reward for that. If the smaller one is partial "
                 "credit, have the reward function return (reward, whether it is correct)."
             )
-        return grades
+
+
+def _style_of(function: RewardFunction) -> Style | None:
+    if function is verify:
+        return "boxed"
+    if isinstance(function, partial) and function.func is verify and not function.args:
+        return cast(Style, function.keywords.get("style", "boxed"))
+    return None

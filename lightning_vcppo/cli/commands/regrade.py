@@ -1,4 +1,4 @@
-"""Grade the responses in a file again: does it hold what a run has reported?"""
+"""Grade the responses in a file again, to check what a run has reported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run `vcppo regrade`.
 
     Args:
-        arguments: What follows the command.
+        arguments: Command-line arguments behind the command's name.
     """
     run_function(regrade, "regrade", arguments)
 
@@ -30,26 +30,25 @@ def regrade(
 
     Args:
         file: Graded responses, `evaluation/*.jsonl` of a run or the output of `vcppo predict`.
-        reward: Import path of `(response: str, answer: int) -> float`, positive for correct; or
-            of one that returns (float, whether correct).
+        reward: A style of the verifier, or the import path of `(response, answer) -> float`,
+            positive for correct; or of one that returns (float, whether correct).
 
     Returns:
         The records with the new verdicts.
 
     Raises:
-        ValueError: If the file holds anything else, or nothing.
+        ValueError: The file holds no responses, or anything else.
     """
     grader = Grader(reward)
     records = read_records(Path(file))
     if not records:
         raise ValueError(f"{file}: no responses")
+    grades = grader.grade_all(
+        [record.response for record in records], [record.answer for record in records]
+    )
     again = [
-        replace(
-            record,
-            prediction=extract_answer(record.response),
-            correct=grader.grade(record.response, record.answer).correct,
-        )
-        for record in records
+        replace(record, prediction=extract_answer(record.response), correct=grade.correct)
+        for record, grade in zip(records, grades, strict=True)
     ]
     written = by_set(records)
     for name, of_set in by_set(again).items():

@@ -1,0 +1,243 @@
+"""Worker processes that compare answers, so that no comparison can stop a training run.
+
+* Verdicts, and their order, depend on neither the number of workers nor the load: expressions are
+  bounded by their text first (`expressions.is_harmless`), and the workers' limits, in CPU seconds
+  and memory, are far above what any expression within those bounds needs.
+* A comparison that reaches a limit counts as wrong and is counted in `limit_hits`.
+* A worker that dies of anything else is started again, and its comparison made once more.
+
+A worker is a fresh interpreter with pipes, no fork: it has neither the run's memory nor its GPU,
+and ends with the run, however that ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_vcppo.rewards.answers import AnswerKind
+from lightning_vcppo.rewards.equality import answers_equal
+from lightning_vcppo.rewards.worker import OUT_OF_MEMORY
+from lightning_vcppo.settings import GradingSettings
+
+PROGRESS_S = 2.0
+"""A line says how far grading is when it takes longer than this, and every so often from there."""
+
+_AHEAD = 8  # comparisons that wait in a worker's pipe, a few hundred bytes each
+_MAX_FAILED_STARTS = 3
+_SIGXCPU = 24
+
+
+class Comparison(NamedTuple):
+    """A candidate, the answers of which each is accepted, and how they are compared."""
+
+    candidate: str
+    accepted: tuple[int | str, ...]
+    kind: AnswerKind | None
+
+
+@dataclass
+class _Worker:
+    """A process, and what it has been asked and has not answered, in order."""
+
+    process: subprocess.Popen[bytes]
+    asked: deque[int] = field(default_factory=deque)
+    unread: bytes = b""
+    is_ready: bool = False
+
+
+class GradingPool:
+    """Compares answers in worker processes, which are started when they are first needed.
+
+    Attributes:
+        limit_hits: Comparisons, so far, that have reached a limit and count as wrong.
+    """
+
+    def __init__(self, settings: GradingSettings) -> None:
+        """Collect the settings; `compare` starts the workers."""
+        self.settings = settings
+        self.limit_hits = 0
+        self._workers: list[_Worker] = []
+        self._failed_starts = 0
+
+    def compare(self, comparisons: Sequence[Comparison]) -> list[bool]:
+        """Return the verdict of each comparison, in order.
+
+        Raises:
+            RuntimeError: Workers end before they have compared anything.
+        """
+        unique = {comparison: n for n, comparison in enumerate(dict.fromkeys(comparisons))}
+        if self.settings.workers == 0:
+            found = [answers_equal(*comparison) for comparison in unique]
+        else:
+            found = _Round(self, list(unique)).run() if unique else []
+        return [found[unique[comparison]] for comparison in comparisons]
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self._workers:
+            _end(worker.process)
+        self._workers = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the processes out of a copy, which starts its own."""
+        return vars(self) | {"_workers": []}
+
+    def workers(self) -> list[_Worker]:
+        """Return the workers, those that have died since the last call started again."""
+        alive = [worker for worker in self._workers if worker.process.poll() is None]
+        self._workers = alive + [self.start() for _ in range(self.settings.workers - len(alive))]
+        return list(self._workers)
+
+    def start(self) -> _Worker:
+        """Start a worker, which takes a second or two to be ready."""
+        settings = self.settings
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "OMP_NUM_THREADS": "1",
+        }
+        arguments = [str(settings.limit_s), str(settings.memory_mb)]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lightning_vcppo.rewards.worker", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+        weakref.finalize(self, _end, process)
+        return _Worker(process)
+
+    def replace(self, worker: _Worker) -> _Worker:
+        """Start another worker in the place of a dead one.
+
+        Raises:
+            RuntimeError: Several in a row have ended before they were ready.
+        """
+        self._failed_starts = 0 if worker.is_ready else self._failed_starts + 1
+        if self._failed_starts >= _MAX_FAILED_STARTS:
+            raise RuntimeError(
+                f"grading: {_MAX_FAILED_STARTS} workers ended with exit code "
+                f"{worker.process.returncode} before they were ready; raise "
+                f"model.grading.memory_mb (now {self.settings.memory_mb}), or set "
+                "model.grading.workers=0 to grade without them"
+            )
+        self._workers.remove(worker)
+        self._workers.append(self.start())
+        return self._workers[-1]
+
+
+class _Round:
+    """One call of `compare`: hands comparisons out, and takes verdicts in."""
+
+    def __init__(self, pool: GradingPool, comparisons: list[Comparison]) -> None:
+        self.pool = pool
+        self.comparisons = comparisons
+        self.verdicts: dict[int, bool] = {}
+        self.waiting = deque(range(len(comparisons)))
+        self.crashed: set[int] = set()  # comparisons that a worker has died of once
+        self.selector = selectors.DefaultSelector()
+        self.started = self.told = time.monotonic()
+
+    def run(self) -> list[bool]:
+        with self.selector:
+            for worker in self.pool.workers():
+                self._add(worker)
+            while len(self.verdicts) < len(self.comparisons):
+                for key, _ in self.selector.select(timeout=PROGRESS_S):
+                    self._hear(key.data)
+                self._tell()
+        return [self.verdicts[n] for n in range(len(self.comparisons))]
+
+    def _add(self, worker: _Worker) -> None:
+        assert worker.process.stdout is not None
+        self.selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
+        self._ask(worker)
+
+    def _ask(self, worker: _Worker) -> None:
+        """Hand a worker comparisons until enough of them wait in its pipe."""
+        assert worker.process.stdin is not None
+        lines = []
+        while self.waiting and len(worker.asked) < _AHEAD:
+            number = self.waiting.popleft()
+            worker.asked.append(number)
+            lines.append(json.dumps([number, *self.comparisons[number]]).encode() + b"\n")
+        with suppress(BrokenPipeError):  # it has died, as its closed output is about to tell
+            worker.process.stdin.write(b"".join(lines))
+            worker.process.stdin.flush()
+
+    def _hear(self, worker: _Worker) -> None:
+        assert worker.process.stdout is not None
+        received = os.read(worker.process.stdout.fileno(), 1 << 16)
+        if not received:
+            self._bury(worker)
+            return
+        *lines, worker.unread = (worker.unread + received).split(b"\n")
+        for line in lines:
+            number, verdict = json.loads(line)
+            if number < 0:
+                worker.is_ready = True
+                continue
+            worker.asked.remove(number)
+            if verdict == OUT_OF_MEMORY:
+                self._give_up(number, "memory")
+            else:
+                self.verdicts[number] = verdict
+        self._ask(worker)
+
+    def _bury(self, worker: _Worker) -> None:
+        """Replace a worker that has ended, and decide on the comparison that it was at."""
+        assert worker.process.stdout is not None
+        self.selector.unregister(worker.process.stdout)
+        code = worker.process.wait()
+        pending = list(worker.asked)
+        if pending and worker.is_ready:
+            number = pending[0]
+            if code == -_SIGXCPU or number in self.crashed:
+                self._give_up(number, "CPU seconds" if code == -_SIGXCPU else f"exit code {code}")
+                del pending[0]
+            self.crashed.add(number)
+        self.waiting.extendleft(reversed(pending))
+        self._add(self.pool.replace(worker))
+
+    def _give_up(self, number: int, limit: str) -> None:
+        self.verdicts[number] = False
+        self.pool.limit_hits += 1
+        candidate, accepted, _ = self.comparisons[number]
+        rank_zero_warn(
+            f"grading: comparing {candidate[:80]!r} with {accepted[0]!r} has reached its limit "
+            f"({limit}) and counts as wrong; model.grading.limit_s and memory_mb set the limits"
+        )
+
+    def _tell(self) -> None:
+        now = time.monotonic()
+        if now - self.told >= PROGRESS_S and len(self.verdicts) < len(self.comparisons):
+            self.told = now
+            rank_zero_info(
+                f"Grading: {len(self.verdicts):,} of {len(self.comparisons):,} answers compared "
+                f"in {now - self.started:.0f} s"
+            )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a worker: with its input closed, or else by force."""
+    if process.stdin is not None and not process.stdin.closed:
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+    try:
+        process.wait(timeout=0.2)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
