@@ -7,8 +7,8 @@
     math-ai/aime25              a data set of the hub
     reasoning_gym:chain_sum     a task of reasoning-gym, generated from `size` and `seed`
 
-Behind a folder or an id of the hub may stand `:config` and `[split]`, behind an id `@revision`. What
-exists under the whole name is that, brackets and all.
+A folder or id of the hub may be followed by `:config` and `[split]`, an id by `@revision`. A file
+or folder that exists under the whole text goes first.
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ def find_source(address: str) -> list[Path] | HubAddress:
         if revision:
             raise ValueError(f"{address}: a folder has no revision; leave @{revision} out")
         return HubAddress(folder, None, config, split)
-    if _HUB_ID.fullmatch(parts["path"]) and not is_data_file(folder.name):
-        if not folder.parent.exists():
-            return HubAddress(parts["path"], revision, config, split)
+    is_id = _HUB_ID.fullmatch(parts["path"]) and not is_data_file(folder.name)
+    if is_id and not folder.parent.exists():
+        return HubAddress(parts["path"], revision, config, split)
     if not file.parent.is_dir():
         raise ValueError(f"{address}: no such file, the folder {file.parent} does not exist")
     raise ValueError(f"{address}: no such file{near_file(file)}")

@@ -5,8 +5,8 @@ r"""Answers of the wild, and of which kind a set's answers are.
     math      anything with which math-verify can compare: numbers, expressions, sets, choices
     text      any text; compared as it is, after normalisation
 
-`auto` chooses among the first three for a set as a whole: `aime` if all answers are AIME's, but for a
-few that are mistakes then; `integer` if all are integers; `math` otherwise.
+`auto` chooses among the first three for a set as a whole: `aime` if all answers are integers in
+0..999, a few excepted, which are taken for mistakes; `integer` if all are integers; else `math`.
 """
 
 from __future__ import annotations
@@ -130,9 +130,9 @@ def answer_text(value: object, *, is_math: bool) -> str | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = _final_part(value) if isinstance(value, str) else str(value)
-    if is_math and len(text) < 20 and not _DIGIT.search(text):
-        if _DRESS.sub("", text).lower() in NO_ANSWERS:
-            return None
+    is_word = is_math and len(text) < 20 and not _DIGIT.search(text)
+    if is_word and _DRESS.sub("", text).lower() in NO_ANSWERS:
+        return None
     return text if 0 < len(text) <= MAX_ANSWER_CHARS else None
 
 

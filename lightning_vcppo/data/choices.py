@@ -35,9 +35,10 @@ def read_choices(value: object) -> dict[str, str]:
     cells = [plain(cell) for cell in found]
     if any(isinstance(cell, (list, dict)) or cell is None for cell in cells):
         return {}
-    texts = [str(cell).strip() for cell in cells]
+    texts = [str(cell) for cell in cells]
     for text in texts:
-        check_text(text, "a choice")
+        check_text(text, "a choice")  # before it loses a form feed in front
+    texts = [text.strip() for text in texts]
     own = [_LABELLED.fullmatch(text) for text in texts]
     if all(own) and [match[1] for match in own if match] == list(ascii_uppercase[: len(own)]):
         return {match[1]: match[2].strip() for match in own if match}

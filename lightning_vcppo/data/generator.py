@@ -1,6 +1,6 @@
 r"""Generated AIME-style problems with worked long chain-of-thought solutions.
 
-Every problem is a chain of three-digit operations, so that the answer is an integer in 0..999, the
+Most problems are chains of three-digit operations, so that the answer is an integer in 0..999, the
 reasoning is as long as one wishes, and one wrong digit anywhere makes the answer wrong. Sums,
 products, powers and recurrences are worked digit by digit:
 
@@ -20,6 +20,8 @@ is there for what has to be decided (go on or answer, which method), not for wha
     </think>
     \boxed{133}
 
+Sums of fractions (`fraction_sums.py`) have answers that are no integers.
+
 Solutions can be made imperfect in the ways in which a language model is: digits slip, a rough
 method chosen in the first token spoils the answer at the end, reasoning stops too early. A policy
 cold-started on such solutions knows the skill but is unreliable, which is what reinforcement
@@ -31,8 +33,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from lightning_vcppo.data.fraction_sums import FractionSum, draw_sum, fraction_line, latex
 from lightning_vcppo.data.problem import THINK_CLOSE, Problem
+
+if TYPE_CHECKING:
+    from lightning_vcppo.rewards.answers import AnswerKind
 
 
 @dataclass(frozen=True)
@@ -156,12 +163,13 @@ def _count(rng: random.Random, steps: int) -> Chain:
     return Chain(question, start, (Operation("+", 1),) * steps, is_count=True)
 
 
-FAMILIES: dict[str, Callable[[random.Random, int], Chain]] = {
+FAMILIES: dict[str, Callable[[random.Random, int], Chain | FractionSum]] = {
     "sum": _sum,
     "product": _product,
     "power": _power,
     "recurrence": _recurrence,
     "count": _count,
+    "fraction": draw_sum,
 }
 
 
@@ -184,16 +192,22 @@ def generate_problems(count: int, settings: ProblemSettings, *, seed: int) -> li
         chain = FAMILIES[family](rng, steps)
         # A stream of its own: the questions of a seed do not depend on how well they are solved.
         solution = work_out(chain, settings, random.Random(rng.getrandbits(64)))
-        problems.append(Problem(chain.question, chain.answer, solution, source=family))
+        kind: AnswerKind = "integer" if isinstance(chain, Chain) else "math"
+        problems.append(
+            Problem(chain.question, chain.answer, solution, source=family, answer_kind=kind)
+        )
     return problems
 
 
-def work_out(chain: Chain, settings: ProblemSettings, rng: random.Random) -> str:
+def work_out(chain: Chain | FractionSum, settings: ProblemSettings, rng: random.Random) -> str:
     """Write a solution of a chain, with the imperfections that the settings ask for."""
     rough = rng.random() < settings.rough_rate
     lines = ["rough" if rough else "exact"]
-    value = chain.start
-    work_line = _count_line if chain.is_count else _work_line
+    value: Any = chain.start
+    is_count = isinstance(chain, Chain) and chain.is_count
+    work_line: Callable[..., tuple[str, Any]] = _count_line if is_count else _work_line
+    if isinstance(chain, FractionSum):
+        work_line = fraction_line
     for done, operation in enumerate(chain.operations, start=1):
         left = len(chain.operations) - done
         line, result = work_line(operation, value, left, rough, settings.slip_rate, rng)
@@ -204,9 +218,10 @@ def work_out(chain: Chain, settings: ProblemSettings, rng: random.Random) -> str
         value = result
         if left and rng.random() < settings.early_stop_rate:
             break
-    if rough and chain.is_count:
+    if rough and is_count:
         value = (value // 10 + 1) * 10 % 1000
-    return "\n".join([*lines, THINK_CLOSE, f"\\boxed{{{value}}}"])
+    answer = latex(value) if isinstance(chain, FractionSum) else value
+    return "\n".join([*lines, THINK_CLOSE, f"\\boxed{{{answer}}}"])
 
 
 def _count_line(

@@ -59,12 +59,27 @@ HASHES = "####"
 """The form of GSM8K, which no style of the verifier reads as such."""
 
 
+CLOCK = "strftime_now"
+"""Name of the function by which chat templates read the clock."""
+_DIRECTIVES = "aAbBcdDeFGhHIjmMpRSTuUVwWxXyYzZ"
+_STANDING_CLOCK = (
+    "{%- macro strftime_now(pattern) -%}"
+    "{%- set of_date = namespace(text=pattern) -%}"
+    "{%- for directive, text in date_directives.items() -%}"
+    "{%- set of_date.text = of_date.text.replace(directive, text) -%}"
+    "{%- endfor -%}"
+    "{{ of_date.text }}"
+    "{%- endmacro %}{{ '' }}"  # Jinja would drop a line end right behind a block
+)
+"""Takes the place of the clock in front of a template; transformers passes no functions on."""
+
+
 class Clock:
     """The clock of chat templates, which stands still.
 
     Attributes:
-        date: That templates are told.
-        was_read: Whether one has asked.
+        date: That templates write.
+        was_read: Whether one may have read it.
     """
 
     def __init__(self, at: date | None = None) -> None:
@@ -76,10 +91,12 @@ class Clock:
         self.date = at or date.today()
         self.was_read = False
 
-    def strftime_now(self, pattern: str) -> str:
-        """Return what a template knows by this name."""
-        self.was_read = True
-        return datetime(self.date.year, self.date.month, self.date.day).strftime(pattern)
+    def directives(self) -> dict[str, str]:
+        """Return what the directives of `strftime` stand for, those without padding first."""
+        midnight = datetime(self.date.year, self.date.month, self.date.day)
+        texts = {f"%{name}": midnight.strftime(f"%{name}") for name in _DIRECTIVES}
+        bare = {f"%-{name}": texts[f"%{name}"].lstrip("0") or "0" for name in "dHIjmMSy"}
+        return bare | texts | {"%%": "%"}
 
 
 def as_date(text: str | None) -> date | None:
@@ -163,6 +180,7 @@ def render_prompt(
         ValueError: The tokenizer has no such template, or that refuses the messages.
     """
     template = chat_template_text(tokenizer, chat_template)
+    clock = clock or Clock()
     if template is None:
         return "\n".join([*(text for _, text in context), problem, THINK_OPEN, ""])
     messages = [*context]
@@ -173,13 +191,15 @@ def render_prompt(
     if instruction and not _asks_itself([text for _, text in messages] + [problem], style):
         problem = f"{problem}\n{instruction}"
     messages.append(("user", problem))
+    if CLOCK in template:
+        template, clock.was_read = _STANDING_CLOCK + template, True
     try:
         text = tokenizer.apply_chat_template(
             [{"role": role, "content": text} for role, text in messages],
             chat_template=template,
             tokenize=False,
             add_generation_prompt=True,
-            strftime_now=(clock or Clock()).strftime_now,
+            date_directives=clock.directives() if clock.was_read else {},
         )
     except TemplateError as error:
         raise ValueError(f"the tokenizer's chat template refuses the prompt: {error}") from error
@@ -206,7 +226,7 @@ class PromptFormat:
     system_prompt: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse texts that no author meant, such as "\\boxed" in double quotes of YAML."""
+        """Refuse texts that no author meant: YAML reads a backslash in double quotes."""
         for name in ("instruction", "system_prompt"):
             fault = fault_in(getattr(self, name) or "")
             require(fault is None, f"{name}: holds {fault}")

@@ -1,8 +1,8 @@
 """From a row, in the schemas of the wild, to a problem whose answer is still to be read.
 
-A row is looked through for the first field of `PROBLEM_FIELDS` and of `ANSWER_FIELDS` that it fills,
-unless a field is named; a field may be a path through nested values: `prompt[0].content`. Where no
-field holds an answer it is the last box of the solution or of the chat's reply.
+The first field of `PROBLEM_FIELDS` and of `ANSWER_FIELDS` that a row fills is taken, unless a field
+is named; a field may be a path through nested values: `prompt[0].content`. Where no field holds an
+answer, it is the last box of the solution or of the chat's reply.
 """
 
 from __future__ import annotations
@@ -148,9 +148,10 @@ class RowReader:
         else:
             values = answer_values(value)
         if not solution and isinstance(value, str) and "####" in value:
-            solution = value.rpartition("####")[0].strip()  # GSM8K works it out in front
+            solution = value.rpartition("####")[0]  # GSM8K works it out in front
         if solution:
             check_text(solution, "the solution")
+            solution = solution.strip()
         return Draft(
             question,
             context,
@@ -261,9 +262,9 @@ def _listed(row: Row) -> str:
 
 
 def _text_of(value: object) -> str | None:
-    """Return a text, or the first of a list of texts, without surrounding space."""
+    """Return a text, or the first of a list of texts."""
     value = plain(value[0] if isinstance(value, list) and value else value)
-    return value.strip() if isinstance(value, str) else None
+    return value if isinstance(value, str) else None
 
 
 def _level(value: object) -> str | None:

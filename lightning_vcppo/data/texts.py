@@ -1,8 +1,8 @@
 r"""Texts that come in from outside: as text, and as their author meant them.
 
 A file may hold texts that no author meant: `"\frac"` with a single backslash is, in JSON, a form
-feed and "rac", `"\theta"` a tab and "heta". A model would be asked nonsense, silently. So every text
-of a row (question, turns, choices, answer, solution) and of a flag is checked here.
+feed and "rac", `"\theta"` a tab and "heta". A model would be asked nonsense, silently. So every
+text of a row (question, turns, choices, answer, solution) and of a flag is checked here.
 """
 
 from __future__ import annotations
@@ -15,21 +15,11 @@ _CONTROL_BYTES = bytes({*range(32), 127} - set(b"\t\n\r"))
 _ESCAPES = {"\b": "b", "\f": "f", "\t": "t", "\n": "n", "\r": "r"}
 # Remains of commands that begin no English word.
 _REMAINS = {
-    "\t": (
-        "heta",
-        "imes",
-        "riangle",
-        "ext{",
-        "extbf",
-        "extrm",
-        "extit",
-        "frac",
-        "ilde{",
-        "herefore",
-    ),
-    "\n": ("eq", "abla", "otin"),
-    "\r": ("ight", "ho"),
+    "\t": r"heta|imes|riangle|ext\{|extbf|extrm|extit|frac|ilde\{|herefore",
+    "\n": r"eq(?![A-Za-z])|abla|otin",
+    "\r": r"ight|ho(?![A-Za-z])",
 }
+_REMAINS_BEHIND = {start: re.compile(f"{start}(?:{rest})") for start, rest in _REMAINS.items()}
 _COMMAND = re.compile("[A-Za-z]*")
 
 
@@ -82,11 +72,9 @@ def fault_in(text: str) -> str | None:
         found = _CONTROL.search(text)
         assert found is not None
         return _describe(text, found.start())
-    for character, remains in _REMAINS.items():
-        if character in text:
-            for rest in remains:
-                if (place := text.find(character + rest)) >= 0:
-                    return _describe(text, place)
+    for character, remains in _REMAINS_BEHIND.items():
+        if character in text and (found := remains.search(text)):
+            return _describe(text, found.start())
     return None
 
 

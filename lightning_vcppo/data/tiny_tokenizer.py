@@ -10,13 +10,18 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from lightning_vcppo.data.generator import FAMILIES, ProblemSettings, generate_problems
+from lightning_vcppo.data.generator import ProblemSettings, generate_problems
 from lightning_vcppo.data.problem import THINK_CLOSE, THINK_OPEN
+
+FAMILIES_OF_THE_TOKENIZER = ("sum", "product", "power", "recurrence", "count")
+"""Fixed: with another family in it, token ids of all tiny models would be others."""
 
 
 def default_tokenizer(vocab_size: int) -> Any:
-    """Train the tiny model's tokenizer on generated problems of all families."""
-    settings = ProblemSettings(tuple(FAMILIES), max_steps=6, rough_rate=0.2, check_rate=0.2)
+    """Train the tiny model's tokenizer on generated problems, always the same."""
+    settings = ProblemSettings(
+        FAMILIES_OF_THE_TOKENIZER, max_steps=6, rough_rate=0.2, check_rate=0.2
+    )
     problems = generate_problems(2000, settings, seed=0)
     return train_tokenizer(
         (f"{p.problem}\n{THINK_OPEN}\n{p.solution}" for p in problems), vocab_size

@@ -505,12 +505,10 @@ class VCPPOModule(PolicyModule):
 
     def log_rollout(self, rollout: Rollout) -> None:
         """Log what the rollout was like and what its updates did, over all ranks."""
-        reduce = self.sum_over_ranks
-        metrics = describe_rollout(rollout, reduce=reduce) | self.update_metrics
+        metrics = describe_rollout(rollout, reduce=self.sum_over_ranks) | self.update_metrics
         if rollout.values_BT is not None:
-            metrics |= describe_critic(rollout, self.advantage.gamma, reduce=reduce)
-        responses = len(rollout) * self.trainer.world_size
-        tokens = metrics["rollout/response_length"] * responses
+            metrics |= describe_critic(rollout, self.advantage.gamma, reduce=self.sum_over_ranks)
+        tokens = metrics["rollout/response_length"] * len(rollout) * self.trainer.world_size
         metrics["rollout/tokens_per_second"] = tokens / sum(self.seconds.values())
         metrics |= {f"time/{part}_s": seconds for part, seconds in self.seconds.items()}
         metrics["grading/limit_hits"] = float(self.grader.limit_hits)

@@ -176,11 +176,11 @@ def ratio(candidate: str, gold: str) -> int:
     """Return the sign of the constant number that one expression is of the other; 0 if none is."""
     pairs = _values_at_points(candidate, gold)
     try:
-        if not pairs or any(_is_close(b, 0) for _, b in pairs):
+        if not pairs or any(_is_close(b, sympy.Integer(0)) for _, b in pairs):
             return 0
         quotients = [a / b for a, b in pairs]
         first = quotients[0]
-        if _is_close(first, 0) or not first.is_real:
+        if _is_close(first, sympy.Integer(0)) or not first.is_real:
             return 0
         return int(first / abs(first)) if all(_is_close(q, first) for q in quotients) else 0
     except Exception:  # as in `parse`
@@ -226,7 +226,7 @@ def _point(symbols: list[Any], numbers: tuple[str, ...]) -> dict[Any, Any]:
 
 
 def _is_close(a: Any, b: Any) -> bool:
-    if a == b:
-        return True
+    if a == b or not a.is_finite or not b.is_finite:
+        return bool(a == b)
     size = max(abs(a), abs(b))
     return bool(size < _NOTHING or abs(a - b) <= _CLOSE * size)

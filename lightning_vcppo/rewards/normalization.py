@@ -13,10 +13,12 @@ MAX_ANSWER_CHARS = 300
 """A longer candidate is no answer."""
 
 _TEXT_COMMAND = r"\\(?:text|textrm|textnormal|mathrm|mbox)"
+OPENING, CLOSING = "([{", ")]}"
+
 _WRAPPING = re.compile(
     r"\$(.+)\$|\\\((.+)\\\)|\\\[(.+)\\\]|\*\*(.+)\*\*"
     r"|\\(?:text|textrm|textnormal|textbf|textit|textsf|mathrm|mathbf|mathit|mathsf|mbox|boxed"
-    r"|fbox|operatorname)\s*\{([^{}]*)\}",
+    r"|fbox|operatorname)\s*(\{.*\})",
     re.DOTALL,
 )
 _TIDY = tuple(
@@ -144,6 +146,19 @@ _DENIAL = re.compile(rf"(?<![A-Za-z\\])(?:{_DENYING})(?![A-Za-z])", re.IGNORECAS
 # Whole answers -----------------------------------------------------------------------------------
 
 
+def enclosed(text: str, opening: str, closing: str) -> str | None:
+    """Return what stands between two brackets if they match and hold the entire text."""
+    if not (text.startswith(opening) and text.endswith(closing)) or len(text) < len(opening) + 1:
+        return None
+    inside = text[len(opening) : len(text) - len(closing)]
+    depth = 0
+    for character in inside:
+        depth += (character in OPENING) - (character in CLOSING)
+        if depth < 0:
+            return None
+    return inside if depth == 0 else None
+
+
 def tidy(text: str) -> str:
     """Drop wrapping, layout, signs of degrees and dollars, and space that tells nothing apart."""
     if r"\begin" not in text:  # where it ends a row, `\\` is no escaped backslash
@@ -156,9 +171,14 @@ def tidy(text: str) -> str:
         text = _WIDE_SPACE.sub(" ", text).strip().removesuffix(".")
         text = _SPACE.sub(lambda space: " " if space[1] else "", text)
         if wrapped := _WRAPPING.fullmatch(text):
-            text = wrapped[wrapped.lastindex or 0]
+            text = _inside(wrapped[wrapped.lastindex or 0]) or text
         text = _DEGREES.sub("", text.removeprefix(r"\$"))
     return text
+
+
+def _inside(wrapped: str) -> str | None:
+    """Return a wrapped text without the braces of a command, None where they are several groups."""
+    return enclosed(wrapped, "{", "}") if wrapped.startswith("{") else wrapped
 
 
 def normalize_answer(text: str) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from lightning_vcppo.rewards.normalization import THOUSANDS
+from lightning_vcppo.rewards.normalization import CLOSING, OPENING, THOUSANDS, enclosed
 
 MAX_ITEMS = 30
 """More items than these are one text."""
@@ -101,7 +101,6 @@ _SIGN = {
     "=": "=",
 }
 _PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])|±")
-_OPENING, _CLOSING = "([{", ")]}"
 
 
 def read(text: str) -> Form:
@@ -143,22 +142,9 @@ def split(text: str, separator: str) -> list[str]:
             pieces.append(text[start:at])
             start = at = at + len(separator)
             continue
-        depth += (text[at] in _OPENING) - (text[at] in _CLOSING)
+        depth += (text[at] in OPENING) - (text[at] in CLOSING)
         at += 1
     return [*pieces, text[start:]]
-
-
-def enclosed(text: str, opening: str, closing: str) -> str | None:
-    """Return what stands between two brackets if they match and hold the entire text."""
-    if not (text.startswith(opening) and text.endswith(closing)) or len(text) < len(opening) + 1:
-        return None
-    inside = text[len(opening) : len(text) - len(closing)]
-    depth = 0
-    for character in inside:
-        depth += (character in _OPENING) - (character in _CLOSING)
-        if depth < 0:
-            return None
-    return inside if depth == 0 else None
 
 
 def _matrix(content: str) -> Form:
@@ -173,7 +159,7 @@ def _brackets(text: str) -> Form | None:
     # An interval's brackets need not match, so depth is counted over both kinds
     inside, depth = text[1:-1], 0
     for character in inside:
-        depth += (character in _OPENING) - (character in _CLOSING)
+        depth += (character in OPENING) - (character in CLOSING)
         if depth < 0:
             return None
     pieces = split(inside, ",")

@@ -1,6 +1,7 @@
 """Generated problems: right answers, and imperfections at the rates that were asked for."""
 
 import re
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
@@ -10,8 +11,11 @@ from lightning_vcppo.data.generator import FAMILIES, Operation, ProblemSettings,
 from lightning_vcppo.rewards.verifier import is_correct
 
 
-def evaluate(question: str) -> int:
+def evaluate(question: str) -> int | str:
     """Answer a question of any family by ordinary arithmetic: the digit-wise working's oracle."""
+    if match := re.fullmatch(r"Find ([0-9+/ ]+) as a fraction in lowest terms\.", question):
+        total = sum(Fraction(term) for term in match[1].split(" + "))
+        return rf"\frac{{{total.numerator}}}{{{total.denominator}}}"
     if match := re.fullmatch(
         r"A sequence has a_1 = (\d+) and a_\(n\+1\) = (\d+) \* a_n \+ (\d+)\. "
         r"Find the remainder when a_(\d+) is divided by 1000\.",
@@ -115,6 +119,27 @@ def test_a_count_shows_what_is_left_and_its_rough_method_only_at_the_end():
         assert first == "exact" and box == f"\\boxed{{{exact.answer}}}"
         assert rough.solution.splitlines()[:-1] == ["rough", *lines, "</think>"]
         assert not is_correct(rough.solution, rough.answer)
+
+
+def test_a_fraction_is_in_lowest_terms_and_worked_line_by_line():
+    settings = ProblemSettings(("fraction",), 2, 2)
+    for problem in generate_problems(50, settings, seed=0):
+        numerator, denominator = map(int, re.findall("[0-9]+", str(problem.answer)))
+        assert Fraction(numerator, denominator).denominator == denominator > 1
+        assert (problem.answer_kind, problem.source) == ("math", "fraction")
+        assert not is_correct(f"\\boxed{{{numerator}}}", problem.answer)
+        assert is_correct(rf"\boxed{{{2 * numerator}/{2 * denominator}}}", problem.answer)
+        for line in problem.solution.splitlines()[1:-2]:
+            work, _, result = line.partition(":")[2].partition(";")[0].partition("=")
+            top, _, bottom = work.partition("/(")
+            assert Fraction(eval(top), eval(bottom.rstrip(")"))) == Fraction(result)
+
+
+def test_the_rough_sum_of_fractions_is_wrong():
+    settings = ProblemSettings(("fraction",), 1, 4, rough_rate=1.0)
+    for problem in generate_problems(50, settings, seed=0):
+        assert problem.solution.startswith("rough\n")
+        assert not is_correct(problem.solution, problem.answer)
 
 
 def test_early_answers_come_at_the_rate_that_was_asked_for():

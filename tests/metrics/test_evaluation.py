@@ -103,6 +103,13 @@ def test_majority_vote_by_hand(predictions: list[str | None], expected: float) -
     assert majority_vote(predictions, correct) == pytest.approx(expected)
 
 
+def test_wrong_answers_that_are_equal_vote_together() -> None:
+    right = [False, False, False, True, True]
+    assert majority_vote(["1/2", "0.5", r"\frac{2}{4}", "7", "7"], right) == 0
+    assert majority_vote(["1/2", "0.4", "(1, 2)", "7", "7"], right) == 1
+    assert majority_vote(["1, 2", "2, 1", "(1, 2)", "7", "7"], right) == 0.5
+
+
 # Summaries
 
 

@@ -102,6 +102,13 @@ def test_what_decides_between_several_answers(response, reward):
         ("Answer: Answer: 204", 1.0),
         ("Answer: 204\nAnswer: 203", -1.0),
         ("Answer: 204\nAnswer:", -1.0),
+        ("**Answer: 204**", 1.0),
+        ("Answer: **204**", 1.0),
+        ("**Answer**: 204", 1.0),
+        ("*Answer:* *204*", 1.0),
+        ("Answer: `204`<|im_end|>", 1.0),
+        ("Answer: **203** or **204**", -1.0),
+        ("Answer: 204<|203", -1.0),
         ("Answer: 204 or 203", -1.0),
         ("Answer: 203, 204", -1.0),
         ("Answer: 204 because of 203", -1.0),
@@ -111,6 +118,92 @@ def test_what_decides_between_several_answers(response, reward):
 )
 def test_an_answer_line_holds_one_answer(line, reward):
     assert verify(line, 204, style="answer_line") == reward
+
+
+UNREAD = [
+    r"33\text{ or 34}", r"33\text{00}", r"33\text{ thousand}", r"33\text{ is wrong}",
+    r"33\text{ hundred}", r"33\text{k}", r"33\text{ million}", r"33\text{ and a half}",
+    r"33\text{ thirds}", r"33\text{ squared}", r"33\text{ plus one}", r"33\text{ not}",
+    r"33\text{ or more}", r"33\text{ at least}", r"33\text{ mod seven}", r"33\text{ base eight}",
+    r"33\text{}^2", r"33\text{ cm}^{33}", r"33^{\text{cm}}", r"33\text{-}34", r"33\text{!}",
+    r"33\text{ percent}", r"33\text{ pi}", r"33\text{i}", r"33\text{, } 34", r"33\mathrm{e}5",
+    r"33\quad 4", r"3\ 3", r"3~3", r"3\;3", "33<|4", r"\text{not } 33", r"33 \pmod{1000}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", UNREAD)
+def test_no_text_is_dropped_unread(text):
+    for gold in (33, 3300, 33000, 334):
+        assert not is_correct(rf"\boxed{{{text}}}", gold)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        r"\text{ cm}", r"\ \text{cm}", r"\,\mathrm{cm}", r"~\text{cm}", r"\;\mbox{cm}",
+        r"\quad\text{cm}", r"\text{ cm}^2", r"\text{ cm}^{3}", r"\text{ square units}",
+        r"\text{ miles per hour}", r"\text{ ways}", r"\text{ seconds}", r"\text{m}", r"\text{}",
+        r"^{\text{rd}}", r"^{\mathrm{}}", r"\text{ degrees}", r"\text{ sq. in.}", r"\textrm{ days}",
+    ],
+)  # fmt: skip
+def test_units_are_dropped(unit):
+    assert is_correct(rf"\boxed{{33{unit}}}", 33)
+    assert not is_correct(rf"\boxed{{34{unit}}}", 33)
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        "n =", "m + n =", "10p+q =", "100m + n =", "|S| =", r"\#S =", "f(x, y) =", r"\angle ABC =",
+        r"\text{the remainder} =", r"a_1 + a_{10} =", r"\sum_{i=1}^{9} a_i =", "P(X=2) =", "2N =",
+        r"N \equiv", "N ≡", r"\lfloor x \rfloor =", r"AB \cdot CD =", r"\gcd(a,b) =",
+    ],
+)  # fmt: skip
+def test_the_left_side_of_the_only_equality_says_what_the_number_is(left):
+    assert is_correct(rf"\boxed{{{left} 33}}", 33)
+    assert not is_correct(rf"\boxed{{{left} 34}}", 33)
+    assert is_correct(rf"\boxed{{{left} \frac{{66}}{{2}}}}", 33)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"N \equiv 33 \pmod{1000}", r"N \equiv 33 \bmod 1000", r"N\equiv33\pmod m",
+        r"N \equiv 33 (\mod 1000)",
+    ],
+)  # fmt: skip
+def test_a_congruence_is_its_remainder(text):
+    assert is_correct(rf"\boxed{{{text}}}", 33)
+    assert not is_correct(rf"\boxed{{{text}}}", 1000)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "n = 204 = 33", "n = 33 = 204", "x = 1, y = 33", "x = 33; y = 1", r"n \neq 33", "n < 33",
+        r"n \le 33", r"n \approx 33", "30 + 4 = 33", "34 = 33", r"n \neq 3 = 33", "n == 33",
+        r"\text{not } n = 33", r"n = 33 \equiv 0 \pmod{3}", "n := 33 = 34",
+        r"x = 33 \text{ or } 34",
+    ],
+)  # fmt: skip
+def test_several_equalities_and_other_relations_say_no_number(text):
+    assert not is_correct(rf"\boxed{{{text}}}", 33)
+
+
+@pytest.mark.parametrize("minus", ["-", "\u2212"])
+def test_a_minus_is_never_lost(minus):
+    for style in ("lenient", "last_number"):
+        for response in (f"the answer is {minus}3", f"so we get {minus}3."):
+            assert is_correct(response, -3, style=style)
+            assert not is_correct(response, 3, style=style)
+    assert is_correct(f"7{minus}3", 3, style="last_number")
+    assert is_correct(rf"\boxed{{{minus}3}}", -3)
+
+
+def test_a_dash_makes_no_number_of_its_opposite():
+    for dash in "\u2010\u2011\u2012\u2013\u2014\ufe63\uff0d":
+        for style in ("lenient", "last_number"):
+            assert not is_correct(f"the answer is {dash}3", 3, style=style)
 
 
 def test_a_list_of_all_answers_is_worth_one_guess():

@@ -7,12 +7,15 @@ from hypothesis import strategies as st
 
 from lightning_vcppo.rewards.shaping import overlong_penalty
 from lightning_vcppo.rewards.verifier import (
+    INSTRUCTIONS,
     answer_part,
     answers_equal,
+    asked_style,
     extract_answer,
     is_correct,
     last_boxed,
     normalize_answer,
+    reads,
 )
 
 STYLES = ("boxed", "answer_line", "last_number", "lenient")
@@ -113,6 +116,47 @@ def test_each_style_finds_its_own_answer(style, response, expected):
 def test_unknown_style_is_refused():
     with pytest.raises(ValueError, match=r"style: 'box' is not one of boxed, answer_line"):
         extract_answer("", style="box")
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        (r"so $\frac13$", r"\frac13"),
+        (r"so \(x+1\) it is.", "x+1"),
+        (r"so \[ [0,1) \]", " [0,1) "),
+        ("$x = 2$, so 5", "5"),
+        ("we get 3, then 4", "4"),
+        (r"$7$ or \boxed{x}", "x"),
+    ],
+)
+def test_lenient_takes_the_last_formula_where_the_gold_answer_may_be_one(response, expected):
+    found = extract_answer(response, style="lenient", formulas=True)
+    assert found == expected.strip()
+
+
+# What a prompt asks for
+
+
+@pytest.mark.parametrize("style", INSTRUCTIONS)
+def test_a_response_that_does_as_it_is_told_is_read(style):
+    asked = asked_style(INSTRUCTIONS[style])
+    assert asked is None or reads(style, asked)
+    response = {"boxed": r"\boxed{33}", "answer_line": "Answer: 33", None: "It is 33"}[asked]
+    assert is_correct(response, 33, style=style)
+
+
+@pytest.mark.parametrize(
+    ("problem", "style"),
+    [
+        ("What is 30+3?", None),
+        (r"What is 30+3? Put it in \boxed{}.", "boxed"),
+        ("Remember to put your answer on its own line after 'Answer:'.", "answer_line"),
+        ('The last line should be of the form "Answer: $Answer"', "answer_line"),
+        ("What is the answer: 3 or 4?", None),
+    ],
+)
+def test_the_form_that_a_problem_asks_for_is_seen(problem, style):
+    assert asked_style(problem) == style
 
 
 # Equality
