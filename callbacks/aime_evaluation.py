@@ -129,10 +129,10 @@ class AIMEEvaluation(Callback):
             raise ValueError("the evaluation has ended without a response")
         summaries = {name: summarize(of_set) for name, of_set in of_sets.items()}
         for name, of_set in of_sets.items():
-            rows = len({record.index for record in of_set})
-            if rows > (distinct := summaries[name].problems):
+            given = len({record.index for record in of_set})
+            if given > (distinct := summaries[name].problems):
                 rank_zero_info(
-                    f"{group}: the {rows} rows of {name or HELD_OUT} are {distinct} distinct "
+                    f"{group}: the {given} rows of {name or HELD_OUT} are {distinct} distinct "
                     "problems; rows with the same text count as samples of one (to sample more, "
                     "give --model.evaluation.num_generations)"
                 )

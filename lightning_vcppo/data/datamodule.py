@@ -35,6 +35,7 @@ from lightning_vcppo.data.prompts import (
     uses_chat,
 )
 from lightning_vcppo.data.sources import is_generator, load_problems
+from lightning_vcppo.models.checks import check_same_tokens
 from lightning_vcppo.models.loading import load_tokenizer
 
 __all__ = ["INSTRUCTION", "AIMEDataModule", "load_problems", "render_prompt"]
@@ -322,12 +323,16 @@ class AIMEDataModule(pl.LightningDataModule):
         return PromptBatch(kept, [ids[row] for row in rows], rows, evaluation_set)
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
-        if isinstance(self.tokenizer, str):
-            self.tokenizer = load_tokenizer(self.tokenizer)
-        if self.tokenizer is not None:
-            return self.tokenizer
+        given = self.tokenizer
+        name = given if isinstance(given, str) else "tokenizer"
+        own = load_tokenizer(given) if isinstance(given, str) else given
+        self.tokenizer = own
         module = self.trainer.lightning_module if self.trainer else None
         tokenizer = getattr(module, "tokenizer", None)
+        if own is not None:
+            if isinstance(tokenizer, PreTrainedTokenizerBase) and tokenizer is not own:
+                check_same_tokens(tokenizer, own, f"--data.tokenizer {name}", "prompts")
+            return own
         require(tokenizer is not None, "tokenizer: the model has none; give --data.tokenizer")
         assert isinstance(tokenizer, PreTrainedTokenizerBase)
         return tokenizer

@@ -20,7 +20,7 @@ from lightning_vcppo.distributed.sharding import is_sharded
 from lightning_vcppo.distributed.strategies import prepare_strategy
 from lightning_vcppo.models import forward, hf_folders, loading
 from lightning_vcppo.models import lora as adapters
-from lightning_vcppo.models.checks import check_vocabulary
+from lightning_vcppo.models.checks import check_same_tokens, check_vocabulary
 from lightning_vcppo.models.critic import Critic, holds_pretrained_critic, load_critic
 from lightning_vcppo.models.fingerprints import base_of_adapters
 from lightning_vcppo.models.packing import reads_packed_rows
@@ -97,11 +97,27 @@ class NetworksModule(ActorModule):
         source, value, reference = self.critic_source, self.value, self.reference_source
         if value is not None:
             self.critic = self.build(lambda: self._load_critic(source, value))
-            check_vocabulary(self.critic.model, self.tokenizer, str(source), "critic")
+            self._check_tokens(self.critic.model, source, "critic")
             adapters.share_weights(self.critic.model.base_model, self.actor.base_model)
         if reference is not None and self.reference is None:
             self.reference = self.build(lambda: loading.load_actor(reference).requires_grad_(False))
+            self._check_tokens(self.reference, reference, "reference")
             adapters.share_weights(self.reference, self.actor)
+
+    def _check_tokens(self, model: PreTrainedModel, source: Any, what: str) -> None:
+        """Refuse a network that knows other tokens than the actor."""
+        check_vocabulary(model, self.tokenizer, str(source), what)
+        if not isinstance(source, str) or source == self.actor_source:
+            return
+        if (own := loading.find_tokenizer(source)) is not None:
+            check_same_tokens(self.tokenizer, own, source, what)
+
+    @override
+    def networks(self) -> dict[str, PreTrainedModel]:
+        """Return all that read prompts and responses, by name."""
+        critic = None if self.critic is None else self.critic.model
+        others = {"critic": critic, "reference": self.reference}
+        return super().networks() | {k: model for k, model in others.items() if model is not None}
 
     @override
     def _load_actor(self) -> PreTrainedModel:

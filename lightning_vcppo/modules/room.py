@@ -1,4 +1,4 @@
-"""Before anything is sampled: has the model room for the longest prompt and its response?"""
+"""Check before anything is sampled that the networks have positions for what they will read."""
 
 from __future__ import annotations
 
@@ -45,8 +45,16 @@ class RoomForResponses(L.LightningModule):
 
     def check_lengths(self, of_flags: dict[str, SamplingSettings]) -> None:
         """Refuse a response limit that, behind the longest prompt, the model has no room for."""
-        assert self.actor is not None
         prompt = getattr(getattr(self.trainer, "datamodule", None), "longest_prompt", 0)
         for flag, settings in of_flags.items():
             length = settings.max_response_length
-            check_context(self.actor, prompt, length, f"{flag}.max_response_length")
+            # Evaluation reads with the actor alone.
+            networks = {"model": self.actor} if flag == "evaluation" else self.networks()
+            for name, network in networks.items():
+                assert network is not None
+                check_context(network, prompt, length, f"{flag}.max_response_length", name)
+
+    def networks(self) -> dict[str, PreTrainedModel]:
+        """Return the networks that read prompts and responses in training, by name."""
+        assert self.actor is not None
+        return {"model": self.actor}
