@@ -152,6 +152,40 @@ def check_same_tokens(
         raise ValueError(f"{name}: the {what} must share the actor's tokenizer, but {difference}")
 
 
+def check_rotary(
+    model: PreTrainedModel, prompt: int, response: int, flag: str, what: str = "model"
+) -> None:
+    """Refuse texts past the length at which a model's rotary factors change.
+
+    Beyond it a text has other probabilities, from its first token on, than its beginning had while
+    it was sampled, and than it has beside a shorter one: there is no one policy to train.
+
+    Args:
+        model: The actor, or a network that reads what it wrote.
+        prompt: Tokens of the longest prompt.
+        response: Limit of a response.
+        flag: Of that limit.
+        what: Name of the network.
+
+    Raises:
+        ValueError: With that length.
+    """
+    config = model.config.get_text_config()
+    given = getattr(config, "rope_parameters", None) or {}
+    for rope in (given, *(part for part in given.values() if isinstance(part, dict))):
+        if rope.get("rope_type") not in ("longrope", "dynamic"):
+            continue
+        border = rope.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", config.max_position_embeddings
+        )
+        require(
+            prompt + response <= border,
+            f"{flag}: {response} tokens behind a prompt of {prompt} pass {border} positions, where "
+            f"the {what}'s rotary factors change (rope_type {rope['rope_type']}), and its policy "
+            "with them; lower it or --data.max_prompt_length",
+        )
+
+
 def check_context(
     model: PreTrainedModel, prompt: int, response: int, flag: str, what: str = "model"
 ) -> None:

@@ -84,6 +84,7 @@ class ActorModule(RoomForResponses):
     @override
     def setup(self, stage: str) -> None:
         """Refuse a strategy that cannot work; start the counters of a new run."""
+        super().setup(stage)
         refuse_strategy(self.trainer.strategy)
         if self.vllm_engine is not None:
             self.vllm_engine.forget_weights()  # they may have changed between two stages

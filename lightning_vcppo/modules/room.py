@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import lightning as L
+import torch
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from lightning_vcppo.models.checks import check_context
-from lightning_vcppo.settings import SamplingSettings
+from lightning_vcppo.generation.base import Generations
+from lightning_vcppo.models.checks import check_context, check_rotary
+from lightning_vcppo.modules.policy_probe import probe_policy
+from lightning_vcppo.settings import EngineSettings, SamplingSettings
 
 
 class RoomForResponses(L.LightningModule):
@@ -15,6 +20,25 @@ class RoomForResponses(L.LightningModule):
 
     actor: PreTrainedModel | None
     evaluation: SamplingSettings
+    engine_settings: EngineSettings
+    sampler_agrees = True
+    """Whether sampling leaves the log-probabilities that reading gives."""
+    _probed = False
+
+    @abstractmethod
+    def generate(
+        self, prompt_ids: list[list[int]], seeds: list[int], settings: SamplingSettings
+    ) -> Generations:
+        """Sample one response a prompt; called on every rank."""
+
+    @abstractmethod
+    def max_over_ranks(self, number: int) -> int:
+        """Return the largest of one number a rank."""
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Check anew in each run."""
+        self._probed = False
 
     @override
     def on_fit_start(self) -> None:
@@ -52,7 +76,24 @@ class RoomForResponses(L.LightningModule):
             networks = {"model": self.actor} if flag == "evaluation" else self.networks()
             for name, network in networks.items():
                 assert network is not None
-                check_context(network, prompt, length, f"{flag}.max_response_length", name)
+                limit = f"{flag}.max_response_length"
+                check_context(network, prompt, length, limit, name)
+                check_rotary(network, prompt, length, limit, name)
+        if not self._probed:
+            self._probe(with_others="sampling" in of_flags)
+
+    def _probe(self, *, with_others: bool) -> None:
+        """Check that the networks are one function each, however their rows are arranged."""
+        assert self.actor is not None
+        half = self.actor.dtype.itemsize < 4 or "16" in str(self.trainer.precision)
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            self.sampler_agrees = probe_policy(
+                self.networks() if with_others else {"model": self.actor},
+                None if self.engine_settings.name == "vllm" else self.generate,
+                half=half,
+                agree=self.max_over_ranks,
+            )
+        self._probed = True
 
     def networks(self) -> dict[str, PreTrainedModel]:
         """Return the networks that read prompts and responses in training, by name."""
