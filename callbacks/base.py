@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from lightning_vcppo.common.files import may_write
+from lightning_vcppo.common.files import may_write, run_path
 from lightning_vcppo.common.fresh_start import begins_anew
 from lightning_vcppo.dashboards.rollout_log import FOLDER, RolloutLog
 
@@ -79,4 +78,4 @@ class RolloutMonitor(RolloutCallback):
             self._log(trainer).rewind(cast(Any, pl_module).rollouts_done)
 
     def _log(self, trainer: Trainer) -> RolloutLog:
-        return RolloutLog(Path(self._dirpath or Path(trainer.default_root_dir, FOLDER), self.file))
+        return RolloutLog(run_path(trainer, FOLDER, given=self._dirpath) / self.file)

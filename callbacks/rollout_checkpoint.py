@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from lightning_vcppo.checkpointing.interruptions import Interruptions, exit_code
 from lightning_vcppo.checkpointing.run_directory import CHECKPOINTS, LAST, find_last
-from lightning_vcppo.common.files import UNFINISHED, is_trial, put_in_place, remove
+from lightning_vcppo.common.files import UNFINISHED, is_trial, put_in_place, remove, run_path
 
 from .base import RunCallback
 
@@ -80,7 +80,7 @@ class RolloutCheckpoint(RunCallback, ModelCheckpoint):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Settle the folder: the run's own, whatever the loggers."""
-        self.dirpath = str(Path(trainer.default_root_dir, CHECKPOINTS))
+        self.dirpath = str(run_path(trainer, CHECKPOINTS))
         super().setup(trainer, pl_module, stage)
 
     @override
@@ -132,7 +132,7 @@ class RolloutCheckpoint(RunCallback, ModelCheckpoint):
     @override
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
         """Return what `Trainer.fit(ckpt_path="last")` goes on from."""
-        path = find_last(Path(trainer.default_root_dir))
+        path = find_last(run_path(trainer))
         return {str(path)} if path else set()
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -12,7 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
-from lightning_vcppo.common.files import is_trial
+from lightning_vcppo.common.files import is_trial, run_path
 from lightning_vcppo.distributed.collectives import gather
 from lightning_vcppo.metrics.rollout import describe_fit
 from lightning_vcppo.modules.actor_critic import Phase
@@ -271,7 +270,7 @@ class ValuePretraining(RunCallback):
         module.rollout_store = module.saved_rollout = self._saved = None
         self._store.clear()
         self._best_critic = {}
-        folder = Path(self._dirpath or Path(trainer.default_root_dir) / "value_pretraining")
+        folder = run_path(trainer, "value_pretraining", given=self._dirpath)
         if not is_trial(trainer):
             module.export_critic(folder / "critic")
         progress = self._progress

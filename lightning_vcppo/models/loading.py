@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from lightning_vcppo.checkpointing.safe_loading import weights_format
+from lightning_vcppo.common.files import local_path
 from lightning_vcppo.common.suggestions import near_file
 from lightning_vcppo.common.terminal import waiting_for
 from lightning_vcppo.models.adapter_folders import base_of_adapter, merge_adapter
@@ -145,6 +146,7 @@ def _load(auto_class: Any, name_or_path: str, what: str, *, new: str = "", **kwa
         new: Beginning of the names of weights that may be missing in there.
         kwargs: Of `from_pretrained`.
     """
+    name_or_path = str(local_path(name_or_path, what)) if ":" in name_or_path else name_or_path
     path = Path(name_or_path).expanduser()
     if name_or_path.startswith((".", "/", "~")) and not path.is_dir():
         hint = near_file(path)

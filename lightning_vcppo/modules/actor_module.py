@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_vcppo.checkpointing.format import FORMAT
+from lightning_vcppo.common.files import run_path
 from lightning_vcppo.common.fresh_start import begins_anew
 from lightning_vcppo.common.seeding import stream_seed
 from lightning_vcppo.data.prompts import HELD_OUT, PromptBatch
@@ -86,6 +87,7 @@ class ActorModule(RoomForResponses):
         """Refuse a strategy that cannot work; start the counters of a new run."""
         super().setup(stage)
         refuse_strategy(self.trainer.strategy)
+        run_path(self.trainer)  # before anything is written: it refuses URLs
         if self.vllm_engine is not None:
             self.vllm_engine.forget_weights()  # they may have changed between two stages
         if stage == "fit" and begins_anew(self.trainer):
@@ -146,7 +148,7 @@ class ActorModule(RoomForResponses):
         lost = {network: health for network, health in self.health.items() if health.is_lost}
         if not lost:
             return
-        path = str(Path(self.trainer.default_root_dir, "checkpoints", "not_finite.ckpt"))
+        path = str(run_path(self.trainer, "checkpoints", "not_finite.ckpt"))
         messages = [health.obituary(network, path) for network, health in lost.items()]
         for health in lost.values():
             health.in_a_row = 0  # who goes on from here may try as often again
