@@ -17,7 +17,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from typing_extensions import override
 
-from lightning_vcppo.common.files import may_write
+from lightning_vcppo.common.files import may_write, run_path
 from lightning_vcppo.dashboards.media import log_table
 from lightning_vcppo.data.prompts import HELD_OUT
 from lightning_vcppo.metrics.evaluation import (
@@ -169,7 +169,7 @@ class AIMEEvaluation(Callback):
             log_table(trainer, f"{group}/samples", SAMPLE_COLUMNS, samples, step=done)
 
     def _folder(self, trainer: Trainer) -> Path:
-        return Path(self._dirpath or Path(trainer.default_root_dir, "evaluation"))
+        return run_path(trainer, "evaluation", given=self._dirpath)
 
 
 def _stack(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_vcppo.algorithm.value_pretraining import Phase
-from lightning_vcppo.common.files import may_write
+from lightning_vcppo.common.files import may_write, run_path
 from lightning_vcppo.common.fresh_start import begins_anew
 from lightning_vcppo.dashboards.rollout_log import FOLDER, RolloutLog
 from lightning_vcppo.rollouts.rollout import Rollout
@@ -95,4 +94,4 @@ class RolloutMonitor(RolloutCallback):
             self._log(trainer).rewind(pl_module.rollouts_done)
 
     def _log(self, trainer: Trainer) -> RolloutLog:
-        return RolloutLog(Path(self._dirpath or Path(trainer.default_root_dir, FOLDER), self.file))
+        return RolloutLog(run_path(trainer, FOLDER, given=self._dirpath) / self.file)

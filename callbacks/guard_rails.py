@@ -90,7 +90,7 @@ class GuardRails(RolloutCallback):
         if self._on_violation == "off" or not isinstance(pl_module, LearnsFromRollouts):
             return
         module = cast("VCPPOModule", pl_module)
-        fitted = module.advantage.needs_critic and module.critic_is_pretrained
+        fitted = module.advantage.needs_critic and module.loader.critic_is_pretrained
         self._fresh_critic = not fitted
         self._fits_critic = self._fits_critic or fitted
 

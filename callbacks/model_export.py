@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from lightning_vcppo.common.files import is_trial
+from lightning_vcppo.common.files import is_trial, run_path
 
 if TYPE_CHECKING:
     from lightning_vcppo.modules.vcppo import VCPPOModule
@@ -29,4 +28,4 @@ class ModelExport(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export from every rank: sharded weights have to be gathered; the first one writes."""
         if not is_trial(trainer):
-            cast("VCPPOModule", pl_module).export(Path(self._dirpath or trainer.default_root_dir))
+            cast("VCPPOModule", pl_module).export(run_path(trainer, given=self._dirpath))

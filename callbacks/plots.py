@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from lightning_vcppo.algorithm.value_pretraining import Phase
-from lightning_vcppo.common.files import complete_file, may_write
+from lightning_vcppo.common.files import complete_file, may_write, run_path
 from lightning_vcppo.dashboards.media import log_figure, log_positions
 from lightning_vcppo.metrics.positions import (
     NUM_DECILES,
@@ -192,7 +191,7 @@ class LearningCurves(RolloutCallback):
         if not may_write(trainer) or not self._history.rollouts:
             return {}
         start = time.monotonic()
-        folder = Path(self._dirpath or Path(trainer.default_root_dir, "plots"))
+        folder = run_path(trainer, "plots", given=self._dirpath)
         settings = cast("VCPPOModule", pl_module).advantage
         figures = dict(_draw(self._history, settings))
         for name, figure in figures.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from lightning_vcppo.common.errors import require
+from lightning_vcppo.common.files import local_path, run_path
 from lightning_vcppo.rollouts.records import ResponseRecord, gather_records, write_records
 
 
@@ -29,7 +29,8 @@ class ResponseWriter(Callback):
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget a prediction that was broken off; see that the file has a name."""
         self._records = []
-        is_folder = self._path is not None and Path(self._path).is_dir()
+        path = self._path
+        is_folder = path is not None and local_path(path, "response_writer.path").is_dir()
         require(not is_folder, f"response_writer.path: {self._path} is a folder; expected a file")
 
     @override
@@ -50,6 +51,6 @@ class ResponseWriter(Callback):
         """Write the responses of all ranks."""
         records, self._records = gather_records(self._records), []
         if trainer.is_global_zero:
-            path = Path(self._path or Path(trainer.default_root_dir, "predictions.jsonl"))
+            path = run_path(trainer, "predictions.jsonl", given=self._path)
             write_records(path, records)
             rank_zero_info(f"Wrote {len(records)} responses to {path}")

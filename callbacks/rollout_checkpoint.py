@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -15,13 +15,10 @@ from typing_extensions import override
 
 from lightning_vcppo.checkpointing.interruptions import Interruptions, exit_code
 from lightning_vcppo.checkpointing.run_directory import CHECKPOINTS, LAST, find_last
-from lightning_vcppo.common.files import UNFINISHED, is_trial, put_in_place, remove
+from lightning_vcppo.common.files import UNFINISHED, is_trial, put_in_place, remove, run_path
 from lightning_vcppo.common.lightning_compat import between_steps, epoch_is_over, steps_done
 
 from .base import LearnsFromRollouts, RunCallback
-
-if TYPE_CHECKING:
-    pass
 
 
 class RolloutCheckpoint(RunCallback, ModelCheckpoint):
@@ -79,7 +76,7 @@ class RolloutCheckpoint(RunCallback, ModelCheckpoint):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Settle the folder: the run's own, whatever the loggers."""
-        self.dirpath = str(Path(trainer.default_root_dir, CHECKPOINTS))
+        self.dirpath = str(run_path(trainer, CHECKPOINTS))
         super().setup(trainer, pl_module, stage)
 
     @override
@@ -131,7 +128,7 @@ class RolloutCheckpoint(RunCallback, ModelCheckpoint):
     @override
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
         """Return what `Trainer.fit(ckpt_path="last")` goes on from."""
-        path = find_last(Path(trainer.default_root_dir))
+        path = find_last(run_path(trainer))
         return {str(path)} if path else set()
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -13,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from lightning_vcppo.algorithm.value_pretraining import Progress, StopRule
-from lightning_vcppo.common.files import is_trial
+from lightning_vcppo.common.files import is_trial, run_path
 from lightning_vcppo.distributed.collectives import gather
 from lightning_vcppo.metrics.rollout import describe_fit
 from lightning_vcppo.modules.vcppo import VCPPOModule
@@ -133,7 +132,7 @@ class ValuePretraining(RunCallback):
             return
         if pl_module.critic is None or self._stop_rule.max_rollouts == 0:
             self._finished = True
-        elif pl_module.critic_is_pretrained:
+        elif pl_module.loader.critic_is_pretrained:
             rank_zero_info(
                 f"Value pretraining skipped: {pl_module.loader.critic} is a fitted critic."
             )
@@ -162,9 +161,8 @@ class ValuePretraining(RunCallback):
             return
         prompts, ranks = len(batch), trainer.world_size
         self._store.distinct = self._saved.count(prompts * ranks)
-        pl_module.use_saved_rollout(
-            self._saved.take(self._store.rounds, prompts, trainer.global_rank, ranks)
-        )
+        saved = self._saved.take(self._store.rounds, prompts, trainer.global_rank, ranks)
+        pl_module.begin_value_pretraining(self._store, saved)
 
     @override
     def on_train_batch_end(
@@ -218,7 +216,7 @@ class ValuePretraining(RunCallback):
         self._saved = None
         self._store.clear()
         self._best_critic = {}
-        folder = Path(self._dirpath or Path(trainer.default_root_dir) / "value_pretraining")
+        folder = run_path(trainer, "value_pretraining", given=self._dirpath)
         if not is_trial(trainer):
             module.export_critic(folder / "critic")
         progress = self._progress

@@ -30,6 +30,7 @@ from lightning_vcppo.checkpointing.safe_loading import ALLOW_PICKLE
 from lightning_vcppo.cli.configs import resolve_configs
 from lightning_vcppo.cli.parser import VCPPOArgumentParser
 from lightning_vcppo.common.errors import UserError, describe, one_line, require
+from lightning_vcppo.common.files import local_path
 from lightning_vcppo.common.suggestions import did_you_mean, name_flag
 from lightning_vcppo.dashboards import loggers
 from lightning_vcppo.data.datamodule import AIMEDataModule
@@ -122,6 +123,7 @@ class VCPPOCLI(LightningCLI):
             require(threads >= 1, f"--threads: expected >= 1, got {threads}")
             torch.set_num_threads(threads)
         given = self.config[str(self.subcommand)]
+        _settle_paths(given)
         folder, self._start = Path(given.trainer.default_root_dir), given.ckpt_path
         if self.subcommand != "fit":
             self._start = choose_weights(folder, self._start)
@@ -247,6 +249,29 @@ def _name_the_model(arguments: list[str]) -> list[str]:
     if arguments[-1:] == ["--model.help"]:
         return [*arguments[:-1], "--model.help=lightning_vcppo.VCPPOModule"]
     return arguments
+
+
+_PATH = re.compile(
+    r"(?:^|[._])(?:path|dirpath|default_root_dir|save_dir|actor|critic|reference|tokenizer)$"
+    r"|\.evaluation_sets$"
+)
+"""Flags that hold a path, or several."""
+
+
+def _settle_paths(given: Any) -> None:
+    """Put paths into the place of `file:` URLs, and refuse others, in every flag of a run."""
+    for key, value in vars(given.as_flat()).items():
+        if not _PATH.search(key):
+            continue
+        given[key] = _settled(value, f"--{key.replace('.init_args', '')}")
+
+
+def _settled(value: Any, flag: str) -> Any:
+    if isinstance(value, list):
+        return [_settled(each, flag) for each in value]
+    if isinstance(value, dict):
+        return {name: _settled(each, f"{flag}.{name}") for name, each in value.items()}
+    return str(local_path(value, flag)) if isinstance(value, str) and ":" in value else value
 
 
 def _check_names(trainer: Any) -> None:

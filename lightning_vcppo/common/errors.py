@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import linecache
 import os
 import re
 import sys
@@ -34,6 +35,11 @@ MISTAKES = (ValueError, OSError, ImportError)
 """What a user's mistake raises, here and in the libraries below."""
 MISTAKES_BY_NAME = {"MisconfigurationException", "UsageError", "AuthenticationError", "CommError"}
 """The same, of libraries that take seconds to import: Lightning, Weights & Biases."""
+REFUSING = (
+    *("lightning.", "lightning_fabric", "lightning_utilities", "pytorch_lightning", "wandb."),
+    *("transformers.", "tokenizers.", "huggingface_hub.", "datasets.", "peft.", "accelerate."),
+)
+"""Libraries that refuse a user's mistake by a RuntimeError."""
 KNOWN = {
     r"^No supported gpu backend": (
         "--trainer.accelerator=gpu: no GPU is to be seen here; leave it out, and see `vcppo doctor`"
@@ -135,6 +141,8 @@ def describe(error: Exception, folder: str = "the run's folder") -> str | None:
         return _describe_other_model(text)
     if isinstance(error, OSError) and error.errno and error.filename is not None:
         return _describe_file(error)
+    if isinstance(error, RuntimeError) and (ours := _describe_runtime_error(error)):
+        return ours
     if not isinstance(error, MISTAKES) and type(error).__name__ not in MISTAKES_BY_NAME:
         return None
     for pattern, ours in KNOWN.items():
@@ -150,6 +158,28 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         seen.append(error)
         yield error
         error = error.__cause__ or error.__context__
+
+
+def _describe_runtime_error(error: RuntimeError) -> str | None:
+    """Return what a RuntimeError means, if memory is full or a library has raised it on purpose.
+
+    Libraries refuse a user's mistake with it, too. What torch's operators raise is a fault of the
+    code that calls them, and keeps its traceback.
+    """
+    if type(error).__name__ == "OutOfMemoryError":
+        return (
+            "the GPU's memory is full; lower --model.update.ppo_max_token_len_per_gpu or "
+            f"--model.engine.max_num_seqs (see `vcppo plan`): {str(error).partition('. ')[0]}"
+        )
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or type(error) is not RuntimeError:
+        return None
+    module = str(trace.tb_frame.f_globals.get("__name__", ""))
+    line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+    on_purpose = line.lstrip().startswith("raise ")
+    return str(error).strip() if on_purpose and module.startswith(REFUSING) else None
 
 
 def _describe_other_model(text: str) -> str:

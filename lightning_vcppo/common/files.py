@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -26,6 +28,43 @@ def is_trial(trainer: Trainer) -> bool:
 def may_write(trainer: Trainer) -> bool:
     """Tell whether this process writes a run's files: the first rank, but not in a trial."""
     return trainer.is_global_zero and not is_trial(trainer)
+
+
+def local_path(path: str | Path, name: str) -> Path:
+    """Return the path that a `file:` URL stands for, and any other path as it is.
+
+    Lightning takes URLs for directories where we take paths: results would go to two places.
+
+    Args:
+        path: A path or a URL.
+        name: The flag or argument that it comes from.
+
+    Raises:
+        ValueError: If it is a URL of another place than this machine.
+    """
+    text = str(path)
+    if text.startswith("file:"):
+        # Lightning's own normalisation leaves one slash of three.
+        bare = re.sub(r"^file:(?://(?:localhost)?(?=/))?", "", text)
+        if not bare.startswith("//"):
+            return Path(re.sub(r"^/+", "/", unquote(bare)))
+    elif not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        return Path(path)
+    raise ValueError(
+        f"{name}: {text} is a URL; expected a path of this machine (mount the place, or copy from "
+        "and to it)"
+    )
+
+
+def run_path(trainer: Trainer, *parts: str | Path, given: str | None = None) -> Path:
+    """Return a path in a run's folder, or the one that was given instead.
+
+    Raises:
+        ValueError: If it is a URL of another place than this machine.
+    """
+    if given is not None:
+        return local_path(given, "dirpath")
+    return Path(local_path(trainer.default_root_dir, "--trainer.default_root_dir"), *parts)
 
 
 @contextlib.contextmanager

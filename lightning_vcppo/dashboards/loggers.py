@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from typing_extensions import override
 
 from lightning_vcppo.common.errors import require
-from lightning_vcppo.common.files import complete_file
+from lightning_vcppo.common.files import complete_file, run_path
 from lightning_vcppo.common.fresh_start import begins_anew
 from lightning_vcppo.dashboards.metrics_csv import MetricsFile
 from lightning_vcppo.dashboards.tracking import has_account
@@ -90,7 +90,7 @@ class ConfigLogger(SaveConfigCallback):
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(config)
                 if stage == "fit":
-                    path = Path(trainer.default_root_dir, RUN_ID)
+                    path = run_path(trainer, RUN_ID)
                     with complete_file(path) as file:
                         file.write(str(logger.version))
 
@@ -108,7 +108,7 @@ def continue_run(trainer: Trainer, ckpt_path: str | None) -> None:
     if ckpt_path is None:
         return
     checkpoint = Path(ckpt_path).absolute()
-    folders = checkpoint.parents if checkpoint.exists() else [Path(trainer.default_root_dir)]
+    folders = checkpoint.parents if checkpoint.exists() else [run_path(trainer)]
     ids = [folder / RUN_ID for folder in folders if (folder / RUN_ID).is_file()]
     for logger in trainer.loggers:
         if ids and isinstance(logger, WandbLogger) and logger.version is None:

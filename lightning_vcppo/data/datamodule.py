@@ -40,6 +40,7 @@ from lightning_vcppo.data.prompts import (
 from lightning_vcppo.data.sets import Paths, ProblemSet, as_list, named_sets
 from lightning_vcppo.data.sources import is_generator, load_problems
 from lightning_vcppo.data.splits import copies_among, set_aside, without_duplicates_of
+from lightning_vcppo.models.checks import check_same_tokens
 from lightning_vcppo.models.loading import load_tokenizer
 from lightning_vcppo.rewards.functions import Grader
 from lightning_vcppo.rewards.verifier import Style, verify
@@ -354,12 +355,16 @@ class AIMEDataModule(pl.LightningDataModule):
         return grader.function.keywords.get("style", "boxed") if is_ours else None
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
-        if isinstance(self.tokenizer, str):
-            self.tokenizer = load_tokenizer(self.tokenizer)
-        if self.tokenizer is not None:
-            return self.tokenizer
+        given = self.tokenizer
+        name = given if isinstance(given, str) else "tokenizer"
+        own = load_tokenizer(given) if isinstance(given, str) else given
+        self.tokenizer = own
         module = self.trainer.lightning_module if self.trainer else None
         tokenizer = getattr(module, "tokenizer", None)
+        if own is not None:
+            if isinstance(tokenizer, PreTrainedTokenizerBase) and tokenizer is not own:
+                check_same_tokens(tokenizer, own, f"--data.tokenizer {name}", "prompts")
+            return own
         require(tokenizer is not None, "tokenizer: the model has none; give --data.tokenizer")
         assert isinstance(tokenizer, PreTrainedTokenizerBase)
         return tokenizer

@@ -9,13 +9,14 @@ Shapes: B sequences, T response tokens. Masks are True on the tokens that count.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_vcppo.algorithm.advantages import monte_carlo_returns
 from lightning_vcppo.algorithm.statistics import Reduce, explained_variance, identity, masked_mean
+from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.rollouts.rollout import Rollout
 
 ALIGNED = 0.05
@@ -109,3 +110,22 @@ def describe_critic(
         "critic/value_mean": float(masked_mean(values_BT, mask_BT, reduce=reduce)),
         "critic/return_mean": float(masked_mean(rollout.returns_BT, mask_BT, reduce=reduce)),
     }
+
+
+def describe_step(
+    rollout: Rollout, gamma: float, seconds: Mapping[str, float], ranks: Ranks
+) -> dict[str, float]:
+    """Return all that a training step logs of its rollout; called on every rank.
+
+    Args:
+        rollout: That was learned from.
+        gamma: Discount.
+        seconds: Of each part of the step, on this rank.
+        ranks: Of the run.
+    """
+    metrics = describe_rollout(rollout, reduce=ranks.sum)
+    if rollout.values_BT is not None:
+        metrics |= describe_critic(rollout, gamma, reduce=ranks.sum)
+    tokens = metrics["rollout/response_length"] * len(rollout) * ranks.count
+    metrics["rollout/tokens_per_second"] = tokens / sum(seconds.values())
+    return metrics | {f"time/{part}_s": number for part, number in seconds.items()}

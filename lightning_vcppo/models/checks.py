@@ -89,7 +89,7 @@ def check_vocabulary(
         model: Actor or critic.
         tokenizer: The actor's.
         name: Where the model comes from.
-        what: "actor" or "critic".
+        what: "actor", "critic" or "reference".
 
     Raises:
         ValueError: If so.
@@ -117,14 +117,86 @@ def check_vocabulary(
     )
 
 
-def check_context(model: PreTrainedModel, prompt: int, response: int, flag: str) -> None:
-    """Refuse prompts and responses that together are longer than the model's positions.
+def check_same_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    other: PreTrainedTokenizerBase,
+    name: str,
+    what: str = "tokenizer",
+) -> None:
+    """Refuse a tokenizer that gives an id of the actor's to another token.
+
+    Tokens that only one of them has are no difference: networks may have more rows than tokens.
 
     Args:
-        model: The actor.
+        tokenizer: The actor's.
+        other: That of what shares its token ids.
+        name: Where the other comes from.
+        what: It belongs to, for the message.
+
+    Raises:
+        ValueError: With the first token that differs.
+    """
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    of_id = {i: token for token, i in theirs.items()}
+    for token, i in sorted(ours.items(), key=lambda entry: entry[1]):
+        if token in (tokenizer.unk_token, other.unk_token):  # transformers may add one of its own
+            continue
+        there, their_id = of_id.get(i, token), theirs.get(token, i)
+        if there == token and their_id == i:
+            continue
+        difference = (
+            f"token {i} is {token!r} to the actor and {there!r} there"
+            if there != token
+            else f"{token!r} is token {i} to the actor and {their_id} there"
+        )
+        raise ValueError(f"{name}: the {what} must share the actor's tokenizer, but {difference}")
+
+
+def check_rotary(
+    model: PreTrainedModel, prompt: int, response: int, flag: str, what: str = "model"
+) -> None:
+    """Refuse texts past the length at which a model's rotary factors change.
+
+    Beyond it a text has other probabilities, from its first token on, than its beginning had while
+    it was sampled, and than it has beside a shorter one: there is no one policy to train.
+
+    Args:
+        model: The actor, or a network that reads what it wrote.
         prompt: Tokens of the longest prompt.
         response: Limit of a response.
         flag: Of that limit.
+        what: Name of the network.
+
+    Raises:
+        ValueError: With that length.
+    """
+    config = model.config.get_text_config()
+    given = getattr(config, "rope_parameters", None) or {}
+    for rope in (given, *(part for part in given.values() if isinstance(part, dict))):
+        if rope.get("rope_type") not in ("longrope", "dynamic"):
+            continue
+        border = rope.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", config.max_position_embeddings
+        )
+        require(
+            prompt + response <= border,
+            f"{flag}: {response} tokens behind a prompt of {prompt} pass {border} positions, where "
+            f"the {what}'s rotary factors change (rope_type {rope['rope_type']}), and its policy "
+            "with them; lower it or --data.max_prompt_length",
+        )
+
+
+def check_context(
+    model: PreTrainedModel, prompt: int, response: int, flag: str, what: str = "model"
+) -> None:
+    """Refuse prompts and responses that together are longer than the model's positions.
+
+    Args:
+        model: The actor, or a network that reads what it wrote.
+        prompt: Tokens of the longest prompt.
+        response: Limit of a response.
+        flag: Of that limit.
+        what: Name of the network.
 
     Raises:
         ValueError: If so.
@@ -132,6 +204,6 @@ def check_context(model: PreTrainedModel, prompt: int, response: int, flag: str)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     require(
         not positions or prompt + response <= positions,
-        f"{flag}: {response} tokens behind a prompt of {prompt} are more than the model's "
+        f"{flag}: {response} tokens behind a prompt of {prompt} are more than the {what}'s "
         f"{positions} positions; lower it or --data.max_prompt_length",
     )

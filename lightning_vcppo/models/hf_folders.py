@@ -48,6 +48,8 @@ def write_folder(
     shutil.rmtree(unfinished, ignore_errors=True)
     plain = dict(plain_weights(model, model.state_dict() if weights is None else weights))
     model.save_pretrained(unfinished, state_dict=plain)
+    if not any(unfinished.glob("*.safetensors")):
+        raise RuntimeError(f"{folder}: {type(model).__name__} was saved without weights")
     tokenizer.save_pretrained(unfinished)
     put_in_place(unfinished, folder)
 

@@ -25,8 +25,10 @@ from transformers import (
 )
 
 from lightning_vcppo.checkpointing.safe_loading import weights_format
+from lightning_vcppo.common.files import local_path
 from lightning_vcppo.common.suggestions import near_file
 from lightning_vcppo.common.terminal import waiting_for
+from lightning_vcppo.models.adapter_folders import base_of_adapter, merge_adapter
 from lightning_vcppo.models.checks import check_tokenizer, check_weights, reason
 from lightning_vcppo.models.packing import enable_packing
 
@@ -59,6 +61,14 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def find_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer that lies beside a model; None if there is none."""
+    try:
+        return load_tokenizer(name_or_path)
+    except ValueError:
+        return None
 
 
 def load_actor(name_or_path: str) -> PreTrainedModel:
@@ -110,7 +120,7 @@ def disable_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        elif hasattr(module, "attention_dropout"):
+        elif isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
@@ -136,11 +146,14 @@ def _load(auto_class: Any, name_or_path: str, what: str, *, new: str = "", **kwa
         new: Beginning of the names of weights that may be missing in there.
         kwargs: Of `from_pretrained`.
     """
+    name_or_path = str(local_path(name_or_path, what)) if ":" in name_or_path else name_or_path
     path = Path(name_or_path).expanduser()
     if name_or_path.startswith((".", "/", "~")) and not path.is_dir():
         hint = near_file(path)
         raise ValueError(f"{name_or_path}: no such folder (expected a {what}){hint}")
     has_weights = auto_class not in (AutoTokenizer, AutoConfig)
+    if (base := base_of_adapter(name_or_path, path)) is not None:
+        return _load_adapted(auto_class, name_or_path, path, base, what, new=new, **kwargs)
     source = str(path) if path.is_dir() else name_or_path
     kwargs["trust_remote_code"] = False  # None would ask on the terminal
     if (
@@ -171,8 +184,31 @@ def _load(auto_class: Any, name_or_path: str, what: str, *, new: str = "", **kwa
         ) from error
     finally:
         reports.setLevel(level)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"{name_or_path}: is an adapter; download it (`hf download {name_or_path} --local-dir "
+            "DIRECTORY`) and give the directory"
+        )
     check_weights(model, info, name_or_path, new)
     return model
+
+
+def _load_adapted(
+    auto_class: Any, name: str, folder: Path, base: str, what: str, **kwargs: Any
+) -> Any:
+    """Load what `_load` loads from the folder of an adapter and from that of its base."""
+    if auto_class is AutoTokenizer and (folder / "tokenizer_config.json").exists():
+        try:
+            return auto_class.from_pretrained(str(folder), trust_remote_code=False)
+        except FAILURES as error:
+            raise ValueError(f"{name}: cannot load a {what} from here: {reason(error)}") from error
+    try:
+        model = _load(auto_class, base, what, **kwargs)
+        if auto_class in (AutoTokenizer, AutoConfig) or model.device.type == "meta":
+            return model
+        return merge_adapter(model, name, folder)
+    except FAILURES as error:
+        raise ValueError(f"{name}: an adapter of {base}: {reason(error)}") from error
 
 
 def _build_config(

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_vcppo.checkpointing.format import FORMAT
+from lightning_vcppo.common.files import run_path
 from lightning_vcppo.common.fresh_start import begins_anew
 from lightning_vcppo.common.lightning_compat import is_attached
 from lightning_vcppo.data.prompts import PromptBatch
@@ -25,9 +26,11 @@ from lightning_vcppo.distributed.precision import step_precision
 from lightning_vcppo.distributed.sharding import full_state_dict
 from lightning_vcppo.distributed.strategies import refuse_strategy
 from lightning_vcppo.generation import Generations
+from lightning_vcppo.generation.build import GATHERS_SHARDS
 from lightning_vcppo.models import hf_folders, loading
-from lightning_vcppo.models.checks import check_context, check_vocabulary
+from lightning_vcppo.models.checks import check_context, check_rotary, check_vocabulary
 from lightning_vcppo.models.hf_folders import write_folder
+from lightning_vcppo.modules.policy_probe import probe_policy
 from lightning_vcppo.modules.update_health import NotFiniteError, UpdateHealth
 from lightning_vcppo.rewards.functions import Grader, RewardFunction
 from lightning_vcppo.rollouts.evaluator import Evaluator
@@ -74,6 +77,8 @@ class PolicyModule(L.LightningModule):
         self.evaluator = Evaluator(self.sample, evaluation)
         self.actor: PreTrainedModel | None = None
         self.health: dict[str, UpdateHealth] = {}  # of each network that is trained
+        self.sampler_agrees = True  # with the log-probabilities that reading gives
+        self._probed = False
         self.rollouts_done = 0
         self.run_seed = self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
 
@@ -83,6 +88,8 @@ class PolicyModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse a strategy that cannot work; start the counters of a new run."""
         refuse_strategy(self.trainer.strategy)
+        run_path(self.trainer)  # before anything is written: it refuses URLs
+        self._probed = False
         self.sampler.forget_weights()  # they may have changed between two stages
         if stage == "fit" and begins_anew(self.trainer):
             self.begin_run()
@@ -177,12 +184,34 @@ class PolicyModule(L.LightningModule):
         return {}
 
     def _check_lengths(self, of_flags: dict[str, SamplingSettings]) -> None:
-        """Refuse a limit for which the model has no positions behind the longest prompt."""
-        assert self.actor is not None
+        """Refuse a limit for which a network has no positions behind the longest prompt."""
         prompt = getattr(getattr(self.trainer, "datamodule", None), "longest_prompt", 0)
         for flag, settings in of_flags.items():
-            length = settings.max_response_length
-            check_context(self.actor, prompt, length, f"{flag}.max_response_length")
+            length, limit = settings.max_response_length, f"{flag}.max_response_length"
+            # Evaluation reads with the actor only.
+            for name, network in self._networks(training=flag != "evaluation").items():
+                check_context(network, prompt, length, limit, name)
+                check_rotary(network, prompt, length, limit, name)
+        if not self._probed:
+            self._probe(training="sampling" in of_flags)
+
+    def _networks(self, *, training: bool) -> dict[str, PreTrainedModel]:
+        """Return the networks that read prompts and responses, by name."""
+        assert self.actor is not None
+        return {"model": self.actor}
+
+    def _probe(self, *, training: bool) -> None:
+        """Check that each network is one function, however its rows are arranged."""
+        assert self.actor is not None
+        samples = self.sampler.settings.name not in GATHERS_SHARDS  # else from a copy of its own
+        with torch.no_grad(), step_precision(self):
+            self.sampler_agrees = probe_policy(
+                self._networks(training=training),
+                self.generate if samples else None,
+                half=self.actor.dtype.itemsize < 4 or "16" in str(self.trainer.precision),
+                agree=self.max_over_ranks,
+            )
+        self._probed = True
 
     # Sampling ------------------------------------------------------------------------------------
 
@@ -225,7 +254,7 @@ class PolicyModule(L.LightningModule):
         lost = {network: health for network, health in self.health.items() if health.is_lost}
         if not lost:
             return
-        path = str(Path(self.trainer.default_root_dir, "checkpoints", "not_finite.ckpt"))
+        path = str(run_path(self.trainer, "checkpoints", "not_finite.ckpt"))
         messages = [health.obituary(network, path) for network, health in lost.items()]
         for health in lost.values():
             health.in_a_row = 0  # a run that resumes from here may try as often again

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.seeding import stream_seed
 from lightning_vcppo.models import loading
 from lightning_vcppo.models import lora as adapters
+from lightning_vcppo.models.checks import check_same_tokens, check_vocabulary
 from lightning_vcppo.models.critic import Critic, holds_pretrained_critic, load_critic
 from lightning_vcppo.models.fingerprints import base_of_adapters
 from lightning_vcppo.settings import LoRASettings, ValueSettings
@@ -68,6 +69,20 @@ class NetworkLoader:
         """Load the reference policy, frozen."""
         assert self.reference is not None
         return loading.load_actor(self.reference).requires_grad_(False)
+
+    def check_tokens(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: Literal["critic", "reference"],
+    ) -> None:
+        """Refuse a critic or reference that knows other tokens than the actor's tokenizer."""
+        source = self.critic if name == "critic" else self.reference
+        check_vocabulary(model, tokenizer, str(source), name)
+        if not isinstance(source, str) or source == self.actor:
+            return
+        if (own := loading.find_tokenizer(source)) is not None:
+            check_same_tokens(tokenizer, own, source, name)
 
     def _save_memory(self, name: str, model: PreTrainedModel, run_seed: int) -> None:
         if self.activation_checkpointing:

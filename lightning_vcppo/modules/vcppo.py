@@ -33,10 +33,9 @@ from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.distributed.collectives import gather
 from lightning_vcppo.distributed.precision import step_precision
 from lightning_vcppo.distributed.strategies import prepare_strategy
-from lightning_vcppo.metrics.rollout import describe_critic, describe_rollout
+from lightning_vcppo.metrics.rollout import describe_step
 from lightning_vcppo.models import hf_folders, loading
 from lightning_vcppo.models import lora as adapters
-from lightning_vcppo.models.checks import check_vocabulary
 from lightning_vcppo.models.critic import Critic
 from lightning_vcppo.modules.base import PolicyModule
 from lightning_vcppo.modules.estimation import (
@@ -250,6 +249,8 @@ class VCPPOModule(PolicyModule):
         assert self.actor is not None
         return (
             self.policy.reuse_sampler_logprobs
+            and self.sampler_agrees
+            and self.sampler_agrees
             and self.importance_correction == "off"
             and self.actor.dtype.itemsize >= 4
             and not torch.is_autocast_enabled(self.device.type)
@@ -340,14 +341,15 @@ class VCPPOModule(PolicyModule):
 
     # Value pretraining, whose schedule a callback owns -------------------------------------------
 
-    def begin_value_pretraining(self, store: RolloutStore) -> None:
-        """Freeze the actor: rollouts fit the critic, and are kept in a store, from now on."""
-        self.rollout_store = store
-        self.phase = Phase.VALUE_PRETRAINING
+    def begin_value_pretraining(self, store: RolloutStore, saved: Rollout | None = None) -> None:
+        """Freeze the actor: rollouts fit the critic, and are kept in a store, from now on.
 
-    def use_saved_rollout(self, rollout: Rollout) -> None:
-        """Take a rollout instead of sampling one, in the next step of value pretraining."""
-        self.saved_rollout = rollout
+        Args:
+            store: Of the rollouts.
+            saved: Taken by the next step instead of sampling one; may be called before each step.
+        """
+        self.rollout_store, self.saved_rollout = store, saved
+        self.phase = Phase.VALUE_PRETRAINING
 
     def end_value_pretraining(self, best_critic: dict[str, Any]) -> None:
         """Begin to train the actor, with what `critic_state` returned once, if that is given."""
@@ -365,11 +367,6 @@ class VCPPOModule(PolicyModule):
         """Go back to what `critic_state` has returned."""
         assert self.critic is not None
         restore_state(self.critic, self._optimizer("critic"), state)
-
-    @property
-    def critic_is_pretrained(self) -> bool:
-        """Whether the run starts from a critic that has been fitted already."""
-        return self.loader.critic_is_pretrained
 
     # Lightning's hooks ---------------------------------------------------------------------------
 
@@ -391,10 +388,11 @@ class VCPPOModule(PolicyModule):
             return
         if self.advantage.needs_critic:
             self.critic = self.build(self.load_critic)
-            check_vocabulary(self.critic.model, self.tokenizer, str(self.loader.critic), "critic")
+            self.loader.check_tokens(self.critic.model, self.tokenizer, "critic")
             adapters.share_weights(self.critic.model.base_model, self.actor.base_model)
         if self.loader.reference is not None and self.reference is None:
             self.reference = self.build(self.loader.load_reference)
+            self.loader.check_tokens(self.reference, self.tokenizer, "reference")
             adapters.share_weights(self.reference, self.actor)
         self.scorer = Scorer(
             self.actor,
@@ -436,6 +434,15 @@ class VCPPOModule(PolicyModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Forget what the last rollout has logged: a resumed run has not seen it."""
         forget_logged(self.trainer)
+
+    @override
+    def _networks(self, *, training: bool) -> dict[str, PreTrainedModel]:
+        networks = super()._networks(training=training)
+        if training and self.critic is not None:
+            networks["critic"] = self.critic.model
+        if training and self.reference is not None:
+            networks["reference"] = self.reference
+        return networks
 
     @override
     def training_settings(self) -> dict[str, SamplingSettings]:
@@ -505,13 +512,8 @@ class VCPPOModule(PolicyModule):
 
     def log_rollout(self, rollout: Rollout) -> None:
         """Log what the rollout was like and what its updates did, over all ranks."""
-        metrics = describe_rollout(rollout, reduce=self.sum_over_ranks) | self.update_metrics
-        if rollout.values_BT is not None:
-            metrics |= describe_critic(rollout, self.advantage.gamma, reduce=self.sum_over_ranks)
-        tokens = metrics["rollout/response_length"] * len(rollout) * self.trainer.world_size
-        metrics["rollout/tokens_per_second"] = tokens / sum(self.seconds.values())
-        metrics |= {f"time/{part}_s": seconds for part, seconds in self.seconds.items()}
-        metrics["grading/limit_hits"] = float(self.grader.limit_hits)
+        metrics = describe_step(rollout, self.advantage.gamma, self.seconds, self.ranks)
+        metrics |= self.update_metrics | {"grading/limit_hits": float(self.grader.limit_hits)}
         self.update_metrics, self.seconds = {}, {}
         self.log_dict(metrics, batch_size=len(rollout))
         # Lightning counts optimizer steps; the loggers' x-axis counts rollouts.
