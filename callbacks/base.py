@@ -11,6 +11,7 @@ from lightning_vcppo.algorithm.value_pretraining import Phase
 from lightning_vcppo.common.files import may_write, run_path
 from lightning_vcppo.common.fresh_start import begins_anew
 from lightning_vcppo.dashboards.rollout_log import FOLDER, RolloutLog
+from lightning_vcppo.distributed.standstill import in_place
 from lightning_vcppo.rollouts.rollout import Rollout
 
 
@@ -70,7 +71,8 @@ class RolloutCallback(RunCallback):
     ) -> None:
         """Hand the rollout on, if there is one."""
         if isinstance(pl_module, LearnsFromRollouts) and pl_module.rollout is not None:
-            self.on_rollout(trainer, pl_module, pl_module.rollout)
+            with in_place(type(self).__name__):
+                self.on_rollout(trainer, pl_module, pl_module.rollout)
 
     def on_rollout(self, trainer: Trainer, module: Any, rollout: Any) -> None:
         """Look at the rollout of a VCPPOModule."""

@@ -17,6 +17,7 @@ from lightning_vcppo.checkpointing.interruptions import Interruptions, exit_code
 from lightning_vcppo.checkpointing.run_directory import CHECKPOINTS, LAST, find_last
 from lightning_vcppo.common.files import UNFINISHED, is_trial, put_in_place, remove, run_path
 from lightning_vcppo.common.lightning_compat import between_steps, epoch_is_over, steps_done
+from lightning_vcppo.distributed.standstill import FILES_S, in_place
 
 from .base import LearnsFromRollouts, RunCallback
 
@@ -145,10 +146,11 @@ class RolloutCheckpoint(RunCallback, ModelCheckpoint):
         self._saving_began_at = time.monotonic()
         self.last_model_path = str(self._path)
         unfinished = self._path.with_name(f"{LAST}{UNFINISHED}")
-        trainer.save_checkpoint(unfinished, weights_only=False)
-        if trainer.is_global_zero:
-            put_in_place(unfinished, self._path)
-        trainer.strategy.barrier("last checkpoint")
+        with in_place("checkpoint", FILES_S):
+            trainer.save_checkpoint(unfinished, weights_only=False)
+            if trainer.is_global_zero:
+                put_in_place(unfinished, self._path)
+            trainer.strategy.barrier("last checkpoint")
         self._saved_after = steps_done(trainer)
         self._saving_s = time.monotonic() - self._saving_began_at
 

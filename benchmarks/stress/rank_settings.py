@@ -88,7 +88,7 @@ def invent(seed: int, actor: Path, sets: Path) -> list[Stage]:
 
 
 def _data(rng: random.Random, ranks: int, sets: Path) -> list[str]:
-    """Return prompts and evaluation sets that divide among ranks in every way, or not at all."""
+    """Return prompts and evaluation sets that divide among the ranks, or not at all."""
     named = ", ".join(f"{path.stem}: {path}" for path in sorted(sets.glob("*.jsonl")))
     return [
         "--data.path=null",

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lightning_vcppo.common import places
 from lightning_vcppo.generation.base import Generations
 from lightning_vcppo.generation.decoding import decoder_of, walks_layers
 from lightning_vcppo.generation.prompt_reader import PromptReader
@@ -144,6 +145,7 @@ class _Batch:
     def run(self) -> Generations:
         """Sample all sequences."""
         while self.waiting or self.running:
+            places.move_on()
             if self.should_refill():
                 self.refill()
             else:

@@ -24,6 +24,7 @@ from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.distributed.fsdp2 import build
 from lightning_vcppo.distributed.precision import step_precision
 from lightning_vcppo.distributed.sharding import full_state_dict
+from lightning_vcppo.distributed.standstill import FILES_S, in_place, unwatch, watch
 from lightning_vcppo.distributed.strategies import refuse_strategy
 from lightning_vcppo.generation import Generations
 from lightning_vcppo.generation.build import GATHERS_SHARDS
@@ -88,11 +89,17 @@ class PolicyModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse a strategy that cannot work; start the counters of a new run."""
         refuse_strategy(self.trainer.strategy)
+        watch(self.trainer.strategy)  # no process is to outlive the others
         run_path(self.trainer)  # before anything is written: it refuses URLs
         self._probed = False
         self.sampler.forget_weights()  # they may have changed between two stages
         if stage == "fit" and begins_anew(self.trainer):
             self.begin_run()
+
+    @override
+    def teardown(self, stage: str) -> None:
+        """Let processes end when they like."""
+        unwatch()
 
     def begin_run(self) -> None:
         """Forget what an earlier run has counted; the weights stay as they are.
@@ -116,7 +123,8 @@ class PolicyModule(L.LightningModule):
 
         `load_from_checkpoint` does without a Trainer.
         """
-        network = build(load, self.trainer.strategy if is_attached(self) else None)
+        with in_place("loading of the networks", FILES_S):
+            network = build(load, self.trainer.strategy if is_attached(self) else None)
         loading.disable_dropout(network.train())
         return network
 
@@ -223,7 +231,7 @@ class PolicyModule(L.LightningModule):
             settings: Of sampling.
             stream: Names the random streams, together with problem and sample.
         """
-        with step_precision(self):
+        with in_place("sampling"), step_precision(self):
             return self.sampler.sample(
                 batch,
                 settings,
@@ -237,7 +245,7 @@ class PolicyModule(L.LightningModule):
         self, prompt_ids: list[list[int]], seeds: list[int], settings: SamplingSettings
     ) -> Generations:
         """Sample one response a prompt; called on every rank."""
-        with step_precision(self):
+        with in_place("sampling"), step_precision(self):
             return self.sampler.generate(
                 prompt_ids, seeds, settings, version=self._weights_version()
             )
@@ -301,9 +309,10 @@ class PolicyModule(L.LightningModule):
 
     def write(self, folder: Path, model: PreTrainedModel) -> None:
         """Write a model as an ordinary Hugging Face directory; called on every rank."""
-        weights = full_state_dict(model)
-        if self.trainer.is_global_zero:
-            write_folder(folder, model, self.tokenizer, weights)
+        with in_place("export of the weights", FILES_S):
+            weights = full_state_dict(model)
+            if self.trainer.is_global_zero:
+                write_folder(folder, model, self.tokenizer, weights)
 
     # Ranks ---------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lightning_vcppo.common import places
 from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.distributed.sharding import is_sharded
 from lightning_vcppo.models import forward
@@ -94,6 +95,7 @@ class Scorer:
                 if len(results) <= i:
                     results.append(values.new_zeros(rollout.response_mask_BT.shape))
                 results[i][rows, : values.shape[1]] = values
+            places.move_on()
         for _ in range(missing):
             read(rollout.select(rollout.positions_B.new_zeros(1)))
         return tuple(results)

@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from lightning_vcppo.common import places
 from lightning_vcppo.common.seeding import stream
 from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.distributed.sharding import full_scalar, load_whole_or_sharded
@@ -121,6 +122,7 @@ class Updater:
                 parts = {"loss": loss.detach(), **parts}
                 assert parts.keys() == totals.keys(), "every rank sums what `diagnostics` names"
                 totals = {key: total + parts[key] for key, total in totals.items()}
+                places.move_on()
             history.append(self._step(optimizer, totals, backend.ranks))
         return self._means(history)
 

@@ -32,6 +32,7 @@ from lightning_vcppo.common.lightning_compat import forget_logged, is_attached, 
 from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.distributed.collectives import gather
 from lightning_vcppo.distributed.precision import step_precision
+from lightning_vcppo.distributed.standstill import in_place
 from lightning_vcppo.distributed.strategies import prepare_strategy
 from lightning_vcppo.metrics.rollout import describe_step
 from lightning_vcppo.models import hf_folders, loading
@@ -308,15 +309,16 @@ class VCPPOModule(PolicyModule):
             epochs: Numbers of the passes, each with its own order; None takes the settings' count.
         """
         updater = self.updaters[network]
-        self.update_metrics |= updater.update(
-            rollout,
-            self.objectives[network],
-            self.scorer,
-            self._optimizer(network),
-            Backend.of(self, self.ranks),
-            seed=(self.run_seed, self.rollouts_done),
-            epochs=epochs,
-        )
+        with in_place(f"update of the {network}"):
+            self.update_metrics |= updater.update(
+                rollout,
+                self.objectives[network],
+                self.scorer,
+                self._optimizer(network),
+                Backend.of(self, self.ranks),
+                seed=(self.run_seed, self.rollouts_done),
+                epochs=epochs,
+            )
         key, skipped = f"update/skipped_{network}", updater.health.take_skipped()
         self.update_metrics[key] = self.update_metrics.get(key, 0.0) + skipped
 
@@ -327,7 +329,7 @@ class VCPPOModule(PolicyModule):
 
         It is read in the Trainer's precision, from a callback too.
         """
-        with step_precision(self):
+        with in_place("reading of the networks"), step_precision(self):
             return self.scorer.in_micro_batches(reading, rollout, self.ranks)
 
     def build_objectives(self) -> dict[Network, Objective]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast, get_args
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_vcppo.common import places
 from lightning_vcppo.rewards.answers import Answer, AnswerKind, accepted_answers
 from lightning_vcppo.rewards.equality import quick_verdict
 from lightning_vcppo.rewards.pool import Comparison, GradingPool
@@ -108,6 +109,7 @@ class Grader:
         Raises:
             ValueError: If it answers with anything but a number, or a number and a truth value.
         """
+        places.move_on()
         given: Any
         if self.style is not None:
             given = verify(response, answer, style=self.style, kind=kind)

@@ -305,7 +305,7 @@ def test_exported_folders_are_read_back(tiny_actor, tmp_path: Path):
     fit(module, 1)
     module.export(tmp_path)
     again = make_module(tmp_path / "actor", critic=str(tmp_path / "critic"))
-    assert again.critic_is_pretrained
+    assert again.loader.critic_is_pretrained
     record = fit(again, 1, ValuePretraining(max_rollouts=5))
     assert "policy/loss" in record.metrics[0]  # no value pretraining for a fitted critic
     assert not list(tmp_path.glob("*.partial"))
