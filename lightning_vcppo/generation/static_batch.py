@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lightning_vcppo.common import places
 from lightning_vcppo.generation.base import Generations
 from lightning_vcppo.generation.graphs import CapturedStep
 from lightning_vcppo.generation.prompt_reader import PromptReader
@@ -80,6 +81,7 @@ class StaticBatch:
     def run(self) -> Generations:
         """Sample all sequences."""
         while self._waiting or self._running:
+            places.move_on()
             if self._should_refill():
                 self._refill()
             self._make_room()

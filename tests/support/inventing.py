@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class InventingModule(LightningModule):
             "policy": OptimizerSettings(1e-6),
             "critic": OptimizerSettings(2e-6),
         }
-        self.critic_is_pretrained = False
+        self.loader = SimpleNamespace(critic_is_pretrained=False)
 
     def sum_over_ranks(self, statistics: torch.Tensor) -> torch.Tensor:
         """There is one rank."""
