@@ -202,7 +202,8 @@ def continue_responses(
         new = sampled.response_ids_BT[i][sampled.response_mask_BT[i]].tolist()[: limit - keeps[i]]
         prompt, response = ids[: prompt_lengths[i]], ids[prompt_lengths[i] :] + new
         text = module.response_text(prompt, response)
-        scores.append(module.grader.grade(text, rollout.problems[rows[i]].answer).reward)
+        problem = rollout.problems[rows[i]]
+        scores.append(module.grader.grade(text, problem.gold, problem.answer_kind).reward)
         lengths.append(len(response))
     lengths_N = torch.tensor(lengths, device=module.device)
     scored = rollout.select(row_N).with_(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightning_vcppo.rewards.answers import AnswerKind
+    from lightning_vcppo.rewards.answers import Answer, AnswerKind
 
 THINK_OPEN = "<think>"
 THINK_CLOSE = "</think>"
@@ -43,3 +43,8 @@ class Problem:
     context: tuple[Message, ...] = ()
     level: str | None = None
     subject: str | None = None
+
+    @property
+    def gold(self) -> Answer:
+        """The answer, or all of those that are right, for graders."""
+        return (self.answer, *self.accepted) if self.accepted else self.answer

@@ -221,7 +221,11 @@ class ActorModule(RoomForResponses):
                 prompts, sampled.response_ids_BT, sampled.response_mask_BT, strict=True
             )
         )
-        grades = self.grader.grade_all(responses, [problem.answer for problem in problems])
+        grades = self.grader.grade_all(
+            responses,
+            [problem.gold for problem in problems],
+            [problem.answer_kind for problem in problems],
+        )
         first_row = self.global_rank * len(prompts)
         positions_B = torch.arange(first_row, first_row + len(prompts), device=self.device)
         prompt_lengths_B = torch.tensor([len(ids) for ids in prompts], device=self.device)

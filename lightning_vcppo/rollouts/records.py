@@ -36,7 +36,7 @@ class ResponseRecord:
     sample: int
     source: str
     problem: str
-    answer: int
+    answer: int | str
     response: str
     prediction: str | None
     correct: bool
