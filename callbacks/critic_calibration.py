@@ -208,7 +208,7 @@ def continue_responses(
         prompt, response = ids[: prompt_lengths[i]], ids[prompt_lengths[i] :] + new
         text = module.sampler.response_text(prompt, response)
         problem = rollout.problems[rows[i]]
-        scores.append(module.grader.grade(text, problem.golds, problem.answer_kind).reward)
+        scores.append(module.grader.grade(text, problem.gold, problem.answer_kind).reward)
         lengths.append(len(response))
     lengths_N = torch.tensor(lengths, device=module.device)
     scored = rollout.select(row_N).with_(

@@ -37,16 +37,24 @@ from lightning_vcppo.data.prompts import (
     render_prompt,
     warn_of_unread_forms,
 )
-from lightning_vcppo.data.sets import Paths, ProblemSet, as_list, named_sets
+from lightning_vcppo.data.sets import NamedSets, Paths, ProblemSet, as_list, named_sets
 from lightning_vcppo.data.sources import is_generator, load_problems
 from lightning_vcppo.data.splits import copies_among, set_aside, without_duplicates_of
 from lightning_vcppo.models.checks import check_same_tokens
 from lightning_vcppo.models.loading import load_tokenizer
 from lightning_vcppo.rewards.functions import Grader
-from lightning_vcppo.rewards.verifier import Style, verify
+from lightning_vcppo.rewards.verifier import Style
 
 __all__ = ["INSTRUCTION", "AIMEDataModule", "load_problems", "render_prompt"]
 
+LEAST = {
+    "train_size": 1,
+    "val_size": 0,
+    "prompts_per_rollout": 1,
+    "val_batch_size": 1,
+    "max_prompt_length": 1,
+}
+"""Smallest values of settings."""
 TRIAL_PROMPTS = 16
 """Prompts that are evaluated with `--trainer.fast_dev_run`."""
 
@@ -58,7 +66,7 @@ class AIMEDataModule(pl.LightningDataModule):
         self,
         path: Paths = None,
         val_path: Paths = None,
-        evaluation_sets: dict[str, ProblemSet | str | list[str] | None] | None = None,
+        evaluation_sets: NamedSets = None,
         answer_kind: ReadKind = "auto",
         problem_field: str | None = None,
         answer_field: str | None = None,
@@ -83,15 +91,12 @@ class AIMEDataModule(pl.LightningDataModule):
         """Collect the settings; `setup` reads and renders the problems.
 
         Args:
-            path: Training problems: a file, a pattern (`a-*.parquet`), a folder, a hub id
-                (`owner/name@revision:config[split]`), `reasoning_gym:TASK`, or several of these;
-                None generates them. `predict` answers these problems, in their order.
-            val_path: Validation and test problems; None generates `val_size` others where training
-                problems are generated, and sets as many of them aside where they are read.
+            path: Training problems: a source or several, see `addresses.py`; None generates them.
+                `predict` answers these problems, in their order.
+            val_path: Validation and test problems; None generates or sets aside `val_size` of them.
             evaluation_sets: More such problems, by name (of `eval/NAME/*`): a path, or {path,
                 answer_kind, problem_field, answer_field, split}; None generates them.
-            answer_kind: Of training and validation problems: "aime" (integers in 0..999),
-                "integer", "math", "text", or "auto", which finds it out and says what it has found.
+            answer_kind: Of training and validation problems, see `answers.py`; "auto" chooses it.
             problem_field: Where a row holds the problem (`prompt[0].content`); found out if None.
             answer_field: Where a row holds the answer; found out if None.
             drop_invalid: Leave rows without a valid problem or answer out instead of refusing.
@@ -105,50 +110,37 @@ class AIMEDataModule(pl.LightningDataModule):
             val_batch_size: Prompts that a process evaluates at a time.
             max_prompt_length: Longest prompt, in tokens.
             on_long_prompt: Refuse longer ones, or leave them out with a warning.
-            chat_template: "chat" (the tokenizer's), "plain", "auto", or the name of one of the
-                tokenizer's templates, see `render_prompt`.
-            instruction: Added to each problem of a chat that does not ask for a form of answer
-                itself; None is the one that belongs to the reward's style.
+            chat_template: "chat" (the tokenizer's), "plain", "auto" or a name, see `render_prompt`.
+            instruction: How to answer, in a chat; None is what belongs to the reward's style.
             system_prompt: System message of a chat whose row has none.
-            prompt_date: That chat templates write, as YYYY-MM-DD; None is the day of the run's
-                first start, which its checkpoints hold.
+            prompt_date: YYYY-MM-DD, of chat templates; None is the day of the run's first start.
             tokenizer: Folder, hub id or object; None takes the tokenizer of the model in training.
             seed: Of the generated problems, of the split and of the training order; None takes the
                 run's (`seed_everything`).
 
         Raises:
-            ValueError: A size is out of range, a set's name not fit for a metric, a date none, or a
-                text holds what no author meant.
+            ValueError: A size, a date, a text or the name or a field of a set is not possible.
         """
         super().__init__()
-        for name, size, least in (
-            ("train_size", train_size, 1),
-            ("val_size", val_size, 0),
-            ("prompts_per_rollout", prompts_per_rollout, 1),
-            ("val_batch_size", val_batch_size, 1),
-            ("max_prompt_length", max_prompt_length, 1),
-        ):
-            require(size >= least, f"{name}: expected >= {least}, got {size}")
         shared = {"problem_field": problem_field, "answer_field": answer_field}
-        train = ProblemSet(as_list(path), answer_kind, split=split, **shared)
-        self.train_set, self.config = train, config
+        self.train_set = ProblemSet(as_list(path), answer_kind, split=split, **shared)
         self.val_set = ProblemSet(as_list(val_path), answer_kind, split=val_split, **shared)
-        self.evaluation_sets = {
-            name: given.with_defaults(split=val_split, **shared)
-            for name, given in named_sets(evaluation_sets or {}).items()
-        }
+        self.evaluation_sets = named_sets(evaluation_sets, split=val_split, **shared)
         self.drop_invalid, self.generated = drop_invalid, generated
         self.train_size, self.val_size = train_size, val_size
         self.prompts_per_rollout, self.val_batch_size = prompts_per_rollout, val_batch_size
         self.max_prompt_length, self.on_long_prompt = max_prompt_length, on_long_prompt
         self.format = PromptFormat(chat_template, instruction, system_prompt)
         self.prompt_date = as_date(prompt_date)
-        self.tokenizer = tokenizer
+        self.tokenizer, self.config = tokenizer, config
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self._train = self._predict = PromptBatch([], [], [])
         self._val: list[PromptBatch] = []
         self._clock = Clock(self.prompt_date)
         self._resumed: dict[str, int] = {}
+        for name, least in LEAST.items():
+            size = getattr(self, name)
+            require(size >= least, f"{name}: expected >= {least}, got {size}")
 
     # Lightning's hooks ---------------------------------------------------------------------------
 
@@ -349,10 +341,7 @@ class AIMEDataModule(pl.LightningDataModule):
         """Return the style of the verifier that the model in training is rewarded by, if any."""
         module = self.trainer.lightning_module if self.trainer else None
         grader = getattr(module, "grader", None)
-        if not isinstance(grader, Grader) or not isinstance(grader.function, partial):
-            return None
-        is_ours = grader.function.func is verify
-        return grader.function.keywords.get("style", "boxed") if is_ours else None
+        return grader.style if isinstance(grader, Grader) else None
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         given = self.tokenizer

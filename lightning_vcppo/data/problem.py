@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightning_vcppo.rewards.answers import AnswerKind
+    from lightning_vcppo.rewards.answers import Answer, AnswerKind
 
 THINK_OPEN = "<think>"
 THINK_CLOSE = "</think>"
@@ -45,6 +45,6 @@ class Problem:
     subject: str | None = None
 
     @property
-    def golds(self) -> tuple[int | str, ...]:
-        """The answers of which each is right."""
-        return (self.answer, *self.accepted)
+    def gold(self) -> Answer:
+        """The answer, or all of those that are right, for graders."""
+        return (self.answer, *self.accepted) if self.accepted else self.answer

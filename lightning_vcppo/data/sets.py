@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, get_args
 
@@ -45,30 +44,36 @@ class ProblemSet:
         return replace(self, **missing)  # type: ignore[arg-type]
 
 
+NamedSets = dict[str, ProblemSet | dict[str, Any] | str | list[str] | None] | None
+"""What `--data.evaluation_sets` takes."""
+
+
 def as_list(paths: Paths) -> list[str]:
     """Return paths as a list; none is an empty one."""
     return [paths] if isinstance(paths, str) else list(paths or [])
 
 
-def named_sets(
-    evaluation_sets: Mapping[str, Paths | ProblemSet | dict[str, Any]],
-) -> dict[str, ProblemSet]:
+def named_sets(evaluation_sets: NamedSets, **defaults: str | None) -> dict[str, ProblemSet]:
     """Return evaluation sets by name.
 
     Args:
-        evaluation_sets: Paths, `ProblemSet`s, or the fields of one, by names.
+        evaluation_sets: Paths, `ProblemSet`s, or the fields of one, by names; None is none.
+        defaults: Fields that sets leave open.
 
     Raises:
         ValueError: A name, which becomes part of metrics' names, is not fit for that, or a set has
             a field or a kind that there is not.
     """
-    for name in evaluation_sets:
+    given_sets = evaluation_sets or {}
+    for name in given_sets:
         require(
             bool(re.fullmatch(r"[\w.-]+", name)) and name != HELD_OUT,
             "evaluation_sets: expected names of letters, digits, '_', '-' and '.', other than "
             f"{HELD_OUT}, got {name!r}",
         )
-    return {name: _as_set(name, given) for name, given in evaluation_sets.items()}
+    return {
+        name: _as_set(name, given).with_defaults(**defaults) for name, given in given_sets.items()
+    }
 
 
 def _as_set(name: str, given: Paths | ProblemSet | dict[str, Any]) -> ProblemSet:

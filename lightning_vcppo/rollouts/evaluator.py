@@ -65,7 +65,7 @@ class Evaluator:
                 response=rollout.responses[row],
                 prediction=verifier.extract_answer(
                     rollout.responses[row],
-                    formulas=verifier.has_formulas(problem.golds, problem.answer_kind),
+                    formulas=verifier.has_formulas(problem.gold, problem.answer_kind),
                 ),
                 correct=bool(rollout.correct_B[row]),
                 length=int(rollout.response_lengths_B[row]),

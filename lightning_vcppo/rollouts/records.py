@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lightning_vcppo.common.files import complete_file
 from lightning_vcppo.distributed.collectives import gather
-from lightning_vcppo.rewards.answers import AnswerKind
+from lightning_vcppo.rewards.answers import Answer, AnswerKind
 
 
 @dataclass  # not frozen: Lightning rebuilds what `predict_step` returns, field by field
@@ -56,9 +56,9 @@ class ResponseRecord:
     subject: str | None = None
 
     @property
-    def golds(self) -> tuple[int | str, ...]:
-        """The answers of which each is right."""
-        return (self.answer, *self.accepted)
+    def gold(self) -> Answer:
+        """The answer, or all of those that are right, for graders."""
+        return (self.answer, *self.accepted) if self.accepted else self.answer
 
 
 @dataclass(kw_only=True)

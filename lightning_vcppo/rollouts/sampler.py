@@ -102,7 +102,7 @@ class Sampler:
         )
         grades = self.grader.grade_all(
             responses,
-            [problem.golds for problem in problems],
+            [problem.gold for problem in problems],
             [problem.answer_kind for problem in problems],
         )
         first_row = rank * len(prompts)

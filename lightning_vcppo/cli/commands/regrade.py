@@ -43,7 +43,7 @@ def regrade(file: str, reward: str = "lightning_vcppo.rewards.verify") -> list[R
         raise ValueError(f"{file}: no responses")
     grades = grader.grade_all(
         [record.response for record in records],
-        [record.golds for record in records],
+        [record.gold for record in records],
         [record.answer_kind for record in records],
     )
     again = [
@@ -66,5 +66,5 @@ def regrade(file: str, reward: str = "lightning_vcppo.rewards.verify") -> list[R
 
 
 def _prediction(record: ResponseRecord) -> str | None:
-    formulas = has_formulas(record.golds, record.answer_kind)
+    formulas = has_formulas(record.gold, record.answer_kind)
     return extract_answer(record.response, formulas=formulas)
