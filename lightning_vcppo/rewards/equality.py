@@ -18,6 +18,7 @@ from lightning_vcppo.rewards.normalization import (
     UNITS_IN_LETTERS,
     canonical_number,
     drop_unit,
+    enclosed,
     normalize_answer,
     says_what,
     tidy,
@@ -30,7 +31,6 @@ from lightning_vcppo.rewards.structure import (
     Matrix,
     Relation,
     Union,
-    enclosed,
     is_name,
     read,
 )
