@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import zlib
 from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
@@ -18,7 +19,8 @@ from typing import Any
 import math_verify
 import sympy
 
-_FUNCTIONS = "sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|exp|sqrt|pi|frac"
+_CIRCULAR = "sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan"
+_FUNCTIONS = f"{_CIRCULAR}|log|ln|sqrt|pi|frac"
 _GREEK = (
     "alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|kappa|lambda|mu|nu|xi|rho|sigma|tau"
     "|phi|varphi|chi|psi|omega|Delta|Omega"
@@ -32,6 +34,9 @@ _MAX_EXPRESSION_CHARS = 100
 _MAX_NESTING = 4
 _MAX_POWER = 5_000
 _MAX_POWER_OF_LETTERS = 100
+_MAX_POWER_IN_CIRCULAR = 20
+_HAS_CIRCULAR = re.compile(rf"\\(?:{_CIRCULAR})(?![A-Za-z])")
+_PLAIN_EXPONENT = re.compile(r"\^\{?-?[0-9]{0,2}[A-Za-z]?\}?")
 
 
 def is_harmless(expression: str) -> bool:
@@ -40,6 +45,8 @@ def is_harmless(expression: str) -> bool:
     Refused are: what is long or deeply nested (the parser is exponential in parentheses), commands
     that can loop (sums, binomials, factorials), towers of powers, and exponents with a large
     product over the levels of nesting: 9^(9^9) takes all memory, in C code that nothing interrupts.
+    So does the sine of a number with very many digits: exponents beside circular functions are
+    small.
     """
     if len(expression) > _MAX_EXPRESSION_CHARS or not expression.isascii():
         return False
@@ -59,8 +66,12 @@ def is_harmless(expression: str) -> bool:
         power = math.prod(max(int(n), 1) for n in re.findall("[0-9]{1,9}", exponent[0]))
         level = depths[exponent.start()]
         largest[level] = max(largest.get(level, 1), power)
+    power = math.prod(largest.values())
+    if _HAS_CIRCULAR.search(expression):
+        are_plain = all(_PLAIN_EXPONENT.fullmatch(exponent[0]) for exponent in exponents)
+        return are_plain and power <= _MAX_POWER_IN_CIRCULAR
     has_letters = re.search("[A-Za-z]", _COMMAND.sub("", expression)) is not None
-    return math.prod(largest.values()) <= (_MAX_POWER_OF_LETTERS if has_letters else _MAX_POWER)
+    return power <= (_MAX_POWER_OF_LETTERS if has_letters else _MAX_POWER)
 
 
 # Exact numbers -----------------------------------------------------------------------------------
@@ -93,18 +104,14 @@ def rational(text: str) -> Fraction | None:
 
 # Evaluation --------------------------------------------------------------------------------------
 
-_POINTS = (
-    ("0.7310585786", "-0.4142135623", "1.2020569031", "0.5671432904", "-1.3247179572"),
-    ("-0.6180339887", "1.7320508075", "-0.3010299956", "-1.1447298858", "0.9159655941"),
-    ("2.2360679774", "0.5772156649", "1.6449340668", "0.2614972128", "0.1234567891"),
-    ("-1.8392867552", "-2.5029078750", "-0.7642236535", "1.4513692348", "0.3183098861"),
-)
-"""Where expressions with letters are compared: the k-th letter has the k-th value, and so on."""
+_SIZES = ((1, 3), (1, 3), (0, 1), (0, 1))
+"""Bounds of a letter's size at each point; its sign changes from every other point to the next."""
 _DIGITS = 30
 _CLOSE = 1e-20
 _NOTHING = 1e-90
 
 _WORD_FUNCTION = re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|log|ln|pi)(?![A-Za-z])")
+_EXP = re.compile(r"\\exp ?[({]([^(){}^]*)[)}]")
 _WORD_ROOT = re.compile(r"(?<![\\A-Za-z])sqrt\(([^()]*)\)")
 # A function keeps its argument; anything else before a bracket is a factor, f(x) is f times x
 _OPENED = re.compile(
@@ -150,6 +157,7 @@ def written_out(expression: str) -> str | None:
 @lru_cache(maxsize=4096)
 def parse(expression: str) -> Any | None:
     """Return the sympy expression of a harmless text, or None if there is none."""
+    expression = _EXP.sub(r"e^{\1}", expression)
     if not is_harmless(expression) or (text := written_out(expression)) is None:
         return None
     # math-verify warns that its timeouts are off; `is_harmless` does what they are for.
@@ -195,34 +203,45 @@ def _values_at_points(candidate: str, gold: str) -> list[tuple[Any, Any]]:
     letters = set(re.findall("[A-Za-z]", _COMMAND.sub(" ", f"{candidate} {gold}")))
     if any(letter.swapcase() in letters for letter in letters):
         return []
-    expressions = [e for e in (parse(candidate), parse(gold)) if e is not None]
-    if len(expressions) < 2:
+    ours, theirs = _values(candidate), _values(gold)
+    if len(ours) == 1 or len(theirs) == 1:  # a number is the same at every point
+        ours, theirs = ours * max(1, len(theirs)), theirs * max(1, len(ours))
+    if not ours or len(ours) != len(theirs):
         return []
+    if any((a is None) != (b is None) for a, b in zip(ours, theirs, strict=True)):
+        return []
+    defined = [pair for pair in zip(ours, theirs, strict=True) if pair[0] is not None]
+    return defined if 2 * len(defined) >= len(ours) else []
+
+
+@lru_cache(maxsize=4096)
+def _values(expression: str) -> tuple[Any, ...]:
+    """Evaluate an expression at the points, a number once: None where it is undefined.
+
+    The tuple is empty if the expression cannot be read, or its value is no number.
+    """
+    parsed = parse(expression)
+    if parsed is None:
+        return ()
     try:
-        symbols = sorted(set().union(*(e.free_symbols for e in expressions)), key=str)
-        points = [{}] if not symbols else [_point(symbols, numbers) for numbers in _POINTS]
-        pairs = []
-        for point in points:
-            a, b = (e.evalf(_DIGITS, subs=point) for e in expressions)
-            if not a.is_number or not b.is_number:
-                return []
-            undefined = [value.has(sympy.nan, sympy.zoo) for value in (a, b)]
-            if any(undefined) and not all(undefined):
-                return []
-            if not any(undefined):
-                pairs.append((a, b))
-        return pairs if 2 * len(pairs) >= len(points) else []
+        letters = sorted(parsed.free_symbols, key=str)
+        points = range(len(_SIZES) if letters else 1)
+        found = [parsed.evalf(_DIGITS, subs={s: _at(n, str(s)) for s in letters}) for n in points]
+        if not all(value.is_number for value in found):
+            return ()
+        return tuple(None if v.has(sympy.nan, sympy.zoo) else v for v in found)
     except Exception:  # as in `parse`
-        return []
+        return ()
 
 
-def _point(symbols: list[Any], numbers: tuple[str, ...]) -> dict[Any, Any]:
-    # The same letter has its value in every expression; i is the imaginary unit
-    point = {}
-    for k, symbol in enumerate(symbols):
-        value = sympy.Rational(numbers[k % len(numbers)]) + k // len(numbers)
-        point[symbol] = sympy.I if str(symbol) == "i" else value
-    return point
+def _at(point: int, letter: str) -> Any:
+    """Return the value of a letter at a point, the same in every expression."""
+    if letter == "i":  # the imaginary unit
+        return sympy.I
+    low, high = _SIZES[point]
+    drawn = zlib.crc32(f"{letter} {point // 2}".encode())
+    size = low + sympy.Rational(drawn % 999_983 + 1, 999_984) * (high - low)
+    return size if (drawn + point) % 2 else -size
 
 
 def _is_close(a: Any, b: Any) -> bool:

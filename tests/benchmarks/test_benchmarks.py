@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import iteration, measure, plan, update
+from benchmarks import grading, iteration, measure, plan, update
 
 
 @pytest.mark.parametrize("name", ["W", "W-tail"])
@@ -35,3 +35,11 @@ def test_the_phases_whose_memory_is_planned(tmp_path, monkeypatch):
         == plan.plan_memory(plan.planned(str(tmp_path / "actor"), "small")).keys()
     )
     assert min(bench.took.values()) > 0
+
+
+def test_the_responses_that_are_graded_get_their_verdicts() -> None:
+    texts, golds, right = grading.responses(2 * len(grading.FAMILIES))
+    assert any(right) and not all(right)
+    assert grading.seconds_with(0, texts, golds, right) > 0
+    with pytest.raises(AssertionError, match="wrong verdicts"):
+        grading.seconds_with(0, texts, golds, [not r for r in right])

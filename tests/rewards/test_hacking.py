@@ -254,6 +254,16 @@ ADVERSARIAL = {
     "radicals": r"\boxed{" + "+".join(rf"\sqrt{{{n}}}" for n in range(2, 9)) + "}",
     "expansion": r"\boxed{(a+b)^{9999}}",
     "large expansion": r"\boxed{(a+b+c+d+e+f+g)^{99}}",
+    "sine of many digits": r"\boxed{\tan(9^{4999}x)}",
+    "towers of exp": r"\boxed{\exp(\exp(\exp(99)))}",
+    "sine of a tower": r"\boxed{\cos(e^{99}^{99}) + \cos(\exp(\exp(99)))}",
+    "exponent by division": r"\boxed{2^{99/0.000000000000000000000001}}",
+    "root of everything": r"\boxed{\sqrt[9]{9^{4999}} - 9^{\frac{4999}{9}}}",
+    "items": r"\boxed{" + ",".join(f"{c}+x_{c}" for c in "abcdefghjklmnopqrstuvwyz") + "}",
+    "nested brackets": r"\boxed{" + "(" * 149 + "1,2" + ")" * 149 + "}",
+    "nested sets": r"\boxed{" + r"\{" * 73 + "5" + r"\}" * 73 + "}",
+    "alternatives": r"\boxed{" + " or ".join("x" * 9) + r" \pm \mp" * 20 + "}",
+    "relations": r"\boxed{" + "<".join("x" * 99) + "}",
     "code": r"\boxed{__import__('os').abort()}",
 }
 
@@ -262,7 +272,7 @@ ADVERSARIAL = {
 def test_nothing_hangs(name):
     answers_equal("1/2", r"\frac{3}{4}")  # the first call imports and caches
     for style in STYLES:
-        for gold in (5, r"(a+b)^{2}"):
+        for gold in (5, r"(a+b)^{2}", "1,2,x", "(0,x]"):
             start = time.process_time()
             is_correct(ADVERSARIAL[name], gold, style=style)
             assert time.process_time() - start < 1.0  # of CPU: the machine may be busy
