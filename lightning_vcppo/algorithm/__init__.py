@@ -18,14 +18,17 @@ from lightning_vcppo.algorithm.advantages import (
     length_adaptive_lambda,
     monte_carlo_returns,
 )
-from lightning_vcppo.algorithm.loss_weights import aggregation_weights, weighted_sum
+from lightning_vcppo.algorithm.importance import truncated_importance_weights
+from lightning_vcppo.algorithm.loss_weights import (
+    aggregation_weights,
+    prompt_noise_weights,
+    weighted_sum,
+)
 from lightning_vcppo.algorithm.losses import (
     kl_estimate,
     kl_penalty,
     policy_loss,
     positive_example_nll,
-    prompt_noise_weights,
-    truncated_importance_weights,
     value_loss,
 )
 from lightning_vcppo.algorithm.statistics import (

@@ -27,9 +27,8 @@ from lightning_vcppo.algorithm.checks import (
     check_sequences,
     check_tokens,
 )
-from lightning_vcppo.algorithm.loss_weights import prompt_noise_weights as prompt_noise_weights
+from lightning_vcppo.algorithm.importance import log_ratio, masked
 from lightning_vcppo.algorithm.loss_weights import token_weights, weighted_sum
-from lightning_vcppo.algorithm.statistics import Reduce, float_dtype, identity
 
 KLEstimator: TypeAlias = Literal["k1", "k2", "k3"]
 Diagnostics: TypeAlias = dict[str, Tensor]
@@ -49,8 +48,6 @@ NLL_DIAGNOSTICS = ("positive_tokens",)
 """What `positive_example_nll` returns beside the loss."""
 KL_DIAGNOSTICS = ("kl",)
 """What `kl_penalty` returns beside the loss."""
-
-_MAX_LOG_RATIO = 20.0
 
 
 def policy_loss(
@@ -102,11 +99,11 @@ def policy_loss(
     if clip_ratio_c is not None and clip_ratio_c <= 1:
         raise ValueError(f"clip_ratio_c must be above 1, got {clip_ratio_c}")
     mask_BT = response_mask_BT
-    logprobs_BT = _masked(logprobs_BT, mask_BT)
+    logprobs_BT = masked(logprobs_BT, mask_BT)
     weights_BT = token_weights(mask_BT, token_weights_BT, logprobs_BT.dtype)
-    advantages_BT = _masked(advantages_BT, mask_BT).detach()
+    advantages_BT = masked(advantages_BT, mask_BT).detach()
 
-    log_ratio_BT = _log_ratio(logprobs_BT, _masked(old_logprobs_BT, mask_BT).detach())
+    log_ratio_BT = log_ratio(logprobs_BT, masked(old_logprobs_BT, mask_BT).detach())
     ratio_BT = log_ratio_BT.exp()
     clipped_BT = ratio_BT.clamp(1.0 - clip_ratio_low, 1.0 + clip_ratio_high)
     terms_BT = torch.maximum(-advantages_BT * ratio_BT, -advantages_BT * clipped_BT)
@@ -117,7 +114,7 @@ def policy_loss(
         bounded_BT = (advantages_BT < 0) & (ratio_BT > clip_ratio_c)
         terms_BT = torch.where(bounded_BT, -advantages_BT * clip_ratio_c, terms_BT)
     if importance_weights_BT is not None:
-        terms_BT = terms_BT * _masked(importance_weights_BT, mask_BT).detach()
+        terms_BT = terms_BT * masked(importance_weights_BT, mask_BT).detach()
 
     diagnostics_BT = {
         "approx_kl": torch.expm1(log_ratio_BT) - log_ratio_BT,
@@ -174,8 +171,8 @@ def value_loss(
     if huber_delta <= 0:
         raise ValueError(f"huber_delta must be positive, got {huber_delta}")
     mask_BT = response_mask_BT
-    values_BT = _masked(values_BT, mask_BT)
-    returns_BT = _masked(returns_BT, mask_BT).detach()
+    values_BT = masked(values_BT, mask_BT)
+    returns_BT = masked(returns_BT, mask_BT).detach()
     weights_BT = token_weights(mask_BT, token_weights_BT, values_BT.dtype)
 
     def terms(prediction_BT: Tensor) -> Tensor:
@@ -188,7 +185,7 @@ def value_loss(
     if cliprange_value is not None:
         if cliprange_value <= 0 or old_values_BT is None:
             raise ValueError("cliprange_value must be positive and needs old_values_BT")
-        old_values_BT = _masked(old_values_BT, mask_BT).detach()
+        old_values_BT = masked(old_values_BT, mask_BT).detach()
         # Old V plus a clipped change would round V where nothing is clipped.
         low_BT, high_BT = old_values_BT - cliprange_value, old_values_BT + cliprange_value
         clipped_terms_BT = terms(values_BT.clamp(low_BT, high_BT))
@@ -234,7 +231,7 @@ def positive_example_nll(
     check_sequences(response_mask_BT, correct_B=correct_B)
     check_mask("correct_B", correct_B)
     mask_BT = response_mask_BT & correct_B[:, None]
-    logprobs_BT = _masked(logprobs_BT, mask_BT)
+    logprobs_BT = masked(logprobs_BT, mask_BT)
     weights_BT = token_weights(mask_BT, token_weights_BT, logprobs_BT.dtype)
     loss = -weighted_sum(logprobs_BT, mask_BT, weights_BT)
     return loss, {"positive_tokens": mask_BT.sum().to(logprobs_BT.dtype)}
@@ -262,7 +259,7 @@ def kl_estimate(
     check_same_shape("logprobs_BT", logprobs_BT, ref_logprobs_BT=ref_logprobs_BT)
     if estimator not in get_args(KLEstimator):
         raise ValueError(f"kl_estimator must be one of {get_args(KLEstimator)}, got {estimator!r}")
-    log_ratio_BT = _log_ratio(logprobs_BT, ref_logprobs_BT)
+    log_ratio_BT = log_ratio(logprobs_BT, ref_logprobs_BT)
     if estimator == "k1":
         return log_ratio_BT
     if estimator == "k2":
@@ -304,96 +301,14 @@ def kl_penalty(
         token_weights_BT=token_weights_BT,
     )
     mask_BT = response_mask_BT
-    logprobs_BT = _masked(logprobs_BT, mask_BT)
+    logprobs_BT = masked(logprobs_BT, mask_BT)
     weights_BT = token_weights(mask_BT, token_weights_BT, logprobs_BT.dtype)
-    kl_BT = kl_estimate(logprobs_BT, _masked(ref_logprobs_BT, mask_BT).detach(), estimator)
+    kl_BT = kl_estimate(logprobs_BT, masked(ref_logprobs_BT, mask_BT).detach(), estimator)
     loss = weighted_sum(kl_BT, mask_BT, weights_BT)
     return loss, {"kl": loss.detach()}
 
 
 @torch.no_grad()
-def truncated_importance_weights(
-    old_logprobs_BT: Tensor,
-    sampler_logprobs_BT: Tensor,
-    response_mask_BT: Tensor,
-    *,
-    cap: float = 2.0,
-    mode: Literal["truncate", "mask"] = "truncate",
-    reduce: Reduce = identity,
-) -> tuple[Tensor, Tensor, Diagnostics]:
-    """Weigh tokens against the mismatch between the sampler mu and the trainer pi_old.
-
-    Both have the same weights, but the sampler another engine or precision. For the policy loss
-    only.
-
-    Args:
-        old_logprobs_BT: log pi_old, the trainer's.
-        sampler_logprobs_BT: log mu, the sampler's.
-        response_mask_BT: Boolean; True on the tokens that count.
-        cap: C >= 1.
-        mode: "truncate", w = min(pi_old / mu, C) (truncated importance sampling); "mask",
-            w = pi_old / mu where 1/C <= pi_old / mu <= C, and no other token is kept.
-        reduce: Sums a small tensor over ranks, for the diagnostics.
-
-    Returns:
-        (weights_BT, keep_mask_BT, diagnostics). Weights are detached and 0 outside the keep mask.
-        With the mask as the `response_mask_BT` of `aggregation_weights`, tokens that are not kept
-        leave the denominator of the loss as well. Diagnostics are means over tokens of all ranks:
-        kl_k1 and kl_k3 of KL(mu || pi_old), weight_mean, ess (effective sample size as a share of
-        the tokens), weight_clipped (share truncated or not kept); and weight_max, of this rank
-        alone and before clipping.
-
-    Raises:
-        ValueError: For an unknown mode, a cap below 1, or a wrong shape or type of the mask.
-    """
-    check_tokens(
-        response_mask_BT, old_logprobs_BT=old_logprobs_BT, sampler_logprobs_BT=sampler_logprobs_BT
-    )
-    if mode not in ("truncate", "mask"):
-        raise ValueError(f"mode must be 'truncate' or 'mask', got {mode!r}")
-    if cap < 1:
-        raise ValueError(f"cap must be at least 1, got {cap}")
-    mask_BT = response_mask_BT
-    log_ratio_BT = _log_ratio(
-        _masked(old_logprobs_BT, mask_BT), _masked(sampler_logprobs_BT, mask_BT)
-    )
-    ratio_BT = log_ratio_BT.exp()
-    clipped_BT = mask_BT & (ratio_BT > cap)
-    if mode == "mask":
-        clipped_BT |= mask_BT & (ratio_BT < 1.0 / cap)
-        keep_BT = mask_BT & ~clipped_BT
-    else:
-        keep_BT = mask_BT
-    weights_BT = torch.where(keep_BT, ratio_BT.clamp(max=cap), 0.0)
-
-    k3_BT = torch.expm1(log_ratio_BT) - log_ratio_BT  # 0 outside the mask, like log_ratio_BT
-    terms = [mask_BT, -log_ratio_BT, k3_BT, weights_BT, weights_BT.square(), clipped_BT]
-    sums = reduce(torch.stack([term.sum(dtype=torch.float64) for term in terms]))
-    tokens = sums[0].clamp(min=1.0)
-    _, k1, k3, weight, square, clipped = (sums / tokens).to(weights_BT.dtype)
-    return (
-        weights_BT,
-        keep_BT,
-        {
-            "kl_k1": k1,
-            "kl_k3": k3,
-            "weight_mean": weight,
-            "weight_max": F.pad(torch.where(mask_BT, ratio_BT, 0.0).flatten(), (0, 1)).max(),
-            "ess": torch.where(square > 0, weight.square() / square, 0.0),
-            "weight_clipped": clipped,
-        },
-    )
-
-
-def _masked(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Return the values in float32 or better, 0 outside the mask in value and gradient."""
-    return torch.where(mask_BT, values_BT, 0.0).to(float_dtype(values_BT))
-
-
-def _log_ratio(logprobs_BT: Tensor, other_logprobs_BT: Tensor) -> Tensor:
-    return (logprobs_BT - other_logprobs_BT).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
-
-
 def _diagnostics(terms_BT: dict[str, Tensor], mask_BT: Tensor, weights_BT: Tensor) -> Diagnostics:
     """Sum detached terms with the weights of the loss."""
     return {

@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_vcppo.algorithm import advantages, losses
+from lightning_vcppo.algorithm import advantages
+from lightning_vcppo.algorithm.importance import truncated_importance_weights
 from lightning_vcppo.algorithm.statistics import Reduce, whiten
 from lightning_vcppo.rollouts.rollout import Rollout
 from lightning_vcppo.settings import AdvantageSettings, PolicySettings
@@ -93,7 +94,7 @@ def correct_mismatch(
         The rollout with its weights, and `mismatch/*` metrics.
     """
     assert rollout.old_logprobs_BT is not None
-    weights_BT, trusted_BT, metrics = losses.truncated_importance_weights(
+    weights_BT, trusted_BT, metrics = truncated_importance_weights(
         rollout.old_logprobs_BT,
         rollout.sampler_logprobs_BT,
         rollout.response_mask_BT,

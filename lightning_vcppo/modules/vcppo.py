@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lightning_vcppo.algorithm import losses
+from lightning_vcppo.algorithm.loss_weights import prompt_noise_weights
 from lightning_vcppo.algorithm.value_pretraining import Phase
 from lightning_vcppo.common.files import is_trial
 from lightning_vcppo.common.lightning_compat import forget_logged, is_attached, lift_step_limit
@@ -241,7 +242,7 @@ class VCPPOModule(PolicyModule):
             (values_BT,) = self.read(self.scorer.critic_values, rollout)
             rollout = rollout.with_(values_BT=values_BT)
         if self.advantage.needs_critic and self.value.prompt_noise_weighting:
-            noise_weights_B = losses.prompt_noise_weights(rollout.scores_B, rollout.group_ids_B)
+            noise_weights_B = prompt_noise_weights(rollout.scores_B, rollout.group_ids_B)
             rollout = rollout.with_(noise_weights_B=noise_weights_B)
         return rollout.with_(rewards_BT=rewards_BT)
 

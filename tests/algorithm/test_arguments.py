@@ -92,7 +92,8 @@ TABLE: dict[str, dict[str, Any]] = {
 """Function -> arguments that fit together, every tensor that it takes among them."""
 
 ELEMENTWISE = {"bounded_value", "hl_gauss_edges", "float_dtype", "identity", "token_weights"}
-"""Functions in which no two tensors meet."""
+ELEMENTWISE |= {"log_ratio", "masked"}  # of tensors that the functions above have checked
+"""Functions in which no two tensors meet, or that no user calls."""
 ALONE = {
     ("hl_gauss_target", "returns"),
     ("hl_gauss_target", "edges_E"),

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from lightning_vcppo.algorithm.loss_weights import aggregation_weights
+from lightning_vcppo.algorithm.importance import truncated_importance_weights
+from lightning_vcppo.algorithm.loss_weights import aggregation_weights, prompt_noise_weights
 from lightning_vcppo.algorithm.losses import (
     kl_estimate,
     kl_penalty,
     policy_loss,
-    prompt_noise_weights,
-    truncated_importance_weights,
     value_loss,
 )
 from lightning_vcppo.algorithm.statistics import Reduce

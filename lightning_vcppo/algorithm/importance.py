@@ -1,0 +1,98 @@
+"""Importance ratios: how far the sampler is from the policy, and the weights that correct for it.
+
+Shape suffixes: B sequences, T response tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_vcppo.algorithm.checks import check_tokens
+from lightning_vcppo.algorithm.statistics import Reduce, float_dtype, identity
+
+_MAX_LOG_RATIO = 20.0
+
+
+def truncated_importance_weights(
+    old_logprobs_BT: Tensor,
+    sampler_logprobs_BT: Tensor,
+    response_mask_BT: Tensor,
+    *,
+    cap: float = 2.0,
+    mode: Literal["truncate", "mask"] = "truncate",
+    reduce: Reduce = identity,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Weigh tokens against the mismatch between the sampler mu and the trainer pi_old.
+
+    Both have the same weights, but the sampler another engine or precision. For the policy loss
+    only.
+
+    Args:
+        old_logprobs_BT: log pi_old, the trainer's.
+        sampler_logprobs_BT: log mu, the sampler's.
+        response_mask_BT: Boolean; True on the tokens that count.
+        cap: C >= 1.
+        mode: "truncate", w = min(pi_old / mu, C) (truncated importance sampling); "mask",
+            w = pi_old / mu where 1/C <= pi_old / mu <= C, and no other token is kept.
+        reduce: Sums a small tensor over ranks, for the diagnostics.
+
+    Returns:
+        (weights_BT, keep_mask_BT, diagnostics). Weights are detached and 0 outside the keep mask.
+        With the mask as the `response_mask_BT` of `aggregation_weights`, tokens that are not kept
+        leave the denominator of the loss as well. Diagnostics are means over tokens of all ranks:
+        kl_k1 and kl_k3 of KL(mu || pi_old), weight_mean, ess (effective sample size as a share of
+        the tokens), weight_clipped (share truncated or not kept); and weight_max, of this rank
+        alone and before clipping.
+
+    Raises:
+        ValueError: For an unknown mode, a cap below 1, or a wrong shape or type of the mask.
+    """
+    check_tokens(
+        response_mask_BT, old_logprobs_BT=old_logprobs_BT, sampler_logprobs_BT=sampler_logprobs_BT
+    )
+    if mode not in ("truncate", "mask"):
+        raise ValueError(f"mode must be 'truncate' or 'mask', got {mode!r}")
+    if cap < 1:
+        raise ValueError(f"cap must be at least 1, got {cap}")
+    mask_BT = response_mask_BT
+    log_ratio_BT = log_ratio(masked(old_logprobs_BT, mask_BT), masked(sampler_logprobs_BT, mask_BT))
+    ratio_BT = log_ratio_BT.exp()
+    clipped_BT = mask_BT & (ratio_BT > cap)
+    if mode == "mask":
+        clipped_BT |= mask_BT & (ratio_BT < 1.0 / cap)
+        keep_BT = mask_BT & ~clipped_BT
+    else:
+        keep_BT = mask_BT
+    weights_BT = torch.where(keep_BT, ratio_BT.clamp(max=cap), 0.0)
+
+    k3_BT = torch.expm1(log_ratio_BT) - log_ratio_BT  # 0 outside the mask, like log_ratio_BT
+    terms = [mask_BT, -log_ratio_BT, k3_BT, weights_BT, weights_BT.square(), clipped_BT]
+    sums = reduce(torch.stack([term.sum(dtype=torch.float64) for term in terms]))
+    tokens = sums[0].clamp(min=1.0)
+    _, k1, k3, weight, square, clipped = (sums / tokens).to(weights_BT.dtype)
+    return (
+        weights_BT,
+        keep_BT,
+        {
+            "kl_k1": k1,
+            "kl_k3": k3,
+            "weight_mean": weight,
+            "weight_max": F.pad(torch.where(mask_BT, ratio_BT, 0.0).flatten(), (0, 1)).max(),
+            "ess": torch.where(square > 0, weight.square() / square, 0.0),
+            "weight_clipped": clipped,
+        },
+    )
+
+
+def masked(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Return the values in float32 or better, 0 outside the mask in value and gradient."""
+    return torch.where(mask_BT, values_BT, 0.0).to(float_dtype(values_BT))
+
+
+def log_ratio(logprobs_BT: Tensor, other_logprobs_BT: Tensor) -> Tensor:
+    """Return the difference, cut off where its exponential would be useless."""
+    return (logprobs_BT - other_logprobs_BT).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
