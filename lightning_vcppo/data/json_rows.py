@@ -199,13 +199,15 @@ class _Window:
     def _read(self) -> bool:
         """Move the window on to what is not taken yet, and the next piece; tell if there is one."""
         piece = next(self._pieces, "")
+        if not piece:
+            return False
         taken = self._text[: self._at]
         self._line += taken.count("\n")
         self._column = (
             len(taken) - taken.rfind("\n") if "\n" in taken else self._column + len(taken)
         )
         self._text, self._at = self._text[self._at :] + piece, 0
-        return bool(piece)
+        return True
 
 
 # JSON with each key once
