@@ -113,11 +113,14 @@ class NetworksModule(ActorModule):
             check_same_tokens(self.tokenizer, own, source, what)
 
     @override
-    def networks(self) -> dict[str, PreTrainedModel]:
+    def networks(self) -> dict[str, PreTrainedModel | Critic]:
         """Return all that read prompts and responses, by name."""
-        critic = None if self.critic is None else self.critic.model
-        others = {"critic": critic, "reference": self.reference}
-        return super().networks() | {k: model for k, model in others.items() if model is not None}
+        networks = super().networks()
+        if self.critic is not None:
+            networks["critic"] = self.critic
+        if self.reference is not None:
+            networks["reference"] = self.reference
+        return networks
 
     @override
     def _load_actor(self) -> PreTrainedModel:

@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lightning_vcppo.generation.base import Generations
-from lightning_vcppo.models.checks import check_context, check_rotary
-from lightning_vcppo.modules.policy_probe import probe_policy
+from lightning_vcppo.models.checks import check_context, check_prompts, check_rotary
+from lightning_vcppo.models.critic import Critic
+from lightning_vcppo.modules.policy_probe import language_model, probe_policy
 from lightning_vcppo.settings import EngineSettings, SamplingSettings
 
 
@@ -69,16 +70,20 @@ class RoomForResponses(L.LightningModule):
 
     def check_lengths(self, of_flags: dict[str, SamplingSettings]) -> None:
         """Refuse a response limit that, behind the longest prompt, the model has no room for."""
-        prompt = getattr(getattr(self.trainer, "datamodule", None), "longest_prompt", 0)
+        datamodule = getattr(self.trainer, "datamodule", None)
+        prompt = getattr(datamodule, "longest_prompt", 0)
+        if self.actor is not None and (largest := getattr(datamodule, "largest_token", -1)) >= 0:
+            check_prompts(self.actor, largest, "--model.actor")
         for flag, settings in of_flags.items():
             length = settings.max_response_length
             # Evaluation reads with the actor alone.
             networks = {"model": self.actor} if flag == "evaluation" else self.networks()
             for name, network in networks.items():
                 assert network is not None
+                model = language_model(network)
                 limit = f"{flag}.max_response_length"
-                check_context(network, prompt, length, limit, name)
-                check_rotary(network, prompt, length, limit, name)
+                check_context(model, prompt, length, limit, name)
+                check_rotary(model, prompt, length, limit, name)
         if not self._probed:
             self._probe(with_others="sampling" in of_flags)
 
@@ -95,7 +100,7 @@ class RoomForResponses(L.LightningModule):
             )
         self._probed = True
 
-    def networks(self) -> dict[str, PreTrainedModel]:
+    def networks(self) -> dict[str, PreTrainedModel | Critic]:
         """Return the networks that read prompts and responses in training, by name."""
         assert self.actor is not None
         return {"model": self.actor}
