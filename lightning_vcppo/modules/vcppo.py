@@ -211,7 +211,9 @@ class VCPPOModule(ActorCriticModule):
             (values_BT,) = self.in_micro_batches(self.critic_values, rollout)
             rollout = rollout.with_(values_BT=values_BT)
         if self.value is not None and self.value.prompt_noise_weighting:
-            noise_weights_B = losses.prompt_noise_weights(rollout.scores_B, rollout.group_ids_B)
+            noise_weights_B = losses.prompt_noise_weights(
+                rollout.scores_B, rollout.group_ids_B, normalize=True, reduce=self.sum_over_ranks
+            )
             rollout = rollout.with_(noise_weights_B=noise_weights_B)
         return rollout.with_(rewards_BT=rewards_BT)
 
