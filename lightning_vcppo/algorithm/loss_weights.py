@@ -63,7 +63,14 @@ def aggregation_weights(
     return torch.where(response_mask_BT, weights_B[:, None], 0.0).to(dtype)
 
 
-def prompt_noise_weights(scores_B: Tensor, group_ids_B: Tensor, *, min_std: float = 0.25) -> Tensor:
+def prompt_noise_weights(
+    scores_B: Tensor,
+    group_ids_B: Tensor,
+    *,
+    min_std: float = 0.25,
+    normalize: bool = False,
+    reduce: Reduce = identity,
+) -> Tensor:
     """Compute the weight of each prompt in the critic's loss, 1 / max(std R, 0.25).
 
     EasyPPO (arXiv 2609.36802): returns of a prompt that is sometimes solved are noisy. They are the
@@ -73,6 +80,9 @@ def prompt_noise_weights(scores_B: Tensor, group_ids_B: Tensor, *, min_std: floa
         scores_B: Return of each response.
         group_ids_B: Integers, equal for the responses to one prompt.
         min_std: Floor of the sample standard deviation; that of a group of one is 0.
+        normalize: Whether weights are divided by their mean over prompts, as in the recipe's own
+            script: the size of the loss then does not depend on the noise.
+        reduce: Sums a small tensor over ranks, for that mean.
 
     Returns:
         One weight a response, equal within a group.
@@ -80,8 +90,12 @@ def prompt_noise_weights(scores_B: Tensor, group_ids_B: Tensor, *, min_std: floa
     Raises:
         ValueError: If the shapes are not (B,), or the group ids not integers.
     """
-    _, std_B, _ = group_moments(scores_B, group_ids_B)
-    return std_B.clamp(min=min_std).reciprocal().to(float_dtype(scores_B))
+    _, std_B, count_B = group_moments(scores_B, group_ids_B)
+    weights_B = std_B.clamp(min=min_std).reciprocal()
+    if normalize:
+        total, prompts = reduce(torch.stack([(weights_B / count_B).sum(), (1 / count_B).sum()]))
+        weights_B = weights_B * prompts / torch.where(total > 0, total, 1.0)
+    return weights_B.to(float_dtype(scores_B))
 
 
 def token_weights(

@@ -232,6 +232,12 @@ class AIMEDataModule(pl.LightningDataModule):
         batches = (self._train, self._predict, *self._val)
         return max((len(ids) for batch in batches for ids in batch.prompt_ids), default=0)
 
+    @property
+    def largest_token(self) -> int:
+        """Largest token id of the prompts of this stage, -1 without any."""
+        batches = (self._train, self._predict, *self._val)
+        return max((max(ids) for batch in batches for ids in batch.prompt_ids if ids), default=-1)
+
     # Problems ------------------------------------------------------------------------------------
 
     def _problems(self, given: ProblemSet, size: int, seed: int) -> list[Problem]:

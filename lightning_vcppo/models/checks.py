@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_vcppo.common.errors import require
@@ -109,12 +110,48 @@ def check_vocabulary(
         f"{tokenizer.eos_token} is none of them, so no response could end; {advice}",
     )
     # transformers adds an unknown token of its own, which byte-level tokenizers never use.
-    ids = [i for token, i in tokenizer.get_vocab().items() if token != tokenizer.unk_token]
+    vocabulary = tokenizer.get_vocab()
+    beyond = {i: t for t, i in vocabulary.items() if i >= rows and t != tokenizer.unk_token}
+    unused = _written_by_nobody(tokenizer) & beyond.keys()
     require(
-        max(ids) < rows,
-        f"{name}: the {what} has {rows} tokens, but the tokenizer has ids up to {max(ids)}; "
-        f"{advice}",
+        beyond.keys() == unused,
+        f"{name}: the {what} has {rows} tokens, but the tokenizer has ids up to "
+        f"{max(vocabulary[t] for t in vocabulary if t != tokenizer.unk_token)}; {advice}",
     )
+    if unused:
+        first = min(unused)
+        rank_zero_warn(
+            f"{name}: the {what} has {rows} tokens and none for {beyond[first]!r} ({first}), a "
+            "special token; a prompt that held it would be refused"
+        )
+
+
+def check_prompts(model: PreTrainedModel, largest: int, name: str) -> None:
+    """Refuse prompts with a token that the model has no embedding for.
+
+    Args:
+        model: The actor.
+        largest: Largest id in a prompt.
+        name: Where the model comes from.
+
+    Raises:
+        ValueError: With that id.
+    """
+    embeddings = model.get_input_embeddings().weight
+    assert isinstance(embeddings, torch.Tensor)
+    rows = embeddings.shape[0]
+    require(
+        largest < rows,
+        f"{name}: a prompt holds token {largest}, but the model has {rows}; leave that special "
+        "token out of the problems and of the chat template",
+    )
+
+
+def _written_by_nobody(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the ids of special tokens that stand for none of the roles that a response needs."""
+    needed = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
+    added = tokenizer.added_tokens_decoder.items()
+    return {i for i, token in added if token.special and i not in needed}
 
 
 def check_same_tokens(

@@ -29,9 +29,15 @@ from lightning_vcppo.distributed.strategies import refuse_strategy
 from lightning_vcppo.generation import Generations
 from lightning_vcppo.generation.build import GATHERS_SHARDS
 from lightning_vcppo.models import hf_folders, loading
-from lightning_vcppo.models.checks import check_context, check_rotary, check_vocabulary
+from lightning_vcppo.models.checks import (
+    check_context,
+    check_prompts,
+    check_rotary,
+    check_vocabulary,
+)
+from lightning_vcppo.models.critic import Critic
 from lightning_vcppo.models.hf_folders import write_folder
-from lightning_vcppo.modules.policy_probe import probe_policy
+from lightning_vcppo.modules.policy_probe import language_model, probe_policy
 from lightning_vcppo.modules.update_health import NotFiniteError, UpdateHealth
 from lightning_vcppo.rewards.functions import Grader, RewardFunction
 from lightning_vcppo.rollouts.evaluator import Evaluator
@@ -193,17 +199,21 @@ class PolicyModule(L.LightningModule):
 
     def _check_lengths(self, of_flags: dict[str, SamplingSettings]) -> None:
         """Refuse a limit for which a network has no positions behind the longest prompt."""
-        prompt = getattr(getattr(self.trainer, "datamodule", None), "longest_prompt", 0)
+        datamodule = getattr(self.trainer, "datamodule", None)
+        prompt = getattr(datamodule, "longest_prompt", 0)
+        if self.actor is not None and (largest := getattr(datamodule, "largest_token", -1)) >= 0:
+            check_prompts(self.actor, largest, "--model.actor")
         for flag, settings in of_flags.items():
             length, limit = settings.max_response_length, f"{flag}.max_response_length"
             # Evaluation reads with the actor only.
             for name, network in self._networks(training=flag != "evaluation").items():
-                check_context(network, prompt, length, limit, name)
-                check_rotary(network, prompt, length, limit, name)
+                model = language_model(network)
+                check_context(model, prompt, length, limit, name)
+                check_rotary(model, prompt, length, limit, name)
         if not self._probed:
             self._probe(training="sampling" in of_flags)
 
-    def _networks(self, *, training: bool) -> dict[str, PreTrainedModel]:
+    def _networks(self, *, training: bool) -> dict[str, PreTrainedModel | Critic]:
         """Return the networks that read prompts and responses, by name."""
         assert self.actor is not None
         return {"model": self.actor}

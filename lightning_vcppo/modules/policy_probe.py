@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from lightning_vcppo.distributed.sharding import as_forward
 from lightning_vcppo.generation.base import Generations
+from lightning_vcppo.models.critic import Critic
 from lightning_vcppo.models.forward import response_hidden, response_logprobs
 from lightning_vcppo.models.packing import reads_packed_rows
 from lightning_vcppo.rollouts.rollout import join_prompts
@@ -48,7 +49,7 @@ Agree = Callable[[int], int]
 
 
 def probe_policy(
-    networks: Mapping[str, PreTrainedModel],
+    networks: Mapping[str, PreTrainedModel | Critic],
     sample: Sample | None,
     *,
     half: bool = False,
@@ -71,13 +72,14 @@ def probe_policy(
         ValueError: If a model is of a kind that cannot be trained on here.
     """
     exact = True
-    for name, model in networks.items():
+    for name, network in networks.items():
+        model = language_model(network)
         tolerance = ROUNDING[2 if half else min(model.dtype.itemsize, 4)]
         kind = f"{name}: a model of type {model.config.model_type}"
         apart = True
         if reads_packed_rows(model):
             with suppress(*FAILURES):  # then it is tried without packing
-                apart = _differs_among_others(model, tolerance)
+                apart = _differs_among_others(network, tolerance)
             if agree(int(apart)):
                 rank_zero_warn(
                     f"{kind} does not read packed rows as it reads them alone; its rows are padded"
@@ -85,15 +87,16 @@ def probe_policy(
                 model.set_attn_implementation("sdpa")
         if not reads_packed_rows(model):
             with _named(kind, "cannot be read here"):
-                apart = _differs_among_others(model, tolerance)
+                apart = _differs_among_others(network, tolerance)
         if agree(int(apart)):
             raise ValueError(
                 f"{kind} gives a row other states when a longer one stands beside it, so its "
                 "policy depends on the batch; choose a model of another kind"
             )
-        if sample is not None and model is next(iter(networks.values())):
+        if sample is not None and network is next(iter(networks.values())):
             with _named(kind, "cannot be sampled from here"):
-                gap = _gap_of_sampling(model, sample)
+                assert isinstance(network, PreTrainedModel)
+                gap = _gap_of_sampling(network, sample)
             worst = agree(2 if gap > ANOTHER_POLICY else int(gap > tolerance))
             if worst == 2:
                 raise ValueError(
@@ -128,6 +131,11 @@ class _named:
             raise ValueError(f"{self._line}: {reason}; choose one of another kind") from error
 
 
+def language_model(network: PreTrainedModel | Critic) -> PreTrainedModel:
+    """Return the transformers model of a network."""
+    return network.model if isinstance(network, Critic) else network
+
+
 def _prompts(model: PreTrainedModel) -> list[list[int]]:
     """Return a short and a long row of arbitrary tokens, within the model's vocabulary."""
     text = model.config.get_text_config()
@@ -137,18 +145,19 @@ def _prompts(model: PreTrainedModel) -> list[list[int]]:
     return [[(7 * i + 3) % rows for i in range(length)] for length in (min(SHORT, long), long)]
 
 
-def _differs_among_others(model: PreTrainedModel, tolerance: float) -> bool:
+def _differs_among_others(network: PreTrainedModel | Critic, tolerance: float) -> bool:
     """Tell whether the last states of two rows are others when the rows are read together."""
-    prompts = _prompts(model)
-    alone = [_last_states(model, [ids]) for ids in prompts]
-    together = _last_states(model, prompts)
+    prompts = _prompts(language_model(network))
+    alone = [_last_states(network, [ids]) for ids in prompts]
+    together = _last_states(network, prompts)
     scale = together.float().abs().max().clamp_min(1e-6)
     apart = (torch.cat(alone).float() - together.float()).abs().max() / scale
     return not float(apart) <= tolerance
 
 
-def _last_states(model: PreTrainedModel, prompts: list[list[int]]) -> Tensor:
+def _last_states(network: PreTrainedModel | Critic, prompts: list[list[int]]) -> Tensor:
     """Return the states from which three tokens behind each prompt's first are predicted."""
+    model = language_model(network)
     device = model.device
     rows = [torch.tensor(ids, device=device) for ids in prompts]
     ids_BL = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -157,7 +166,9 @@ def _last_states(model: PreTrainedModel, prompts: list[list[int]]) -> Tensor:
     mask_BT = (
         torch.arange(max(extents), device=device) < torch.tensor(extents, device=device)[:, None]
     )
-    return as_forward(model, lambda: response_hidden(model.base_model, ids_BL, lengths_B, mask_BT))
+    return as_forward(
+        network, lambda: response_hidden(model.base_model, ids_BL, lengths_B, mask_BT)
+    )
 
 
 def _gap_of_sampling(model: PreTrainedModel, sample: Sample) -> float:

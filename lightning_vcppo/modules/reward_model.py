@@ -31,8 +31,8 @@ class RewardModelModule(SupervisedModule):
     """An outcome reward model: regress the verifier's reward at the end of complete responses.
 
     The policy is frozen and samples its own training data. The score is read at the last token
-    alone, so what a critic that starts from here says of prefixes is arbitrary, or low where
-    unfinished responses have been scored low: the value-initialisation bias of VC-PPO, section 3.1.
+    alone, so what a critic that starts from here says of prefixes is arbitrary. VC-PPO, section
+    3.1, observes that it is low; `unfinished_score` is our way to bring that about.
     """
 
     def __init__(

@@ -242,7 +242,9 @@ class VCPPOModule(PolicyModule):
             (values_BT,) = self.read(self.scorer.critic_values, rollout)
             rollout = rollout.with_(values_BT=values_BT)
         if self.advantage.needs_critic and self.value.prompt_noise_weighting:
-            noise_weights_B = prompt_noise_weights(rollout.scores_B, rollout.group_ids_B)
+            noise_weights_B = prompt_noise_weights(
+                rollout.scores_B, rollout.group_ids_B, normalize=True, reduce=self.sum_over_ranks
+            )
             rollout = rollout.with_(noise_weights_B=noise_weights_B)
         return rollout.with_(rewards_BT=rewards_BT)
 
@@ -439,10 +441,10 @@ class VCPPOModule(PolicyModule):
         forget_logged(self.trainer)
 
     @override
-    def _networks(self, *, training: bool) -> dict[str, PreTrainedModel]:
+    def _networks(self, *, training: bool) -> dict[str, PreTrainedModel | Critic]:
         networks = super()._networks(training=training)
         if training and self.critic is not None:
-            networks["critic"] = self.critic.model
+            networks["critic"] = self.critic
         if training and self.reference is not None:
             networks["reference"] = self.reference
         return networks

@@ -383,3 +383,12 @@ def test_a_value_that_is_not_clipped_counts_as_none() -> None:
     )
     assert metrics["value_clipfrac"] == 0
     assert loss == value_loss(values_BT, torch.ones(1, 1), mask_BT)[0]
+
+
+def test_noise_weights_can_have_a_mean_of_one_over_prompts() -> None:
+    """Deviations of 0 and sqrt(2) weigh 4 and 0.7071, 2.3536 in the mean over two prompts."""
+    scores_B, ids_B = torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0]), torch.tensor([0, 0, 0, 1, 1])
+    weights_B = prompt_noise_weights(scores_B, ids_B, normalize=True)
+    assert_close(weights_B, torch.tensor([4.0] * 3 + [0.5**0.5] * 2) / ((4.0 + 0.5**0.5) / 2))
+    empty_B = prompt_noise_weights(scores_B[:0], ids_B[:0], normalize=True)
+    assert empty_B.shape == (0,)

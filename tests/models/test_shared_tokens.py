@@ -1,5 +1,7 @@
 """What networks share is compared by content: tokens, and positions for what they will read."""
 
+import json
+
 import pytest
 from lightning.pytorch import Trainer
 from transformers import AutoTokenizer
@@ -7,7 +9,7 @@ from transformers import AutoTokenizer
 from lightning_vcppo import AIMEDataModule
 from lightning_vcppo.data.tiny_tokenizer import default_tokenizer
 from lightning_vcppo.models import loading
-from lightning_vcppo.models.checks import check_same_tokens
+from lightning_vcppo.models.checks import check_same_tokens, check_vocabulary
 from lightning_vcppo.models.hf_folders import write_folder
 from lightning_vcppo.settings import PolicySettings
 from tests.support.tiny_runs import TINY_QWEN2
@@ -75,3 +77,40 @@ def test_the_same_token_with_another_id_is_a_difference(tiny_actor):
     theirs.add_tokens(["<b>"])
     with pytest.raises(ValueError, match="'<a>' to the actor and '<b>' there"):
         check_same_tokens(ours, theirs, "x")
+
+
+def more_special_tokens(folder, tiny_actor, *tokens):
+    model = loading.load_actor(str(tiny_actor))
+    tokenizer = loading.load_tokenizer(str(tiny_actor))
+    tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
+    write_folder(folder, model, tokenizer)
+    return str(folder)
+
+
+def test_a_special_token_that_no_prompt_holds_is_a_warning(tiny_actor, tmp_path):
+    actor = more_special_tokens(tmp_path / "a", tiny_actor, "<image_soft_token>")
+    with pytest.warns(UserWarning, match="none for '<image_soft_token>'"):
+        fit(make_module(actor), 1)
+
+
+def test_a_prompt_with_a_token_beyond_the_embedding_is_refused(tiny_actor, tmp_path):
+    actor = more_special_tokens(tmp_path / "a", tiny_actor, "<image_soft_token>")
+    path = tmp_path / "problems.jsonl"
+    row = {"problem": "See <image_soft_token> and add 1 + 1.", "answer": 2}
+    path.write_text((json.dumps(row) + "\n") * 9)
+    data = AIMEDataModule(str(path), val_size=0, prompts_per_rollout=4)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1)
+    with (
+        pytest.warns(UserWarning, match="none for"),
+        pytest.raises(ValueError, match="a prompt holds token 322, but the model has 322"),
+    ):
+        trainer.fit(make_module(actor), data)
+
+
+@pytest.mark.parametrize("role", ["pad_token", "bos_token", "eos_token"])
+def test_a_special_token_that_a_response_needs_is_refused(tiny_actor, role):
+    model = loading.load_actor(str(tiny_actor))
+    tokenizer = loading.load_tokenizer(str(tiny_actor))
+    tokenizer.add_special_tokens({role: "<new>"})
+    with pytest.raises(ValueError, match=r"so no response could end|has ids up to 322"):
+        check_vocabulary(model, tokenizer, "x", "actor")
