@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-OUTSIDE = "what is around the training steps"
+OUTSIDE = "the work between training steps"
 """The place of a process that is in none."""
 
 _names: list[str] = []

@@ -19,9 +19,11 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from types import FrameType
 
 import torch.distributed as dist
 from lightning.pytorch.strategies import Strategy
@@ -82,7 +84,8 @@ def _describe(error: RuntimeError) -> str:
     timer = threading.Timer(LEAVE_S, os._exit, (1,))  # should what ends a run wait for others
     timer.daemon = True
     timer.start()
-    who, where = f"rank {own_rank()}", f"in {places.current()!r}"
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if _is_ours(frame)]
+    who, where = f"rank {own_rank()}", f"in {places.current()!r} ({_at(frames[-1])})"
     if _TIMED_OUT.search(str(error)):
         return (
             f"{who} has waited {places.idle_s():.0f} s {where} for other ranks, which stand still, "
@@ -166,12 +169,18 @@ def _say(more: str) -> None:
 
 def _line() -> str:
     """Return file and line at which the main thread is, of the innermost that is no library's."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    while frame is not None and frame.f_back is not None:
-        if not re.search(r"[/\\](?:site-packages|lib[/\\]python3)", frame.f_code.co_filename):
-            break
+    frame = sys._current_frames()[threading.main_thread().ident or 0]
+    while frame.f_back is not None and not _is_ours(frame):
         frame = frame.f_back
-    assert frame is not None
+    return _at(frame)
+
+
+def _is_ours(frame: FrameType) -> bool:
+    """Tell whether code is this package's or its user's, no library's."""
+    return not re.search(r"[/\\](?:site-packages|lib[/\\]python3)", frame.f_code.co_filename)
+
+
+def _at(frame: FrameType) -> str:
     return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
 
 

@@ -1,138 +1,77 @@
-"""Runs of two processes of which one stands still or dies: they end, and say where they were."""
+"""Runs of two ranks of which one stands still or dies: they end, and say where they were."""
 
-import os
+import json
 import re
 import signal
 import subprocess
 import sys
-import time
-from contextlib import suppress
 
 import pytest
 
-from tests.support.tiny_runs import ROLLOUTS, ROOT
-
-LIMIT_S = 150
-"""Imports, networks and a rollout in two processes on a busy machine; each case is killed then."""
+from tests.support.tiny_runs import ROOT
 
 
-class Run:
-    """`vcppo fit` in a session of its own, of which nothing is left in the end."""
-
-    def __init__(self, actor, folder, rank, how, timeout="0:30:00", strategy="DDPStrategy"):
-        self.stopped, self.log = folder / "stopped", folder / "log"
-        words = [
-            *("fit", f"--model.actor={actor}", *ROLLOUTS, "--loggers=[csv]"),
-            *("--trainer.devices=2", f"--trainer.default_root_dir={folder / 'run'}"),
-            f"--trainer.strategy={strategy}",
-            f"--trainer.strategy.timeout={timeout}",
-            "--trainer.callbacks+=tests.support.stopping_ranks.OneRankStops",
-            f"--trainer.callbacks.rank={rank}",
-            f"--trainer.callbacks.how={how}",
-            f"--trainer.callbacks.path={self.stopped}",
-        ]
-        self.ends_at = time.monotonic() + LIMIT_S
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "lightning_vcppo", *words],
-                env=os.environ | {"PYTHONPATH": f"{ROOT}"},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def wait_for_the_stop(self):
-        """Wait until the rank has stopped; the other then waits for it within a second or two."""
-        while not self.stopped.exists():
-            assert self.process.poll() is None, self.text
-            assert time.monotonic() < self.ends_at, self.text
-            time.sleep(0.2)
-        time.sleep(2)
-
-    def wait(self):
-        """Return the exit code."""
-        return self.process.wait(max(0.1, self.ends_at - time.monotonic()))
-
-    @property
-    def text(self):
-        return self.log.read_text()
-
-    def left(self):
-        """Return the processes of the session that are still there."""
-        listed = subprocess.run(
-            ["ps", "-o", "pid=,stat=", "-s", str(self.process.pid)], capture_output=True, text=True
-        )
-        return [line for line in listed.stdout.splitlines() if "Z" not in line]
-
-    def ends_within(self, seconds):
-        """Tell whether no process is left after so long."""
-        end = time.monotonic() + seconds
-        while self.left() and time.monotonic() < end:
-            time.sleep(0.2)
-        return not self.left()
+@pytest.fixture(scope="module")
+def cases(tiny_actor, tmp_path_factory):
+    """Return what became of each case, with what its ranks have printed."""
+    folder = tmp_path_factory.mktemp("standstill")
+    command = [sys.executable, "-m", "tests.support.stopping_ranks", tiny_actor, str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((folder / "cases.json").read_text())
+    for name, case in found.items():
+        case["logs"] = [(folder / name / f"{rank}.log").read_text() for rank in range(2)]
+        assert None not in case["ended"], f"{name}: {case}"  # nothing is left behind
+    return found
 
 
-@pytest.fixture
-def start(tiny_actor, tmp_path):
-    started = []
-
-    def begin(*args, **kwargs):
-        started.append(Run(tiny_actor, tmp_path, *args, **kwargs))
-        return started[-1]
-
-    yield begin
-    for run in started:
-        with suppress(ProcessLookupError):
-            os.killpg(run.process.pid, signal.SIGKILL)
-        run.process.wait()
-
-
-@pytest.mark.parametrize(("strategy", "sleeper"), [("DDPStrategy", 0), ("FSDP2Strategy", 1)])
-def test_a_rank_that_waits_too_long_ends_the_run_and_says_where(start, strategy, sleeper):
-    run = start(sleeper, "sleep", timeout="0:00:25", strategy=strategy)
-    assert run.wait() != 0
-    assert run.ends_within(20), run.text
-    waited = re.search(
-        rf"error: rank {1 - sleeper} has waited (\d+) s in '([\w ]+)' for other ranks.*"
+@pytest.mark.parametrize("name", ["waits_ddp", "waits_fsdp2"])
+def test_a_rank_that_waits_too_long_says_where_and_ends_the_run(cases, name):
+    case = cases[name]
+    waiting = 1 - case["rank"]
+    said = re.search(
+        rf"error: rank {waiting} has waited (\d+) s in '[\w ]+' \(\w+\.py:\d+\) for other ranks.*"
         r"--trainer\.strategy\.timeout",
-        run.text,
+        case["logs"][waiting],
     )
-    assert waited and 24 <= int(waited[1]) <= 40, run.text
-    assert "Traceback" not in run.text.partition("error: ")[0]
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("how", ["die", "raise"])
-def test_a_rank_that_ends_ends_the_others(start, rank, how):
-    run = start(rank, how)
-    run.wait_for_the_stop()
-    assert run.ends_within(20), run.text
-    assert run.wait() != 0
-    if how == "raise":
-        assert "error: this rank alone has met a mistake" in run.text
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("sleeper", [0, 1])
-def test_a_signal_ends_a_run_that_stands_still(start, number, sleeper):
-    run = start(sleeper, "sleep")
-    run.wait_for_the_stop()
-    if number == signal.SIGINT:
-        os.killpg(run.process.pid, number)  # as a terminal does
-    else:
-        run.process.send_signal(number)
-    assert run.ends_within(25), run.text
-    assert run.wait() == 128 + number
+    assert said and 4 <= int(said[1]) <= 20, case["logs"][waiting]
+    assert "Traceback" not in case["logs"][waiting]
+    assert case["codes"][waiting] == 2 and case["ended"][waiting] < 30
     assert re.search(
-        rf"rank 0 has been in '[\w ]+' \(\S+:\d+\) for \d+ s; ended by {number.name}; "
-        "the last checkpoint stays",
-        run.text,
-    ), run.text
+        rf"rank {case['rank']} has been in '[\w ]+' \(stopping_ranks.py:\d+\) for \d+ s",
+        case["logs"][case["rank"]],
+    )
+    assert case["ended"][case["rank"]] < 50
 
 
-def test_no_process_outlives_the_first(start):
-    run = start(1, "sleep")
-    run.wait_for_the_stop()
-    run.process.kill()
-    run.process.wait()
-    assert run.ends_within(10), run.text
+@pytest.mark.parametrize("name", ["dies", "raises"])
+def test_a_rank_that_ends_ends_the_other(cases, name):
+    case = cases[name]
+    other = 1 - case["rank"]
+    assert max(case["ended"]) < 30
+    assert f"error: rank {other} has lost another rank in '" in case["logs"][other]
+    assert "Traceback" not in case["logs"][other]
+    assert case["codes"][case["rank"]] == {"dies": 9, "raises": 2}[name]
+    if name == "raises":
+        assert "error: this rank alone has met a mistake" in case["logs"][case["rank"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("sigterm", signal.SIGTERM), ("ctrl_c", signal.SIGINT)]
+)
+def test_a_signal_ends_a_run_that_stands_still_within_seconds(cases, name, number):
+    case = cases[name]
+    assert max(case["ended"]) < 30
+    assert 128 + number in case["codes"] and 0 not in case["codes"]
+    first = case["codes"].index(128 + number)
+    assert re.search(
+        rf"rank {first} has been in '[\w ]+' \(\S+:\d+\) for \d+ s; "
+        rf"ended by {number.name}; the last checkpoint stays",
+        case["logs"][first],
+    )
+
+
+def test_no_rank_outlives_its_launcher(cases):
+    case = cases["orphan"]
+    assert max(case["ended"]) < 10
+    assert any("its launcher has ended" in log for log in case["logs"])
