@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from lightning_vcppo.common.files import may_write
 from lightning_vcppo.dashboards.rollout_log import FOLDER, RolloutLog
+from lightning_vcppo.distributed.standstill import in_place
 
 
 class RolloutCallback(Callback):
@@ -33,7 +34,8 @@ class RolloutCallback(Callback):
         """Hand the rollout on, if there is one."""
         rollout = getattr(pl_module, "rollout", None)
         if rollout is not None:
-            self.on_rollout(trainer, pl_module, rollout)
+            with in_place(type(self).__name__):
+                self.on_rollout(trainer, pl_module, rollout)
 
     def on_rollout(self, trainer: Trainer, module: Any, rollout: Any) -> None:
         """Look at the rollout of a VCPPOModule."""

@@ -18,6 +18,7 @@ from typing_extensions import override
 from lightning_vcppo.checkpointing.interruptions import Interruptions, exit_code
 from lightning_vcppo.checkpointing.run_directory import CHECKPOINTS, LAST, find_last
 from lightning_vcppo.common.files import UNFINISHED, is_trial, put_in_place, remove
+from lightning_vcppo.distributed.standstill import FILES_S, in_place
 
 if TYPE_CHECKING:
     from lightning_vcppo.modules.vcppo import VCPPOModule
@@ -140,10 +141,11 @@ class RolloutCheckpoint(ModelCheckpoint):
         self._saving_began_at = time.monotonic()
         self.last_model_path = str(self._path)
         unfinished = self._path.with_name(f"{LAST}{UNFINISHED}")
-        trainer.save_checkpoint(unfinished, weights_only=False)
-        if trainer.is_global_zero:
-            put_in_place(unfinished, self._path)
-        trainer.strategy.barrier("last checkpoint")
+        with in_place("checkpoint", FILES_S):
+            trainer.save_checkpoint(unfinished, weights_only=False)
+            if trainer.is_global_zero:
+                put_in_place(unfinished, self._path)
+            trainer.strategy.barrier("last checkpoint")
         self._saved_after = _steps_done(trainer)
         self._saving_s = time.monotonic() - self._saving_began_at
 

@@ -64,7 +64,8 @@ def invent(seed: int, actor: Path, sets: Path) -> list[Stage]:
     strategy = STRATEGIES[seed % 3]
     ranks = 4 if strategy == "hsdp" or seed // 3 % 3 == 2 else 2
     kind = rng.choices(("vcppo", "cold_start", "reward_model"), (18, 1, 1))[0]
-    words = [f"--model.actor={actor}", *_data(rng, ranks, sets), *_trainer(rng)]
+    other = rng.choice((ranks, ranks, 6 - ranks))  # on which it is resumed, if it is
+    words = [f"--model.actor={actor}", *_data(rng, {ranks, other}, sets), *_trainer(rng)]
     if kind != "vcppo":
         name = {"cold_start": "ColdStartModule", "reward_model": "RewardModelModule"}[kind]
         words = [f"--model={name}", *words]
@@ -77,9 +78,8 @@ def invent(seed: int, actor: Path, sets: Path) -> list[Stage]:
         words += _value_pretraining(rng)
     stages = [Stage(("fit", *words), strategy, ranks)]
     after = rng.random()
-    if after < 0.2:  # on another number of ranks it is not bit for bit, but it is the same on each
-        other = rng.choice((ranks, ranks, 6 - ranks))
-        more = ("--ckpt_path=last", "--trainer.max_epochs=2", "--trainer.limit_train_batches=2")
+    if after < 0.2:
+        more = ("--ckpt_path=last", "--trainer.max_epochs=2", "--trainer.limit_train_batches=3")
         stages.append(Stage(("fit", *words, *more), strategy, other))
     elif after < 0.3 and kind == "vcppo":
         command = rng.choice(("validate", "test", "predict"))
@@ -87,15 +87,15 @@ def invent(seed: int, actor: Path, sets: Path) -> list[Stage]:
     return stages
 
 
-def _data(rng: random.Random, ranks: int, sets: Path) -> list[str]:
-    """Return prompts and evaluation sets that divide among the ranks in every way, or not at all."""
+def _data(rng: random.Random, ranks: set[int], sets: Path) -> list[str]:
+    """Return prompts and evaluation sets that divide among the ranks, or not at all."""
     named = ", ".join(f"{path.stem}: {path}" for path in sorted(sets.glob("*.jsonl")))
     return [
         "--data.path=null",
         f"--data.train_size={rng.randint(40, 48)}",
         f"--data.val_size={rng.choice((0, 1, 2, 3, 5))}",
         f"--data.val_batch_size={rng.randint(1, 3)}",
-        f"--data.prompts_per_rollout={rng.choice((4, 8) if ranks == 4 else (2, 4, 6))}",
+        f"--data.prompts_per_rollout={rng.choice((4, 8) if 4 in ranks else (2, 4, 6))}",
         "--data.evaluation_sets=" + rng.choice(("null", f"{{{named}}}")),
         f"--model.evaluation={{max_response_length: {LONGEST}}}",
     ]
@@ -106,6 +106,7 @@ def _trainer(rng: random.Random) -> list[str]:
     return [
         *("--trainer.accelerator=cpu", "--trainer.enable_model_summary=false"),
         *("--loggers=[csv]", "--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"),
+        "--trainer.num_nodes=1",
         f"--trainer.limit_train_batches={batches}",
         f"--trainer.val_check_interval={rng.randint(1, batches)}",
         f"--trainer.limit_val_batches={rng.choice((0, 1, 1.0))}",
@@ -126,6 +127,7 @@ def _algorithm(rng: random.Random, preset: str) -> list[str]:
     model: dict[str, Any] = given["model"]["init_args"]
     is_group = model.get("advantage", {}).get("estimator") == "group"
     needs_groups = is_group or model.get("value", {}).get("prompt_noise_weighting")
+    adapts = model.get("advantage", {}).get("length_adaptive_alpha")
     n = rng.choice((2, 3) if needs_groups else (1, 2, 3))
     words = [
         *("--model.engine.name=transformers", "--model.engine.init_args={}"),
@@ -137,6 +139,7 @@ def _algorithm(rng: random.Random, preset: str) -> list[str]:
         f"--model.update.ppo_max_token_len_per_gpu={rng.choice((1, 60, 100, 150, 4000))}",
         f"--model.update.ppo_epochs={rng.choice((1, 1, 2))}",
         f"--model.actor_optimizer.lr={rng.choice((1e-3, 1e-6))}",
+        *(["--model.advantage.length_adaptive_alpha=0.5"] if adapts else []),
     ]
     options = [
         ["--model.sampling.dynamic_sampling=true"] if n > 1 else [],

@@ -179,7 +179,8 @@ def _as_rank(words: Sequence[str], rank: int, ranks: int, port: int, log: str) -
 
 def _recorded() -> list[dict[str, Any]]:
     """Return the entries of torch's flight recorder."""
-    trace = pickle.loads(torch._C._distributed_c10d._dump_fr_trace(True, False, False))
+    recorder: Any = torch._C._distributed_c10d
+    trace = pickle.loads(recorder._dump_fr_trace(True, False, False))
     entries: list[dict[str, Any]] = trace.get("entries", [])
     return entries
 

@@ -30,9 +30,11 @@ from lightning_vcppo.checkpointing.safe_loading import ALLOW_PICKLE
 from lightning_vcppo.cli.configs import resolve_configs
 from lightning_vcppo.cli.parser import VCPPOArgumentParser
 from lightning_vcppo.common.errors import UserError, describe, one_line, require
+from lightning_vcppo.common.places import OUTSIDE
 from lightning_vcppo.common.suggestions import did_you_mean, name_flag
 from lightning_vcppo.dashboards import loggers
 from lightning_vcppo.data.datamodule import AIMEDataModule
+from lightning_vcppo.distributed.standstill import in_place, watch
 from lightning_vcppo.distributed.strategies import refuse_checkpoint, refuse_strategy
 from lightning_vcppo.modules import cold_start, reward_model, vcppo  # noqa: F401 (class names)
 
@@ -145,7 +147,8 @@ class VCPPOCLI(LightningCLI):
     @override
     def _run_subcommand(self, subcommand: str) -> None:
         """Run fit, validate, test or predict."""
-        with self._told_by_flag():
+        with self._told_by_flag(), in_place(OUTSIDE):
+            watch(self.trainer.strategy)  # before the processes meet
             super()._run_subcommand(subcommand)
 
     @contextmanager

@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     MixedPrecisionPolicy,
@@ -46,6 +47,7 @@ from lightning_vcppo.checkpointing.format import PARTS, in_parts, reading_parts
 from lightning_vcppo.checkpointing.safe_loading import refuse_code_in
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.distributed.sharding import AS_FORWARD, HasOwnShards
+from lightning_vcppo.distributed.standstill import TIMEOUT
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -67,7 +69,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             GPUs of a node, there are several copies, one for each so many ranks (HSDP).
         cpu_offload: Keep what is sharded in the host's memory while it is not in use.
         process_group_backend: Of torch.distributed; None chooses by the device.
-        timeout: Of its collectives.
+        timeout: How long a collective may wait for other ranks before the run ends.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         shards: int | None = None,
         cpu_offload: bool = False,
         process_group_backend: str | None = None,
-        timeout: timedelta | None = timedelta(minutes=30),
+        timeout: timedelta | None = TIMEOUT,
     ) -> None:
         """Keep the sizes; the mesh is made when the processes have found one another.
 
@@ -121,6 +123,9 @@ class FSDP2Strategy(ModelParallelStrategy):
                 device, (ranks // shards, shards), mesh_dim_names=("copies", "shards")
             )
         )
+        for mesh in {self.device_mesh, self._mesh}:
+            for group in mesh.get_all_groups():  # torch gives them a timeout of its own
+                _set_pg_timeout(self._timeout or TIMEOUT, group)
 
     @override
     def model_to_device(self) -> None:
@@ -176,7 +181,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def _fill(self, network: nn.Module, source: nn.Module | None) -> None:
         """Send the weights and buffers of the first rank's `source` to the shards of all."""
-        weights: dict[str, Tensor] = {}
+        weights: dict[str, Any] = {}
         if source is not None:  # frozen weights, too, which a state may leave out
             named = source.named_parameters(remove_duplicate=False)
             weights = source.state_dict() | {name: weight.detach() for name, weight in named}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lightning_vcppo.common import places
 from lightning_vcppo.generation.base import Generations
 from lightning_vcppo.generation.decoding import PrefilledPrompt, decoder_of, prefill
 from lightning_vcppo.generation.sampling import sample_tokens, uniform_numbers
@@ -62,6 +63,7 @@ class TransformersEngine:
         self._model.eval()  # a layer with activation checkpointing reads no cache in training mode
         batch = _Batch(self._model, prompt_ids, seeds, settings, self._max_num_seqs, self._eos)
         while batch.waiting or batch.running:
+            places.move_on()
             if batch.should_refill():
                 batch.refill(self._pad)
             else:

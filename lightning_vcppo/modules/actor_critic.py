@@ -15,9 +15,11 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_vcppo.common import places
 from lightning_vcppo.common.files import is_trial
 from lightning_vcppo.common.seeding import stream
 from lightning_vcppo.distributed.sharding import full_scalar, load_whole_or_sharded
+from lightning_vcppo.distributed.standstill import in_place
 from lightning_vcppo.distributed.strategies import sum_gradients_once
 from lightning_vcppo.models import lora as adapters
 from lightning_vcppo.modules.networks import NetworksModule
@@ -154,24 +156,11 @@ class ActorCriticModule(NetworksModule):
             rollout: What to learn from.
             epochs: Numbers of the passes, each with its own order; None takes the settings' count.
         """
-        optimizer = self._optimizer(network)
-        loss_function = self.policy_loss if network == "policy" else self.critic_loss
         history: list[dict[str, float]] = []
-        for mini_batch in self._mini_batches(network, rollout, epochs):
-            nothing = torch.zeros((), device=self.device)
-            totals = dict.fromkeys(("loss", *self.loss_metrics(network)), nothing)
-            optimizer.zero_grad()
-            weighed = self.weigh_tokens(network, mini_batch)
-            pieces = list(self._micro_batches(weighed, rollout))
-            for left, micro_batch in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
-                with sum_gradients_once(self.trainer.strategy, is_last=left == 0):
-                    loss, parts = loss_function(micro_batch)
-                    # Strategies average over ranks; a mini-batch's loss is the ranks' sum.
-                    self.manual_backward(loss * self.trainer.world_size)
-                parts = {"loss": loss.detach(), **parts}
-                assert parts.keys() == totals.keys(), "every rank sums what `loss_metrics` names"
-                totals = {key: total + parts[key] for key, total in totals.items()}
-            history.append(self._step(network, optimizer, totals))
+        with in_place(f"update of the {network}"):
+            for mini_batch in self._mini_batches(network, rollout, epochs):
+                weighed = self.weigh_tokens(network, mini_batch)
+                history.append(self._update(network, list(self._micro_batches(weighed, rollout))))
         # What was left out would make the means of all others NaN, so it counts only if it is all.
         made = [u for u in history if math.isfinite(u["loss"]) and math.isfinite(u["grad_norm"])]
         history = made or history
@@ -180,6 +169,24 @@ class ActorCriticModule(NetworksModule):
             self.update_metrics[f"{network}/{key}"] = mean
         key, skipped = f"update/skipped_{network}", self.health[network].take_skipped()
         self.update_metrics[key] = self.update_metrics.get(key, 0.0) + skipped
+
+    def _update(self, network: Network, pieces: Sequence[Rollout]) -> dict[str, float]:
+        """Take the gradient of a mini-batch, piece by piece, and step."""
+        optimizer = self._optimizer(network)
+        loss_function = self.policy_loss if network == "policy" else self.critic_loss
+        nothing = torch.zeros((), device=self.device)
+        totals = dict.fromkeys(("loss", *self.loss_metrics(network)), nothing)
+        optimizer.zero_grad()
+        for left, micro_batch in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
+            with sum_gradients_once(self.trainer.strategy, is_last=left == 0):
+                loss, parts = loss_function(micro_batch)
+                # Strategies average over ranks; a mini-batch's loss is the ranks' sum.
+                self.manual_backward(loss * self.trainer.world_size)
+            parts = {"loss": loss.detach(), **parts}
+            assert parts.keys() == totals.keys(), "every rank sums what `loss_metrics` names"
+            totals = {key: total + parts[key] for key, total in totals.items()}
+            places.move_on()
+        return self._step(network, optimizer, totals)
 
     def _step(
         self, network: Network, optimizer: Any, totals: dict[str, Tensor]

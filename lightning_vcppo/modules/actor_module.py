@@ -23,6 +23,7 @@ from lightning_vcppo.common.seeding import stream_seed
 from lightning_vcppo.data.prompts import HELD_OUT, PromptBatch
 from lightning_vcppo.distributed.fsdp2 import build
 from lightning_vcppo.distributed.sharding import full_state_dict, gathered
+from lightning_vcppo.distributed.standstill import FILES_S, in_place, unwatch, watch
 from lightning_vcppo.distributed.strategies import refuse_strategy
 from lightning_vcppo.generation import GenerationEngine, Generations, TransformersEngine, VLLMEngine
 from lightning_vcppo.models import hf_folders, loading
@@ -82,8 +83,14 @@ class ActorModule(RoomForResponses):
 
     @override
     def setup(self, stage: str) -> None:
-        """Refuse a strategy that cannot work."""
+        """Refuse a strategy that cannot work; see that no process outlives the others."""
         refuse_strategy(self.trainer.strategy)
+        watch(self.trainer.strategy)
+
+    @override
+    def teardown(self, stage: str) -> None:
+        """Let processes end when they like."""
+        unwatch()
 
     @override
     def configure_model(self) -> None:
@@ -97,7 +104,8 @@ class ActorModule(RoomForResponses):
 
         `load_from_checkpoint` does without a Trainer.
         """
-        network = build(load, self.trainer.strategy if self._trainer else None)
+        with in_place("loading of the networks", FILES_S):
+            network = build(load, self.trainer.strategy if self._trainer else None)
         loading.disable_dropout(network.train())
         return network
 
@@ -198,7 +206,7 @@ class ActorModule(RoomForResponses):
         self, prompt_ids: list[list[int]], seeds: list[int], settings: SamplingSettings
     ) -> Generations:
         """Sample one response a prompt; called on every rank."""
-        with self.weights_to_sample():
+        with in_place("sampling"), self.weights_to_sample():
             return self.engine().generate(prompt_ids, seeds, settings)
 
     def sample(self, batch: PromptBatch, settings: SamplingSettings, *stream: int | str) -> Rollout:
@@ -346,9 +354,10 @@ class ActorModule(RoomForResponses):
 
     def write(self, folder: Path, model: PreTrainedModel) -> None:
         """Write a model as an ordinary Hugging Face folder; called on every rank."""
-        weights = full_state_dict(model)
-        if self.trainer.is_global_zero:
-            write_folder(folder, model, self.tokenizer, weights)
+        with in_place("export of the weights", FILES_S):
+            weights = full_state_dict(model)
+            if self.trainer.is_global_zero:
+                write_folder(folder, model, self.tokenizer, weights)
 
     def weights_to_sample(self) -> AbstractContextManager[None]:
         """Return the context in which an engine reads the actor; entered on every rank."""

@@ -14,9 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
 
+from lightning_vcppo.common import places
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.seeding import stream_seed
 from lightning_vcppo.distributed.sharding import is_sharded
+from lightning_vcppo.distributed.standstill import in_place
 from lightning_vcppo.distributed.strategies import prepare_strategy
 from lightning_vcppo.models import forward, hf_folders, loading
 from lightning_vcppo.models import lora as adapters
@@ -84,9 +86,7 @@ class NetworksModule(ActorModule):
     def setup(self, stage: str) -> None:
         """Prepare the strategy; evaluation loads the actor alone, so a checkpoint has more keys."""
         super().setup(stage)
-        prepare_strategy(
-            self.trainer.strategy, lambda: adapters.keep_precise(self, self.restored)
-        )
+        prepare_strategy(self.trainer.strategy, lambda: adapters.keep_precise(self, self.restored))
         self.strict_loading = stage == "fit"
 
     @override
@@ -201,13 +201,15 @@ class NetworksModule(ActorModule):
         missing = 0
         if is_sharded(self.actor):  # weights are gathered from ranks with fewer pieces, too
             missing = self.max_over_ranks(len(all_rows)) - len(all_rows)
-        for rows in all_rows:
-            for i, values in enumerate(read(rollout.select(rows))):
-                if len(results) <= i:
-                    results.append(values.new_zeros(rollout.response_mask_BT.shape))
-                results[i][rows, : values.shape[1]] = values
-        for _ in range(missing):
-            read(rollout.select(torch.zeros(1, dtype=torch.long, device=self.device)))
+        with in_place("reading of the networks"):
+            for rows in all_rows:
+                for i, values in enumerate(read(rollout.select(rows))):
+                    if len(results) <= i:
+                        results.append(values.new_zeros(rollout.response_mask_BT.shape))
+                    results[i][rows, : values.shape[1]] = values
+                places.move_on()
+            for _ in range(missing):
+                read(rollout.select(torch.zeros(1, dtype=torch.long, device=self.device)))
         return tuple(results)
 
     def _logprobs(self, model: PreTrainedModel, rollout: Rollout) -> tuple[Tensor, Tensor]:

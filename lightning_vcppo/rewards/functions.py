@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast, get_args
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_vcppo.common import places
 from lightning_vcppo.rewards.verifier import Style, verify
 
 RewardFunction = Callable[[str, int], float | tuple[float, bool]]
@@ -78,6 +79,7 @@ class Grader:
         Raises:
             ValueError: If it answers with anything but a number, or a number and a truth value.
         """
+        places.move_on()
         given: Any = self.function(response, answer)
         try:
             reward, correct = given if isinstance(given, tuple) else (given, None)

@@ -120,7 +120,7 @@ class Rollout:
         """
         row = self.select(torch.zeros(1, dtype=torch.long, device=self.positions_B.device))
         nothing_BT = torch.zeros_like(row.sampler_logprobs_BT)
-        weights = {
+        weights: dict[str, Any] = {
             name: None if getattr(weighed, name) is None else nothing_BT
             for name in ("loss_weights_BT", "nll_weights_BT")
         }
