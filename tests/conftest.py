@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 # Before torch is imported: workers with several threads each slow one another down.
@@ -34,7 +35,12 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _clean_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Start outside the checkout, without the seed and the ranks that earlier runs have left."""
+    """Start outside the checkout, without the seed and the ranks that earlier runs have left.
+
+    Whatever a test draws is the same each time, alone or after others.
+    """
+    random.seed(0)
+    torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)
     for variable in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", *LAUNCHED):
         monkeypatch.delenv(variable, raising=False)
