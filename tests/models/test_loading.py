@@ -22,6 +22,7 @@ from lightning_vcppo.models.critic import (
 )
 from lightning_vcppo.settings import ValueSettings
 from tests.support.critics import IDS_BL, MASK_BT, PROMPT_LENGTHS_B, values_of
+from tests.support.decoders import ROUNDING
 
 
 def shake(critic: Critic) -> Critic:
@@ -33,12 +34,12 @@ def shake(critic: Critic) -> Critic:
 
 
 def test_hidden_states_are_those_before_each_response_token(tiny_actor):
-    actor = loading.load_actor(str(tiny_actor))
+    actor = loading.load_actor(str(tiny_actor)).double()
     hidden_NH = forward.response_hidden(actor.base_model, IDS_BL, PROMPT_LENGTHS_B, MASK_BT)
     for row, places, part in ((0, [1, 2, 3], slice(0, 3)), (1, [0, 1], slice(3, 5))):
         length = int(PROMPT_LENGTHS_B[row] + MASK_BT[row].sum())
         alone = actor.base_model(IDS_BL[row : row + 1, :length]).last_hidden_state[0]
-        torch.testing.assert_close(hidden_NH[part], alone[places], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(hidden_NH[part], alone[places], atol=ROUNDING, rtol=ROUNDING)
 
 
 def test_a_critic_from_a_language_model_starts_at_zero(tiny_actor):
@@ -78,9 +79,10 @@ def test_a_reward_model_gives_the_critic_its_head(tiny_actor, tmp_path):
     reward_model.save_pretrained(tmp_path)
     critic = load_critic(str(tmp_path), ValueSettings())
     assert torch.equal(critic.head.weight, reward_model.score.weight)
-    score = reward_model(input_ids=IDS_BL[:1, :4]).logits[0, 0]
-    value = values_of(critic)[2]  # V before the last token: the state of the four tokens before
-    torch.testing.assert_close(value, score.detach(), atol=1e-5, rtol=1e-5)
+    score = reward_model.double()(input_ids=IDS_BL[:1, :4]).logits[0, 0]
+    # V before the last token: the state of the four tokens before
+    value = values_of(critic.double())[2]
+    torch.testing.assert_close(value, score.detach(), atol=ROUNDING, rtol=ROUNDING)
     bounded = load_critic(str(tmp_path), ValueSettings(head="bounded"))
     assert bounded.head.weight.eq(0).all()
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from lightning_vcppo.models.forward import response_hidden
 from lightning_vcppo.models.packing import PackedLayout, enable_packing, reads_packed_rows
-from tests.support.decoders import CONFIGS, HIDDEN, VOCABULARY, decoder
+from tests.support.decoders import CONFIGS, HIDDEN, ROUNDING, VOCABULARY, decoder
 
 CPU = torch.device("cpu")
 
@@ -33,7 +33,7 @@ def test_states_and_gradients_are_those_of_padded_rows(kind):
     assert reads_packed_rows(enable_packing(model))
     packed = states_and_gradient()
     for actual, expected in zip(packed, padded, strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(actual, expected, rtol=ROUNDING, atol=ROUNDING)
 
 
 def test_a_model_that_reads_packed_rows_reads_others_as_before():
