@@ -26,6 +26,9 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
+from lightning_vcppo.callbacks import LearningCurves
+from lightning_vcppo.cli import lightning_cli
+
 Collective = tuple[str, str, str]
 """Operation, shapes and types of a collective."""
 RECORDED = 200_000
@@ -145,8 +148,6 @@ def _serve(connection: Connection) -> None:
 
 def _as_rank(words: Sequence[str], rank: int, ranks: int, port: int, log: str) -> str:
     """Run `vcppo` as torchrun would start it; return what it has raised."""
-    from lightning_vcppo.cli import lightning_cli
-
     for name in MARKS:
         os.environ.pop(name, None)
     os.environ |= {
@@ -163,7 +164,10 @@ def _as_rank(words: Sequence[str], rank: int, ranks: int, port: int, log: str) -
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     try:
-        with mock.patch.object(sys, "argv", ["vcppo"]):
+        with (
+            mock.patch.object(sys, "argv", ["vcppo"]),
+            mock.patch.object(LearningCurves, "_save", return_value={}),  # slow, on one rank alone
+        ):
             lightning_cli.main([str(word) for word in words])
         return ""
     except BaseException as error:  # whatever it is, it is told

@@ -29,7 +29,6 @@ from transformers.utils import logging as transformers_logging
 
 from benchmarks.stress.rank_settings import Stage, invent
 from benchmarks.stress.rank_workers import Outcome, Workers, parted
-from lightning_vcppo.cli import lightning_cli  # noqa: F401 (imported once, before the workers fork)
 from lightning_vcppo.data.tiny_tokenizer import default_tokenizer
 from lightning_vcppo.distributed.fsdp2 import FSDP2Strategy
 from lightning_vcppo.models import loading
