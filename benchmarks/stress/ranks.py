@@ -83,7 +83,9 @@ def stress(runs: range, seed: int, folder: Path, limit_s: float) -> dict[str, fl
     try:
         for number in runs:
             started = time.monotonic()
-            verdict, why, stages = one_run(workers, seed * 100_000 + number, folder, actor, sets)
+            verdict, why, stages = one_run(
+                workers, seed * 100_000 + number, folder, actor, sets, limit_s
+            )
             counts[verdict] += 1
             took = time.monotonic() - started
             first = stages[0]
@@ -113,7 +115,7 @@ def prepare(folder: Path) -> tuple[Path, Path]:
 
 
 def one_run(
-    workers: Workers, seed: int, folder: Path, actor: Path, sets: Path, limit_s: float = 120.0
+    workers: Workers, seed: int, folder: Path, actor: Path, sets: Path, limit_s: float
 ) -> tuple[str, str, list[Stage]]:
     """Do one run and compare its ranks.
 
