@@ -184,7 +184,9 @@ class ValuePretraining(RunCallback):
         if self._rollouts_path is None:
             tokens = pl_module.sum_over_ranks(rollout.response_mask_BT.sum())
             progress.generated_tokens += int(tokens)
-        if self._stop_rule.advance(progress, held_out["explained_variance"]):
+        # One rank decides, or machines that round differently would part.
+        explained_variance = trainer.strategy.broadcast(held_out["explained_variance"])
+        if self._stop_rule.advance(progress, explained_variance):
             self._best_critic = pl_module.critic_state()
         metrics = held_out | {f"train_{name}": value for name, value in seen.items()}
         metrics |= {
