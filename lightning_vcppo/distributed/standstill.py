@@ -75,7 +75,7 @@ def _lost(error: RuntimeError) -> bool:
     if not dist.is_available():
         return False
     if isinstance(error, dist.DistError):
-        return True
+        return "EADDRINUSE" not in str(error)  # a port is taken, and nobody is lost
     return dist.is_initialized() and bool(_LOST.search(str(error)))
 
 

@@ -189,10 +189,10 @@ def test_a_sampler_that_is_not_the_policy_is_not_reused_or_refused(shift, refuse
 
 def test_a_run_is_probed_once_and_heeds_it(tiny_actor, monkeypatch):
     seen = []
-    for module_name in ("lightning_vcppo.modules.room",):
-        monkeypatch.setattr(
-            f"{module_name}.probe_policy", lambda networks, *a, **k: seen.append(list(networks))
-        )
+    monkeypatch.setattr(
+        "lightning_vcppo.modules.base.probe_policy",
+        lambda networks, *a, **k: seen.append(list(networks)),
+    )
     module = make_module(tiny_actor)
     fit(module, 2)
     assert seen == [["model", "critic"]]

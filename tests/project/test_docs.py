@@ -136,7 +136,9 @@ def check_python(arguments: list[str]) -> None:
     assert option == "-m"
     if name == "venv":
         return
-    source = ROOT.joinpath(*name.split(".")).with_suffix(".py").read_text()
+    place = ROOT.joinpath(*name.split("."))
+    file = place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
+    source = file.read_text()
     for text in rest:
         assert not text.startswith("--") or text.partition("=")[0].lstrip("-") in source, text
 

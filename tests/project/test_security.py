@@ -207,9 +207,7 @@ def test_numbers_and_nesting_beyond_python_are_a_users_mistake(value, row, tmp_p
 
 def test_a_text_that_cannot_be_written_is_not_read(tmp_path):
     (tmp_path / "a.json").write_text('{"problem": "1 \\ud800", "answer": 2}')
-    with pytest.raises(
-        ValueError, match=r"a\.json:1: the problem.s text holds a NUL byte or half a surrogate pair"
-    ):
+    with pytest.raises(ValueError, match=r"a\.json:1: the problem holds half a surrogate pair"):
         load_problems(tmp_path / "a.json")
     (tmp_path / "a.json").write_text('{"problem": "\\ud83d\\ude00?", "answer": 2}')
     assert load_problems(tmp_path / "a.json")[0].problem == "\U0001f600?"
