@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from lightning_vcppo.common.lightning_compat import is_attached
 
@@ -38,14 +39,16 @@ def lost_share(parameters: Iterable[Tensor], lr: float) -> float:
     added is rounded away if it is less than 2^-9 of the weight.
 
     Args:
-        parameters: Trained; matrices alone are looked at, at 10,000 places of each.
+        parameters: Trained; only matrices are looked at, at 10,000 places of each, and of a sharded
+            one only this rank's part.
         lr: Learning rate.
     """
     lost = looked_at = 0
     for parameter in parameters:
         if parameter.dtype != torch.bfloat16 or parameter.ndim < 2:
             continue
-        some = parameter.flatten()[:: max(1, parameter.numel() // 10_000)]
+        mine = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        some = mine.flatten()[:: max(1, mine.numel() // 10_000)]
         lost += int((some.float().abs() * 2**-9 > lr).sum())
         looked_at += some.numel()
     return lost / looked_at if looked_at else 0.0

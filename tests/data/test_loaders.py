@@ -156,7 +156,7 @@ def test_two_processes_share_the_prompts(tmp_path):
             from test_loaders import AIMEDataModule, Recorder
 
             def record(index, name):  # right on problem 0 alone
-                rest = "test", "?", 7, "7", "7", index == 0, 1, True, name
+                rest = "test", f"{{index}}?", 7, "7", "7", index == 0, 1, True, name
                 return ResponseRecord(index, 0, *rest)
 
             class Both(Recorder):

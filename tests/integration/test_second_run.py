@@ -12,9 +12,9 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning_vcppo.callbacks.base import RunCallback
-from lightning_vcppo.modules.actor_critic import Phase
 
 from lightning_vcppo import AIMEDataModule, callbacks
+from lightning_vcppo.algorithm.value_pretraining import Phase
 from lightning_vcppo.callbacks import RolloutCheckpoint, ValuePretraining
 from lightning_vcppo.data.loaders import EvalLoader
 from lightning_vcppo.modules.cold_start import ColdStartModule
