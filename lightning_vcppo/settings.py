@@ -11,6 +11,19 @@ from typing import Any, Literal
 
 from lightning_vcppo.common.errors import require
 
+__all__ = [
+    "AdvantageSettings",
+    "EngineSettings",
+    "GradingSettings",
+    "LoRASettings",
+    "OptimizerSettings",
+    "PolicySettings",
+    "RewardShapingSettings",
+    "SamplingSettings",
+    "UpdateSettings",
+    "ValueSettings",
+]
+
 LossAggMode = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"]
 
 
