@@ -79,6 +79,7 @@ def reward_model(cold_start, tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(cold_start, tmp_path_factory):
     """A run of both phases with all loggers and every switch that logs something of its own."""
+    wandb.finish()  # one that another test has left would go on
     folder = tmp_path_factory.mktemp("trained")
     problems = folder / "aime24.jsonl"
     problems.write_text('{"problem": "1 + 1?", "answer": 2}\n')
