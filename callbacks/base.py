@@ -1,4 +1,4 @@
-"""What callbacks on rollouts share."""
+"""Base classes of callbacks on runs and rollouts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a checkpoint gets to the disk."""
+"""Write checkpoints so that each is complete or absent."""
 
 from __future__ import annotations
 

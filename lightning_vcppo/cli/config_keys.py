@@ -1,4 +1,4 @@
-"""What is wrong with a config before its values are looked at."""
+"""Find mistakes in a config before its values are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of Lightning's strategies work with two networks that are trained in turn, and how."""
+"""Lightning's strategies with two networks that are trained in turn: refused, or prepared."""
 
 from __future__ import annotations
 

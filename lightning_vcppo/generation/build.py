@@ -1,4 +1,4 @@
-"""Which engines there are: the only list of them."""
+"""The only list of engines, and how each is built."""
 
 from __future__ import annotations
 

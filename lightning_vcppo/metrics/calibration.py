@@ -1,4 +1,4 @@
-"""Is V(prompt) what the critic says it is: the expected outcome?
+"""Compare V(prompt) with the outcome that it predicts.
 
 With a terminal reward of +1 or -1 and no discount, V before the first token is a forecast of a
 yes-or-no event, p = (V - r_min) / (r_max - r_min), and the pass rate over the samples of a prompt

@@ -1,4 +1,4 @@
-"""Which attention kernel is used where.
+"""Choose the attention kernel for each place.
 
 * SDPA never takes cuDNN's kernel (`prefer_general_kernels`). It is compiled for every new shape, 60
   ms each on an H100, and nearly every shape here is new: decoding adds a key a step, and each
