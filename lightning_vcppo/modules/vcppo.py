@@ -40,6 +40,7 @@ from lightning_vcppo.models import hf_folders, loading
 from lightning_vcppo.models import lora as adapters
 from lightning_vcppo.models.critic import Critic
 from lightning_vcppo.modules.base import PolicyModule
+from lightning_vcppo.modules.consistency import require_consistency
 from lightning_vcppo.modules.estimation import (
     correct_mismatch,
     estimate_advantages,
@@ -72,7 +73,6 @@ from lightning_vcppo.settings import (
     SamplingSettings,
     UpdateSettings,
     ValueSettings,
-    require_consistency,
 )
 
 

@@ -1,0 +1,55 @@
+"""Refuse settings that are right alone and contradict each other."""
+
+from __future__ import annotations
+
+from lightning_vcppo.common.errors import require
+from lightning_vcppo.settings import (
+    AdvantageSettings,
+    EngineSettings,
+    PolicySettings,
+    RewardShapingSettings,
+    SamplingSettings,
+)
+
+
+def require_consistency(
+    sampling: SamplingSettings,
+    engine: EngineSettings,
+    shaping: RewardShapingSettings,
+    advantage: AdvantageSettings,
+    policy: PolicySettings,
+) -> None:
+    """Refuse settings that are possible one by one, but not together.
+
+    Raises:
+        ValueError: The message names the setting to change.
+    """
+    require(sampling.temperature > 0, "sampling.temperature: training needs more than 0")
+    require(
+        advantage.estimator == "gae" or sampling.num_generations > 1,
+        "sampling.num_generations: the group estimator compares responses to the same prompt, "
+        "so it needs at least 2",
+    )
+    require(
+        not sampling.dynamic_sampling or sampling.num_generations > 1,
+        "sampling.dynamic_sampling: a group of one is all right or all wrong; "
+        "sampling.num_generations must be at least 2",
+    )
+    correction = policy.correction_with(engine)
+    require(
+        engine.name != "vllm" or correction == "off" or sampling.top_p == 1,
+        f"sampling.top_p: with {sampling.top_p}, vLLM's log-probs are those of the truncated "
+        "distribution; set sampling.top_p=1, or policy.importance_correction=off",
+    )
+    alpha, longest = advantage.length_adaptive_alpha, sampling.max_response_length
+    require(
+        alpha is None or alpha * longest > 1,
+        f"advantage.length_adaptive_alpha: with {alpha}, lambda_actor = 1 - 1 / (alpha length) is "
+        f"0 for every response of up to {longest} tokens; raise it (VAPO: 0.05)",
+    )
+    buffer = shaping.overlong_buffer_len
+    require(
+        buffer <= longest,
+        f"reward_shaping.overlong_buffer_len: {buffer} is more than "
+        f"sampling.max_response_length={longest}",
+    )
