@@ -254,7 +254,6 @@ class VCPPOModule(PolicyModule):
         return (
             self.policy.reuse_sampler_logprobs
             and self.sampler_agrees
-            and self.sampler_agrees
             and self.importance_correction == "off"
             and self.actor.dtype.itemsize >= 4
             and not torch.is_autocast_enabled(self.device.type)

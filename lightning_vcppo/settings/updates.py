@@ -1,0 +1,89 @@
+"""Hyper-parameters of the updates: optimizers, adapters, epochs and batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lightning_vcppo.common.errors import require
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """An optimizer and its learning rate.
+
+    Attributes:
+        lr: Peak learning rate.
+        warmup_updates: Optimizer updates over which the learning rate rises linearly to `lr`.
+        max_grad_norm: Gradients are scaled down to this norm; 0 switches clipping off.
+        max_skipped_updates: An update whose loss or gradient is not finite is left out; so many in
+            a row end the run with a checkpoint, 0 never does. The default, ours, is two rollouts of
+            the paper's size: one bad reward can spoil all updates of one.
+        class_path: Import path of a `torch.optim.Optimizer`.
+        init_args: Its other arguments.
+    """
+
+    lr: float = 1e-6
+    warmup_updates: int = 0
+    max_grad_norm: float = 1.0
+    max_skipped_updates: int = 32
+    class_path: str = "torch.optim.AdamW"
+    init_args: dict[str, Any] = field(default_factory=lambda: {"weight_decay": 0.0})
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        require(self.lr > 0, f"lr: expected > 0, got {self.lr}")
+        require(
+            self.warmup_updates >= 0, f"warmup_updates: expected >= 0, got {self.warmup_updates}"
+        )
+        require(self.max_grad_norm >= 0, f"max_grad_norm: expected >= 0, got {self.max_grad_norm}")
+        require(
+            self.max_skipped_updates >= 0,
+            f"max_skipped_updates: expected >= 0, got {self.max_skipped_updates}",
+        )
+
+
+@dataclass(frozen=True)
+class LoRASettings:
+    """Low-rank adapters for actor and critic on one frozen base (LoRA, arXiv 2106.09685).
+
+    Attributes:
+        rank: Of the adapters; None trains all weights instead.
+        alpha: What an adapter adds is scaled by alpha / rank.
+        target_modules: Linear layers that get one, such as [q_proj, v_proj]; "all-linear" is all
+            but the heads.
+    """
+
+    rank: int | None = None
+    alpha: float = 32.0
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        require(self.rank is None or self.rank >= 1, f"rank: expected >= 1, got {self.rank}")
+        require(self.alpha > 0, f"alpha: expected > 0, got {self.alpha}")
+        require(len(self.target_modules) > 0, "target_modules: expected a layer's name at least")
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """How a rollout is cut into updates.
+
+    Attributes:
+        ppo_epochs: Passes of the policy over a rollout.
+        ppo_mini_batch_size: Responses, over all ranks, of one policy update.
+        critic_epochs: Passes of the critic; None means `ppo_epochs`.
+        critic_mini_batch_size: Responses of one critic update; None means `ppo_mini_batch_size`.
+        ppo_max_token_len_per_gpu: Tokens of one forward pass on one device (a micro-batch).
+    """
+
+    ppo_epochs: int = 1
+    ppo_mini_batch_size: int = 512
+    critic_epochs: int | None = None
+    critic_mini_batch_size: int | None = None
+    ppo_max_token_len_per_gpu: int = 16384
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        for name, value in vars(self).items():
+            require(value is None or value >= 1, f"{name}: expected >= 1, got {value}")
