@@ -116,7 +116,7 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
         Definition("critic/value_error", r"mean \|V - R\|", "falls"),
         Definition(
             "critic/value_clipfrac",
-            "share of tokens where `cliprange_value` cuts the gradient off; not with `hl_gauss`",
+            "share of tokens where `cliprange_value` cuts the gradient off; not with cross-entropy",
             "0",
         ),
         Definition("critic/grad_norm", "norm of the gradient before clipping", "steady"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -17,8 +16,6 @@ from transformers import (
 )
 from typing_extensions import override
 
-from lightning_vcppo.algorithm import value_heads
-from lightning_vcppo.distributed.sharding import HasOwnShards
 from lightning_vcppo.models.forward import response_hidden
 from lightning_vcppo.models.loading import (
     _build_config,
@@ -27,10 +24,16 @@ from lightning_vcppo.models.loading import (
 )
 from lightning_vcppo.models.lora import save_trained_alone
 from lightning_vcppo.models.packing import enable_packing
+from lightning_vcppo.models.value_network import (
+    ValueNetwork,
+    describe_head,
+    is_head,
+    num_outputs,
+)
 from lightning_vcppo.settings import ValueSettings
 
 
-class Critic(HasOwnShards):
+class Critic(ValueNetwork):
     """A transformers token classifier read as a value function.
 
     The head runs in float32 whatever the precision of the backbone, and dropout is off: V must be
@@ -55,68 +58,17 @@ class Critic(HasOwnShards):
         save_trained_alone(self)
 
     @property
+    @override
     def head(self) -> nn.Linear:
         """The value head, (H -> K)."""
         head = self.model.score
         assert isinstance(head, nn.Linear)
         return head
 
-    @override
-    def own_shards(self) -> list[nn.Module]:
-        """Return the head, which computes in a precision of its own."""
-        return [self.head]
-
-    @torch.no_grad()
-    def reset_head(self) -> None:
-        """Start the head at zero: a fresh critic says 0 rather than something arbitrary."""
-        self.head.weight.zero_()
-        if self.head.bias is not None:
-            self.head.bias.zero_()
-
     def forward(self, input_ids_BL: Tensor, prompt_lengths_B: Tensor, mask_BT: Tensor) -> Tensor:
         """Return the head's float32 (or better) output for the state before each token, (N, K)."""
         hidden_NH = response_hidden(self.model.base_model, input_ids_BL, prompt_lengths_B, mask_BT)
-        with torch.autocast(hidden_NH.device.type, enabled=False):
-            values_NK: Tensor = self.head(hidden_NH.to(self.head.weight.dtype))
-        return values_NK.to(torch.promote_types(values_NK.dtype, torch.float32))
-
-    def values(self, outputs_NK: Tensor) -> Tensor:
-        """Turn the head's outputs into values, (N,)."""
-        settings = self.settings
-        if settings.head == "hl_gauss":
-            return value_heads.hl_gauss_value(outputs_NK, self.edges())
-        if settings.head == "bounded":
-            return value_heads.bounded_value(
-                outputs_NK[:, 0], settings.value_min, settings.value_max
-            )
-        return outputs_NK[:, 0]
-
-    def edges(self) -> Tensor:
-        """Return the edges of the histogram head's bins, (K + 1,)."""
-        settings = self.settings
-        return value_heads.hl_gauss_edges(
-            settings.value_min,
-            settings.value_max,
-            settings.num_bins,
-            device=self.head.weight.device,
-        )
-
-
-def num_outputs(settings: ValueSettings) -> int:
-    """Return K, the outputs of the value head."""
-    return settings.num_bins if settings.head == "hl_gauss" else 1
-
-
-def describe_head(settings: ValueSettings) -> dict[str, Any]:
-    """Return what a critic's folder must say for its values to be read back."""
-    if settings.head == "scalar":
-        return {"head": "scalar"}
-    described = {
-        "head": settings.head,
-        "value_min": settings.value_min,
-        "value_max": settings.value_max,
-    }
-    return described | ({"num_bins": settings.num_bins} if settings.head == "hl_gauss" else {})
+        return self.read_head(hidden_NH)
 
 
 def holds_pretrained_critic(source: str | Mapping[str, Any]) -> bool:
@@ -124,15 +76,18 @@ def holds_pretrained_critic(source: str | Mapping[str, Any]) -> bool:
     return isinstance(source, str) and hasattr(load_config(source), "value_head")
 
 
-def load_critic(source: str | Mapping[str, Any], settings: ValueSettings) -> Critic:
+def load_critic(
+    source: str | Mapping[str, Any], settings: ValueSettings, *, seed: int = 0
+) -> Critic:
     """Load a critic: the backbone of any decoder with a value head on every token.
 
     A folder may hold a critic, a reward model (its head is taken over by a scalar head) or a causal
-    language model (the head starts at zero, so that V = 0 everywhere).
+    language model (the head starts as `value.head_init` says: V is the same everywhere).
 
     Args:
         source: Folder or hub id, or a model config (`model_type`, ...) for random weights.
         settings: The kind of head.
+        seed: Of a head that starts at random.
 
     Raises:
         ValueError: if there is no such model, its kind has no token-classification form, or it is a
@@ -141,11 +96,12 @@ def load_critic(source: str | Mapping[str, Any], settings: ValueSettings) -> Cri
     if not isinstance(source, str):
         config = _build_config(source, {"num_labels": num_outputs(settings)}, "critic")
         critic = Critic(AutoModelForTokenClassification.from_config(config), settings)
-        critic.reset_head()
+        critic.reset_head(seed)
         return critic
     config = load_config(source)
-    wanted, held = describe_head(settings), getattr(config, "value_head", None)
-    if held is not None and held != wanted:
+    held = getattr(config, "value_head", None)
+    if held is not None and not is_head(held, settings):
+        wanted = describe_head(settings)
         raise ValueError(f"critic: {source} was trained with value head {held}, not {wanted}")
     is_reward_model = (config.architectures or [""])[0].endswith("ForSequenceClassification")
     takes_head = is_reward_model and settings.head == "scalar"
@@ -156,7 +112,7 @@ def load_critic(source: str | Mapping[str, Any], settings: ValueSettings) -> Cri
     model = _load(AutoModelForTokenClassification, source, "critic", new=new, num_labels=outputs)
     critic = Critic(model, settings)
     if not has_head:
-        critic.reset_head()
+        critic.reset_head(seed)
     return critic
 
 

@@ -59,8 +59,8 @@ class NetworkLoader:
         return actor
 
     def load_critic(self, value: ValueSettings, run_seed: int) -> Critic:
-        """Load the critic; the seed is that of fresh adapters."""
-        critic = load_critic(self.critic, value)
+        """Load the critic; the seed is that of fresh adapters and of a fresh head."""
+        critic = load_critic(self.critic, value, seed=run_seed)
         self._save_memory("critic", critic.model, run_seed)
         critic.head.requires_grad_(True)
         return critic

@@ -145,9 +145,9 @@ class CriticObjective:
     @property
     def diagnostics(self) -> tuple[str, ...]:
         """Names of what `loss` returns beside the loss."""
-        is_histogram = self.settings.head == "hl_gauss"
-        names = value_heads.HL_GAUSS_DIAGNOSTICS if is_histogram else losses.VALUE_DIAGNOSTICS
-        return tuple(sorted(names))
+        if self.settings.head == "hl_gauss" or self.settings.loss == "bce":
+            return tuple(sorted(value_heads.CROSS_ENTROPY_DIAGNOSTICS))
+        return tuple(sorted(losses.VALUE_DIAGNOSTICS))
 
     def weigh(self, mini_batch: Rollout, reduce: Reduce) -> Rollout:
         """Fix the weight of each token in the loss of a mini-batch; called on every rank."""
@@ -170,6 +170,16 @@ class CriticObjective:
                 micro_batch.returns_BT,
                 mask_BT,
                 edges_E=self.critic.edges(),
+                sigma_ratio=settings.sigma_ratio,
+                token_weights_BT=micro_batch.loss_weights_BT,
+            )
+        if settings.loss == "bce":
+            return value_heads.bce_loss(
+                pad(outputs_NK[:, 0], mask_BT),
+                micro_batch.returns_BT,
+                mask_BT,
+                low=settings.value_min,
+                high=settings.value_max,
                 token_weights_BT=micro_batch.loss_weights_BT,
             )
         return losses.value_loss(

@@ -81,6 +81,14 @@ TABLE: dict[str, dict[str, Any]] = {
     "group_moments": {"values_B": X_B, "group_ids_B": IDS_B},
     "hl_gauss_value": {"logits": torch.randn(B, T, K), "edges_E": EDGES_E},
     "hl_gauss_target": {"returns": X_BT, "edges_E": EDGES_E},
+    "bce_loss": {
+        "logits_BT": X_BT,
+        "returns_BT": Y_BT,
+        "response_mask_BT": MASK_BT,
+        "low": -1.0,
+        "high": 1.0,
+        "token_weights_BT": X_BT.exp(),
+    },
     "hl_gauss_loss": {
         "logits_BTK": torch.randn(B, T, K),
         "returns_BT": Y_BT,
@@ -91,8 +99,12 @@ TABLE: dict[str, dict[str, Any]] = {
 }
 """Function -> arguments that fit together, every tensor that it takes among them."""
 
-ELEMENTWISE = {"bounded_value", "hl_gauss_edges", "float_dtype", "identity", "token_weights"}
-ELEMENTWISE |= {"log_ratio", "masked"}  # of tensors that the functions above have checked
+ELEMENTWISE = {"bounded_value", "sigmoid_value", "hl_gauss_edges", "float_dtype", "identity"}
+ELEMENTWISE |= {
+    "token_weights",
+    "log_ratio",
+    "masked",
+}  # of tensors that the functions above have checked
 """Functions in which no two tensors meet, or that no user calls."""
 ALONE = {
     ("hl_gauss_target", "returns"),

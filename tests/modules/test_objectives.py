@@ -19,6 +19,8 @@ VALUES = [
     ValueSettings(),
     ValueSettings(loss="huber", cliprange_value=0.2),
     ValueSettings(head="hl_gauss"),
+    ValueSettings(head="sigmoid", loss="bce"),
+    ValueSettings(head="sigmoid"),
 ]
 
 

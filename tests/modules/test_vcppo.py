@@ -196,10 +196,13 @@ def test_masked_truncated_responses_leave_the_policy_alone_but_not_the_critic(ti
     assert not torch.equal(record.critics[0], record.critics[1])
 
 
-@pytest.mark.parametrize("head", ["bounded", "hl_gauss"])
-def test_other_value_heads_learn(tiny_actor, head):
+@pytest.mark.parametrize(
+    ("head", "loss"),
+    [("bounded", "mse"), ("hl_gauss", "mse"), ("sigmoid", "bce"), ("sigmoid", "mse")],
+)
+def test_other_value_heads_learn(tiny_actor, head, loss):
     seed_everything(0)
-    value = ValueSettings(head=head, num_bins=21, value_min=-1.5, value_max=1.5)
+    value = ValueSettings(head=head, loss=loss, num_bins=21, value_min=-1.5, value_max=1.5)
     module = make_module(tiny_actor, value=value, reward=f"{__name__}.always_wrong")
     record = fit(module, 8, ValuePretraining(max_rollouts=8))
     first, last = (r.values_BT[r.response_mask_BT].mean() for r in record.rollouts[::7])

@@ -14,7 +14,7 @@ from lightning_vcppo.algorithm.losses import (
     positive_example_nll,
     value_loss,
 )
-from lightning_vcppo.algorithm.value_heads import hl_gauss_edges, hl_gauss_loss
+from lightning_vcppo.algorithm.value_heads import bce_loss, hl_gauss_edges, hl_gauss_loss
 
 BINS = 9
 
@@ -93,6 +93,26 @@ def _hl_gauss(batch: Batch, x: Tensor, weights_BT: Tensor | None) -> Any:
     )
 
 
+def _wide_hl_gauss(batch: Batch, x: Tensor, weights_BT: Tensor | None) -> Any:
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    edges_E = hl_gauss_edges(-1.0, 1.0, BINS, sigma_ratio=1.1, dtype=dtype)
+    return hl_gauss_loss(
+        x,
+        batch.returns_BT,
+        batch.mask_BT,
+        edges_E=edges_E,
+        sigma_ratio=1.1,
+        token_weights_BT=weights_BT,
+    )
+
+
+def _bce(batch: Batch, x: Tensor, weights_BT: Tensor | None) -> Any:
+    # Some of the returns are outside this range.
+    return bce_loss(
+        x, batch.returns_BT, batch.mask_BT, low=-1.0, high=1.5, token_weights_BT=weights_BT
+    )
+
+
 LOSSES: dict[str, tuple[Loss, str]] = {
     "policy": (_policy, "logprobs_BT"),
     "value": (_value, "values_BT"),
@@ -100,6 +120,8 @@ LOSSES: dict[str, tuple[Loss, str]] = {
     "nll": (_nll, "logprobs_BT"),
     "kl": (_kl, "logprobs_BT"),
     "hl_gauss": (_hl_gauss, "logits_BTK"),
+    "wide hl_gauss": (_wide_hl_gauss, "logits_BTK"),
+    "bce": (_bce, "values_BT"),
 }
 
 
