@@ -17,6 +17,7 @@ from transformers import (
 from typing_extensions import override
 
 from lightning_vcppo.models.forward import response_hidden
+from lightning_vcppo.models.freezing import freeze
 from lightning_vcppo.models.loading import (
     _build_config,
     _load,
@@ -44,7 +45,7 @@ class Critic(ValueNetwork):
         """Wrap an `AutoModelForTokenClassification` with `num_outputs(settings)` labels.
 
         Raises:
-            ValueError: If its head is not a linear layer `score`.
+            ValueError: If its head is not a linear layer `score`, or it lacks the part to freeze.
         """
         super().__init__()
         if not isinstance(getattr(model, "score", None), nn.Linear):
@@ -55,6 +56,7 @@ class Critic(ValueNetwork):
         self.model = enable_packing(model)
         self.settings = settings
         model.config.value_head = describe_head(settings)
+        freeze(model, settings.freeze)
         save_trained_alone(self)
 
     @property

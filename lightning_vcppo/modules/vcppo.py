@@ -145,6 +145,7 @@ class VCPPOModule(PolicyModule):
             actor,
             actor if critic is None else critic,
             (reference or actor) if policy.kl_coef else None,
+            value,
             lora,
             activation_checkpointing,
         )
@@ -414,7 +415,7 @@ class VCPPOModule(PolicyModule):
 
     def load_critic(self) -> Critic:
         """Load the critic, with adapters if they are on."""
-        return self.loader.load_critic(self.value, self.run_seed)
+        return self.loader.load_critic(self.run_seed)
 
     @override
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -459,16 +460,16 @@ class VCPPOModule(PolicyModule):
         super().on_save_checkpoint(checkpoint)
         if self.critic is not None:
             checkpoint["folders"]["critic"] = hf_folders.describe(self.critic.model)
-        checkpoint["lora"] = self.loader.state_dict()
+        self.loader.save(checkpoint)
         checkpoint["phase"] = self.phase.value
         checkpoint["updates_done"] = self.updates_done
         checkpoint["waiting_groups"] = self.waiting_groups.state_dict()
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what `on_save_checkpoint` saves; refuse adapters of another kind or base."""
+        """Restore what `on_save_checkpoint` saves; refuse a run that trains other weights."""
         super().on_load_checkpoint(checkpoint)
-        self.loader.load_state_dict(checkpoint)
+        self.loader.restore(checkpoint)
         self.phase = Phase(checkpoint["phase"])
         for network, number in checkpoint["updates_done"].items():
             self.updaters[network].updates_done = number

@@ -101,7 +101,8 @@ def _update(run: Run, base: Memory, network: Network) -> Memory:
     gradients = run.trainable(network) * number // run.shards
     count, rows = run.micro_batches(network)
     tokens = rows * (run.prompt_length + run.response_length - 1)  # the last one is not read
-    embedding = shape.embedding * size.weight if full else 0
+    trains_embedding = full and not (network == "critic" and run.critic_frozen == "embeddings")
+    embedding = shape.embedding * size.weight if trains_embedding else 0
     head = embedding if network == "policy" else 0
     awake = run.engine == "vllm" and not run.engine_sleeps
     base = replace(base, workspace=base.workspace + (engine_memory(run) if awake else 0))

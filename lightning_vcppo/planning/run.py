@@ -72,6 +72,7 @@ class Run:
         devices: Number of all devices.
         shards: Devices that share one copy of the weights; 1 without fsdp2.
         moments: Numbers that the optimizer keeps for each weight; 2 for Adam.
+        critic_frozen: Part of the critic that is not trained.
         lora_rank: Rank of the adapters; None trains all weights.
         lora_targets: Projections with adapters; empty is all.
         checkpointing: Whether layers are computed again in the backward pass.
@@ -103,6 +104,7 @@ class Run:
     devices: int = 1
     shards: int = 1
     moments: int = 2
+    critic_frozen: Literal["none", "attention", "embeddings"] = "none"
     lora_rank: int | None = None
     lora_targets: tuple[str, ...] = ()
     checkpointing: bool = False
@@ -150,9 +152,10 @@ class Run:
 
     def trainable(self, network: Network) -> int:
         """Return the number of weights of a network that get a gradient."""
-        if self.lora_rank is None:
-            return self.weights(network)
         shape = self.shape(network)
+        if self.lora_rank is None:
+            frozen = self.critic_frozen if network == "critic" else "none"
+            return self.weights(network) - shape.part(frozen)
         chosen = shape.projections.items()
         adapted = sum(sum(n) for name, n in chosen if name in (self.lora_targets or name))
         return shape.num_layers * self.lora_rank * adapted

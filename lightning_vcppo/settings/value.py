@@ -30,6 +30,8 @@ class ValueSettings:
         huber_delta: Where the Huber loss turns linear.
         cliprange_value: PPO2's value clipping; None, as in the paper's Algorithm 1, is off.
         loss_agg_mode: How token losses become one number.
+        freeze: Part of the critic that keeps the weights it starts with: its "attention" (SAO,
+            arXiv 2607.07508) or its "embeddings".
         prompt_noise_weighting: EasyPPO: weight each prompt by 1 / max(std of its returns, 0.25).
     """
 
@@ -44,6 +46,7 @@ class ValueSettings:
     huber_delta: float = 1.0
     cliprange_value: float | None = None
     loss_agg_mode: LossAggMode = "token-mean"
+    freeze: Literal["none", "attention", "embeddings"] = "none"
     prompt_noise_weighting: bool = False
 
     def __post_init__(self) -> None:

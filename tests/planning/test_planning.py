@@ -108,6 +108,22 @@ def test_adapters_share_a_base_and_train_little():
     assert whole.trainable("critic") == 2 * 2 * both_ways
 
 
+def test_a_frozen_part_of_the_critic_is_there_and_is_not_trained():
+    attention = replace(RUN, critic_frozen="attention")
+    matrices = 2 * (2 * 8 * 8 + 2 * 8 * 4)  # two layers: queries and outputs, keys and values
+    assert attention.trainable("critic") == BACKBONE - matrices
+    assert attention.trainable("policy") == RUN.trainable("policy")
+    assert lasting(attention).weights == lasting(RUN).weights
+    assert lasting(attention).optimizer == lasting(RUN).optimizer - 2 * 4 * matrices
+    biased = replace(SMALL, qkv_bias=True)
+    assert biased.part("attention") == matrices + 2 * (8 + 4 + 4)
+    embeddings = replace(RUN, critic_frozen="embeddings")
+    assert embeddings.trainable("critic") == BACKBONE - SMALL.embedding
+    assert plan_memory(embeddings)["critic update"].total < plan_memory(RUN)["critic update"].total
+    slower, faster = (plan_seconds(run, Rates(1.0, 1.0), 1).critic for run in (RUN, attention))
+    assert faster < slower
+
+
 def test_activations_of_a_token():
     # 6 hidden, 3 query, 2 key widths, 4 of the MLP, a sum of each head; at the end two more hidden,
     # and cosine and sine of its position
