@@ -96,13 +96,12 @@ def num_outputs(settings: ValueSettings) -> int:
 
 def describe_head(settings: ValueSettings) -> dict[str, Any]:
     """Return what a critic's folder must say for its values to be read back."""
+    described: dict[str, Any] = {"head": settings.head}
+    if settings.privileged_prompt != "none":
+        described["privileged_prompt"] = settings.privileged_prompt
     if settings.head == "scalar":
-        return {"head": "scalar"}
-    described: dict[str, Any] = {
-        "head": settings.head,
-        "value_min": settings.value_min,
-        "value_max": settings.value_max,
-    }
+        return described
+    described["value_min"], described["value_max"] = settings.value_min, settings.value_max
     if settings.head == "hl_gauss":
         described["num_bins"] = settings.num_bins
         described["hl_gauss_sigma"] = settings.hl_gauss_sigma

@@ -207,11 +207,15 @@ class PolicyModule(L.LightningModule):
             length, limit = settings.max_response_length, f"{flag}.max_response_length"
             # Evaluation reads with the actor only.
             for name, network in self._networks(training=flag != "evaluation").items():
-                model = language_model(network)
-                check_context(model, prompt, length, limit, name)
-                check_rotary(model, prompt, length, limit, name)
+                model, before = language_model(network), prompt + self.hint_length(name)
+                check_context(model, before, length, limit, name)
+                check_rotary(model, before, length, limit, name)
         if not self._probed:
             self._probe(training="sampling" in of_flags)
+
+    def hint_length(self, network: str) -> int:
+        """Return the tokens that a network reads before each prompt, at most."""
+        return 0
 
     def _networks(self, *, training: bool) -> dict[str, PreTrainedModel | Critic]:
         """Return the networks that read prompts and responses, by name."""

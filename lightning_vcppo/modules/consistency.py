@@ -9,6 +9,7 @@ from lightning_vcppo.settings import (
     PolicySettings,
     RewardShapingSettings,
     SamplingSettings,
+    ValueSettings,
 )
 
 
@@ -18,6 +19,7 @@ def require_consistency(
     shaping: RewardShapingSettings,
     advantage: AdvantageSettings,
     policy: PolicySettings,
+    value: ValueSettings,
 ) -> None:
     """Refuse settings that are possible one by one, but not together.
 
@@ -33,6 +35,11 @@ def require_consistency(
     require(
         not sampling.dynamic_sampling or sampling.num_generations > 1,
         "sampling.dynamic_sampling: a group of one is all right or all wrong; "
+        "sampling.num_generations must be at least 2",
+    )
+    require(
+        value.privileged_prompt != "siblings" or sampling.num_generations > 1,
+        "value.privileged_prompt: siblings are other responses to the same prompt, so "
         "sampling.num_generations must be at least 2",
     )
     correction = policy.correction_with(engine)

@@ -17,6 +17,9 @@ from lightning_vcppo.models.critic import Critic, holds_pretrained_critic, load_
 from lightning_vcppo.models.fingerprints import base_of_adapters
 from lightning_vcppo.settings import LoRASettings, ValueSettings
 
+FIXED = {"freeze": "none", "privileged_prompt": "none"}
+"""Settings of the critic that a checkpoint fixes, and what they are where it does not state them."""
+
 
 @dataclass
 class NetworkLoader:
@@ -107,7 +110,7 @@ class NetworkLoader:
     def save(self, checkpoint: dict[str, Any]) -> None:
         """Note in a checkpoint which weights the run trains."""
         checkpoint["lora"] = adapters.record(self.lora, self.bases)
-        checkpoint["value_freeze"] = self.value.freeze
+        checkpoint["value"] = {name: getattr(self.value, name) for name in FIXED}
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of a run that trains other weights.
@@ -116,10 +119,13 @@ class NetworkLoader:
             ValueError: For adapters of another kind or on another base, or another frozen part.
         """
         adapters.require_same(checkpoint.get("lora"), adapters.record(self.lora, self.bases))
-        frozen = checkpoint.get("value_freeze", "none")
-        require(
-            frozen == self.value.freeze,
-            f"--model.value.freeze: the checkpoint's critic was trained with {frozen}, not "
-            f"{self.value.freeze}; its optimizer has no state for the rest",
-        )
+        for name, default in FIXED.items():
+            saved, own = (
+                checkpoint.get("value", FIXED).get(name, default),
+                getattr(self.value, name),
+            )
+            require(
+                saved == own,
+                f"--model.value.{name}: the checkpoint's critic was trained with {saved}, not {own}",
+            )
         self.restored = adapters.precise(checkpoint.get("state_dict", {}))

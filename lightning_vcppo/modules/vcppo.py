@@ -60,6 +60,7 @@ from lightning_vcppo.modules.updates import (
 from lightning_vcppo.rewards.functions import RewardFunction
 from lightning_vcppo.rewards.shaping import overlong_penalty
 from lightning_vcppo.rollouts.dynamic_sampling import GroupBuffer
+from lightning_vcppo.rollouts.privileged import PrivilegedPrompt
 from lightning_vcppo.rollouts.rollout import Rollout, last_token
 from lightning_vcppo.rollouts.store import RolloutStore
 from lightning_vcppo.settings import (
@@ -134,12 +135,13 @@ class VCPPOModule(PolicyModule):
             ValueError: for settings that contradict each other, or a tokenizer that cannot load.
         """
         super().__init__(actor, loading.load_tokenizer(actor), reward, evaluation, engine, grading)
-        require_consistency(sampling, engine, reward_shaping, advantage, policy)
+        require_consistency(sampling, engine, reward_shaping, advantage, policy, value)
         self.automatic_optimization = False
         self.importance_correction = policy.correction_with(engine)
         self.reward_shaping, self.sampling = reward_shaping, sampling
         self.advantage, self.policy, self.value = advantage, policy, value
         self.update = update
+        self.critic_reads = PrivilegedPrompt(self.tokenizer, value).view
 
         self.loader = NetworkLoader(
             actor,
@@ -188,7 +190,7 @@ class VCPPOModule(PolicyModule):
                 self.pretrain_critic(rollout)
             else:
                 if self.advantage.needs_critic:
-                    self.update_network("critic", rollout)
+                    self.update_network("critic", self.critic_reads(rollout))
                 self.update_network("policy", self.prepare_policy_update(rollout))
         self.rollouts_done += 1
         self.rollout = rollout
@@ -240,7 +242,7 @@ class VCPPOModule(PolicyModule):
                     )
                     rewards_BT = rewards_BT - self.policy.kl_coef * kl_BT
         if self.advantage.needs_critic:
-            (values_BT,) = self.read(self.scorer.critic_values, rollout)
+            (values_BT,) = self.read(self.scorer.critic_values, self.critic_reads(rollout))
             rollout = rollout.with_(values_BT=values_BT)
         if self.advantage.needs_critic and self.value.prompt_noise_weighting:
             noise_weights_B = prompt_noise_weights(
@@ -267,7 +269,7 @@ class VCPPOModule(PolicyModule):
         pretraining = self.phase is Phase.VALUE_PRETRAINING
         bootstrap_B = None
         if self.advantage.needs_critic and self.advantage.bootstrap_truncated:
-            bootstrap_B = self.scorer.bootstrap(rollout, self.ranks)
+            bootstrap_B = self.scorer.bootstrap(self.critic_reads(rollout), self.ranks)
         return estimate_advantages(
             rollout,
             self.advantage,
@@ -290,7 +292,7 @@ class VCPPOModule(PolicyModule):
     def pretrain_critic(self, rollout: Rollout) -> None:
         """Store a rollout; fit the critic on stored ones and on it, without what is held out."""
         assert self.rollout_store is not None
-        self.rollout_store.add(rollout, reduce=self.sum_over_ranks)
+        self.rollout_store.add(self.critic_reads(rollout), reduce=self.sum_over_ranks)
         # Monte-Carlo returns stay what they are; other targets, and a clipped loss, ask V again.
         asks = self.advantage.bootstrap_truncated or self.value.cliprange_value is not None
         for epoch, stored in enumerate(self.rollout_store.lessons()):
@@ -448,6 +450,12 @@ class VCPPOModule(PolicyModule):
         if training and self.reference is not None:
             networks["reference"] = self.reference
         return networks
+
+    @override
+    def hint_length(self, network: str) -> int:
+        """Return the tokens that the critic alone reads before each prompt, at most."""
+        hinted = network == "critic" and self.value.privileged_prompt != "none"
+        return self.value.privileged_max_length if hinted else 0
 
     @override
     def training_settings(self) -> dict[str, SamplingSettings]:

@@ -32,6 +32,10 @@ class ValueSettings:
         loss_agg_mode: How token losses become one number.
         freeze: Part of the critic that keeps the weights it starts with: its "attention" (SAO,
             arXiv 2607.07508) or its "embeddings".
+        privileged_prompt: What the critic alone reads before a prompt: the reference "answer" (BPCO,
+            arXiv 2608.23566), or "siblings", a right and a wrong response to the same prompt,
+            never the one judged (piPPO, arXiv 2609.37825).
+        privileged_max_length: Tokens of it, at most; the ends of longer siblings are kept.
         prompt_noise_weighting: EasyPPO: weight each prompt by 1 / max(std of its returns, 0.25).
     """
 
@@ -47,6 +51,8 @@ class ValueSettings:
     cliprange_value: float | None = None
     loss_agg_mode: LossAggMode = "token-mean"
     freeze: Literal["none", "attention", "embeddings"] = "none"
+    privileged_prompt: Literal["none", "answer", "siblings"] = "none"
+    privileged_max_length: int = 1024
     prompt_noise_weighting: bool = False
 
     def __post_init__(self) -> None:
@@ -56,6 +62,8 @@ class ValueSettings:
             f"value_min: expected below value_max, got {self.value_min} and {self.value_max}",
         )
         clip = self.cliprange_value
+        longest = self.privileged_max_length
+        require(longest >= 32, f"privileged_max_length: expected >= 32 tokens, got {longest}")
         require(self.huber_delta > 0, f"huber_delta: expected > 0, got {self.huber_delta}")
         require(clip is None or clip > 0, f"cliprange_value: expected > 0, got {clip}")
         sigma, margin = self.hl_gauss_sigma, 8 * self.sigma_ratio
