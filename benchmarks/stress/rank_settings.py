@@ -148,7 +148,7 @@ def _algorithm(rng: random.Random, preset: str) -> list[str]:
         [f"--model.policy.importance_correction={rng.choice(('truncate', 'mask'))}"],
         ["--model.policy.mask_truncated=true"],
         ["--model.policy.entropy_coeff=0.01"],
-        ["--model.policy.reuse_sampler_logprobs=false"],
+        ["--model.policy.old_logprobs=recomputed"],
         ["--model.activation_checkpointing=true"],
         ["--model.lora.rank=2"],
     ]

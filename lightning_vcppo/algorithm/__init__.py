@@ -4,7 +4,8 @@
 |---|---|
 | section 3.1, value pretraining: Monte-Carlo returns of the frozen policy | `advantages.py`: `monte_carlo_returns`; the phases: `value_pretraining.py` |
 | section 3.2, decoupled GAE: lambda_critic = 1, lambda_actor < 1 | `advantages.py`: `decoupled_gae` |
-| equations 2 to 4, PPO: clipped policy loss, value loss | `losses.py`: `policy_loss`, `value_loss` |
+| equations 2 to 4, PPO: clipped policy loss, value loss | `policy_losses.py`: `policy_loss`; `losses.py`: `value_loss` |
+| policy losses of its successors: DIS, DPPO-TV, CISPO, GSPO | `policy_losses.py` |
 | relatives: VAPO's length-adaptive lambda and NLL on correct responses, GRPO's groups | `advantages.py`, `losses.py` |
 | value heads other than a scalar | `value_heads.py` |
 | what must not depend on batching: masked statistics, weights of tokens | `statistics.py`, `loss_weights.py` |
@@ -27,9 +28,15 @@ from lightning_vcppo.algorithm.loss_weights import (
 from lightning_vcppo.algorithm.losses import (
     kl_estimate,
     kl_penalty,
-    policy_loss,
     positive_example_nll,
     value_loss,
+)
+from lightning_vcppo.algorithm.policy_losses import (
+    cispo_loss,
+    dis_loss,
+    dppo_tv_loss,
+    gspo_loss,
+    policy_loss,
 )
 from lightning_vcppo.algorithm.statistics import (
     explained_variance,
@@ -40,11 +47,15 @@ from lightning_vcppo.algorithm.statistics import (
 
 __all__ = [
     "aggregation_weights",
+    "cispo_loss",
     "decoupled_gae",
+    "dis_loss",
+    "dppo_tv_loss",
     "explained_variance",
     "explained_variance_gate",
     "gae",
     "group_advantages",
+    "gspo_loss",
     "kl_estimate",
     "kl_penalty",
     "length_adaptive_lambda",

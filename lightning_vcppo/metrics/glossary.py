@@ -70,19 +70,21 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
     "Policy": (
         Definition(
             "policy/loss",
-            "what is minimised but for the entropy, KL and NLL terms: the clipped policy loss",
+            "what is minimised but for the entropy, KL and NLL terms: the loss that is set",
             "near 0, no trend",
         ),
         Definition("policy/approx_kl", "mean of r - 1 - log r (k3), r = pi / pi_old", "0 to 0.05"),
-        Definition("policy/ratio_mean", "mean of r", "0.95 to 1.05"),
+        Definition("policy/ratio_mean", "mean of r; with `gspo` of the response's", "0.95 to 1.05"),
+        Definition("policy/ratio_min", "smallest of 1 and r, of all updates", "above 0.1"),
+        Definition("policy/ratio_max", "largest of 1 and r, of all updates", "below 10"),
         Definition(
             "policy/clipfrac",
-            "share of tokens where a clip cuts the gradient off",
+            "share of tokens where a bound cuts the gradient off; with `cispo` limits it",
             "0 to 0.2",
         ),
-        Definition("policy/clipfrac_low", "of them, at 1 - `clip_ratio_low`", ""),
-        Definition("policy/clipfrac_high", "of them, at 1 + `clip_ratio_high`", ""),
-        Definition("policy/clipfrac_c", "of them, at `clip_ratio_c` (dual clip)", "0 to 0.01"),
+        Definition("policy/clipfrac_low", "of them, at `clip_ratio_low`", ""),
+        Definition("policy/clipfrac_high", "of them, at `clip_ratio_high`", ""),
+        Definition("policy/clipfrac_c", "of them, at `clip_ratio_c`", "0 to 0.01"),
         Definition(
             "policy/entropy",
             "mean entropy of the next token, nats",

@@ -36,10 +36,12 @@ def require_consistency(
         "sampling.num_generations must be at least 2",
     )
     correction = policy.correction_with(engine)
+    reads_sampler = correction != "off" or policy.old_logprobs == "sampler"
     require(
-        engine.name != "vllm" or correction == "off" or sampling.top_p == 1,
+        engine.name != "vllm" or not reads_sampler or sampling.top_p == 1,
         f"sampling.top_p: with {sampling.top_p}, vLLM's log-probs are those of the truncated "
-        "distribution; set sampling.top_p=1, or policy.importance_correction=off",
+        "distribution; set sampling.top_p=1, or policy.importance_correction=off and "
+        "policy.old_logprobs=recomputed",
     )
     alpha, longest = advantage.length_adaptive_alpha, sampling.max_response_length
     require(

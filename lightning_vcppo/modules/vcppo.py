@@ -227,7 +227,8 @@ class VCPPOModule(PolicyModule):
         rewards_BT = torch.where(last_token(mask_BT), rollout.scores_B[:, None], 0.0)
         if self.phase is Phase.POLICY_OPTIMIZATION:
             old_logprobs_BT, entropy_BT = rollout.sampler_logprobs_BT, rollout.entropy_BT
-            if entropy_BT is None or not self.sampler_is_exact():
+            exact = entropy_BT is not None and self.sampler_is_exact()
+            if self.policy.old_logprobs != "sampler" and not exact:
                 old_logprobs_BT, entropy_BT = self.read(self.scorer.actor_logprobs, rollout)
             rollout = rollout.with_(old_logprobs_BT=old_logprobs_BT, entropy_BT=entropy_BT)
             if self.reference is not None:
@@ -252,7 +253,7 @@ class VCPPOModule(PolicyModule):
         """Tell whether sampling has left the policy's own log-probabilities, but for rounding."""
         assert self.actor is not None
         return (
-            self.policy.reuse_sampler_logprobs
+            self.policy.old_logprobs == "auto"
             and self.sampler_agrees
             and self.importance_correction == "off"
             and self.actor.dtype.itemsize >= 4

@@ -16,9 +16,9 @@ from lightning_vcppo.algorithm.loss_weights import aggregation_weights, prompt_n
 from lightning_vcppo.algorithm.losses import (
     kl_estimate,
     kl_penalty,
-    policy_loss,
     value_loss,
 )
+from lightning_vcppo.algorithm.policy_losses import policy_loss
 from lightning_vcppo.algorithm.statistics import Reduce
 from tests.support.losses import Batch, _nll, _policy, run
 from tests.support.ranks import on_ranks

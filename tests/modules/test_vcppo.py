@@ -15,6 +15,7 @@ from lightning_vcppo.callbacks import ValuePretraining
 from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.settings import (
     AdvantageSettings,
+    EngineSettings,
     OptimizerSettings,
     PolicySettings,
     SamplingSettings,
@@ -160,6 +161,56 @@ def test_kl_in_the_reward_is_subtracted_from_each_token(tiny_actor):
     assert kl_BT.abs().max() > 0
     placed_BT = second.rewards_BT + 0.5 * torch.where(second.response_mask_BT, kl_BT, 0.0)
     torch.testing.assert_close(placed_BT.sum(1), second.scores_B, atol=1e-5, rtol=1e-5)
+
+
+def read_tokens(module) -> list[int]:
+    """Count what each reading of the actor reads, from now on."""
+    counts: list[int] = []
+    read = module.scorer.actor_logprobs
+
+    def counting(rollout):
+        counts.append(len(rollout))
+        return read(rollout)
+
+    module.scorer.actor_logprobs = counting
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("source", "precision", "reads"),
+    [
+        ("auto", "32-true", False),
+        ("auto", "bf16-true", True),
+        ("recomputed", "32-true", True),
+        ("sampler", "bf16-true", False),
+    ],
+)
+def test_old_logprobs_come_from_where_the_settings_say(tiny_actor, source, precision, reads):
+    seed_everything(0)
+    module = make_module(tiny_actor, policy=PolicySettings(old_logprobs=source))
+    module.configure_model()
+    counts = read_tokens(module)  # of `score` alone: the objectives have theirs already
+    rollout = fit(module, 1, precision=precision).rollouts[0]
+    assert bool(counts) is reads
+    equal = torch.equal(rollout.old_logprobs_BT, rollout.sampler_logprobs_BT)
+    assert equal is not reads
+
+
+def test_the_former_name_of_old_logprobs_is_taken_with_a_warning():
+    for reuse, instead in ((True, "auto"), (False, "recomputed")):
+        with pytest.warns(FutureWarning, match=f"is now policy.old_logprobs={instead}"):
+            settings = PolicySettings(reuse_sampler_logprobs=reuse)
+        assert settings == PolicySettings(old_logprobs=instead)
+    with pytest.raises(ValueError, match="reuse_sampler_logprobs: its place is taken by"):
+        PolicySettings(reuse_sampler_logprobs=False, old_logprobs="sampler")
+
+
+@pytest.mark.parametrize("mode", ["truncate", "mask"])
+def test_the_samplers_logprobs_are_not_corrected_for_the_sampler(mode):
+    with pytest.raises(ValueError, match="importance_correction: with old_logprobs=sampler"):
+        PolicySettings(old_logprobs="sampler", importance_correction=mode)
+    settings = PolicySettings(old_logprobs="sampler")
+    assert settings.correction_with(EngineSettings(name="vllm")) == "off"
 
 
 def test_the_group_estimator_trains_without_a_critic(tiny_actor):

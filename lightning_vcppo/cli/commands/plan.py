@@ -164,7 +164,8 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
         lora_rank=settings.lora.rank,
         lora_targets=() if isinstance(targets, str) else tuple(targets),
         checkpointing=settings.activation_checkpointing,
-        reads_logprobs=not (exact and settings.policy.reuse_sampler_logprobs) or corrected,
+        reads_logprobs=settings.policy.old_logprobs != "sampler"
+        and (corrected or not exact or settings.policy.old_logprobs == "recomputed"),
         device="cuda" if on_gpu else "cpu",
         memory=int(memory),
     )
