@@ -125,7 +125,7 @@ def _algorithm(rng: random.Random, preset: str) -> list[str]:
     """Return tiny sizes for a preset, and switches that no preset has on."""
     given = yaml.safe_load((shipped_folder("configs") / f"{preset}.yaml").read_text())
     model: dict[str, Any] = given["model"]["init_args"]
-    is_group = model.get("advantage", {}).get("estimator") == "group"
+    is_group = model.get("advantage", {}).get("estimator", "gae") != "gae"
     needs_groups = is_group or model.get("value", {}).get("prompt_noise_weighting")
     adapts = model.get("advantage", {}).get("length_adaptive_alpha")
     n = rng.choice((2, 3) if needs_groups else (1, 2, 3))

@@ -6,7 +6,8 @@
 | section 3.2, decoupled GAE: lambda_critic = 1, lambda_actor < 1 | `advantages.py`: `decoupled_gae` |
 | equations 2 to 4, PPO: clipped policy loss, value loss | `policy_losses.py`: `policy_loss`; `losses.py`: `value_loss` |
 | policy losses of its successors: DIS, DPPO-TV, CISPO, GSPO | `policy_losses.py` |
-| relatives: VAPO's length-adaptive lambda and NLL on correct responses, GRPO's groups | `advantages.py`, `losses.py` |
+| relatives: VAPO's length-adaptive lambda and NLL on correct responses | `advantages.py`, `losses.py` |
+| without a critic: the group baselines of GRPO and RLOO | `critic_free.py` |
 | value heads other than a scalar | `value_heads.py` |
 | what must not depend on batching: masked statistics, weights of tokens | `statistics.py`, `loss_weights.py` |
 """  # noqa: E501
@@ -15,11 +16,14 @@ from lightning_vcppo.algorithm.advantages import (
     decoupled_gae,
     explained_variance_gate,
     gae,
-    group_advantages,
     length_adaptive_lambda,
     monte_carlo_returns,
 )
-from lightning_vcppo.algorithm.importance import truncated_importance_weights
+from lightning_vcppo.algorithm.critic_free import group_advantages, leave_one_out_advantages
+from lightning_vcppo.algorithm.importance import (
+    importance_corrected_returns,
+    truncated_importance_weights,
+)
 from lightning_vcppo.algorithm.loss_weights import (
     aggregation_weights,
     prompt_noise_weights,
@@ -56,8 +60,10 @@ __all__ = [
     "gae",
     "group_advantages",
     "gspo_loss",
+    "importance_corrected_returns",
     "kl_estimate",
     "kl_penalty",
+    "leave_one_out_advantages",
     "length_adaptive_lambda",
     "masked_mean",
     "masked_var",

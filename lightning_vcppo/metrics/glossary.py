@@ -121,6 +121,16 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
             "share of tokens where `cliprange_value` cuts the gradient off; not with `hl_gauss`",
             "0",
         ),
+        Definition(
+            "critic/target_ratio_mean",
+            "mean of rho = pi_new / pi_old after the actor's update; with `target_correction`",
+            "0.95 to 1.05",
+        ),
+        Definition(
+            "critic/target_left_out",
+            "share of tokens with rho above `target_max_ratio`, left out of the critic's loss",
+            "below 0.01",
+        ),
         Definition("critic/grad_norm", "norm of the gradient before clipping", "steady"),
         Definition("critic/lr", "learning rate, after warm-up", ""),
     ),
@@ -132,7 +142,7 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
         ),
         Definition(
             "update/skipped_critic",
-            "the same of the critic; absent with `estimator: group`",
+            "the same of the critic; absent without one",
             "0",
         ),
         Definition(

@@ -158,8 +158,11 @@ class CriticObjective:
 
     def weigh(self, mini_batch: Rollout, reduce: Reduce) -> Rollout:
         """Fix the weight of each token in the loss of a mini-batch; called on every rank."""
+        counted_BT = mini_batch.response_mask_BT
+        if mini_batch.fitted_BT is not None:
+            counted_BT = counted_BT & mini_batch.fitted_BT
         weights_BT = aggregation_weights(
-            mini_batch.response_mask_BT,
+            counted_BT,
             self.settings.loss_agg_mode,
             reduce=reduce,
             sequence_weights_B=mini_batch.noise_weights_B,

@@ -23,7 +23,13 @@ class ValueSettings:
         huber_delta: Where the Huber loss turns linear.
         cliprange_value: PPO2's value clipping; None, as in the paper's Algorithm 1, is off.
         loss_agg_mode: How token losses become one number.
-        prompt_noise_weighting: EasyPPO: weight each prompt by 1 / max(std of its returns, 0.25).
+        target_correction: PACT: "importance" multiplies targets by the ratio of each token's new
+            probability to the old, after the actor's update (`update.order: actor_first`).
+        target_max_ratio: Tokens with a larger ratio are left out of the critic's loss.
+        prompt_noise_weighting: EasyPPO: weight each prompt by
+            1 / max(variance of its returns ^ exponent, floor), divided by the mean over prompts.
+        prompt_noise_exponent: Its exponent; 0.5 makes it the standard deviation.
+        prompt_noise_floor: Its floor.
     """
 
     head: Literal["scalar", "bounded", "hl_gauss"] = "scalar"
@@ -34,7 +40,11 @@ class ValueSettings:
     huber_delta: float = 1.0
     cliprange_value: float | None = None
     loss_agg_mode: LossAggMode = "token-mean"
+    target_correction: Literal["none", "importance"] = "none"
+    target_max_ratio: float = 6.0
     prompt_noise_weighting: bool = False
+    prompt_noise_exponent: float = 0.5
+    prompt_noise_floor: float = 0.25
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
@@ -45,5 +55,12 @@ class ValueSettings:
         clip = self.cliprange_value
         require(self.huber_delta > 0, f"huber_delta: expected > 0, got {self.huber_delta}")
         require(clip is None or clip > 0, f"cliprange_value: expected > 0, got {clip}")
+        require(
+            self.target_max_ratio > 1,
+            f"target_max_ratio: expected > 1, got {self.target_max_ratio}",
+        )
+        exponent, floor = self.prompt_noise_exponent, self.prompt_noise_floor
+        require(exponent >= 0, f"prompt_noise_exponent: expected >= 0, got {exponent}")
+        require(floor > 0, f"prompt_noise_floor: expected > 0, got {floor}")
         # Three bins on either side only keep the histogram of an extreme return unbiased.
         require(self.num_bins > 6, f"num_bins: expected > 6, got {self.num_bins}")

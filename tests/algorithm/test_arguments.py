@@ -38,6 +38,13 @@ TABLE: dict[str, dict[str, Any]] = {
     "monte_carlo_returns": {"rewards_BT": X_BT, "response_mask_BT": MASK_BT},
     "length_adaptive_lambda": {"lengths_B": torch.tensor([3, 4, 5]), "alpha": 0.5},
     "group_advantages": {"rewards_B": X_B, "group_ids_B": IDS_B},
+    "leave_one_out_advantages": {"rewards_B": X_B, "group_ids_B": IDS_B},
+    "importance_corrected_returns": {
+        "returns_BT": X_BT,
+        "logprobs_BT": Y_BT,
+        "old_logprobs_BT": Z_BT,
+        "response_mask_BT": MASK_BT,
+    },
     "explained_variance_gate": {
         "advantages_BT": X_BT,
         "returns_BT": Y_BT,
