@@ -12,6 +12,7 @@ import yaml
 
 from lightning_vcppo.cli.configs import shipped_folder
 
+LOSSES = ("dis", "dppo_tv", "cispo", "gspo")
 PRESETS = sorted(path.stem for path in shipped_folder("configs").glob("*.yaml"))
 STRATEGIES = ("ddp", "fsdp2", "hsdp")
 REWARDS = ("parity", "parity", "parity", "always", "never")
@@ -127,6 +128,7 @@ def _algorithm(rng: random.Random, preset: str) -> list[str]:
     model: dict[str, Any] = given["model"]["init_args"]
     is_group = model.get("advantage", {}).get("estimator", "gae") != "gae"
     needs_groups = is_group or model.get("value", {}).get("prompt_noise_weighting")
+    needs_groups = needs_groups or model["sampling"].get("dynamic_sampling")
     adapts = model.get("advantage", {}).get("length_adaptive_alpha")
     n = rng.choice((2, 3) if needs_groups else (1, 2, 3))
     words = [
@@ -145,7 +147,11 @@ def _algorithm(rng: random.Random, preset: str) -> list[str]:
         ["--model.sampling.dynamic_sampling=true"] if n > 1 else [],
         ["--model.policy.kl_coef=0.1", f"--model.policy.kl_placement={rng.choice(PLACEMENTS)}"],
         ["--model.policy.positive_example_nll_weight=0.1"],
-        [f"--model.policy.importance_correction={rng.choice(('truncate', 'mask'))}"],
+        [
+            f"--model.policy.importance_correction={rng.choice(('truncate', 'mask'))}",
+            "--model.policy.old_logprobs=auto",
+        ],
+        [f"--model.policy.loss={rng.choice(LOSSES)}", "--model.policy.clip_ratio_c=null"],
         ["--model.policy.mask_truncated=true"],
         ["--model.policy.entropy_coeff=0.01"],
         ["--model.policy.old_logprobs=recomputed"],
@@ -157,7 +163,8 @@ def _algorithm(rng: random.Random, preset: str) -> list[str]:
             ["--model.advantage.bootstrap_truncated=true"],
             ["--model.advantage.explained_variance_gate=true"],
             ["--model.value.head=scalar", "--model.value.cliprange_value=0.2"],
-            ["--model.value.head=hl_gauss"],
+            ["--model.value.head=hl_gauss", "--model.value.cliprange_value=null"],
+            ["--model.update.order=actor_first", "--model.value.target_correction=importance"],
             ["--model.update.critic_mini_batch_size=2", "--model.update.critic_epochs=2"],
             [
                 *("--critic_calibration.audit_every=1", "--critic_calibration.audit_prefixes=5"),
