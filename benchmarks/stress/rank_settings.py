@@ -12,7 +12,8 @@ import yaml
 
 from lightning_vcppo.cli.configs import shipped_folder
 
-LOSSES = ("dis", "dppo_tv", "cispo", "gspo")
+DUAL_CLIP = ("ppo", "dppo_tv")
+LOSSES = (*DUAL_CLIP, "dis", "cispo", "gspo")
 PRESETS = sorted(path.stem for path in shipped_folder("configs").glob("*.yaml"))
 STRATEGIES = ("ddp", "fsdp2", "hsdp")
 REWARDS = ("parity", "parity", "parity", "always", "never")
@@ -129,6 +130,8 @@ def _algorithm(rng: random.Random, preset: str) -> list[str]:
     is_group = model.get("advantage", {}).get("estimator", "gae") != "gae"
     needs_groups = is_group or model.get("value", {}).get("prompt_noise_weighting")
     needs_groups = needs_groups or model["sampling"].get("dynamic_sampling")
+    has_dual_clip = model.get("policy", {}).get("clip_ratio_c") is not None
+    clips_values = model.get("value", {}).get("cliprange_value") is not None
     adapts = model.get("advantage", {}).get("length_adaptive_alpha")
     n = rng.choice((2, 3) if needs_groups else (1, 2, 3))
     words = [
@@ -151,7 +154,7 @@ def _algorithm(rng: random.Random, preset: str) -> list[str]:
             f"--model.policy.importance_correction={rng.choice(('truncate', 'mask'))}",
             "--model.policy.old_logprobs=auto",
         ],
-        [f"--model.policy.loss={rng.choice(LOSSES)}", "--model.policy.clip_ratio_c=null"],
+        [f"--model.policy.loss={rng.choice(DUAL_CLIP if has_dual_clip else LOSSES)}"],
         ["--model.policy.mask_truncated=true"],
         ["--model.policy.entropy_coeff=0.01"],
         ["--model.policy.old_logprobs=recomputed"],
@@ -163,7 +166,7 @@ def _algorithm(rng: random.Random, preset: str) -> list[str]:
             ["--model.advantage.bootstrap_truncated=true"],
             ["--model.advantage.explained_variance_gate=true"],
             ["--model.value.head=scalar", "--model.value.cliprange_value=0.2"],
-            ["--model.value.head=hl_gauss", "--model.value.cliprange_value=null"],
+            ["--model.value.head=hl_gauss"] if not clips_values else [],
             ["--model.update.order=actor_first", "--model.value.target_correction=importance"],
             ["--model.update.critic_mini_batch_size=2", "--model.update.critic_epochs=2"],
             [
