@@ -234,7 +234,7 @@ def _draw(history: _History, settings: AdvantageSettings) -> Iterator[tuple[str,
                 _draw_profiles(ax, history.rollouts, profiles, width)
                 yield f"{name}_by_{place}", figure
     lengths = [x for x in history.scalars["rollout/response_length"] if not math.isnan(x)]
-    if lengths and settings.estimator == "gae":
+    if lengths and settings.needs_critic:
         yield "reward_decay", _draw_reward_decay(round(lengths[-1]), settings)
 
 

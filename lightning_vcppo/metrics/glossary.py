@@ -70,19 +70,21 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
     "Policy": (
         Definition(
             "policy/loss",
-            "what is minimised but for the entropy, KL and NLL terms: the clipped policy loss",
+            "what is minimised but for the entropy, KL and NLL terms: the loss that is set",
             "near 0, no trend",
         ),
         Definition("policy/approx_kl", "mean of r - 1 - log r (k3), r = pi / pi_old", "0 to 0.05"),
-        Definition("policy/ratio_mean", "mean of r", "0.95 to 1.05"),
+        Definition("policy/ratio_mean", "mean of r; with `gspo` of the response's", "0.95 to 1.05"),
+        Definition("policy/ratio_min", "smallest of 1 and r, of all updates", "above 0.1"),
+        Definition("policy/ratio_max", "largest of 1 and r, of all updates", "below 10"),
         Definition(
             "policy/clipfrac",
-            "share of tokens where a clip cuts the gradient off",
+            "share of tokens where a bound cuts the gradient off; with `cispo` limits it",
             "0 to 0.2",
         ),
-        Definition("policy/clipfrac_low", "of them, at 1 - `clip_ratio_low`", ""),
-        Definition("policy/clipfrac_high", "of them, at 1 + `clip_ratio_high`", ""),
-        Definition("policy/clipfrac_c", "of them, at `clip_ratio_c` (dual clip)", "0 to 0.01"),
+        Definition("policy/clipfrac_low", "of them, at `clip_ratio_low`", ""),
+        Definition("policy/clipfrac_high", "of them, at `clip_ratio_high`", ""),
+        Definition("policy/clipfrac_c", "of them, at `clip_ratio_c`", "0 to 0.01"),
         Definition(
             "policy/entropy",
             "mean entropy of the next token, nats",
@@ -119,6 +121,16 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
             "share of tokens where `cliprange_value` cuts the gradient off; not with cross-entropy",
             "0",
         ),
+        Definition(
+            "critic/target_ratio_mean",
+            "mean of rho = pi_new / pi_old after the actor's update; with `target_correction`",
+            "0.95 to 1.05",
+        ),
+        Definition(
+            "critic/target_left_out",
+            "share of tokens with rho above `target_max_ratio`, left out of the critic's loss",
+            "below 0.01",
+        ),
         Definition("critic/grad_norm", "norm of the gradient before clipping", "steady"),
         Definition("critic/lr", "learning rate, after warm-up", ""),
     ),
@@ -130,7 +142,7 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
         ),
         Definition(
             "update/skipped_critic",
-            "the same of the critic; absent with `estimator: group`",
+            "the same of the critic; absent without one",
             "0",
         ),
         Definition(

@@ -18,7 +18,7 @@ from lightning_vcppo.models.fingerprints import base_of_adapters
 from lightning_vcppo.settings import LoRASettings, ValueSettings
 
 FIXED = {"freeze": "none", "privileged_prompt": "none"}
-"""Settings of the critic that a checkpoint fixes, and what they are where it does not state them."""
+"""Settings that a checkpoint fixes, and what they are where it does not state them."""
 
 
 @dataclass
@@ -126,6 +126,7 @@ class NetworkLoader:
             )
             require(
                 saved == own,
-                f"--model.value.{name}: the checkpoint's critic was trained with {saved}, not {own}",
+                f"--model.value.{name}: the checkpoint's critic was trained with {saved}, "
+                f"not {own}",
             )
         self.restored = adapters.precise(checkpoint.get("state_dict", {}))

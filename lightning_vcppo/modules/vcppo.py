@@ -25,8 +25,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from lightning_vcppo.algorithm import losses
-from lightning_vcppo.algorithm.loss_weights import prompt_noise_weights
 from lightning_vcppo.algorithm.value_pretraining import Phase
 from lightning_vcppo.common.files import is_trial
 from lightning_vcppo.common.lightning_compat import forget_logged, is_attached, lift_step_limit
@@ -43,7 +41,10 @@ from lightning_vcppo.modules.base import PolicyModule
 from lightning_vcppo.modules.consistency import require_consistency
 from lightning_vcppo.modules.estimation import (
     correct_mismatch,
+    correct_targets,
     estimate_advantages,
+    place_rewards,
+    weigh_prompts,
     whiten_advantages,
 )
 from lightning_vcppo.modules.networks import NetworkLoader
@@ -61,7 +62,7 @@ from lightning_vcppo.rewards.functions import RewardFunction
 from lightning_vcppo.rewards.shaping import overlong_penalty
 from lightning_vcppo.rollouts.dynamic_sampling import GroupBuffer
 from lightning_vcppo.rollouts.privileged import PrivilegedPrompt
-from lightning_vcppo.rollouts.rollout import Rollout, last_token
+from lightning_vcppo.rollouts.rollout import Rollout
 from lightning_vcppo.rollouts.store import RolloutStore
 from lightning_vcppo.settings import (
     AdvantageSettings,
@@ -135,7 +136,7 @@ class VCPPOModule(PolicyModule):
             ValueError: for settings that contradict each other, or a tokenizer that cannot load.
         """
         super().__init__(actor, loading.load_tokenizer(actor), reward, evaluation, engine, grading)
-        require_consistency(sampling, engine, reward_shaping, advantage, policy, value)
+        require_consistency(sampling, engine, reward_shaping, advantage, policy, value, update)
         self.automatic_optimization = False
         self.importance_correction = policy.correction_with(engine)
         self.reward_shaping, self.sampling = reward_shaping, sampling
@@ -189,9 +190,7 @@ class VCPPOModule(PolicyModule):
             if self.phase is Phase.VALUE_PRETRAINING:
                 self.pretrain_critic(rollout)
             else:
-                if self.advantage.needs_critic:
-                    self.update_network("critic", self.critic_reads(rollout))
-                self.update_network("policy", self.prepare_policy_update(rollout))
+                self.update_networks(rollout)
         self.rollouts_done += 1
         self.rollout = rollout
         self.log_rollout(rollout)
@@ -226,36 +225,26 @@ class VCPPOModule(PolicyModule):
     @torch.no_grad()
     def score(self, rollout: Rollout) -> Rollout:
         """Read log-probabilities and values before any update, and place the rewards on tokens."""
-        mask_BT = rollout.response_mask_BT
-        rewards_BT = torch.where(last_token(mask_BT), rollout.scores_B[:, None], 0.0)
         if self.phase is Phase.POLICY_OPTIMIZATION:
             old_logprobs_BT, entropy_BT = rollout.sampler_logprobs_BT, rollout.entropy_BT
-            if entropy_BT is None or not self.sampler_is_exact():
+            exact = entropy_BT is not None and self.sampler_is_exact()
+            if self.policy.old_logprobs != "sampler" and not exact:
                 old_logprobs_BT, entropy_BT = self.read(self.scorer.actor_logprobs, rollout)
             rollout = rollout.with_(old_logprobs_BT=old_logprobs_BT, entropy_BT=entropy_BT)
             if self.reference is not None:
                 ref_logprobs_BT, _ = self.read(self.scorer.reference_logprobs, rollout)
                 rollout = rollout.with_(ref_logprobs_BT=ref_logprobs_BT)
-                if self.policy.kl_placement == "reward":
-                    kl_BT = losses.kl_estimate(
-                        old_logprobs_BT, ref_logprobs_BT, estimator=self.policy.kl_estimator
-                    )
-                    rewards_BT = rewards_BT - self.policy.kl_coef * kl_BT
         if self.advantage.needs_critic:
             (values_BT,) = self.read(self.scorer.critic_values, self.critic_reads(rollout))
             rollout = rollout.with_(values_BT=values_BT)
-        if self.advantage.needs_critic and self.value.prompt_noise_weighting:
-            noise_weights_B = prompt_noise_weights(
-                rollout.scores_B, rollout.group_ids_B, normalize=True, reduce=self.sum_over_ranks
-            )
-            rollout = rollout.with_(noise_weights_B=noise_weights_B)
-        return rollout.with_(rewards_BT=rewards_BT)
+            rollout = weigh_prompts(rollout, self.value, reduce=self.sum_over_ranks)
+        return place_rewards(rollout, self.policy)
 
     def sampler_is_exact(self) -> bool:
         """Tell whether sampling has left the policy's own log-probabilities, but for rounding."""
         assert self.actor is not None
         return (
-            self.policy.reuse_sampler_logprobs
+            self.policy.old_logprobs == "auto"
             and self.sampler_agrees
             and self.importance_correction == "off"
             and self.actor.dtype.itemsize >= 4
@@ -278,6 +267,16 @@ class VCPPOModule(PolicyModule):
             reduce=self.sum_over_ranks,
         )
 
+    def update_networks(self, rollout: Rollout) -> None:
+        """Update actor and critic in the order that is set, from what was read before both."""
+        critic_first = self.update.order == "critic_first"
+        if self.advantage.needs_critic and critic_first:
+            self.update_network("critic", self.critic_reads(rollout))
+        self.update_network("policy", self.prepare_policy_update(rollout))
+        if self.advantage.needs_critic and not critic_first:
+            rollout = self.critic_reads(self.prepare_critic_update(rollout))
+            self.update_network("critic", rollout)
+
     def prepare_policy_update(self, rollout: Rollout) -> Rollout:
         """Whiten the advantages and correct for a sampler that is not quite the policy."""
         if self.importance_correction != "off":
@@ -287,6 +286,18 @@ class VCPPOModule(PolicyModule):
             self.update_metrics |= metrics
         if self.advantage.whiten:
             rollout = whiten_advantages(rollout, reduce=self.sum_over_ranks)
+        return rollout
+
+    @torch.no_grad()
+    def prepare_critic_update(self, rollout: Rollout) -> Rollout:
+        """Correct the targets for the update that the actor has had, if that is on."""
+        if self.value.target_correction == "none":
+            return rollout
+        logprobs_BT, _ = self.read(self.scorer.actor_logprobs, rollout)
+        rollout, metrics = correct_targets(
+            rollout, logprobs_BT, self.value, reduce=self.sum_over_ranks
+        )
+        self.update_metrics |= metrics
         return rollout
 
     def pretrain_critic(self, rollout: Rollout) -> None:
@@ -304,9 +315,6 @@ class VCPPOModule(PolicyModule):
         self, network: Network, rollout: Rollout, epochs: list[int] | None = None
     ) -> None:
         """Do all updates of actor or critic that a rollout is worth.
-
-        Targets are fixed before the first update and the networks share nothing, so it makes no
-        difference that one network's updates follow the other's instead of alternating with them.
 
         Args:
             network: Which one.

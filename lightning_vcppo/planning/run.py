@@ -76,7 +76,8 @@ class Run:
         lora_rank: Rank of the adapters; None trains all weights.
         lora_targets: Projections with adapters; empty is all.
         checkpointing: Whether layers are computed again in the backward pass.
-        reads_logprobs: Whether log-probabilities are read once more before the update.
+        logprob_readings: How often the actor reads log-probabilities, its updates aside: before
+            them, and after them to correct the critic's targets.
         device: "cpu" or "cuda".
         memory: Bytes of one device.
     """
@@ -108,7 +109,7 @@ class Run:
     lora_rank: int | None = None
     lora_targets: tuple[str, ...] = ()
     checkpointing: bool = False
-    reads_logprobs: bool = False
+    logprob_readings: int = 0
     device: Literal["cpu", "cuda"] = "cpu"
     memory: int = 80 * GB
 

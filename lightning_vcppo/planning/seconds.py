@@ -108,7 +108,7 @@ class Seconds:
 
 def plan_seconds(run: Run, rates: Rates, devices_per_machine: int) -> Seconds:
     """Return the seconds of a rollout whose responses have the mean length."""
-    readings = int(run.reads_logprobs) + int(run.reference)
+    readings = run.logprob_readings + int(run.reference)
     score = readings * forward_flops(run, "policy")
     score += forward_flops(run, "critic") if "critic" in run.networks else 0.0
     link = rates.link if run.shards <= devices_per_machine else rates.network

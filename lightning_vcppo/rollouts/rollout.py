@@ -49,6 +49,7 @@ class Rollout:
         nll_weights_BT: The same for the loss on correct responses.
         importance_weights_BT: Correction of the sampler's mismatch, if it is on.
         trusted_BT: True where sampler and trainer agree well enough to learn from the token.
+        fitted_BT: True where the critic learns from the token, if its targets were corrected.
     """
 
     problems: tuple[Problem, ...]
@@ -75,6 +76,7 @@ class Rollout:
     nll_weights_BT: Tensor | None = None
     importance_weights_BT: Tensor | None = None
     trusted_BT: Tensor | None = None
+    fitted_BT: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of responses."""

@@ -32,11 +32,17 @@ class ValueSettings:
         loss_agg_mode: How token losses become one number.
         freeze: Part of the critic that keeps the weights it starts with: its "attention" (SAO,
             arXiv 2607.07508) or its "embeddings".
-        privileged_prompt: What the critic alone reads before a prompt: the reference "answer" (BPCO,
-            arXiv 2608.23566), or "siblings", a right and a wrong response to the same prompt,
-            never the one judged (piPPO, arXiv 2609.37825).
+        privileged_prompt: What the critic alone reads before a prompt: the reference "answer"
+            (BPCO, arXiv 2608.23566), or "siblings", a right and a wrong response to the same
+            prompt, never the one judged (piPPO, arXiv 2609.37825).
         privileged_max_length: Tokens of it, at most; the ends of longer siblings are kept.
-        prompt_noise_weighting: EasyPPO: weight each prompt by 1 / max(std of its returns, 0.25).
+        target_correction: PACT: "importance" multiplies targets by the ratio of each token's new
+            probability to the old, after the actor's update (`update.order: actor_first`).
+        target_max_ratio: Tokens with a larger ratio are left out of the critic's loss.
+        prompt_noise_weighting: EasyPPO: weight each prompt by
+            1 / max(variance of its returns ^ exponent, floor), divided by the mean over prompts.
+        prompt_noise_exponent: Its exponent; 0.5 makes it the standard deviation.
+        prompt_noise_floor: Its floor.
     """
 
     head: Literal["scalar", "bounded", "sigmoid", "hl_gauss"] = "scalar"
@@ -53,7 +59,11 @@ class ValueSettings:
     freeze: Literal["none", "attention", "embeddings"] = "none"
     privileged_prompt: Literal["none", "answer", "siblings"] = "none"
     privileged_max_length: int = 1024
+    target_correction: Literal["none", "importance"] = "none"
+    target_max_ratio: float = 6.0
     prompt_noise_weighting: bool = False
+    prompt_noise_exponent: float = 0.5
+    prompt_noise_floor: float = 0.25
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
@@ -66,6 +76,13 @@ class ValueSettings:
         require(longest >= 32, f"privileged_max_length: expected >= 32 tokens, got {longest}")
         require(self.huber_delta > 0, f"huber_delta: expected > 0, got {self.huber_delta}")
         require(clip is None or clip > 0, f"cliprange_value: expected > 0, got {clip}")
+        require(
+            self.target_max_ratio > 1,
+            f"target_max_ratio: expected > 1, got {self.target_max_ratio}",
+        )
+        exponent, floor = self.prompt_noise_exponent, self.prompt_noise_floor
+        require(exponent >= 0, f"prompt_noise_exponent: expected >= 0, got {exponent}")
+        require(floor > 0, f"prompt_noise_floor: expected > 0, got {floor}")
         sigma, margin = self.hl_gauss_sigma, 8 * self.sigma_ratio
         require(sigma > 0, f"hl_gauss_sigma: expected > 0, got {sigma}")
         # Four sigmas on either side only keep the histogram of an extreme return unbiased.

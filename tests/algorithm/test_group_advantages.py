@@ -9,10 +9,10 @@ from torch.testing import assert_close
 
 from lightning_vcppo.algorithm.advantages import (
     explained_variance_gate,
-    group_advantages,
     length_adaptive_lambda,
     monte_carlo_returns,
 )
+from lightning_vcppo.algorithm.critic_free import group_advantages, leave_one_out_advantages
 from lightning_vcppo.algorithm.statistics import Reduce
 from tests.support.ranks import on_ranks
 
@@ -37,10 +37,25 @@ def test_group_advantages_by_hand() -> None:
         group_advantages(rewards_B, group_ids_B[:2])
 
 
+def test_leave_one_out_advantages_by_hand() -> None:
+    rewards_B = torch.tensor([1.0, 5.0, -1.0, 7.0, 1.0, 6.0], dtype=torch.float64)
+    group_ids_B = torch.tensor([3, 8, 3, 0, 3, 0])
+    # Of group 3 the others of the first have the mean 0, those of the second 1.
+    expected_B = torch.tensor([1.0, 0.0, -2.0, 1.0, 1.0, -1.0], dtype=torch.float64)
+    assert_close(leave_one_out_advantages(rewards_B, group_ids_B), expected_B)
+
+
+def test_leave_one_out_advantages_are_those_of_the_mean_times_n_over_n_minus_1() -> None:
+    rewards_B, ids_B = torch.randn(12, dtype=torch.float64), torch.arange(12) % 3
+    centred_B = group_advantages(rewards_B, ids_B, normalize_std=False)
+    assert_close(leave_one_out_advantages(rewards_B, ids_B), centred_B * 4 / 3)
+
+
 def test_groups_without_signal_get_zero() -> None:
     rewards_B = torch.full((7,), 0.1)
     group_ids_B = torch.tensor([0, 0, 0, 0, 0, 0, 1])
     assert torch.equal(group_advantages(rewards_B, group_ids_B), torch.zeros(7))
+    assert torch.equal(leave_one_out_advantages(rewards_B, group_ids_B), torch.zeros(7))
 
 
 def gate_case() -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -295,7 +295,7 @@ def test_operations_of_a_rollout():
     assert seconds.critic == 3 * body
     assert seconds.policy == 3 * body + 4 * 2 * 8 * 6 * 80
     assert seconds.score == body  # of the critic: the sampler's log-probabilities are the policy's
-    assert plan_seconds(replace(RUN, reads_logprobs=True), Rates(1.0, 1.0), 8).score == (
+    assert plan_seconds(replace(RUN, logprob_readings=1), Rates(1.0, 1.0), 8).score == (
         2 * body + 2 * 8 * 6 * 80
     )
     again = plan_seconds(replace(RUN, checkpointing=True, epochs=2), Rates(1.0, 1.0), 8)
