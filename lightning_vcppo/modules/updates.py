@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
@@ -198,4 +199,6 @@ def copy_state(network: nn.Module, optimizer: Any) -> dict[str, Any]:
 
 def restore_state(network: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
     """Go back to what `copy_state` has returned."""
-    load_whole_or_sharded(network, optimizer, state["weights"], state["optimizer"])
+    # Lightning's wrapper reads the state of what it wraps, but would load into itself alone.
+    wrapped = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+    load_whole_or_sharded(network, wrapped, state["weights"], state["optimizer"])
