@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,16 +15,16 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_vcppo.common import places
-from lightning_vcppo.common.seeding import stream
+from lightning_vcppo.common.seeding import stream, stream_seed
 from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.distributed.sharding import full_scalar, load_whole_or_sharded
 from lightning_vcppo.distributed.strategies import sum_gradients_once
 from lightning_vcppo.modules.objectives import Objective
-from lightning_vcppo.modules.optimizers import warmed_up_lr
+from lightning_vcppo.modules.optimizers import build_optimizer, warmed_up_lr
 from lightning_vcppo.modules.scoring import Scorer
 from lightning_vcppo.modules.update_health import UpdateHealth
 from lightning_vcppo.rollouts.rollout import Rollout
-from lightning_vcppo.settings import OptimizerSettings, UpdateSettings
+from lightning_vcppo.settings import MasterWeights, OptimizerSettings, UpdateSettings
 
 Network = Literal["policy", "critic"]
 
@@ -183,6 +183,25 @@ def build_updaters(
             mini_batch_size=update.critic_mini_batch_size or size,
         ),
     }
+
+
+def build_optimizers(
+    updaters: Mapping[Network, Updater],
+    networks: Mapping[Network, nn.Module | None],
+    master_weights: MasterWeights,
+    run_seed: int,
+) -> list[torch.optim.Optimizer]:
+    """Return one optimizer for each network that there is, in the order of `networks`."""
+    return [
+        build_optimizer(
+            updaters[name].settings,
+            network.parameters(),
+            master_weights,
+            stream_seed(run_seed, "optimizer", name),
+        )
+        for name, network in networks.items()
+        if network is not None
+    ]
 
 
 def copy_state(network: nn.Module, optimizer: Any) -> dict[str, Any]:
