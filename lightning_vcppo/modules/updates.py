@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_vcppo.algorithm.losses import combine, is_extreme
 from lightning_vcppo.common import places
-from lightning_vcppo.common.seeding import stream
+from lightning_vcppo.common.seeding import stream, stream_seed
 from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.distributed.sharding import full_scalar, load_whole_or_sharded
 from lightning_vcppo.distributed.strategies import sum_gradients_once
 from lightning_vcppo.modules.objectives import Objective
-from lightning_vcppo.modules.optimizers import warmed_up_lr
+from lightning_vcppo.modules.optimizers import build_optimizer, warmed_up_lr
 from lightning_vcppo.modules.scoring import Scorer
 from lightning_vcppo.modules.update_health import UpdateHealth
 from lightning_vcppo.rollouts.rollout import Rollout
-from lightning_vcppo.settings import OptimizerSettings, UpdateSettings
+from lightning_vcppo.settings import MasterWeights, OptimizerSettings, UpdateSettings
 
 Network = Literal["policy", "critic"]
 
@@ -209,6 +210,25 @@ def build_updaters(
     }
 
 
+def build_optimizers(
+    updaters: Mapping[Network, Updater],
+    networks: Mapping[Network, nn.Module | None],
+    master_weights: MasterWeights,
+    run_seed: int,
+) -> list[torch.optim.Optimizer]:
+    """Return one optimizer for each network that there is, in the order of `networks`."""
+    return [
+        build_optimizer(
+            updaters[name].settings,
+            network.parameters(),
+            master_weights,
+            stream_seed(run_seed, "optimizer", name),
+        )
+        for name, network in networks.items()
+        if network is not None
+    ]
+
+
 def copy_state(network: nn.Module, optimizer: Any) -> dict[str, Any]:
     """Return a copy, on the CPU, of a network's weights and of its optimizer's state.
 
@@ -223,4 +243,6 @@ def copy_state(network: nn.Module, optimizer: Any) -> dict[str, Any]:
 
 def restore_state(network: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
     """Go back to what `copy_state` has returned."""
-    load_whole_or_sharded(network, optimizer, state["weights"], state["optimizer"])
+    # Lightning's wrapper reads the state of what it wraps, but would load into itself alone.
+    wrapped = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+    load_whole_or_sharded(network, wrapped, state["weights"], state["optimizer"])

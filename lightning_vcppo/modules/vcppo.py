@@ -47,13 +47,17 @@ from lightning_vcppo.modules.estimation import (
     weigh_prompts,
     whiten_advantages,
 )
+from lightning_vcppo.modules.master_weights import (
+    require_master_weights,
+    require_same_master_weights,
+)
 from lightning_vcppo.modules.networks import NetworkLoader
 from lightning_vcppo.modules.objectives import CriticObjective, Objective, PolicyObjective
-from lightning_vcppo.modules.optimizers import build_optimizer
 from lightning_vcppo.modules.scoring import Scorer
 from lightning_vcppo.modules.updates import (
     Backend,
     Network,
+    build_optimizers,
     build_updaters,
     copy_state,
     restore_state,
@@ -69,6 +73,7 @@ from lightning_vcppo.settings import (
     EngineSettings,
     GradingSettings,
     LoRASettings,
+    MasterWeights,
     OptimizerSettings,
     PolicySettings,
     RewardShapingSettings,
@@ -104,6 +109,7 @@ class VCPPOModule(PolicyModule):
         update: UpdateSettings = UpdateSettings(),
         lora: LoRASettings = LoRASettings(),
         activation_checkpointing: bool = False,
+        master_weights: MasterWeights = "none",
         actor_optimizer: OptimizerSettings = OptimizerSettings(lr=1e-6),
         critic_optimizer: OptimizerSettings = OptimizerSettings(lr=2e-6),
     ) -> None:
@@ -129,6 +135,8 @@ class VCPPOModule(PolicyModule):
             lora: Train adapters and the value head instead of all weights.
             activation_checkpointing: Keep a layer's input alone and compute the layer again in the
                 backward pass: less memory, a third more arithmetic in an update.
+            master_weights: What keeps updates that weights under `bf16-true` would round away:
+                copies in float32, what is rounded away (Kahan), or chance (stochastic rounding).
             actor_optimizer: Of the actor.
             critic_optimizer: Of the critic.
 
@@ -141,7 +149,7 @@ class VCPPOModule(PolicyModule):
         self.importance_correction = policy.correction_with(engine)
         self.reward_shaping, self.sampling = reward_shaping, sampling
         self.advantage, self.policy, self.value = advantage, policy, value
-        self.update = update
+        self.update, self.master_weights = update, master_weights
         self.critic_reads = PrivilegedPrompt(self.tokenizer, value).view
 
         self.loader = NetworkLoader(
@@ -389,6 +397,7 @@ class VCPPOModule(PolicyModule):
     def setup(self, stage: str) -> None:
         """Prepare the strategy; evaluation loads the actor only, so a checkpoint has more keys."""
         super().setup(stage)
+        require_master_weights(self.master_weights, self.trainer)
         prepare_strategy(
             self.trainer.strategy, lambda: adapters.keep_precise(self, self.loader.restored)
         )
@@ -432,11 +441,7 @@ class VCPPOModule(PolicyModule):
         """Return one optimizer for the actor and, if there is one, one for the critic."""
         adapters.keep_precise(self, self.loader.restored)
         networks: dict[Network, nn.Module | None] = {"policy": self.actor, "critic": self.critic}
-        return [
-            build_optimizer(self.updaters[name].settings, network.parameters())
-            for name, network in networks.items()
-            if network is not None
-        ]
+        return build_optimizers(self.updaters, networks, self.master_weights, self.run_seed)
 
     @override
     def on_fit_start(self) -> None:
@@ -477,6 +482,7 @@ class VCPPOModule(PolicyModule):
         if self.critic is not None:
             checkpoint["folders"]["critic"] = hf_folders.describe(self.critic.model)
         self.loader.save(checkpoint)
+        checkpoint["master_weights"] = self.master_weights
         checkpoint["phase"] = self.phase.value
         checkpoint["updates_done"] = self.updates_done
         checkpoint["waiting_groups"] = self.waiting_groups.state_dict()
@@ -486,6 +492,7 @@ class VCPPOModule(PolicyModule):
         """Restore what `on_save_checkpoint` saves; refuse a run that trains other weights."""
         super().on_load_checkpoint(checkpoint)
         self.loader.restore(checkpoint)
+        require_same_master_weights(checkpoint, self.master_weights)
         self.phase = Phase(checkpoint["phase"])
         for network, number in checkpoint["updates_done"].items():
             self.updaters[network].updates_done = number

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from lightning_vcppo.common.errors import require
+
+MasterWeights: TypeAlias = Literal["none", "float32", "kahan", "stochastic"]
+"""What keeps updates that bfloat16 weights would round away."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import pytest
 
 from lightning_vcppo.generation import decoding, prompt_reader, slots, static_batch
 from lightning_vcppo.models import logprobs
-from lightning_vcppo.planning import memory
+from lightning_vcppo.modules import master_weights
+from lightning_vcppo.planning import advice, memory
 from lightning_vcppo.planning.advice import advise, fits
 from lightning_vcppo.planning.memory import (
     Memory,
@@ -83,6 +84,29 @@ def test_weights_and_moments_of_both_networks_last():
     assert lasting(replace(RUN, critic=None)).weights == 4 * BACKBONE
     assert lasting(replace(RUN, precision="bf16-true")).weights == 2 * 2 * BACKBONE
     assert lasting(replace(RUN, moments=0)).optimizer == 0
+
+
+def test_master_weights_keep_the_state_in_float32_and_something_beside_it():
+    half = replace(RUN, precision="bf16-true")
+    moments = {
+        kind: lasting(replace(half, master_weights=kind)).optimizer // (2 * BACKBONE)
+        for kind in ("none", "stochastic", "kahan", "float32")
+    }
+    assert moments == {"none": 4, "stochastic": 8, "kahan": 8 + 2, "float32": 8 + 4}
+    assert lasting(replace(RUN, master_weights="float32")).optimizer == 2 * BACKBONE * 8
+    stepping = replace(half, master_weights="kahan", device="cuda", max_tokens=1, prompt_length=1)
+    update = plan_memory(replace(stepping, response_length=1))["critic update"]
+    # of a model this small all weights are in float32 at once: weight, gradient, one temporary
+    assert update.workspace == lasting(stepping).workspace - 8 * 5 * 60 + 12 * BACKBONE
+
+
+def test_half_precision_is_not_advised_where_it_would_train_nothing():
+    run = replace(RUN, memory=1, device="cuda", critic=None)
+    assert advice._half_precision(replace(run, lora_rank=2))[0] == "--trainer.precision=bf16-true"
+    flag, changed = advice._half_precision(run)
+    assert flag.endswith("bf16-true --model.master_weights=stochastic")
+    assert changed.master_weights == "stochastic"
+    assert advice._half_precision(replace(run, strategy="fsdp2")) is None
 
 
 def test_a_language_model_with_its_own_head_has_more_weights_than_its_critic():
@@ -337,4 +361,5 @@ def test_the_plan_knows_the_sizes_that_a_run_uses() -> None:
     assert memory.CACHE_GROWTH == slots.GROWTH
     assert memory.PREFILL_TOKENS == prompt_reader.PREFILL_TOKENS
     assert memory.STATIC_ROOM == static_batch.ROOM
+    assert memory.WEIGHTS_AT_ONCE == master_weights.WEIGHTS_AT_ONCE
     assert memory.STACKED_WIDTH == decoding.STACKED_WIDTH

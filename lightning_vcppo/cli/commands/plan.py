@@ -164,6 +164,7 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
         shards=shards,
         moments=_moments(settings.actor_optimizer),
         critic_frozen=settings["value"].freeze,
+        master_weights=settings.master_weights,
         lora_rank=settings.lora.rank,
         lora_targets=() if isinstance(targets, str) else tuple(targets),
         checkpointing=settings.activation_checkpointing,
