@@ -144,6 +144,27 @@ def test_gspo_takes_advantages_of_tokens() -> None:
     assert weights == pytest.approx([s] * 4)
 
 
+def test_what_lies_at_a_bound() -> None:
+    """DIS drops it, as the paper's inequalities are strict; the others keep its gradient."""
+    tensors = inputs([1.0], [1.0])
+    for low, high, kept in ((0.0, 0.5, 0.0), (0.5, 0.0, 0.0), (0.5, 0.5, 1.0)):
+        clips = {"clip_ratio_low": low, "clip_ratio_high": high}
+        assert gradient_weights(dis_loss, *tensors, **clips) == [kept]
+        assert gradient_weights(dppo_tv_loss, *tensors, **clips) == [1.0]
+        assert gradient_weights(cispo_loss, *tensors, **clips) == [1.0]
+
+
+def test_the_bounds_are_those_of_the_papers_unless_told_otherwise() -> None:
+    ratios = [1 - 3.5e-4] * 2, [1 - 2.5e-4] * 2, [1 + 3.5e-4] * 2, [1 + 4.5e-4] * 2
+    for ratio, sign, kept in zip(ratios, (-1, -1, 1, 1), (False, True, True, False), strict=True):
+        weights = gradient_weights(gspo_loss, *inputs(ratio, [float(sign)] * 2))
+        assert weights == pytest.approx(ratio if kept else [0.0, 0.0])
+    assert gradient_weights(policy_loss, *inputs([0.85, 0.75], [-1.0, -1.0])) == pytest.approx(
+        [0.85, 0.0]
+    )
+    assert [*POLICY_LOSSES] == ["ppo", "dis", "dppo_tv", "cispo", "gspo"]
+
+
 @pytest.mark.parametrize("name", POLICY_LOSSES)
 def test_on_policy_every_loss_is_minus_the_mean_advantage_with_its_gradient(name: str) -> None:
     batch = Batch()
