@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_vcppo.checkpointing.format import Keys
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.seeding import stream_seed
 from lightning_vcppo.models import loading
@@ -99,5 +100,5 @@ class NetworkLoader:
 
     def load_state_dict(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint with adapters of another kind or on another base."""
-        adapters.require_same(checkpoint.get("lora"), self.state_dict())
-        self.restored = adapters.precise(checkpoint.get("state_dict", {}))
+        adapters.require_same(checkpoint.get(Keys.ADAPTERS), self.state_dict())
+        self.restored = adapters.precise(checkpoint.get(Keys.WEIGHTS, {}))

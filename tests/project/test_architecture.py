@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
         *("metrics", "rollouts", "generation", "data", "models"),
         *("distributed", "rewards", "checkpointing", "algorithm"),
     },
-    "dashboards": {"metrics", "report", "algorithm"},
+    "dashboards": {"metrics", "report", "checkpointing", "algorithm"},
     "callbacks": {
         *("modules", "dashboards", "report", "metrics", "rollouts", "data"),
         *("checkpointing", "distributed", "algorithm"),
