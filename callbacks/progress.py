@@ -78,7 +78,7 @@ class RolloutProgressBar(RunCallback, RichProgressBar):
     @property
     @override
     def is_enabled(self) -> bool:
-        """Tell whether there is a bar: only where a cursor can move."""
+        """Return whether there is a bar: only where a cursor can move."""
         console = get_console()
         return super().is_enabled and (console.is_terminal or console.is_jupyter)
 
