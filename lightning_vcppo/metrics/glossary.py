@@ -24,7 +24,7 @@ class Definition:
     healthy: str
 
     def covers(self, key: str) -> bool:
-        """Tell whether a logged key is this one."""
+        """Return whether a logged key is this one."""
         parts = re.split(r"\{.*?\}", self.key)
         return re.fullmatch(r"\w+".join(map(re.escape, parts)), key) is not None
 

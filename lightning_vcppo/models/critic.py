@@ -74,7 +74,7 @@ class Critic(ValueNetwork):
 
 
 def holds_pretrained_critic(source: str | Mapping[str, Any]) -> bool:
-    """Tell whether a folder holds a critic of ours, rather than a reward or language model."""
+    """Return whether a folder holds a critic of ours, rather than a reward or language model."""
     return isinstance(source, str) and hasattr(load_config(source), "value_head")
 
 

@@ -72,7 +72,7 @@ def adapt(model: PreTrainedModel, settings: LoRASettings, seed: int) -> None:
 
 
 def is_adapted(layer: nn.Module) -> bool:
-    """Tell whether a layer is a linear one with an adapter."""
+    """Return whether a layer is a linear one with an adapter."""
     return NAME in getattr(layer, "lora_A", ())
 
 

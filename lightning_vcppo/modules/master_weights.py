@@ -22,6 +22,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_vcppo.checkpointing.format import Keys
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.seeding import stream_seed
 from lightning_vcppo.distributed.fsdp2 import FSDP2Strategy
@@ -60,7 +61,7 @@ def require_same_master_weights(checkpoint: dict[str, Any], kind: MasterWeights)
     Raises:
         ValueError: With the flag of the run that wrote it.
     """
-    saved = checkpoint.get("master_weights", "none")
+    saved = checkpoint.get(Keys.MASTER_WEIGHTS, "none")
     require(
         saved == kind,
         f"--model.master_weights: the checkpoint was trained with {saved}, not {kind}; give that",
@@ -186,7 +187,8 @@ class PreciseOptimizer(torch.optim.Optimizer):
             return master
         if name not in kept:
             kept[name] = torch.zeros_like(parameter.data)
-        return parameter.data.float() + kept[name].float()
+        compensated: Tensor = parameter.data.float() + kept[name].float()
+        return compensated
 
     def _write(self, parameter: Tensor, stepped: Tensor, step: tuple[int, int]) -> None:
         """Give a parameter its new value, and keep what the next step needs."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_vcppo.checkpointing.format import Keys
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.seeding import stream_seed
 from lightning_vcppo.models import loading
@@ -109,8 +110,8 @@ class NetworkLoader:
 
     def save(self, checkpoint: dict[str, Any]) -> None:
         """Note in a checkpoint which weights the run trains."""
-        checkpoint["lora"] = adapters.record(self.lora, self.bases)
-        checkpoint["value"] = {name: getattr(self.value, name) for name in FIXED}
+        checkpoint[Keys.ADAPTERS] = adapters.record(self.lora, self.bases)
+        checkpoint[Keys.CRITIC] = {name: getattr(self.value, name) for name in FIXED}
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of a run that trains other weights.
@@ -118,10 +119,10 @@ class NetworkLoader:
         Raises:
             ValueError: For adapters of another kind or on another base, or another frozen part.
         """
-        adapters.require_same(checkpoint.get("lora"), adapters.record(self.lora, self.bases))
+        adapters.require_same(checkpoint.get(Keys.ADAPTERS), adapters.record(self.lora, self.bases))
         for name, default in FIXED.items():
             saved, own = (
-                checkpoint.get("value", FIXED).get(name, default),
+                checkpoint.get(Keys.CRITIC, FIXED).get(name, default),
                 getattr(self.value, name),
             )
             require(
@@ -129,4 +130,4 @@ class NetworkLoader:
                 f"--model.value.{name}: the checkpoint's critic was trained with {saved}, "
                 f"not {own}",
             )
-        self.restored = adapters.precise(checkpoint.get("state_dict", {}))
+        self.restored = adapters.precise(checkpoint.get(Keys.WEIGHTS, {}))

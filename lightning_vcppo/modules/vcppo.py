@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lightning_vcppo.algorithm.value_pretraining import Phase
+from lightning_vcppo.checkpointing.format import Keys
 from lightning_vcppo.common.files import is_trial
 from lightning_vcppo.common.lightning_compat import forget_logged, is_attached, lift_step_limit
 from lightning_vcppo.data.prompts import PromptBatch
@@ -249,7 +250,7 @@ class VCPPOModule(PolicyModule):
         return place_rewards(rollout, self.policy)
 
     def sampler_is_exact(self) -> bool:
-        """Tell whether sampling has left the policy's own log-probabilities, but for rounding."""
+        """Return whether sampling has left the policy's own log-probabilities, but for rounding."""
         assert self.actor is not None
         return (
             self.policy.old_logprobs == "auto"
@@ -480,12 +481,12 @@ class VCPPOModule(PolicyModule):
         """Save phase, counters, waiting groups, and what the networks are, without weights."""
         super().on_save_checkpoint(checkpoint)
         if self.critic is not None:
-            checkpoint["folders"]["critic"] = hf_folders.describe(self.critic.model)
+            checkpoint[Keys.FOLDERS]["critic"] = hf_folders.describe(self.critic.model)
         self.loader.save(checkpoint)
-        checkpoint["master_weights"] = self.master_weights
-        checkpoint["phase"] = self.phase.value
-        checkpoint["updates_done"] = self.updates_done
-        checkpoint["waiting_groups"] = self.waiting_groups.state_dict()
+        checkpoint[Keys.MASTER_WEIGHTS] = self.master_weights
+        checkpoint[Keys.PHASE] = self.phase.value
+        checkpoint[Keys.UPDATES_DONE] = self.updates_done
+        checkpoint[Keys.WAITING_GROUPS] = self.waiting_groups.state_dict()
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -493,10 +494,10 @@ class VCPPOModule(PolicyModule):
         super().on_load_checkpoint(checkpoint)
         self.loader.restore(checkpoint)
         require_same_master_weights(checkpoint, self.master_weights)
-        self.phase = Phase(checkpoint["phase"])
-        for network, number in checkpoint["updates_done"].items():
+        self.phase = Phase(checkpoint[Keys.PHASE])
+        for network, number in checkpoint[Keys.UPDATES_DONE].items():
             self.updaters[network].updates_done = number
-        self.waiting_groups.load_state_dict(checkpoint["waiting_groups"])
+        self.waiting_groups.load_state_dict(checkpoint[Keys.WAITING_GROUPS])
 
     @override
     def export(self, folder: Path) -> None:

@@ -202,7 +202,7 @@ def cache_bytes_of_token(run: Run) -> int:
 
 
 def _has_static_steps(run: Run) -> bool:
-    """Tell whether sampling goes by generation/static_batch.py; most models' does on CUDA."""
+    """Return whether sampling goes by generation/static_batch.py; most models' does on CUDA."""
     return run.device == "cuda" and run.engine == "transformers"
 
 

@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
         *("metrics", "rollouts", "generation", "data", "models"),
         *("distributed", "rewards", "checkpointing", "algorithm"),
     },
-    "dashboards": {"metrics", "report", "algorithm"},
+    "dashboards": {"metrics", "report", "checkpointing", "algorithm"},
     "callbacks": {
         *("modules", "dashboards", "report", "metrics", "rollouts", "data"),
         *("checkpointing", "distributed", "algorithm"),
@@ -61,7 +61,7 @@ PURE = {
 }
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
-LONGER = {"lightning_vcppo/modules/vcppo.py": 560}
+LONGER = {"lightning_vcppo/modules/vcppo.py": 580}
 """The algorithm is to be read in one piece."""
 ONE_MACHINE = re.compile(r"(?<![\w.~>])/(?:home|root|Users|work|mnt)/\w")
 TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".cfg", ".cff", ""}
