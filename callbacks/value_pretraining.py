@@ -22,6 +22,9 @@ from lightning_vcppo.rollouts.store import RolloutStore
 
 from .base import RunCallback
 
+MEASURE = "r2"
+"""Metric of held-out responses by which critics are compared; see `describe_fit`."""
+
 
 class ValuePretraining(RunCallback):
     """Own the schedule of value pretraining (VC-PPO, section 4.1); the module owns the update.
@@ -29,9 +32,9 @@ class ValuePretraining(RunCallback):
     During this phase the actor is frozen and the critic is fitted on Monte-Carlo returns. Each
     training step adds one rollout to a store and fits the critic on it and on stored ones, so that
     few need to be generated. After each step the critic is evaluated on prompts of the first
-    rollout that are held out. The phase ends after `max_rollouts`, or earlier when the explained
-    variance on them reaches its target or no longer rises. Then the best critic is restored with
-    its optimizer's state, so that the policy phase starts as if value pretraining had ended there.
+    rollout that are held out. The phase ends after `max_rollouts`, or earlier when the R^2 on them
+    reaches its target or no longer rises. Then the best critic is restored with its optimizer's
+    state, so that the policy phase starts as if value pretraining had ended there.
 
     The phase is skipped if the run starts from a pretrained critic, or has no critic. Checkpoints
     that are saved during the phase contain the store and the best critic.
@@ -44,7 +47,7 @@ class ValuePretraining(RunCallback):
         min_rollouts: int = 4,
         patience: int = 4,
         min_delta: float = 0.01,
-        target_explained_variance: float | None = None,
+        target_r2: float | None = None,
         replays: int = 4,
         held_out_share: float = 0.25,
         rollouts_path: str | None = None,
@@ -56,9 +59,9 @@ class ValuePretraining(RunCallback):
             enabled: Whether the run has this phase; false is plain PPO.
             max_rollouts: Rollouts (training steps) after which the phase ends; 0 skips it.
             min_rollouts: Rollouts before which the phase does not end.
-            patience: Rollouts without a rise of the explained variance after which the phase ends.
+            patience: Rollouts without a rise of the R^2 after which the phase ends.
             min_delta: Smallest rise that counts for `patience`.
-            target_explained_variance: Explained variance at which the phase ends.
+            target_r2: R^2 at which the phase ends.
             replays: Passes over stored rollouts in each step, in addition to the one over the new
                 rollout; `critic_epochs` applies to the policy phase.
             held_out_share: Share of the first rollout's prompts on which the critic is evaluated.
@@ -85,7 +88,7 @@ class ValuePretraining(RunCallback):
             min_rollouts,
             patience,
             min_delta,
-            target_explained_variance,
+            target_r2,
         )
         self._rollouts_path = rollouts_path
         self._dirpath = dirpath
@@ -108,7 +111,11 @@ class ValuePretraining(RunCallback):
 
         Every rank must call it, because one of them writes the rollouts of all.
         """
-        state = {"finished": self._finished, "progress": asdict(self._progress)}
+        state = {
+            "finished": self._finished,
+            "progress": asdict(self._progress),
+            "measure": MEASURE,
+        }
         if self._finished:
             return state
         return state | {
@@ -118,12 +125,22 @@ class ValuePretraining(RunCallback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` has returned."""
+        """Restore what `state_dict` has returned.
+
+        A best critic that an older version has chosen by explained variance is forgotten, because
+        numbers of two measures cannot be compared: the next rollout's critic is the best so far.
+        """
         self.begin_run()
         self._finished = state_dict["finished"]
         self._progress = Progress(**state_dict["progress"])
         self._stored_by_rank = state_dict.get("stored_by_rank", [])
         self._best_critic = state_dict.get("best_critic", {})
+        if state_dict.get("measure") != MEASURE and not self._finished:
+            progress = self._progress
+            self._progress = Progress(
+                progress.rollouts, progress.generated_tokens, risen_at=progress.rollouts
+            )
+            self._best_critic = {}
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -175,7 +192,7 @@ class ValuePretraining(RunCallback):
         held_out = self._judge(pl_module, self._store.held_out)
         seen = self._judge(pl_module, self._store.seen)
         progress = self._progress
-        if progress.rollouts == 0 and math.isnan(held_out["explained_variance"]):
+        if progress.rollouts == 0 and math.isnan(held_out[MEASURE]):
             rank_zero_warn(
                 "Value pretraining: all held-out responses have the same return, so there is no "
                 "variance to explain and no best critic. If the accuracy is near 0 or 1, use other "
@@ -185,8 +202,8 @@ class ValuePretraining(RunCallback):
             tokens = pl_module.sum_over_ranks(rollout.response_mask_BT.sum())
             progress.generated_tokens += int(tokens)
         # One rank decides, because ranks on different machines may round differently.
-        explained_variance = trainer.strategy.broadcast(held_out["explained_variance"])
-        if self._stop_rule.advance(progress, explained_variance):
+        r_squared = trainer.strategy.broadcast(held_out[MEASURE])
+        if self._stop_rule.advance(progress, r_squared):
             self._best_critic = pl_module.critic_state()
         metrics = held_out | {f"train_{name}": value for name, value in seen.items()}
         metrics |= {
@@ -225,8 +242,8 @@ class ValuePretraining(RunCallback):
         which = "the last critic"
         if progress.best_rollout:  # not if all held-out returns were equal
             which = (
-                f"the best critic, of rollout {progress.best_rollout} with a held-out explained "
-                f"variance of {progress.best:.2f},"
+                f"the best critic, of rollout {progress.best_rollout} with a held-out R^2 "
+                f"of {progress.best:.2f},"
             )
         where = "is trained further" if is_trial(trainer) else f"is in {folder / 'critic'}"
         rank_zero_info(

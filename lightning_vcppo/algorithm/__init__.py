@@ -46,6 +46,7 @@ from lightning_vcppo.algorithm.statistics import (
     explained_variance,
     masked_mean,
     masked_var,
+    r_squared,
     whiten,
 )
 
@@ -71,6 +72,7 @@ __all__ = [
     "policy_loss",
     "positive_example_nll",
     "prompt_noise_weights",
+    "r_squared",
     "truncated_importance_weights",
     "value_loss",
     "weighted_sum",

@@ -106,13 +106,19 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
     "Critic": (
         Definition("critic/loss", "the value loss; 1/2 (V - R)^2 by default", "falls, below 0.5"),
         Definition(
-            "critic/explained_variance",
+            "critic/r2",
             (
-                "1 - Var(R - V) / Var(R), V before the update, R the Monte-Carlo return whatever "
-                "the targets"
+                "1 - mean((R - V)^2) / Var(R), V before the update, R the Monte-Carlo return "
+                "whatever the targets; explained variance minus what a constant bias costs"
             ),
+            "above 0 when the policy phase begins, at most 1",
+        ),
+        Definition(
+            "critic/explained_variance",
+            "1 - Var(R - V) / Var(R), of the same; a constant bias does not change it",
             "above 0.3 when the policy phase begins, at most 1",
         ),
+        Definition("critic/bias", "mean R - V, of the same", "near 0 when the policy phase begins"),
         Definition("critic/value_mean", "mean V", "close to `critic/return_mean`"),
         Definition("critic/return_mean", "mean value target", "between -1 and 1"),
         Definition("critic/value_error", r"mean \|V - R\|", "falls"),
@@ -153,9 +159,17 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
     ),
     "Value pretraining": (
         Definition(
-            "value_pretraining/explained_variance",
-            "1 - Var(R - V) / Var(R) on held-out responses; NaN if all their returns are equal",
+            "value_pretraining/r2",
+            (
+                "1 - mean((R - V)^2) / Var(R) on held-out responses; NaN if all their returns are "
+                "equal"
+            ),
             "rises, then levels off: the phase ends",
+        ),
+        Definition(
+            "value_pretraining/explained_variance",
+            "1 - Var(R - V) / Var(R) on them; a constant bias does not change it",
+            "as `value_pretraining/r2`, once the bias is gone",
         ),
         Definition(
             "value_pretraining/loss",
@@ -164,9 +178,14 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
         ),
         Definition("value_pretraining/bias", "mean R - V on them", "goes to 0 first"),
         Definition(
-            "value_pretraining/train_explained_variance",
-            "explained variance on the train part",
+            "value_pretraining/train_r2",
+            "R^2 on the train part",
             "above the held-out one; far above, and rising alone: fewer `replays`",
+        ),
+        Definition(
+            "value_pretraining/train_explained_variance",
+            "explained variance on it",
+            "above the held-out one",
         ),
         Definition(
             "value_pretraining/train_loss",
