@@ -103,11 +103,13 @@ class LearningCurves(RolloutCallback):
 
     Args:
         dirpath: Directory of the plots; None means `plots/` in the run's directory.
+        enabled: Whether to draw. Without it the history alone is kept, from which a resumed run can
+            draw.
     """
 
-    def __init__(self, dirpath: str | None = None) -> None:
-        """Keep the directory."""
-        self._dirpath = dirpath
+    def __init__(self, dirpath: str | None = None, enabled: bool = True) -> None:
+        """Keep the settings."""
+        self._dirpath, self._enabled = dirpath, enabled
         self.begin_run()
 
     @override
@@ -188,7 +190,7 @@ class LearningCurves(RolloutCallback):
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Figure]:
         """Write every figure from the first rank; return them by name."""
-        if not may_write(trainer) or not self._history.rollouts:
+        if not self._enabled or not may_write(trainer) or not self._history.rollouts:
             return {}
         start = time.monotonic()
         folder = run_path(trainer, "plots", given=self._dirpath)

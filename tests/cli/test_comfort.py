@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from importlib import metadata
+from typing import ClassVar
 
 import pytest
 from rich.console import Console
@@ -240,3 +241,21 @@ def test_a_terminal_sees_what_is_being_done_and_a_pipe_does_not(monkeypatch):
     with terminal.waiting_for("Loading the actor"):
         pass
     assert "Loading" not in file.getvalue()
+
+
+def test_only_the_flags_of_the_given_command_are_built():
+    with pytest.raises(SystemExit):
+        lightning_cli.main(["fit", "--help"], Parsers)
+    assert Parsers.flags["fit"] > 100
+    assert Parsers.flags["validate"] == Parsers.flags["test"] == Parsers.flags["predict"] < 5
+
+
+class Parsers(lightning_cli.VCPPOCLI):
+    """Counts the flags of each command before it reads any."""
+
+    flags: ClassVar[dict[str, int]] = {}
+
+    def parse_arguments(self, parser, args):
+        for name, each in self._subcommand_parsers.items():
+            self.flags[name] = len(each._option_string_actions)
+        super().parse_arguments(parser, args)

@@ -86,6 +86,7 @@ def trained(cold_start, tmp_path_factory):
     vcppo(
         *("fit", "--config", CONFIGS / "vcppo.yaml", f"--model.actor={cold_start / 'actor'}"),
         *(*ROLLOUTS, "--loggers=[csv,wandb,tensorboard]", "--trainer.max_epochs=2"),
+        "--learning_curves.enabled=true",
         "--seed_everything=1",  # with which held-out rewards differ
         *("--model.policy.kl_coef=0.01", "--model.policy.importance_correction=truncate"),
         *("--model.update.order=actor_first", "--model.value.target_correction=importance"),
