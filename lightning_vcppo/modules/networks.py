@@ -18,7 +18,7 @@ from lightning_vcppo.models.fingerprints import base_of_adapters
 from lightning_vcppo.settings import LoRASettings, ValueSettings
 
 FIXED = {"freeze": "none", "privileged_prompt": "none"}
-"""Settings of the critic that a checkpoint fixes, and what they are where it does not state them."""
+"""Settings of the critic that a checkpoint fixes, and their values where it does not state them."""
 
 
 @dataclass
@@ -119,13 +119,11 @@ class NetworkLoader:
             ValueError: For adapters of another kind or on another base, or another frozen part.
         """
         adapters.require_same(checkpoint.get("lora"), adapters.record(self.lora, self.bases))
-        for name, default in FIXED.items():
-            saved, own = (
-                checkpoint.get("value", FIXED).get(name, default),
-                getattr(self.value, name),
-            )
+        for name, saved in (FIXED | checkpoint.get("value", {})).items():
+            own = getattr(self.value, name)
             require(
                 saved == own,
-                f"--model.value.{name}: the checkpoint's critic was trained with {saved}, not {own}",
+                f"--model.value.{name}: the checkpoint's critic was trained with {saved}, not with "
+                f"{own}",
             )
         self.restored = adapters.precise(checkpoint.get("state_dict", {}))

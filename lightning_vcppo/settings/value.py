@@ -32,9 +32,9 @@ class ValueSettings:
         loss_agg_mode: How token losses become one number.
         freeze: Part of the critic that keeps the weights it starts with: its "attention" (SAO,
             arXiv 2607.07508) or its "embeddings".
-        privileged_prompt: What the critic alone reads before a prompt: the reference "answer" (BPCO,
-            arXiv 2608.23566), or "siblings", a right and a wrong response to the same prompt,
-            never the one judged (piPPO, arXiv 2609.37825).
+        privileged_prompt: What the critic alone reads before a prompt: the reference "answer"
+            (BPCO, arXiv 2608.23566), or "siblings", a right and a wrong response to the same
+            prompt, never the one judged (piPPO, arXiv 2609.37825).
         privileged_max_length: Tokens of it, at most; the ends of longer siblings are kept.
         prompt_noise_weighting: EasyPPO: weight each prompt by 1 / max(std of its returns, 0.25).
     """
