@@ -120,14 +120,11 @@ class NetworkLoader:
             ValueError: For adapters of another kind or on another base, or another frozen part.
         """
         adapters.require_same(checkpoint.get(Keys.ADAPTERS), adapters.record(self.lora, self.bases))
-        for name, default in FIXED.items():
-            saved, own = (
-                checkpoint.get(Keys.CRITIC, FIXED).get(name, default),
-                getattr(self.value, name),
-            )
+        for name, saved in (FIXED | checkpoint.get(Keys.CRITIC, {})).items():
+            own = getattr(self.value, name)
             require(
                 saved == own,
-                f"--model.value.{name}: the checkpoint's critic was trained with {saved}, "
-                f"not {own}",
+                f"--model.value.{name}: the checkpoint's critic was trained with {saved}, not with "
+                f"{own}",
             )
         self.restored = adapters.precise(checkpoint.get(Keys.WEIGHTS, {}))
