@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "data": {"models", "rewards"},
     "generation": {"models", "algorithm"},
     "rollouts": {"generation", "data", "models", "distributed", "rewards", "algorithm"},
+    "interchange": {"rollouts", "data", "models", "rewards"},
     "metrics": {"rollouts", "distributed", "rewards", "algorithm"},
     "modules": {
         *("metrics", "rollouts", "generation", "data", "models"),
