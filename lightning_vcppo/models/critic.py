@@ -83,8 +83,9 @@ def load_critic(
 ) -> Critic:
     """Load a critic: the backbone of any decoder with a value head on every token.
 
-    A folder may hold a critic, a reward model (its head is taken over by a scalar head) or a causal
-    language model (the head starts as `value.head_init` says: V is the same everywhere).
+    A folder may hold a critic; a token classifier with one label or a reward model, whose head a
+    scalar head takes; or a causal language model (the head starts as `value.head_init` says: V is
+    the same everywhere).
 
     Args:
         source: Folder or hub id, or a model config (`model_type`, ...) for random weights.
@@ -92,8 +93,8 @@ def load_critic(
         seed: Of a head that starts at random.
 
     Raises:
-        ValueError: if there is no such model, its kind has no token-classification form, or it is a
-            critic with another head.
+        ValueError: If there is no such model, its kind has no token-classification form, or it is
+            a critic with another head.
     """
     if not isinstance(source, str):
         config = _build_config(source, {"num_labels": num_outputs(settings)}, "critic")
@@ -105,11 +106,15 @@ def load_critic(
     if held is not None and not is_head(held, settings):
         wanted = describe_head(settings)
         raise ValueError(f"critic: {source} was trained with value head {held}, not {wanted}")
-    is_reward_model = (config.architectures or [""])[0].endswith("ForSequenceClassification")
-    takes_head = is_reward_model and settings.head == "scalar"
-    has_head = held is not None or takes_head
+    architecture = (config.architectures or [""])[0]
+    is_scalar = settings.head == "scalar" and held is None
+    is_reward_model = is_scalar and architecture.endswith("ForSequenceClassification")
+    # As other trainers write their critics.
+    is_plain_critic = is_scalar and architecture.endswith("ForTokenClassification")
+    is_plain_critic = is_plain_critic and config.num_labels == 1
+    has_head = held is not None or is_reward_model or is_plain_critic
     # A reward model's head has no bias.
-    new = "" if held is not None else "score.bias" if takes_head else "score."
+    new = "score.bias" if is_reward_model else "" if has_head else "score."
     outputs = num_outputs(settings)
     model = _load(AutoModelForTokenClassification, source, "critic", new=new, num_labels=outputs)
     critic = Critic(model, settings)

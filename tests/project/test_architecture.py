@@ -29,6 +29,11 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "data": {"models", "rewards"},
     "generation": {"models", "algorithm"},
     "rollouts": {"generation", "data", "models", "distributed", "rewards", "algorithm"},
+    "interchange": {"rollouts", "data", "models", "rewards"},
+    "critic_lab": {
+        *("interchange", "modules", "metrics", "rollouts", "models", "data", "report"),
+        *("distributed", "algorithm"),
+    },
     "metrics": {"rollouts", "distributed", "rewards", "algorithm"},
     "modules": {
         *("metrics", "rollouts", "generation", "data", "models"),
