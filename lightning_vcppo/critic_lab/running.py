@@ -143,23 +143,8 @@ def fit_critic(
         max_tokens=max_tokens_per_batch,
         seed=seed,
     )
-    checkpoints = folder / "checkpoints"
-    trainer = L.Trainer(
-        max_epochs=max_epochs,
-        accelerator=accelerator,
-        devices=devices,
-        strategy=_strategy(strategy),
-        precision=precision,  # type: ignore[arg-type]
-        default_root_dir=folder,
-        logger=CSVLogger(folder, name="", version="metrics"),
-        callbacks=[ModelCheckpoint(checkpoints, filename="last", save_on_train_epoch_end=True)],
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        reload_dataloaders_every_n_epochs=1,
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-    )
-    last = checkpoints / "last.ckpt"
+    trainer = _trainer(folder, max_epochs, accelerator, devices, strategy, precision)
+    last = folder / "checkpoints" / "last.ckpt"
     start = time.perf_counter()
     trainer.fit(
         module,
@@ -169,41 +154,70 @@ def fit_critic(
     )
     seconds = time.perf_counter() - start
     trainer.validate(module, datamodule=data, verbose=False)
+    settings = _settings(value, critic_optimizer, mini_batch_size, seed)
+    _write(folder, module, settings, origin, {"rollouts": rollouts, "seconds": seconds})
+    assert module.measures is not None
+    return module.measures
+
+
+def _trainer(
+    folder: Path,
+    max_epochs: int,
+    accelerator: str,
+    devices: int | str,
+    strategy: str,
+    precision: str,
+) -> L.Trainer:
+    return L.Trainer(
+        max_epochs=max_epochs,
+        accelerator=accelerator,
+        devices=devices,
+        strategy=_strategy(strategy),
+        precision=precision,  # type: ignore[arg-type]
+        default_root_dir=folder,
+        logger=CSVLogger(folder, name="", version="metrics"),
+        callbacks=[
+            ModelCheckpoint(folder / "checkpoints", filename="last", save_on_train_epoch_end=True)
+        ],
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+    )
+
+
+def _write(
+    folder: Path,
+    module: CriticFit,
+    settings: dict[str, Any],
+    origin: dict[str, Any],
+    facts: dict[str, Any],
+) -> None:
+    """Write the critic, its card and what was measured; called on every rank."""
     assert module.measures is not None and module.critic is not None
     weights = module.weights()
-    if trainer.is_global_zero:
-        critic = module.critic.model
-        settings = _settings(value, critic_optimizer, mini_batch_size, seed)
-        tokenizer = loading.load_tokenizer(model)
-        write_folder(folder / "critic", critic, tokenizer, weights)
-        write_card(
-            folder / "critic",
-            model,
-            module.measures,
-            settings,
-            origin,
-            value.head,
-            num_outputs(value),
-        )
-        with complete_file(folder / "fit.json") as file:
-            json.dump(
-                {
-                    "model": model,
-                    "rollouts": rollouts,
-                    "responses": len(store),
-                    "settings": settings,
-                    "epochs": module.progress.rollouts,
-                    "best_epoch": module.progress.best_rollout,
-                    "seconds": seconds,
-                    "tokens_per_s": _tokens(store) * module.progress.rollouts / seconds,
-                    "peak_mib": _peak_mib(),
-                    "parameters": sum(p.numel() for p in critic.parameters()),
-                    "measures": module.measures.as_json(),
-                },
-                file,
-                indent=1,
-            )
-    return module.measures
+    if not module.trainer.is_global_zero:
+        return
+    critic, base, store = module.critic.model, module.model_source, module.data.store
+    tokens = _tokens(store) * module.progress.rollouts
+    facts = {
+        "model": base,
+        **facts,
+        "responses": len(store),
+        "settings": settings,
+        "epochs": module.progress.rollouts,
+        "best_epoch": module.progress.best_rollout,
+        "tokens_per_s": tokens / facts["seconds"],
+        "peak_mib": _peak_mib(),
+        "parameters": sum(p.numel() for p in critic.parameters()),
+        "measures": module.measures.as_json(),
+    }
+    write_folder(folder / "critic", critic, loading.load_tokenizer(base), weights)
+    head, labels = module.value.head, num_outputs(module.value)
+    write_card(folder / "critic", base, module.measures, settings, origin, head, labels)
+    with complete_file(folder / "fit.json") as file:
+        json.dump(facts, file, indent=1)
 
 
 def measure_critic(

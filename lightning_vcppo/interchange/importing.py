@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.data.problem import Problem
+from lightning_vcppo.interchange.cells import Prompt
 from lightning_vcppo.interchange.reading import Reading
-from lightning_vcppo.interchange.schemas import ForeignResponse, Prompt
+from lightning_vcppo.interchange.schemas import ForeignResponse
 from lightning_vcppo.interchange.tokens import RoundTrips, Tokens
 from lightning_vcppo.models.fingerprints import tokenizer_fingerprint
 from lightning_vcppo.rewards.functions import Grade, Grader

@@ -14,14 +14,8 @@ from lightning_vcppo.common.terminal import printable
 from lightning_vcppo.data.compressed import format_of
 from lightning_vcppo.data.files import file_rows, is_data_file, text_lines
 from lightning_vcppo.data.texts import InvalidRow
-from lightning_vcppo.interchange.schemas import (
-    Fields,
-    ForeignResponse,
-    Prompt,
-    Schema,
-    prompt,
-    schema_of,
-)
+from lightning_vcppo.interchange.cells import Prompt, prompt
+from lightning_vcppo.interchange.schemas import Fields, ForeignResponse, Schema, schema_of
 
 SHOWN_ROWS = 5
 """Invalid rows that a message names."""

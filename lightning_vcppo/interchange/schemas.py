@@ -7,19 +7,17 @@ the dump has them; everything else is text, which `importing.py` tokenises.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 from lightning_vcppo.data.chats import parsed
 from lightning_vcppo.data.texts import InvalidRow
+from lightning_vcppo.interchange import cells
+from lightning_vcppo.interchange.cells import Prompt
 
 Row: TypeAlias = Mapping[str, Any]
-Prompt: TypeAlias = str | list[dict[str, str]]
 
-CUT_REASONS = {"length", "max_tokens", "max_length", "max_output_tokens", "max_total_tokens"}
-"""What engines call the end of a response that had to stop."""
 NO_REWARDS = {"step", "advantage", "advantages", "length", "index", "idx"}
 """Columns of numbers, in a table of completions, that are not rewards."""
 
@@ -98,7 +96,7 @@ def _ours(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
     yield ForeignResponse(
         prompt=row.get("prompt") or row["problem"],
         response=row["response"],
-        reward=number(reward, "reward"),
+        reward=cells.number(reward, "reward"),
         prompt_ids=row.get("prompt_ids"),
         response_ids=row.get("response_ids"),
         finished=row.get("finished"),
@@ -112,11 +110,11 @@ def _ours(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
 
 def _verl(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
     yield ForeignResponse(
-        prompt=text(row["input"], "input"),
-        response=text(row["output"], "output"),
+        prompt=cells.text(row["input"], "input"),
+        response=cells.text(row["output"], "output"),
         reward=_chosen_reward(row, fields, "score"),
         answer=row.get("gts", row.get("ground_truth")),
-        group=_name(row.get("uid")),
+        group=cells.as_name(row.get("uid")),
         step=row.get("step"),
     )
 
@@ -134,10 +132,10 @@ def _trl(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
     elif not rewards:
         reward = None
     else:  # weighted by 1 each, as the trainer does unless it is told otherwise
-        reward = sum(number(value, name) for name, value in rewards.items())
+        reward = sum(cells.number(value, name) for name, value in rewards.items())
     yield ForeignResponse(
-        prompt=prompt(row["prompt"], "prompt"),
-        response=reply(row["completion"], "completion"),
+        prompt=cells.prompt(row["prompt"], "prompt"),
+        response=cells.reply(row["completion"], "completion"),
         reward=reward,
         answer=row.get("answer", row.get("solution")),
         step=row.get("step"),
@@ -148,10 +146,10 @@ def _skyrl(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
     extras = row.get("env_extras") or {}
     truth = extras.get("reward_spec") or extras.get("reward_model") or {}
     yield ForeignResponse(
-        prompt=text(row["input_prompt"], "input_prompt"),
-        response=text(row["output_response"], "output_response"),
+        prompt=cells.text(row["input_prompt"], "input_prompt"),
+        response=cells.text(row["output_response"], "output_response"),
         reward=_chosen_reward(row, fields, "score"),
-        finished=_finished(row.get("stop_reason")),
+        finished=cells.ended(row.get("stop_reason")),
         answer=truth.get("ground_truth") if isinstance(truth, dict) else None,
     )
 
@@ -159,12 +157,12 @@ def _skyrl(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
 def _verifiers(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
     cut = row.get("is_truncated")
     yield ForeignResponse(
-        prompt=prompt(row["prompt"], "prompt"),
-        response=reply(row["completion"], "completion"),
+        prompt=cells.prompt(row["prompt"], "prompt"),
+        response=cells.reply(row["completion"], "completion"),
         reward=_chosen_reward(row, fields, "reward"),
         finished=None if cut is None else not cut,
         answer=row.get("answer"),
-        group=_name(row.get("example_id")),
+        group=cells.as_name(row.get("example_id")),
     )
 
 
@@ -173,14 +171,16 @@ def _verifiers(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
 
 def _nemo_rl(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
     """Read a row of NeMo-RL, whose columns are batches of one."""
-    content = _only(row["content"])
-    reward = number(_only(row.get(fields.reward or "rewards")), fields.reward or "rewards")
+    content = cells.only(row["content"])
+    reward = cells.number(
+        cells.only(row.get(fields.reward or "rewards")), fields.reward or "rewards"
+    )
     if "token_ids" not in row:  # of a validation: the messages alone
-        turns = _messages(content, "content")
+        turns = cells.messages(content, "content")
         yield ForeignResponse(turns[:-1], turns[-1]["content"], reward)
         return
-    length = int(_only(row["input_lengths"]))
-    ids, mask = _only(row["token_ids"])[:length], _only(row["token_loss_mask"])[:length]
+    length = int(cells.only(row["input_lengths"]))
+    ids, mask = cells.only(row["token_ids"])[:length], cells.only(row["token_loss_mask"])[:length]
     first = next((place for place, is_ours in enumerate(mask) if is_ours), length)
     last = max((place for place, is_ours in enumerate(mask) if is_ours), default=-1)
     if last < 0:
@@ -194,7 +194,7 @@ def _nemo_rl(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
         reward=reward,
         prompt_ids=ids[:first],
         response_ids=ids[first : last + 1],
-        finished=None if row.get("truncated") is None else not _only(row["truncated"]),
+        finished=None if row.get("truncated") is None else not cells.only(row["truncated"]),
     )
 
 
@@ -217,14 +217,14 @@ def _episodes(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
         task = trace.get("task") or row.get("task") or {}
         stop = next((c.get("finish_reason") for c in reversed(trace.get("calls") or [])), None)
         yield ForeignResponse(
-            prompt=_messages([node["message"] for node in context], "nodes"),
-            response=_content(answer["message"]),
+            prompt=cells.messages([node["message"] for node in context], "nodes"),
+            response=cells.content(answer["message"]),
             reward=sum(r["score"] * r.get("weight", 1.0) for r in rewards) if rewards else None,
             prompt_ids=[*ids, *own_ids[:scaffold]] if own_ids else None,
             response_ids=own_ids[scaffold:] if own_ids else None,
-            finished=_finished(stop or trace.get("stop_condition")),
+            finished=cells.ended(stop or trace.get("stop_condition")),
             answer=(task.get("data") or {}).get("answer"),
-            group=_name(task.get("key") or task.get("hash")),
+            group=cells.as_name(task.get("key") or task.get("hash")),
         )
 
 
@@ -238,8 +238,8 @@ def _batch_output(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
         message = choice.get("message")
         yield ForeignResponse(
             prompt="",
-            response=_content(message) if message else choice.get("text", ""),
-            finished=_finished(choice.get("finish_reason")),
+            response=cells.content(message) if message else choice.get("text", ""),
+            finished=cells.ended(choice.get("finish_reason")),
             response_ids=choice.get("token_ids"),
             prompt_ids=choice.get("prompt_token_ids") or body.get("prompt_token_ids"),
             group=str(row["custom_id"]),
@@ -264,7 +264,7 @@ def _plain(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
     response_name = _field(row, fields.response, RESPONSE_FIELDS)
     if prompt_name is None and ids_P is None:
         raise _missing(row, "prompt", PROMPT_FIELDS)
-    asked: Prompt = "" if prompt_name is None else prompt(row[prompt_name], prompt_name)
+    asked: Prompt = "" if prompt_name is None else cells.prompt(row[prompt_name], prompt_name)
     if response_name is None and ids_R is None:
         if not isinstance(asked, list) or asked[-1]["role"] != "assistant":
             raise _missing(row, "response", RESPONSE_FIELDS)
@@ -275,7 +275,7 @@ def _plain(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
         value = parsed(row[response_name])
         if not isinstance(value, list) or (value and isinstance(value[0], dict)):
             value = [value]
-        given = [reply(item, response_name) for item in value]
+        given = [cells.reply(item, response_name) for item in value]
     reward_name = _field(row, fields.reward, REWARD_FIELDS)
     values = row[reward_name] if reward_name is not None else None
     rewards = values if isinstance(values, list) else [values]
@@ -286,10 +286,10 @@ def _plain(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
         yield ForeignResponse(
             prompt=asked,
             response=response,
-            reward=None if reward is None else number(reward, str(reward_name)),
+            reward=None if reward is None else cells.number(reward, str(reward_name)),
             prompt_ids=ids_P,
             response_ids=ids_R,
-            finished=row.get("finished", _finished(row.get("finish_reason"))),
+            finished=row.get("finished", cells.ended(row.get("finish_reason"))),
             answer=row[answer_name] if answer_name else None,
             step=row.get("step"),
             values=row.get("values"),
@@ -314,91 +314,11 @@ SCHEMAS = (
 """From the most particular to the most general."""
 
 
-# Values of fields ---------------------------------------------------------------------------------
-
-
-def number(value: object, name: str) -> float:
-    """Return a reward: a number, a truth value, or a list of the rewards of tokens, summed.
-
-    Raises:
-        InvalidRow: It is nothing of these, or not finite.
-    """
-    if isinstance(value, list) and value and all(isinstance(v, (int, float)) for v in value):
-        value = sum(value)
-    if isinstance(value, (int, float)) and math.isfinite(value):
-        return float(value)
-    raise InvalidRow(f"{name}: expected a finite number, got {str(value)[:40]!r}")
-
-
-def text(value: object, name: str) -> str:
-    """Return a text.
-
-    Raises:
-        InvalidRow: It is none.
-    """
-    if not isinstance(value, str):
-        raise InvalidRow(f"{name}: expected text, got {type(value).__name__}")
-    return value
-
-
-def prompt(value: object, name: str) -> Prompt:
-    """Return a text or the messages of a chat, given as a list or as JSON.
-
-    Raises:
-        InvalidRow: It is neither.
-    """
-    found = parsed(value)
-    is_chat = isinstance(found, list) and found and isinstance(found[0], dict)
-    return _messages(found, name) if is_chat else text(value, name)
-
-
-def reply(value: object, name: str) -> str:
-    """Return a response, given as a text or as a chat with one message of the assistant.
-
-    Raises:
-        InvalidRow: It is neither, or has several turns.
-    """
-    found = parsed(value)
-    if not (isinstance(found, list) and found and isinstance(found[0], dict)):
-        return text(value, name)
-    turns = _messages(found, name)
-    if len(turns) > 1:
-        raise InvalidRow(f"{name}: the response has {len(turns)} turns; one is expected")
-    return turns[0]["content"]
-
-
-def _messages(value: object, name: str) -> list[dict[str, str]]:
-    if not (isinstance(value, list) and value and all(isinstance(m, dict) for m in value)):
-        raise InvalidRow(f"{name}: expected messages with role and content")
-    return [{"role": str(m.get("role", "")), "content": _content(m)} for m in value]
-
-
-def _content(message: Mapping[str, Any]) -> str:
-    content = message.get("content") or ""
-    if isinstance(content, list):
-        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    thinking = message.get("reasoning_content")
-    return f"<think>{thinking}</think>{content}" if thinking else str(content)
-
-
-def _finished(reason: object) -> bool | None:
-    return None if not isinstance(reason, str) else reason not in CUT_REASONS
-
-
-def _name(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
-def _only(value: Any) -> Any:
-    """Return the item of a batch of one, anything else as it is."""
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
-
-
 def _chosen_reward(row: Row, fields: Fields, usual: str) -> float | None:
     name = fields.reward or usual
     if name not in row:
         raise InvalidRow(f"no field {name!r} with a reward")
-    return None if row[name] is None else number(row[name], name)
+    return None if row[name] is None else cells.number(row[name], name)
 
 
 def _field(row: Row, named: str | None, usual: tuple[str, ...]) -> str | None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lightning_vcppo.interchange.schemas import ForeignResponse, Prompt
+from lightning_vcppo.interchange.cells import Prompt
+from lightning_vcppo.interchange.schemas import ForeignResponse
 
 _TURN = re.compile(r"^(system|user|assistant|model)\n?", re.MULTILINE)
 

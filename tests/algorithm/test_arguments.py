@@ -90,6 +90,7 @@ TABLE: dict[str, dict[str, Any]] = {
     "masked_var": {"values": X_BT, "mask": MASK_BT},
     "whiten": {"values": X_BT, "mask": MASK_BT},
     "explained_variance": {"values": X_BT, "returns": Y_BT, "mask": MASK_BT},
+    "r_squared": {"values": X_BT, "returns": Y_BT, "mask": MASK_BT},
     "group_moments": {"values_B": X_B, "group_ids_B": IDS_B},
     "hl_gauss_value": {"logits": torch.randn(B, T, K), "edges_E": EDGES_E},
     "hl_gauss_target": {"returns": X_BT, "edges_E": EDGES_E},
