@@ -30,8 +30,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.runner import prepare
 from experiments.preset_table import presets, settings
+from experiments.runner import prepare
 from experiments.runs import CONFIGS, append_rows, metric_rows, read_rows, rounded, vcppo
 from lightning_vcppo.report.plotting import tidy
 
