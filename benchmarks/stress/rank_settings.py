@@ -130,6 +130,7 @@ def _algorithm(rng: random.Random, preset: str) -> list[str]:
     is_group = model.get("advantage", {}).get("estimator", "gae") != "gae"
     needs_groups = is_group or model.get("value", {}).get("prompt_noise_weighting")
     needs_groups = needs_groups or model["sampling"].get("dynamic_sampling")
+    needs_groups = needs_groups or model.get("value", {}).get("privileged_prompt") == "siblings"
     has_dual_clip = model.get("policy", {}).get("clip_ratio_c") is not None
     clips_values = model.get("value", {}).get("cliprange_value") is not None
     adapts = model.get("advantage", {}).get("length_adaptive_alpha")
@@ -137,6 +138,7 @@ def _algorithm(rng: random.Random, preset: str) -> list[str]:
     words = [
         *("--model.engine.name=transformers", "--model.engine.init_args={}"),
         "--model.critic=null",
+        "--model.value.privileged_max_length=256",
         f"--model.sampling.num_generations={n}",
         f"--model.sampling.max_response_length={LONGEST}",
         "--model.reward_shaping.overlong_buffer_len=" + rng.choice(("0", "4")),

@@ -101,6 +101,7 @@ def test_an_algorithm_runs_in_all_its_phases(path, tiny_actor, tmp_path):
         *("fit", "--config", path, f"--model.actor={tiny_actor}", *ROLLOUTS, "--loggers=[csv]"),
         f"--data.prompts_per_rollout={2 if many else 12}",
         f"--model.sampling.max_response_length={longest}",
+        "--model.value.privileged_max_length=256",  # the tiny actor has 1024 positions
         "--trainer.enable_checkpointing=false",
         "--trainer.limit_val_batches=0",
         f"--trainer.default_root_dir={tmp_path}",
