@@ -1,6 +1,7 @@
 """Turn the responses of a validation or test epoch into avg@k, pass@k and maj@k.
 
-Here is when and where; the numbers are made in `lightning_vcppo/metrics/evaluation.py`.
+This file decides when to report and where; `lightning_vcppo/metrics/evaluation.py` computes the
+numbers.
 """
 
 from __future__ import annotations
@@ -60,15 +61,15 @@ class AIMEEvaluation(Callback):
 
     Works with every module whose `validation_step` and `test_step` return `{"records": [...]}`.
     Each response counts once, whatever the number of ranks, and every rank logs the same numbers,
-    so `eval/accuracy` can be a checkpoint's `monitor`. It is of the held-out problems or, without
-    any, of the first of the named sets; each of these is logged as `eval/NAME/*`.
+    so `eval/accuracy` can be a checkpoint's `monitor`. It is the accuracy on the held-out problems
+    or, without any, on the first of the named sets; each of these is logged as `eval/NAME/*`.
 
     Args:
         sample_table_rows: Problems of each set whose first response is sent to the dashboard; 0
             sends none.
         dirpath: Folder for `rollouts_000060.jsonl`, the responses after rollout 60, and the tables
             `rollouts_000060_by_problem.csv` and `..._by_group.csv` (years, sources); None
-            means `evaluation/` in the trainer's root folder.
+            means `evaluation/` in the run's directory.
 
     Raises:
         ValueError: If `sample_table_rows` is negative, or an evaluation ends without a response.
@@ -84,7 +85,7 @@ class AIMEEvaluation(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drop what an earlier run wrote of evaluations that are still to come."""
+        """Remove the files of evaluations that this run will make again."""
         unit, done = _progress(trainer, pl_module)
         for path in self._folder(trainer).glob(f"{unit}_*") if may_write(trainer) else ():
             number = re.match(r"\d+", path.name.removeprefix(f"{unit}_"))
@@ -93,7 +94,7 @@ class AIMEEvaluation(Callback):
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget an evaluation that was broken off."""
+        """Discard the responses of an interrupted evaluation."""
         self._records = []
 
     @override
@@ -134,13 +135,13 @@ class AIMEEvaluation(Callback):
             given = len({record.index for record in of_set})
             if given > (distinct := summaries[name].problems):
                 rank_zero_info(
-                    f"{group}: the {given} rows of {name or HELD_OUT} are {distinct} distinct "
+                    f"{group}: the {given} rows of {name or HELD_OUT} contain {distinct} distinct "
                     "problems; rows with the same text count as samples of one (to sample more, "
                     "give --model.evaluation.num_generations)"
                 )
         unit, done = _progress(trainer, pl_module)
         metrics = _metrics(summaries, group)
-        if unit == "rollouts":  # Where updates count, Lightning's own x axis is right.
+        if unit == "rollouts":  # for updates, Lightning's own x axis is right
             metrics["step"] = float(done)
         pl_module.log_dict(metrics, sync_dist=True)
         if trainer.is_global_zero:
@@ -176,12 +177,12 @@ def _stack(
     table: Callable[[Sequence[ResponseRecord]], list[list[Cell]]],
     of_sets: dict[str, list[ResponseRecord]],
 ) -> list[list[Cell]]:
-    """Put the rows of all sets under each other."""
+    """Concatenate the rows of all sets."""
     return [row for of_set in of_sets.values() for row in table(of_set)]
 
 
 def _metrics(summaries: dict[str, EvaluationSummary], group: str) -> dict[str, float]:
-    """Name the numbers: the first set's `eval/*`, each named set's `eval/NAME/*`."""
+    """Return the metrics by key: `eval/*` for the first set, `eval/NAME/*` for each named set."""
     first, *_ = summaries.values()
     metrics = {f"{group}/{key}": value for key, value in first.metrics().items()}
     for name, summary in summaries.items():
@@ -191,16 +192,16 @@ def _metrics(summaries: dict[str, EvaluationSummary], group: str) -> dict[str, f
 
 
 def _progress(trainer: Trainer, pl_module: LightningModule) -> tuple[str, int]:
-    """Return the unit of the module's progress and how many are done: its loggers' x axis."""
+    """Return the unit of the loggers' x axis (rollouts or updates) and how many are done."""
     if isinstance(pl_module, LearnsFromRollouts):
         return "rollouts", pl_module.rollouts_done
     return "updates", trainer.global_step
 
 
 def _summary_table(summaries: dict[str, EvaluationSummary], *, title: str) -> Table:
-    """Show a row a set."""
+    """Return a table with one row for each set."""
     k = max(summary.k for summary in summaries.values())
-    headers = ("set", "problems", f"avg@{k}", f"pass@{k}", f"maj@{k}", "tokens", "cut off")
+    headers = ("set", "problems", f"avg@{k}", f"pass@{k}", f"maj@{k}", "tokens", "truncated")
     caption = "percent, with 95 % intervals over problems"
     table = Table(*headers, title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name, summary in summaries.items():

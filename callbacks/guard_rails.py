@@ -1,4 +1,4 @@
-"""Say what goes wrong, with the number seen and the flag to change."""
+"""Warn of what goes wrong in a run, with the number measured and the flag to change."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ if TYPE_CHECKING:
 class GuardRails(RolloutCallback):
     """Check the rules of `guard_rules.py` after each rollout.
 
-    A broken rule is warned of once, and again only when it had been whole for some rollouts in
-    between. `guard_rails/violations` is the number of rules that the rollout breaks. A module
-    without rollouts is left alone.
+    A violated rule is reported once, and again only after it has been satisfied for some rollouts.
+    `guard_rails/violations` is the number of rules that the rollout violates. With a module without
+    rollouts the callback does nothing.
     """
 
     def __init__(
         self, on_violation: Literal["warn", "stop", "off"] = "warn", limits: Limits = Limits()
     ) -> None:
-        """Choose what to do.
+        """Choose the reaction to a violation.
 
         Args:
             on_violation: Warn; or warn and end the run, as early stopping does, with an evaluation
-                and its checkpoint; or look at nothing.
-            limits: Beyond which number a rule is broken.
+                and its checkpoint; or check nothing.
+            limits: Numbers beyond which a rule is violated.
         """
         self._on_violation = on_violation
         self._limits = limits
@@ -56,7 +56,7 @@ class GuardRails(RolloutCallback):
 
     @override
     def begin_run(self) -> None:
-        """Start with nothing seen and nothing said."""
+        """Start without metrics and warnings."""
         super().begin_run()
         self._first: dict[str, list[float]] = defaultdict(list)
         self._latest: dict[str, list[float]] = defaultdict(list)
@@ -67,7 +67,7 @@ class GuardRails(RolloutCallback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Return what has been seen and said."""
+        """Return the metrics and the warnings so far."""
         return {
             "first": dict(self._first),
             "latest": dict(self._latest),
@@ -77,7 +77,7 @@ class GuardRails(RolloutCallback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what has been seen and said."""
+        """Restore the metrics and the warnings."""
         self.begin_run()
         self._first = defaultdict(list, state_dict["first"])
         self._latest = defaultdict(list, state_dict["latest"])
@@ -86,7 +86,7 @@ class GuardRails(RolloutCallback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at what the critic starts from."""
+        """Remember what the critic was initialized from."""
         if self._on_violation == "off" or not isinstance(pl_module, LearnsFromRollouts):
             return
         module = cast("VCPPOModule", pl_module)
@@ -112,19 +112,19 @@ class GuardRails(RolloutCallback):
         self._whole_for = {k: n for k, n in since.items() if n < self._limits.cured_after}
         if stop:
             self._reason = ", ".join(broken) or self._reason
-            # The same on all ranks already, but a rank that went on alone would hang the others.
+            # Equal on all ranks already, but if one rank decided otherwise the others would hang.
             if trainer.strategy.reduce_boolean_decision(bool(broken), all=False):
                 trainer.should_stop = True
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say why the run has ended."""
+        """Print why the run has ended."""
         if self._reason and trainer.should_stop:
             rollouts = cast("VCPPOModule", pl_module).rollouts_done
             _say(
                 trainer,
                 f"Stopped after rollout {rollouts} by guard rail {self._reason}; "
-                "--guard_rails.on_violation=warn goes on.",
+                "with --guard_rails.on_violation=warn it would continue.",
             )
 
     @property

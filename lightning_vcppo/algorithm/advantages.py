@@ -1,4 +1,4 @@
-"""Advantages and value targets: decoupled GAE, length-adaptive lambda, group baseline, EV gate.
+"""Advantages and value targets with a critic: decoupled GAE, length-adaptive lambda, EV gate.
 
 How this differs from the loop over tokens that one knows:
 
@@ -25,7 +25,6 @@ from lightning_vcppo.algorithm.statistics import (
     Reduce,
     explained_variance,
     float_dtype,
-    group_moments,
     identity,
 )
 
@@ -150,35 +149,6 @@ def length_adaptive_lambda(lengths_B: Tensor, alpha: float) -> Tensor:
     if lengths_B.ndim != 1:
         raise ValueError(f"lengths_B must have shape (B,), got {tuple(lengths_B.shape)}")
     return (1.0 - 1.0 / (alpha * lengths_B)).clamp(0.0, 1.0)
-
-
-@torch.no_grad()
-def group_advantages(
-    rewards_B: Tensor, group_ids_B: Tensor, *, normalize_std: bool = True, eps: float = 1e-6
-) -> Tensor:
-    """Compute the critic-free advantage of each response in its group (GRPO; DAPO, 2503.14476).
-
-    (R_i - mean R) / (std R + eps) over the responses to the same prompt, with the sample standard
-    deviation. A group of one has no baseline and a group of equal rewards no signal: both
-    give 0. Groups must be whole: a group that is spread over ranks is seen as several.
-
-    Args:
-        rewards_B: Reward of each response.
-        group_ids_B: Integers, equal for the responses to one prompt, in any order.
-        normalize_std: If False, only the mean is subtracted.
-        eps: Added to the standard deviation.
-
-    Returns:
-        advantages_B, detached, to be broadcast over the tokens of each response.
-
-    Raises:
-        ValueError: If the shapes are not (B,), or the group ids not integers.
-    """
-    mean_B, std_B, _ = group_moments(rewards_B, group_ids_B)
-    advantages_B = rewards_B.double() - mean_B
-    if normalize_std:
-        advantages_B = advantages_B / (std_B + eps)
-    return advantages_B.to(float_dtype(rewards_B))
 
 
 @torch.no_grad()

@@ -61,7 +61,7 @@ def render(runs: Sequence[Run]) -> str:
         configs=[yaml.safe_dump(run.config, sort_keys=False) if run.config else "" for run in runs],
         style=(HERE / "page.css").read_text(encoding="utf-8"),
         scripts=scripts,
-        script_hashes=[_hash(script) for script in scripts],
+        script_hashes=[script_hash(script) for script in scripts],
     )
     return page
 
@@ -76,7 +76,7 @@ def signed(number: float, digits: int = 1) -> str:
     return f"{number:+.{digits}f}"
 
 
-def _hash(script: str) -> str:
+def script_hash(script: str) -> str:
     """Return the source expression of a script in the page's content security policy."""
     digest = hashlib.sha256(script.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"

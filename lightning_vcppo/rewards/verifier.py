@@ -206,14 +206,14 @@ def asked_style(problem: str) -> Style | None:
 
 
 def reads(style: Style, asked: Style) -> bool:
-    """Tell whether a style reads the form that another one asks for."""
+    """Return whether a style reads the form that another one asks for."""
     return style == asked or style == "lenient"
 
 
 def is_correct(
     response: str, answer: Answer, *, style: Style = "boxed", kind: AnswerKind | None = None
 ) -> bool:
-    """Tell whether a response ends with the right answer.
+    """Return whether a response ends with the right answer.
 
     Args:
         response: Thinking and answer part.
@@ -246,5 +246,5 @@ def verify(
 
 
 def has_formulas(answer: Answer, kind: AnswerKind | None = None) -> bool:
-    """Tell whether a gold answer may be more than a number, so that `lenient` reads formulas."""
+    """Return whether a gold answer may be more than a number, so that `lenient` reads formulas."""
     return any(kind_of(one, kind) == "math" for one in accepted_answers(answer))

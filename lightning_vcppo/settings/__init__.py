@@ -15,7 +15,12 @@ from lightning_vcppo.settings.rollouts import (
     RewardShapingSettings,
     SamplingSettings,
 )
-from lightning_vcppo.settings.updates import LoRASettings, OptimizerSettings, UpdateSettings
+from lightning_vcppo.settings.updates import (
+    LoRASettings,
+    MasterWeights,
+    OptimizerSettings,
+    UpdateSettings,
+)
 from lightning_vcppo.settings.value import ValueSettings
 
 __all__ = [
@@ -24,6 +29,7 @@ __all__ = [
     "GradingSettings",
     "LoRASettings",
     "LossAggMode",
+    "MasterWeights",
     "OptimizerSettings",
     "PolicySettings",
     "RewardShapingSettings",

@@ -124,6 +124,22 @@ def test_a_message_gets_the_flag_whose_value_it_tells():
         assert name_flag(other, values) == other
 
 
+@pytest.mark.parametrize("by_flag", [True, False])
+def test_a_former_name_works_with_one_line_of_warning(by_flag, tmp_path):
+    former = "--model.policy.reuse_sampler_logprobs=false"
+    if not by_flag:
+        path = tmp_path / "former.yaml"
+        path.write_text("model: {init_args: {policy: {reuse_sampler_logprobs: false}}}")
+        former = f"--config={path}"
+    with pytest.warns(FutureWarning) as warnings, pytest.raises(SystemExit):
+        run_program("fit", former, "--model.actor=/nowhere", "--trainer.accelerator=cpu")
+    told = [str(w.message) for w in warnings if "reuse_sampler_logprobs" in str(w.message)]
+    assert told == [
+        "policy.reuse_sampler_logprobs=false is now policy.old_logprobs=recomputed, and will be "
+        "refused in the next version"
+    ]
+
+
 # The doctor
 
 
@@ -194,7 +210,7 @@ def test_bash_completes_commands_flags_and_values(tmp_path):
         "do": ["doctor"],
         "fit --model.advantage.lambda_c": ["--model.advantage.lambda_critic"],
     }
-    asked["fit --model.advantage.estimator "] = ["gae", "group"]
+    asked["fit --model.advantage.estimator "] = ["gae", "group", "rloo"]
     for line, answer in asked.items():
         words = ["vcppo", *line.split(" ")]
         quoted = " ".join(f"'{word}'" for word in words)

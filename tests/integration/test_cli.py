@@ -89,6 +89,7 @@ def trained(cold_start, tmp_path_factory):
         "--learning_curves.enabled=true",
         "--seed_everything=1",  # with which held-out rewards differ
         *("--model.policy.kl_coef=0.01", "--model.policy.importance_correction=truncate"),
+        *("--model.update.order=actor_first", "--model.value.target_correction=importance"),
         *("--model.policy.clip_ratio_c=3", "--model.policy.positive_example_nll_weight=0.1"),
         *("--model.actor_optimizer.lr=1e-3", "--model.value.cliprange_value=0.2"),
         *("--model.evaluation.num_generations=3", f"--data.evaluation_sets={{aime24: {problems}}}"),
@@ -270,7 +271,6 @@ def test_a_resumed_run_goes_on_in_its_run_of_wandb(tiny_actor, tmp_path):
     assert first == resumed != anew
 
 
-@pytest.mark.slow
 def test_two_processes_end_with_equal_weights(tiny_actor, tmp_path):
     shutil.copytree(tiny_actor, tmp_path / "actor")
     command = [sys.executable, "-m", "lightning_vcppo", "fit", *ROLLOUTS, "--loggers=[csv]"]

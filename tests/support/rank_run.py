@@ -26,7 +26,14 @@ from lightning_vcppo.distributed.fsdp2 import FSDP2Strategy
 from lightning_vcppo.settings import OptimizerSettings, SamplingSettings, UpdateSettings
 from tests.support.forks import run_ranks
 from tests.support.tiny_runs import ROLLOUTS, TINY, vcppo
-from tests.support.training import EVERYTHING, Recorder, SaveAfter, make_module, weights
+from tests.support.training import (
+    EVERYTHING,
+    SUCCESSORS,
+    Recorder,
+    SaveAfter,
+    make_module,
+    weights,
+)
 
 StrategyRegistry.register("hsdp", FSDP2Strategy, shards=2)
 FEW = ["--data.prompts_per_rollout=6", "--trainer.limit_train_batches=2"]
@@ -50,6 +57,7 @@ class Run:
         precision: Of the Trainer.
         nodes: Machines that the processes believe to be on.
         resume: Name of a run and of its checkpoint.
+        successors: Train with the switches of later recipes, the actor first.
     """
 
     strategy: str = "auto"
@@ -57,6 +65,7 @@ class Run:
     precision: str = "64-true"
     nodes: int = 1
     resume: tuple[str, str] | None = None
+    successors: bool = False
 
 
 RUNS = {
@@ -82,6 +91,9 @@ RUNS = {
     "fsdp2_2_to_1": Run("fsdp2", 1, resume=("fsdp2_2", "pretraining")),
     "fsdp2_2_to_4": Run("fsdp2", 4, resume=("fsdp2_2", "pretraining")),
     "ddp_2_to_offload_2": Run("fsdp2_offload", 2, resume=("ddp_2", "waiting")),
+    "successors_one": Run(successors=True),
+    "successors_ddp_2": Run("ddp", 2, successors=True),
+    "successors_fsdp2_2": Run("fsdp2", 2, successors=True),
 }
 
 _ACTOR = ["--model.actor={actor}"]
@@ -126,8 +138,12 @@ def train(actor: str, folder: Path, name: str) -> None:
     module = make_module(
         actor,
         sampling=SamplingSettings(max_response_length=8, num_generations=2, dynamic_sampling=True),
-        update=UpdateSettings(ppo_mini_batch_size=6, ppo_max_token_len_per_gpu=130),
-        **EVERYTHING,
+        update=UpdateSettings(
+            order="actor_first" if run.successors else "critic_first",
+            ppo_mini_batch_size=6,
+            ppo_max_token_len_per_gpu=130,
+        ),
+        **(SUCCESSORS if run.successors else EVERYTHING),
         **(PAPER_RATES if run.precision == "32-true" else {}),
     )
     saving = (

@@ -133,6 +133,8 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
     uses_vllm = engine.name == "vllm"
     exact = precision in ("32-true", "64-true") and not uses_vllm
     corrected = settings.policy.importance_correction not in ("auto", "off")
+    source = settings.policy.old_logprobs
+    recomputed = source == "recomputed" or (source == "auto" and (corrected or not exact))
     targets = settings.lora.target_modules
     critic = None
     if settings.advantage.estimator == "gae":
@@ -161,10 +163,12 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
         devices=devices,
         shards=shards,
         moments=_moments(settings.actor_optimizer),
+        critic_frozen=settings["value"].freeze,
+        master_weights=settings.master_weights,
         lora_rank=settings.lora.rank,
         lora_targets=() if isinstance(targets, str) else tuple(targets),
         checkpointing=settings.activation_checkpointing,
-        reads_logprobs=not (exact and settings.policy.reuse_sampler_logprobs) or corrected,
+        logprob_readings=int(recomputed) + (settings.value.target_correction == "importance"),
         device="cuda" if on_gpu else "cpu",
         memory=int(memory),
     )

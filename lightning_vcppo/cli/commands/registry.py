@@ -43,6 +43,8 @@ COMMANDS = {
     "plan": _own("plan", "memory and time of a run, before it is paid for"),
     "export": _own("export", "turn a checkpoint into ordinary Hugging Face folders"),
     "report": _own("report", "one HTML page about one or more runs"),
+    "import": _own("import_", "turn the rollouts of another trainer into this project's"),
+    "critic": _own("critic", "fit, choose and judge critics on stored rollouts"),
     "regrade": _own("regrade", "grade the responses in a file again"),
     "dashboard": _own("dashboard", "build a workspace on Weights & Biases"),
     "doctor": _own("doctor", "what this machine has, and what will work on it"),

@@ -1,4 +1,4 @@
-"""Adaptive lambda, groups, the gate. Shape suffixes: B sequences, T response tokens."""
+"""Adaptive lambda, and the gate. Shape suffixes: B sequences, T response tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from torch.testing import assert_close
 
 from lightning_vcppo.algorithm.advantages import (
     explained_variance_gate,
-    group_advantages,
     length_adaptive_lambda,
     monte_carlo_returns,
 )
@@ -23,24 +22,6 @@ def test_length_adaptive_lambda_is_clamped() -> None:
     assert_close(lam_B, torch.tensor([0.0, 0.0, 0.0, 1 - 1 / 2, 1 - 1 / 100]))
     with pytest.raises(ValueError, match="length_adaptive_alpha"):
         length_adaptive_lambda(lengths_B, alpha=0.0)
-
-
-def test_group_advantages_by_hand() -> None:
-    rewards_B = torch.tensor([1.0, 5.0, -1.0, 7.0, 1.0, 7.0], dtype=torch.float64)
-    group_ids_B = torch.tensor([3, 8, 3, 0, 3, 0])
-    # Group 3: mean 1/3, deviations 2/3, -4/3, 2/3, variance (4 + 16 + 4) / 9 / 2 = 4/3.
-    std = (4 / 3) ** 0.5
-    centred_B = torch.tensor([2 / 3, 0.0, -4 / 3, 0.0, 2 / 3, 0.0], dtype=torch.float64)
-    assert_close(group_advantages(rewards_B, group_ids_B, normalize_std=False), centred_B)
-    assert_close(group_advantages(rewards_B, group_ids_B), centred_B / (std + 1e-6))
-    with pytest.raises(ValueError, match="same shape"):
-        group_advantages(rewards_B, group_ids_B[:2])
-
-
-def test_groups_without_signal_get_zero() -> None:
-    rewards_B = torch.full((7,), 0.1)
-    group_ids_B = torch.tensor([0, 0, 0, 0, 0, 0, 1])
-    assert torch.equal(group_advantages(rewards_B, group_ids_B), torch.zeros(7))
 
 
 def gate_case() -> tuple[Tensor, Tensor, Tensor, Tensor]:
