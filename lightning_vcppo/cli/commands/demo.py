@@ -3,6 +3,8 @@
     vcppo demo --seed 0 --output runs/demo
 
 It runs the commands that it prints, nothing else, so each can be repeated and changed by hand.
+Each has one thread, so that its digits do not depend on the number of cores; both algorithms run at
+the same time if there are two.
 """
 
 from __future__ import annotations
@@ -10,10 +12,13 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
@@ -24,6 +29,8 @@ from rich.table import Table
 
 from lightning_vcppo.common.errors import OneLineArguments
 
+SAVING_S = 30
+"""Seconds for a run that is interrupted to save what it has."""
 QUICK = {
     "cold_start": ["--trainer.limit_train_batches=30", "--data.val_size=16"],
     "reward_model": ["--trainer.limit_train_batches=2", "--data.prompts_per_rollout=16"],
@@ -51,7 +58,7 @@ def demo(seed: int = 0, output: str = "runs/demo", quick: bool = False) -> None:
     run_dir = Path(output)
     cold_start_dir, reward_model_dir = run_dir / "cold_start", run_dir / "reward_model"
     actor = f"--model.actor={cold_start_dir / 'actor'}"
-    common = [f"--seed_everything={seed}"]
+    common = [f"--seed_everything={seed}", "--threads=1"]
     extra: dict[str, list[str]] = QUICK if quick else {part: [] for part in QUICK}
 
     console.rule("Cold start: a policy that knows how to count but answers too early")
@@ -63,9 +70,16 @@ def demo(seed: int = 0, output: str = "runs/demo", quick: bool = False) -> None:
         "VC-PPO": ("vcppo", run_dir),
     }
     critic = f"--model.critic={reward_model_dir / 'reward_model'}"
-    for name, (algorithm, folder) in runs.items():
-        console.rule(f"Value pretraining, then {name}" if folder == run_dir else name)
-        _fit([algorithm, "demo/rl"], [actor, critic, *common, *extra["rl"]], folder)
+    arms = {
+        name: _fit_command([algorithm, "demo/rl"], [actor, critic, *common, *extra["rl"]], folder)
+        for name, (algorithm, folder) in runs.items()
+    }
+    console.rule("Plain PPO; value pretraining, then VC-PPO")
+    if cores() > 1:
+        _vcppo_together(arms)
+    else:
+        for command in arms.values():
+            _vcppo(command)
 
     before = _last_evaluation(cold_start_dir)
     afters = {name: _last_evaluation(folder) for name, (_, folder) in runs.items()}
@@ -83,22 +97,129 @@ def demo(seed: int = 0, output: str = "runs/demo", quick: bool = False) -> None:
         console.print("pip install 'lightning-vcppo[report]' for a page about it", markup=False)
 
 
+def cores() -> int:
+    """Return how many CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _fit(configs: list[str], flags: list[str], run_dir: Path) -> None:
+    _vcppo(_fit_command(configs, flags, run_dir))
+
+
+def _fit_command(configs: list[str], flags: list[str], run_dir: Path) -> list[str]:
     files = [f"--config={name}" for name in configs]
-    _vcppo(["fit", *files, *flags, f"--trainer.default_root_dir={run_dir}", "--overwrite"])
+    return ["fit", *files, *flags, f"--trainer.default_root_dir={run_dir}", "--overwrite"]
 
 
 def _vcppo(command: list[str]) -> None:
     """Run one `vcppo` command; its output is the user's to see, its failure ends the demo."""
     print(f"$ vcppo {shlex.join(command)}", flush=True)
-    # Threads that spin for long while they wait make a busy machine ten times slower; those that do
-    # not spin at all make an idle one, with a model so small, half as fast.
-    environment = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000", **os.environ}
-    done = subprocess.run(
-        [sys.executable, "-m", "lightning_vcppo", *command], env=environment, check=False
-    )
+    done = subprocess.run(_program(command), env=_environment(), check=False)
     if done.returncode:
         sys.exit(done.returncode)
+
+
+def _vcppo_together(commands: Mapping[str, list[str]]) -> None:
+    """Run `vcppo` commands at the same time; each line that they print begins with a name."""
+    for command in commands.values():
+        print(f"$ vcppo {shlex.join(command)}", flush=True)
+    width = max(map(len, commands))
+    run_together({name.ljust(width): _program(each) for name, each in commands.items()})
+
+
+def _program(command: list[str]) -> list[str]:
+    return [sys.executable, "-m", "lightning_vcppo", *command]
+
+
+def _environment() -> dict[str, str]:
+    # Threads that spin for long while they wait make a busy machine ten times slower; those that do
+    # not spin at all make an idle one, with a model so small, half as fast.
+    return {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000", **os.environ}
+
+
+def run_together(programs: Mapping[str, Sequence[str]]) -> None:
+    """Run programs at the same time, and print what they print behind their names.
+
+    None is left behind: if one fails or this process is interrupted, the others are too, and get
+    half a minute to save what they have.
+
+    Args:
+        programs: Program and arguments by name.
+
+    Raises:
+        SystemExit: If a program has failed, with its exit code.
+    """
+    running: dict[str, subprocess.Popen[str]] = {}
+    readers: list[threading.Thread] = []
+    with _signals_as_exit():
+        try:
+            for name, program in programs.items():
+                process = subprocess.Popen(
+                    program,
+                    env=_environment(),
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    start_new_session=True,  # Ctrl-C reaches them by way of this process, once
+                )
+                running[name] = process
+                readers.append(threading.Thread(target=_repeat, args=(name, process), daemon=True))
+                readers[-1].start()
+            _wait(list(running.values()))
+        finally:
+            _stop(list(running.values()))
+            for reader in readers:
+                reader.join(1)
+
+
+def _repeat(name: str, process: subprocess.Popen[str]) -> None:
+    """Print each line of a program behind its name."""
+    for line in process.stdout or ():
+        if line.strip():
+            print(f"{name} | {line.rstrip()}", flush=True)
+
+
+def _wait(processes: Sequence[subprocess.Popen[str]]) -> None:
+    """Return when all have ended well; exit with the code of the first that has not."""
+    while True:
+        codes = [process.poll() for process in processes]
+        if failed := [code for code in codes if code]:
+            sys.exit(failed[0] if failed[0] > 0 else 128 - failed[0])
+        if None not in codes:
+            return
+        time.sleep(0.1)
+
+
+def _stop(processes: Sequence[subprocess.Popen[str]]) -> None:
+    """Interrupt what still runs, and kill it when it has had its time."""
+    left = [process for process in processes if process.poll() is None]
+    for process in left:
+        process.send_signal(signal.SIGTERM)
+    until = time.monotonic() + SAVING_S
+    for process in left:
+        try:
+            process.wait(max(0.0, until - time.monotonic()))
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def _signals_as_exit() -> Iterator[None]:
+    """Leave by SystemExit at SIGTERM and SIGHUP, so that the programs are ended as well."""
+
+    def leave(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = [signal.signal(number, leave) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _last_evaluation(run_dir: Path) -> list[dict[str, Any]]:
