@@ -186,7 +186,8 @@ class PreciseOptimizer(torch.optim.Optimizer):
             return master
         if name not in kept:
             kept[name] = torch.zeros_like(parameter.data)
-        return parameter.data.float() + kept[name].float()
+        precise: Tensor = parameter.data.float() + kept[name].float()
+        return precise
 
     def _write(self, parameter: Tensor, stepped: Tensor, step: tuple[int, int]) -> None:
         """Give a parameter its new value, and keep what the next step needs."""
