@@ -73,6 +73,7 @@ from lightning_vcppo.settings import (
     AdvantageSettings,
     EngineSettings,
     GradingSettings,
+    Kernels,
     LoRASettings,
     MasterWeights,
     OptimizerSettings,
@@ -110,6 +111,7 @@ class VCPPOModule(PolicyModule):
         update: UpdateSettings = UpdateSettings(),
         lora: LoRASettings = LoRASettings(),
         activation_checkpointing: bool = False,
+        kernels: Kernels = "auto",
         master_weights: MasterWeights = "none",
         actor_optimizer: OptimizerSettings = OptimizerSettings(lr=1e-6),
         critic_optimizer: OptimizerSettings = OptimizerSettings(lr=2e-6),
@@ -136,6 +138,8 @@ class VCPPOModule(PolicyModule):
             lora: Train adapters and the value head instead of all weights.
             activation_checkpointing: Keep a layer's input alone and compute the layer again in the
                 backward pass: less memory, a third more arithmetic in an update.
+            kernels: Whose norms, SwiGLU and rotation run on CUDA: Liger's, transformers' (none), or
+                Liger's where it is installed (auto).
             master_weights: What keeps updates that weights under `bf16-true` would round away:
                 copies in float32, what is rounded away (Kahan), or chance (stochastic rounding).
             actor_optimizer: Of the actor.
@@ -150,7 +154,7 @@ class VCPPOModule(PolicyModule):
         self.importance_correction = policy.correction_with(engine)
         self.reward_shaping, self.sampling = reward_shaping, sampling
         self.advantage, self.policy, self.value = advantage, policy, value
-        self.update, self.master_weights = update, master_weights
+        self.update, self.master_weights, self.kernels = update, master_weights, kernels
         self.critic_reads = PrivilegedPrompt(self.tokenizer, value).view
 
         self.loader = NetworkLoader(
@@ -419,6 +423,8 @@ class VCPPOModule(PolicyModule):
             self.reference = self.build(self.loader.load_reference)
             self.loader.check_tokens(self.reference, self.tokenizer, "reference")
             adapters.share_weights(self.reference, self.actor)
+        if is_attached(self):
+            self.use_kernels(self.kernels)
         self.scorer = Scorer(
             self.actor,
             self.critic,
