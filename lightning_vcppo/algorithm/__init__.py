@@ -11,6 +11,7 @@
 """  # noqa: E501
 
 from lightning_vcppo.algorithm.advantages import (
+    batch_advantages,
     decoupled_gae,
     explained_variance_gate,
     gae,
@@ -41,6 +42,7 @@ from lightning_vcppo.algorithm.statistics import (
 
 __all__ = [
     "aggregation_weights",
+    "batch_advantages",
     "decoupled_gae",
     "explained_variance",
     "explained_variance_gate",

@@ -182,6 +182,36 @@ def group_advantages(
 
 
 @torch.no_grad()
+def batch_advantages(
+    scores_B: Tensor, response_mask_BT: Tensor, *, reduce: Reduce = identity
+) -> Tensor:
+    """Compute the critic-free advantage of each response in its batch: REINFORCE with a baseline.
+
+    R_i - mean R over all responses of all ranks, its own included: with n responses that scales the
+    advantage over a leave-one-out baseline by (n - 1) / n, and changes nothing else.
+
+    Args:
+        scores_B: Total reward of each response.
+        response_mask_BT: Boolean; True on the tokens that count. A row without any does not count.
+        reduce: Sums a small tensor over ranks.
+
+    Returns:
+        advantages_B, detached, to be broadcast over the tokens of each response; 0 for rows that do
+        not count.
+
+    Raises:
+        ValueError: If a shape or the mask's type is wrong.
+    """
+    check_tokens(response_mask_BT)
+    check_sequences(response_mask_BT, scores_B=scores_B)
+    counts_B = response_mask_BT.any(-1)
+    counted_B = torch.where(counts_B, scores_B.double(), 0.0)
+    total, count = reduce(torch.stack([counted_B.sum(), counts_B.sum().double()]))
+    centred_B = torch.where(counts_B, counted_B - total / count.clamp(min=1.0), 0.0)
+    return centred_B.to(float_dtype(scores_B))
+
+
+@torch.no_grad()
 def explained_variance_gate(
     advantages_BT: Tensor,
     returns_BT: Tensor,
@@ -215,11 +245,8 @@ def explained_variance_gate(
     )
     check_sequences(response_mask_BT, scores_B=scores_B)
     gate_open = explained_variance(values_BT, returns_BT, response_mask_BT, reduce=reduce) > 0
-    counts_B = response_mask_BT.any(-1)
-    scores_B = torch.where(counts_B, scores_B.double(), 0.0)
-    total, count = reduce(torch.stack([scores_B.sum(), counts_B.sum().double()]))
-    centred_B = (scores_B - total / count.clamp(min=1.0)).to(advantages_BT.dtype)
-    chosen_BT = torch.where(gate_open, advantages_BT, centred_B[:, None])
+    centred_B = batch_advantages(scores_B, response_mask_BT, reduce=reduce)
+    chosen_BT = torch.where(gate_open, advantages_BT, centred_B[:, None].to(advantages_BT.dtype))
     return torch.where(response_mask_BT, chosen_BT, 0.0), gate_open
 
 

@@ -26,7 +26,7 @@ def require_consistency(
     """
     require(sampling.temperature > 0, "sampling.temperature: training needs more than 0")
     require(
-        advantage.estimator == "gae" or sampling.num_generations > 1,
+        advantage.estimator != "group" or sampling.num_generations > 1,
         "sampling.num_generations: the group estimator compares responses to the same prompt, "
         "so it needs at least 2",
     )

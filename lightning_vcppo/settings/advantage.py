@@ -13,7 +13,8 @@ class AdvantageSettings:
     """From rewards and values to advantages and value targets.
 
     Attributes:
-        estimator: "gae", or "group" for the critic-free group advantage of GRPO.
+        estimator: "gae"; or without a critic: "group" compares a response with the others to the
+            same prompt (GRPO), "batch" with the mean of the rollout, for one response a prompt.
         gamma: Discount.
         lambda_actor: Of the advantages (VC-PPO's decoupled GAE).
         lambda_critic: Of the value targets; 1 makes them Monte-Carlo returns.
@@ -24,7 +25,7 @@ class AdvantageSettings:
         explained_variance_gate: EVPO: use the batch mean as baseline while explained variance <= 0.
     """
 
-    estimator: Literal["gae", "group"] = "gae"
+    estimator: Literal["gae", "group", "batch"] = "gae"
     gamma: float = 1.0
     lambda_actor: float = 0.99
     lambda_critic: float = 1.0
