@@ -136,7 +136,7 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
         ),
         Definition(
             "update/skipped_critic",
-            "the same of the critic; absent with `estimator: group`",
+            "the same of the critic; absent without a critic",
             "0",
         ),
         Definition(
