@@ -148,7 +148,7 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
         ),
         Definition(
             "update/skipped_critic",
-            "the same of the critic; absent without one",
+            "the same of the critic; absent without a critic",
             "0",
         ),
         Definition(
