@@ -86,6 +86,9 @@ def lasting(run: Run) -> Memory:
         weights = run.actor.weights * size + (0 if shared else run.weights("critic") * size)
         size = ADAPTER_BYTES
         weights += trainable * size
+    side = run.side_weights
+    weights += side * run.bytes.weight
+    trainable += side
     return Memory(
         weights=weights // run.shards,
         optimizer=run.moments * trainable * size // run.shards,

@@ -134,12 +134,15 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
     exact = precision in ("32-true", "64-true") and not uses_vllm
     corrected = settings.policy.importance_correction not in ("auto", "off")
     targets = settings.lora.target_modules
-    critic = None
-    if settings.advantage.estimator == "gae":
+    critic, side_weights, value = None, 0, settings["value"]
+    if settings.advantage.estimator == "gae" and value.architecture == "side":
+        side_weights = actor.ladder(value.side_taps, value.side_width)
+    elif settings.advantage.estimator == "gae":
         critic = actor if settings.critic is None else shape_from(settings.critic)
     return Run(
         actor=actor,
         critic=critic,
+        side_weights=side_weights,
         reference=bool(settings.policy.kl_coef),
         prompt_length=config.data.max_prompt_length,
         response_length=sampling.max_response_length,
@@ -161,7 +164,7 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
         devices=devices,
         shards=shards,
         moments=_moments(settings.actor_optimizer),
-        critic_frozen=settings["value"].freeze,
+        critic_frozen=value.freeze,
         lora_rank=settings.lora.rank,
         lora_targets=() if isinstance(targets, str) else tuple(targets),
         checkpointing=settings.activation_checkpointing,
