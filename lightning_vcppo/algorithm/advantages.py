@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_vcppo.algorithm.checks import check_sequences, check_tokens
+from lightning_vcppo.algorithm.critic_free import batch_advantages
 from lightning_vcppo.algorithm.statistics import (
     Reduce,
     explained_variance,

@@ -38,6 +38,7 @@ from lightning_vcppo.metrics.rollout import describe_step
 from lightning_vcppo.models import hf_folders, loading
 from lightning_vcppo.models import lora as adapters
 from lightning_vcppo.models.critic import Critic
+from lightning_vcppo.models.side_critic import SideCritic
 from lightning_vcppo.modules.base import PolicyModule
 from lightning_vcppo.modules.consistency import require_consistency
 from lightning_vcppo.modules.estimation import (
@@ -149,7 +150,9 @@ class VCPPOModule(PolicyModule):
             ValueError: for settings that contradict each other, or a tokenizer that cannot load.
         """
         super().__init__(actor, loading.load_tokenizer(actor), reward, evaluation, engine, grading)
-        require_consistency(sampling, engine, reward_shaping, advantage, policy, value, update)
+        require_consistency(
+            sampling, engine, reward_shaping, advantage, policy, value, update, critic
+        )
         self.automatic_optimization = False
         self.importance_correction = policy.correction_with(engine)
         self.reward_shaping, self.sampling = reward_shaping, sampling
@@ -165,7 +168,7 @@ class VCPPOModule(PolicyModule):
             lora,
             activation_checkpointing,
         )
-        self.critic: Critic | None = None
+        self.critic: Critic | SideCritic | None = None
         self.reference: PreTrainedModel | None = None
         adapters.save_trained_alone(self)
         self.updaters = build_updaters(update, actor_optimizer, critic_optimizer)
@@ -417,8 +420,7 @@ class VCPPOModule(PolicyModule):
             return
         if self.advantage.needs_critic:
             self.critic = self.build(self.load_critic)
-            self.loader.check_tokens(self.critic.model, self.tokenizer, "critic")
-            adapters.share_weights(self.critic.model.base_model, self.actor.base_model)
+            self.loader.join(self.critic, self.actor, self.tokenizer)
         if self.loader.reference is not None and self.reference is None:
             self.reference = self.build(self.loader.load_reference)
             self.loader.check_tokens(self.reference, self.tokenizer, "reference")
@@ -439,9 +441,10 @@ class VCPPOModule(PolicyModule):
         """Load the actor, with adapters if they are on."""
         return self.loader.load_actor(self.run_seed)
 
-    def load_critic(self) -> Critic:
+    def load_critic(self) -> Critic | SideCritic:
         """Load the critic, with adapters if they are on."""
-        return self.loader.load_critic(self.run_seed)
+        assert self.actor is not None
+        return self.loader.load_critic(self.run_seed, self.actor)
 
     @override
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -465,7 +468,7 @@ class VCPPOModule(PolicyModule):
     @override
     def _networks(self, *, training: bool) -> dict[str, PreTrainedModel | Critic]:
         networks = super()._networks(training=training)
-        if training and self.critic is not None:
+        if training and isinstance(self.critic, Critic):
             networks["critic"] = self.critic
         if training and self.reference is not None:
             networks["reference"] = self.reference

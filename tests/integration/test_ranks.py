@@ -162,7 +162,7 @@ def test_shards_are_written_as_an_ordinary_folder(runs, network):
         torch.testing.assert_close(weight, gathered[name])
 
 
-@pytest.mark.parametrize("name", ["cold_start", "reward_model", "saved"])
+@pytest.mark.parametrize("name", ["cold_start", "reward_model", "saved", "side", "reader"])
 def test_every_module_trains_with_shards(runs, name):
     assert_finite(runs["folder"] / name)
 
