@@ -6,13 +6,7 @@ as under torchrun. What a process has at the end is in `FOLDER/NAME/RANK.pt`.
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
-import random
-import socket
 import sys
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +24,8 @@ from lightning_vcppo.callbacks import (
 )
 from lightning_vcppo.distributed.fsdp2 import FSDP2Strategy
 from lightning_vcppo.settings import OptimizerSettings, SamplingSettings, UpdateSettings
-from tests.support.tiny_runs import LAUNCHED, ROLLOUTS, TINY, vcppo
+from tests.support.forks import run_ranks
+from tests.support.tiny_runs import ROLLOUTS, TINY, vcppo
 from tests.support.training import (
     EVERYTHING,
     SUCCESSORS,
@@ -217,63 +212,12 @@ def command(actor: str, folder: Path, name: str) -> None:
     vcppo(*words, f"--trainer.default_root_dir={folder / name}")
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on.
-
-    It is below those that the system deals out, so nobody is given it before the run begins.
-    """
-    for port in random.Random(os.getpid()).sample(range(20_000, 30_000), 100):
-        with socket.socket() as trial, contextlib.suppress(OSError):
-            trial.bind(("127.0.0.1", port))
-            return port
-    raise RuntimeError("no free port")
-
-
 def launch(actor: str, folder: Path, name: str) -> bool:
     """Do one run in processes of its own; tell whether all have ended well, and in time."""
     run = RUNS.get(name, Run("fsdp2", 2))
-    port = free_port()
-    fork = multiprocessing.get_context("fork")
-    each = [
-        fork.Process(target=_as_rank, args=(actor, folder, name, port, rank))
-        for rank in range(run.ranks)
-    ]
-    for process in each:
-        process.start()
-    for process in each:
-        process.join(60)
-    for process in each:
-        process.kill()  # what hangs
-    return not any(process.exitcode for process in each)
-
-
-def _as_rank(actor: str, folder: Path, name: str, port: int, rank: int) -> None:
-    """Say what torchrun would say to a process, and run."""
-    run = RUNS.get(name, Run("fsdp2", 2))
-    here = run.ranks // run.nodes
-    for variable in LAUNCHED:
-        os.environ.pop(variable, None)
-    (folder / name).mkdir(parents=True, exist_ok=True)
-    if run.ranks > 1:
-        os.environ |= {
-            "TORCHELASTIC_RUN_ID": name,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "WORLD_SIZE": str(run.ranks),
-            "LOCAL_WORLD_SIZE": str(here),
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank % here),
-            "GROUP_RANK": str(rank // here),
-        }
-    log = os.open(folder / name / f"{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    try:
-        (train if name in RUNS else command)(actor, folder, name)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
+    work = train if name in RUNS else command
+    logs, nodes = folder / name, run.nodes
+    return run_ranks(work, actor, folder, name, ranks=run.ranks, logs=logs, nodes=nodes)
 
 
 def main(actor: str, folder: str, *names: str) -> None:
