@@ -38,6 +38,7 @@ TABLE: dict[str, dict[str, Any]] = {
     "monte_carlo_returns": {"rewards_BT": X_BT, "response_mask_BT": MASK_BT},
     "length_adaptive_lambda": {"lengths_B": torch.tensor([3, 4, 5]), "alpha": 0.5},
     "group_advantages": {"rewards_B": X_B, "group_ids_B": IDS_B},
+    "batch_advantages": {"scores_B": X_B, "response_mask_BT": MASK_BT},
     "leave_one_out_advantages": {"rewards_B": X_B, "group_ids_B": IDS_B},
     "importance_corrected_returns": {
         "returns_BT": X_BT,
