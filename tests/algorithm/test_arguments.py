@@ -119,6 +119,7 @@ ELEMENTWISE |= {"read_tokens", "clipped_loss", "with_bounded_gradient", "sum_ter
 ELEMENTWISE |= {"log_ratio", "masked"}  # of tensors that the functions above have checked
 """Functions in which no two tensors meet, or that no user calls."""
 ALONE = {
+    ("batch_advantages", "response_mask_BT"),
     ("hl_gauss_target", "returns"),
     ("hl_gauss_target", "edges_E"),
     ("hl_gauss_value", "logits"),
