@@ -93,15 +93,16 @@ def _samples(run: Run) -> list[dict[str, Any]]:
 
 def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Return the settings in which the runs differ, each with its value in every run."""
-    flat = [dict(_flatten(run.config)) for run in runs]
+    flat = [dict(flatten(run.config)) for run in runs]
     keys = dict.fromkeys(key for settings in flat for key in settings)
     values = {key: [settings.get(key, "") for settings in flat] for key in keys}
     return [(key, row) for key, row in values.items() if len(set(row)) > 1]
 
 
-def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the leaves of nested settings with their dotted names, each as a text."""
     if isinstance(node, dict) and node:
         for key, value in node.items():
-            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
     elif prefix:
         yield prefix, node if isinstance(node, str) else json.dumps(node, default=str)

@@ -1,0 +1,6 @@
+"""Compare groups of runs for `vcppo compare`: whether a difference is one to believe.
+
+statistics.py computes, runs.py and tables.py read, arms.py groups and pairs, contrasts.py puts the
+numbers together, curves.py cuts curves to one axis, output.py and page.py write. None of them needs
+torch; statistics.py needs scipy, which the extra `report` installs.
+"""
