@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import stdev
+from statistics import fmean, stdev
 
 from lightning_vcppo.comparison import statistics
 from lightning_vcppo.comparison.arms import (
@@ -17,6 +17,7 @@ from lightning_vcppo.comparison.arms import (
     pair,
     started_later,
 )
+from lightning_vcppo.comparison.measurements import Measurement, bootstrap
 from lightning_vcppo.comparison.runs import (
     ACCURACY,
     AXES,
@@ -25,12 +26,10 @@ from lightning_vcppo.comparison.runs import (
     expand,
     read_folder,
 )
-from lightning_vcppo.comparison.statistics import Interval, Measurement
+from lightning_vcppo.comparison.statistics import Interval
 from lightning_vcppo.comparison.tables import read_table
 from lightning_vcppo.metrics.guard_rules import Limits
 
-FEW = 5
-"""Seeds below which intervals say little."""
 POWER = 0.8
 CURVE_POINTS = 3
 """Fewest points of a metric whose area is told; otherwise it is that of the training accuracy."""
@@ -78,6 +77,8 @@ class Contrast:
         improvement: Probability that a run of the arm is better than one of the reference.
         detectable: Difference that as many pairs with this spread detect with 80 % power.
         area: Mean difference of the areas with its t interval; None without curves.
+        spread: Standard deviation of the differences over seeds.
+        problem_noise: Standard deviation that the choice of problems alone gives a difference.
     """
 
     arm: str
@@ -90,6 +91,8 @@ class Contrast:
     improvement: float
     detectable: float
     area: statistics.TEstimate | None
+    spread: float
+    problem_noise: float
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ class Comparison:
         contrasts: Those of the other arms with the reference.
         settings: Settings in which arms differ, with the value of each arm.
         problem_level: What the level of problems in the bootstrap is.
-        warnings: What to keep in mind, a line each.
+        late: Seeds of arms that were run after other arms were complete.
+        searched: Seeds on which settings were chosen, too.
     """
 
     metric: str
@@ -118,7 +122,8 @@ class Comparison:
     contrasts: list[Contrast]
     settings: dict[str, list[str]]
     problem_level: str
-    warnings: list[str]
+    late: dict[str, list[int]]
+    searched: list[int]
 
     @property
     def is_share(self) -> bool:
@@ -196,7 +201,7 @@ def compare(runs: Sequence[RunData], options: Options) -> Comparison:
     ]
     corrected = statistics.holm([contrast.difference.p for contrast in contrasts])
     contrasts = [replace(c, p_holm=p) for c, p in zip(contrasts, corrected, strict=True)]
-    comparison = Comparison(
+    return Comparison(
         metric=metric,
         curve_metric=curve_metric,
         axis=axis,
@@ -206,9 +211,9 @@ def compare(runs: Sequence[RunData], options: Options) -> Comparison:
         contrasts=contrasts,
         settings=differences([arm.settings for arm in arms]),
         problem_level=_problem_level(runs, metric, axis, end),
-        warnings=[],
+        late=started_later(arms),
+        searched=sorted({run.seed for run in runs} & set(options.search_seeds)),
     )
-    return replace(comparison, warnings=list(_warnings(comparison, arms, runs, options)))
 
 
 def _common_end(runs: Sequence[RunData], axis: str) -> float:
@@ -240,9 +245,9 @@ def _arm(arm: Arm, metric: str, curve_metric: str, axis: str, end: float) -> Arm
         runs=dict(arm.runs),
         values=values,
         mean=statistics.t_estimate(list(values.values())),
-        bootstrap=statistics.bootstrap(runs),
+        bootstrap=bootstrap(runs),
         iqm=float(statistics.interquartile_mean(_array(values.values()))),
-        iqm_bootstrap=statistics.bootstrap(runs, statistics.interquartile_mean),
+        iqm_bootstrap=bootstrap(runs, statistics.interquartile_mean),
         collapsed={seed: fell for seed, fell in collapsed.items() if fell is not None},
         areas=dict(_areas(arm, curve_metric, axis, end)),
     )
@@ -280,7 +285,7 @@ def _contrast(
         reference=reference.name,
         seeds=seeds,
         difference=statistics.t_estimate(raw),
-        bootstrap=statistics.bootstrap(both),
+        bootstrap=bootstrap(both),
         p_holm=math.nan,
         sign_flip=statistics.sign_flip(raw),
         improvement=statistics.probability_of_improvement(
@@ -288,6 +293,8 @@ def _contrast(
         ),
         detectable=statistics.detectable_difference(spread, len(raw), POWER),
         area=statistics.t_estimate(area) if len(area) == len(seeds) else None,
+        spread=spread,
+        problem_noise=math.sqrt(fmean(run.deviation**2 for run in both)),
     )
 
 
@@ -310,73 +317,6 @@ def _problem_level(runs: Sequence[RunData], metric: str, axis: str, end: float) 
             "their number, independently in both runs of a pair"
         )
     return "seeds alone are drawn: the number of problems is not known, or the metric has none"
-
-
-# Warnings
-
-
-def _warnings(
-    comparison: Comparison, arms: Sequence[Arm], runs: Sequence[RunData], options: Options
-) -> Iterator[str]:
-    counts = {arm.name: len(arm.runs) for arm in arms}
-    few = [f"{name} {count}" for name, count in counts.items() if count < FEW]
-    if few:
-        yield f"fewer than {FEW} seeds ({', '.join(few)}): no interval says much"
-    if len(set(counts.values())) > 1:
-        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-        yield f"arms have different numbers of seeds ({listed}); differences are of common seeds"
-    for name, seeds in started_later(arms).items():
-        yield (
-            f"{name}: seed {', '.join(map(str, seeds))} was run after other arms were complete; an "
-            "arm that is extended when results are known has no honest p value"
-        )
-    searched = sorted({run.seed for run in runs} & set(options.search_seeds))
-    if searched:
-        yield f"seed {', '.join(map(str, searched))} was used to choose settings, too"
-    yield from _of_places(comparison, runs)
-    unknown = [run.where for run in runs if not run.starts]
-    if unknown and comparison.contrasts:
-        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        yield f"{unknown[0]}{more}: the start is not known, so equal starts were not checked"
-    yield from _detectable(comparison)
-
-
-def _detectable(comparison: Comparison) -> Iterator[str]:
-    """Tell, for each number of pairs, the differences that would be found in four of five cases."""
-    size, unit = (100, " points") if comparison.is_share else (1, "")
-    by_count: dict[int, list[float]] = {}
-    for contrast in comparison.contrasts:
-        if not math.isnan(contrast.detectable):
-            by_count.setdefault(len(contrast.seeds), []).append(size * contrast.detectable)
-    for count, found in sorted(by_count.items()):
-        least, most = (f"{end:.2g}" for end in (min(found), max(found)))
-        span = least if least == most else f"{least} to {most}"
-        yield f"n = {count} detects a difference of {span}{unit} with {100 * POWER:.0f} % power"
-
-
-def _of_places(comparison: Comparison, runs: Sequence[RunData]) -> Iterator[str]:
-    """Tell where runs are longer than what is compared, or were evaluated before it."""
-    axis, end = comparison.axis, comparison.end
-    unit = axis.replace("_", " ")
-    reaches = {run.where: reach for run in runs if (reach := run.reach(axis)) is not None}
-    longest = max(reaches, key=lambda where: reaches[where], default=None)
-    shortest = min(reaches, key=lambda where: reaches[where], default=None)
-    if longest and shortest and reaches[longest] > 1.001 * end:
-        yield (
-            f"runs are compared at {end:g} {unit}, where {shortest} ends; {longest} goes on to "
-            f"{reaches[longest]:g}"
-        )
-    early = {}
-    for run in runs:
-        step = None if run.final else run.last_step(comparison.metric, axis, end)
-        if step is not None and run.places[axis][step] < 0.95 * end:
-            early[run.where] = run.places[axis][step]
-    for where, place in list(early.items())[:1]:
-        more = f" (and {len(early) - 1} more runs)" if len(early) > 1 else ""
-        yield f"{where}{more}: {comparison.metric} was last measured at {place:g} of {end:g} {unit}"
-    ends = {f"{run.final[axis]:g}" for run in runs if axis in run.final}
-    if len(ends) > 1 and axis != comparison.metric:
-        yield f"rows end at different {unit} ({', '.join(sorted(ends, key=float))}), not at one"
 
 
 def _array(values: Collection[float]) -> statistics.Array:

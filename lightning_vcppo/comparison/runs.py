@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from lightning_vcppo.common.starts import START, start_fingerprints
-from lightning_vcppo.comparison.statistics import Measurement
+from lightning_vcppo.comparison.measurements import Measurement
 from lightning_vcppo.metrics.guard_rules import Limits
 from lightning_vcppo.report.page import flatten
 from lightning_vcppo.report.reading import Evaluation, Run, read_run

@@ -11,13 +11,13 @@ from typing import Any
 
 import yaml
 
-from lightning_vcppo.report.drawing import color
+from lightning_vcppo.report.drawing import Spec, color
 from lightning_vcppo.report.figures import sections
 from lightning_vcppo.report.reading import Run
 from lightning_vcppo.report.summary import headline
 
 HERE = Path(__file__).parent
-INSTALL = "vcppo report needs plotly and jinja2: pip install 'lightning-vcppo[report]'"
+INSTALL = "the page needs plotly and jinja2: pip install 'lightning-vcppo[report]'"
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -32,13 +32,39 @@ def render(runs: Sequence[Run]) -> str:
     Raises:
         ImportError: If plotly or jinja2 is not installed.
     """
+    found = sections(runs)
+    return offline_page(
+        HERE / "page.html",
+        [panel.spec for part in found for figure in part.figures for panel in figure.panels],
+        runs=runs,
+        colors=[color(place) for place in range(len(runs))],
+        headlines=[headline(run) for run in runs],
+        sections=found,
+        evaluations=[(place, e) for place, run in enumerate(runs) for e in run.evaluations],
+        samples=[_samples(run) for run in runs],
+        differences=differences(runs),
+        configs=[yaml.safe_dump(run.config, sort_keys=False) if run.config else "" for run in runs],
+    )
+
+
+def offline_page(template: Path, plots: Sequence[Spec], **content: Any) -> str:
+    """Fill a template, with plots that the page draws by itself.
+
+    Args:
+        template: The template; it includes style, plots and scripts as `page.html` does.
+        plots: Specifications of plotly, in the order of their `data-plot`.
+        content: Names in the template.
+
+    Raises:
+        ImportError: If plotly or jinja2 is not installed.
+    """
     try:
         import jinja2
         from plotly.offline import get_plotlyjs
     except ImportError:
         raise ImportError(INSTALL) from None
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
+        loader=jinja2.FileSystemLoader(template.parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -47,21 +73,12 @@ def render(runs: Sequence[Run]) -> str:
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters |= {"percent": percent, "signed": signed}
     scripts = [get_plotlyjs(), (HERE / "page.js").read_text(encoding="utf-8")]
-    found = sections(runs)
-    plots = [panel.spec for part in found for figure in part.figures for panel in figure.panels]
-    page: str = environment.get_template("page.html").render(
-        runs=runs,
-        colors=[color(place) for place in range(len(runs))],
-        headlines=[headline(run) for run in runs],
-        sections=found,
+    page: str = environment.get_template(template.name).render(
         plots=plots,
-        evaluations=[(place, e) for place, run in enumerate(runs) for e in run.evaluations],
-        samples=[_samples(run) for run in runs],
-        differences=differences(runs),
-        configs=[yaml.safe_dump(run.config, sort_keys=False) if run.config else "" for run in runs],
         style=(HERE / "page.css").read_text(encoding="utf-8"),
         scripts=scripts,
         script_hashes=[_hash(script) for script in scripts],
+        **content,
     )
     return page
 

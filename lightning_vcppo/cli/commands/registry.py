@@ -43,6 +43,7 @@ COMMANDS = {
     "plan": _own("plan", "memory and time of a run, before it is paid for"),
     "export": _own("export", "turn a checkpoint into ordinary Hugging Face folders"),
     "report": _own("report", "one HTML page about one or more runs"),
+    "compare": _own("compare", "whether arms of runs differ: intervals and tests over seeds"),
     "regrade": _own("regrade", "grade the responses in a file again"),
     "dashboard": _own("dashboard", "build a workspace on Weights & Biases"),
     "doctor": _own("doctor", "what this machine has, and what will work on it"),
