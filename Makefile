@@ -9,7 +9,7 @@ VLLM := .venv-vllm
 UV_FLAGS ?=
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 
-.PHONY: help install ablation demo test coverage test-vllm test-min test-latest test-wheel dist docs lint types \
+.PHONY: help install ablation demo recipes test coverage test-vllm test-min test-latest test-wheel dist docs lint types \
 	smollm2 clean
 
 help:  ## list the targets
@@ -30,6 +30,9 @@ demo: install  ## plain PPO and VC-PPO from the same start, in one report
 ablation: install  ## plain PPO, VC-PPO and what is between them, one seed; figures in runs/ablation
 	$(BIN)/python -m experiments.ablation --results runs/ablation/ablation.csv
 	$(BIN)/python -m experiments.ablation_report runs/ablation/ablation.csv --output runs/ablation
+
+recipes: install  ## train every preset on the demo's task, one seed; table and figure in runs/recipes
+	$(BIN)/python -m experiments.recipes
 
 test: install  ## run all tests, in WORKERS processes of one thread each
 	$(BIN)/python -m pytest -n $(WORKERS)

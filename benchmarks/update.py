@@ -44,7 +44,7 @@ from benchmarks.measure import (
     workload,
 )
 from lightning_vcppo import VCPPOModule
-from lightning_vcppo.algorithm import losses
+from lightning_vcppo.algorithm import policy_loss, value_loss
 from lightning_vcppo.algorithm.statistics import masked_mean
 from lightning_vcppo.data.problem import Problem
 from lightning_vcppo.data.prompts import PromptBatch
@@ -143,7 +143,7 @@ class Bench(VCPPOModule):
             logits_BTV = actor(ids_BL).logits[:, prompt - 1 : -1]
             logprobs_BTV = logits_BTV.log_softmax(-1)
             response_BT1 = ids_BL[:, prompt:, None]
-            loss, _ = losses.policy_loss(
+            loss, _ = policy_loss(
                 logprobs_BTV.gather(-1, response_BT1)[..., 0],
                 rollout.old_logprobs_BT[rows],
                 rollout.advantages_BT[rows],
@@ -156,7 +156,7 @@ class Bench(VCPPOModule):
                 masked_mean(entropy_BT, mask_BT)
             (loss * share).backward()
             values_BT = critic.model(ids_BL).logits[:, prompt - 1 : -1, 0]
-            loss, _ = losses.value_loss(values_BT, rollout.returns_BT[rows], mask_BT)
+            loss, _ = value_loss(values_BT, rollout.returns_BT[rows], mask_BT)
             (loss * share).backward()
         for network, optimizer in zip(
             self.reference_networks, self.reference_optimizers, strict=True

@@ -1,4 +1,4 @@
-"""Callbacks, imported as `lightning_vcppo.callbacks`; one a file."""
+"""Lightning callbacks, imported as `lightning_vcppo.callbacks`; one a file."""
 
 from .aime_evaluation import AIMEEvaluation
 from .critic_calibration import CriticCalibration

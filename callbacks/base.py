@@ -17,12 +17,12 @@ from lightning_vcppo.rollouts.rollout import Rollout
 
 @runtime_checkable
 class LearnsFromRollouts(Protocol):
-    """A module whose training step is a rollout, as that of `VCPPOModule`.
+    """A module whose training step is a rollout, such as `VCPPOModule`.
 
     Attributes:
-        phase: Of the run.
-        rollout: The last one that was learned from, until the next step begins.
-        rollouts_done: How many there were, in earlier parts of the run too.
+        phase: Phase of the run.
+        rollout: The last rollout that was learned from, until the next step begins.
+        rollouts_done: Number of rollouts, including those before a resume.
     """
 
     phase: Phase
@@ -31,30 +31,30 @@ class LearnsFromRollouts(Protocol):
 
 
 class RunCallback(Callback):
-    """Keeps something of a run, and forgets it when another run begins.
+    """Holds state of a run, and resets it when another run begins.
 
-    A subclass sets all of its run's state in `begin_run`, and nowhere else at first; `__init__`
-    calls it. A checkpoint, if there is one, is restored after it.
+    A subclass initializes all of this state in `begin_run`, which `__init__` calls. A checkpoint,
+    if there is one, is restored after that.
     """
 
     def begin_run(self) -> None:
-        """Set the state of a run that has seen nothing."""
+        """Set the state at the start of a run."""
         raise NotImplementedError
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget an earlier run, unless this Trainer continues it."""
+        """Reset the state, unless this Trainer continues its own run."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and begins_anew(trainer):
             self.begin_run()
 
 
 class RolloutCallback(RunCallback):
-    """Looks at each rollout that has been learned from; a module without rollouts is left alone."""
+    """Receives each rollout that was learned from; with a module without rollouts, does nothing."""
 
     @override
     def begin_run(self) -> None:
-        """Know no phase. It is kept, for it may change when the rollout ends."""
+        """Start without a phase, which is remembered because it may change when a rollout ends."""
         self._phase = Phase.POLICY_OPTIMIZATION
 
     @override
@@ -69,29 +69,29 @@ class RolloutCallback(RunCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Hand the rollout on, if there is one."""
+        """Pass the rollout to `on_rollout`, if there is one."""
         if isinstance(pl_module, LearnsFromRollouts) and pl_module.rollout is not None:
             with in_place(type(self).__name__):
                 self.on_rollout(trainer, pl_module, pl_module.rollout)
 
     def on_rollout(self, trainer: Trainer, module: Any, rollout: Any) -> None:
-        """Look at the rollout of a VCPPOModule."""
+        """Process the rollout of a VCPPOModule."""
         raise NotImplementedError
 
 
 class RolloutMonitor(RolloutCallback):
-    """Writes a line on each rollout into `file`, in `dirpath` or the run's own folder of them."""
+    """Writes one line for each rollout to `file`, in `dirpath` or in the run's `diagnostics/`."""
 
     file: ClassVar[str]
 
     def __init__(self, dirpath: str | None) -> None:
-        """Keep the folder; None means `diagnostics/` in the trainer's root folder."""
+        """Keep the directory; None means `diagnostics/` in the run's directory."""
         self._dirpath = dirpath
         self.begin_run()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drop what an earlier run wrote about rollouts that are still to come."""
+        """Remove the lines on rollouts that this run will make again."""
         if may_write(trainer) and isinstance(pl_module, LearnsFromRollouts):
             self._log(trainer).rewind(pl_module.rollouts_done)
 

@@ -1,4 +1,4 @@
-"""Measure the critic against the truth while training: V(prompt) and the prompt's pass rate."""
+"""Compare the critic with outcomes while training: V(prompt) with the prompt's pass rate."""
 
 from __future__ import annotations
 
@@ -35,14 +35,15 @@ class CriticCalibration(RolloutMonitor):
     """Log `calibration/*` and write the reliability curve to `diagnostics/calibration.jsonl`.
 
     V before the first token of the responses is compared with the share of them that is right; with
-    one sample a prompt, with its outcome. It is the V from before the updates: the critic has not
-    seen these responses. The numbers are of the last rollouts that have `window_prompts` prompts
-    together, for a few prompts say little. A module without critic or rollouts is left alone.
+    one sample a prompt, with its outcome. V is from before the updates, so the critic has not been
+    fitted on these responses. The numbers are computed over the last rollouts that together have
+    `window_prompts` prompts, because few prompts are noisy. With a module without critic or
+    rollouts the callback does nothing.
 
-    The audit, off by default, goes on from random places within responses several times, with the
-    module's own engine, and compares the mean reward with V there. It draws from random streams of
-    its own, so that a run with audit has the weights of one without. In the policy phase the policy
-    has meanwhile moved by the updates of one rollout.
+    The audit, off by default, continues responses several times from random positions, with the
+    module's own engine, and compares the mean reward with V there. It draws from its own random
+    streams, so a run with audit has the same weights as one without. In the policy phase the policy
+    has changed in between by the updates of one rollout.
     """
 
     file = "calibration.jsonl"
@@ -61,14 +62,14 @@ class CriticCalibration(RolloutMonitor):
         """Set window, bins and audit.
 
         Args:
-            window_prompts: Prompts that one number is of, at least.
-            num_bins: Of the reliability curve.
+            window_prompts: Minimum number of prompts over which one number is computed.
+            num_bins: Number of bins of the reliability curve.
             reward_min: Reward of a wrong response.
             reward_max: Reward of a right one.
-            audit_every: Rollouts from one audit to the next; 0 does none.
-            audit_prefixes: Prefixes of an audit, over all ranks.
-            audit_continuations: Continuations of each prefix.
-            dirpath: Folder of the file; None means `diagnostics/` in the trainer's root folder.
+            audit_every: Rollouts from one audit to the next; 0 disables the audit.
+            audit_prefixes: Number of prefixes in an audit, over all ranks.
+            audit_continuations: Number of continuations of each prefix.
+            dirpath: Directory of the file; None means `diagnostics/` in the run's directory.
 
         Raises:
             ValueError: For a number that is too small, or an empty range of rewards.
@@ -112,7 +113,7 @@ class CriticCalibration(RolloutMonitor):
 
     @override
     def on_rollout(self, trainer: Trainer, module: VCPPOModule, rollout: Rollout) -> None:
-        """Judge the forecasts for the rollout that was just learned from."""
+        """Compare the forecasts with the outcomes of the rollout that was just learned from."""
         if rollout.values_BT is None:
             return
         ranks = trainer.world_size
@@ -135,7 +136,7 @@ class CriticCalibration(RolloutMonitor):
             self._log(trainer).append(entry)
 
     def _forecasts(self, module: VCPPOModule, rollout: Rollout, ranks: int) -> Forecasts:
-        """Return the forecasts of all ranks' prompts."""
+        """Return the forecasts for the prompts of all ranks."""
         assert rollout.values_BT is not None
         columns = (
             success_probability(rollout.values_BT[:, 0], **self._rewards),
@@ -152,13 +153,13 @@ class CriticCalibration(RolloutMonitor):
         return forecasts_of_prompts(predicted_R, correct_R, group_ids_R)
 
     def _remember(self, forecasts: Forecasts) -> None:
-        """Add a rollout to the window, and drop those that it no longer needs."""
+        """Add a rollout to the window, and drop those that are no longer needed."""
         self._window.append(forecasts)
         while sum(map(len, self._window[1:])) >= self._window_prompts:
             del self._window[0]
 
     def _audit(self, module: VCPPOModule, rollout: Rollout, ranks: int) -> Audit:
-        """Continue from as many random places on each rank."""
+        """Continue responses from the same number of random positions on each rank."""
         assert rollout.values_BT is not None
         name = (module.run_seed, "audit", module.rollouts_done, module.global_rank)
         prefixes, rng = math.ceil(self._prefixes / ranks), stream(*name)
@@ -179,14 +180,14 @@ class CriticCalibration(RolloutMonitor):
 def continue_responses(
     module: VCPPOModule, rollout: Rollout, row_P: Tensor, kept_P: Tensor, seeds: list[int]
 ) -> Tensor:
-    """Sample responses again from some place on, and return their rewards.
+    """Sample the rest of responses again, and return the rewards.
 
     Args:
-        module: Whose policy, engine, verifier and shaping.
+        module: Module whose policy, engine, verifier and shaping are used.
         rollout: The responses.
-        row_P: Which of them.
-        kept_P: Tokens of each that stay.
-        seeds: P M of them.
+        row_P: Row of the response for each prefix.
+        kept_P: Number of its tokens in the prefix.
+        seeds: P x M seeds.
 
     Returns:
         rewards_PM.

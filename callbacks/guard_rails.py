@@ -1,4 +1,4 @@
-"""Say what goes wrong, with the number seen and the flag to change."""
+"""Warn of what goes wrong in a run, with the number measured and the flag to change."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing_extensions import override
 from lightning_vcppo.algorithm.losses import kl_estimate
 from lightning_vcppo.algorithm.statistics import masked_mean, masked_var
 from lightning_vcppo.algorithm.value_pretraining import Phase
+from lightning_vcppo.distributed.collectives import gather
 from lightning_vcppo.metrics.guard_rules import (
     MISMATCH_KL,
     REWARD_VARIANCE,
@@ -35,20 +36,20 @@ if TYPE_CHECKING:
 class GuardRails(RolloutCallback):
     """Check the rules of `guard_rules.py` after each rollout.
 
-    A broken rule is warned of once, and again only when it had been whole for some rollouts in
-    between. `guard_rails/violations` is the number of rules that the rollout breaks. A module
-    without rollouts is left alone.
+    A violated rule is reported once, and again only after it has been satisfied for some rollouts.
+    `guard_rails/violations` is the number of rules that the rollout violates. With a module without
+    rollouts the callback does nothing.
     """
 
     def __init__(
         self, on_violation: Literal["warn", "stop", "off"] = "warn", limits: Limits = Limits()
     ) -> None:
-        """Choose what to do.
+        """Choose the reaction to a violation.
 
         Args:
             on_violation: Warn; or warn and end the run, as early stopping does, with an evaluation
-                and its checkpoint; or look at nothing.
-            limits: Beyond which number a rule is broken.
+                and its checkpoint; or check nothing.
+            limits: Numbers beyond which a rule is violated.
         """
         self._on_violation = on_violation
         self._limits = limits
@@ -56,10 +57,11 @@ class GuardRails(RolloutCallback):
 
     @override
     def begin_run(self) -> None:
-        """Start with nothing seen and nothing said."""
+        """Start without metrics and warnings."""
         super().begin_run()
         self._first: dict[str, list[float]] = defaultdict(list)
         self._latest: dict[str, list[float]] = defaultdict(list)
+        self._reward_range: tuple[float, float] | None = None
         self._whole_for: dict[str, int] = {}  # rule that has been broken -> rollouts since
         self._fresh_critic = False
         self._fits_critic = False
@@ -67,26 +69,29 @@ class GuardRails(RolloutCallback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Return what has been seen and said."""
+        """Return the metrics and the warnings so far."""
         return {
             "first": dict(self._first),
             "latest": dict(self._latest),
             "whole_for": dict(self._whole_for),
+            "reward_range": self._reward_range and list(self._reward_range),
             "fits_critic": self._fits_critic,
         }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what has been seen and said."""
+        """Restore the metrics and the warnings."""
         self.begin_run()
         self._first = defaultdict(list, state_dict["first"])
         self._latest = defaultdict(list, state_dict["latest"])
         self._whole_for = dict(state_dict["whole_for"])
         self._fits_critic = state_dict["fits_critic"]
+        if (reward_range := state_dict.get("reward_range")) is not None:  # not in older ones
+            self._reward_range = (reward_range[0], reward_range[1])
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at what the critic starts from."""
+        """Remember what the critic was initialized from."""
         if self._on_violation == "off" or not isinstance(pl_module, LearnsFromRollouts):
             return
         module = cast("VCPPOModule", pl_module)
@@ -112,19 +117,19 @@ class GuardRails(RolloutCallback):
         self._whole_for = {k: n for k, n in since.items() if n < self._limits.cured_after}
         if stop:
             self._reason = ", ".join(broken) or self._reason
-            # The same on all ranks already, but a rank that went on alone would hang the others.
+            # Equal on all ranks already, but if one rank decided otherwise the others would hang.
             if trainer.strategy.reduce_boolean_decision(bool(broken), all=False):
                 trainer.should_stop = True
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say why the run has ended."""
+        """Print why the run has ended."""
         if self._reason and trainer.should_stop:
             rollouts = cast("VCPPOModule", pl_module).rollouts_done
             _say(
                 trainer,
                 f"Stopped after rollout {rollouts} by guard rail {self._reason}; "
-                "--guard_rails.on_violation=warn goes on.",
+                "with --guard_rails.on_violation=warn it would continue.",
             )
 
     @property
@@ -144,12 +149,21 @@ class GuardRails(RolloutCallback):
         all_B = torch.ones_like(rollout.correct_B)
         variance = masked_var(rollout.scores_B, all_B, reduce=module.sum_over_ranks)
         last[REWARD_VARIANCE] = float(variance)
+        self._widen_reward_range(rollout)
         last = {key: number for key, number in last.items() if math.isfinite(number)}
         for key, number in last.items():
             self._latest[key] = [*self._latest[key], number][-self._limits.window :]
             if len(self._first[key]) < self._limits.window:
                 self._first[key].append(number)
         return last
+
+    def _widen_reward_range(self, rollout: Rollout) -> None:
+        """Take the rewards of all ranks into the range; those that are not finite have a rule."""
+        finite = [score for score in rollout.scores_B.tolist() if math.isfinite(score)]
+        of_ranks = gather([min(finite), max(finite)] if finite else [])
+        seen = [*(self._reward_range or ()), *(score for scores in of_ranks for score in scores)]
+        if seen:
+            self._reward_range = (min(seen), max(seen))
 
     def _facts(self, module: VCPPOModule, last: dict[str, float]) -> Facts:
         optimizers = module.optimizer_settings
@@ -167,6 +181,7 @@ class GuardRails(RolloutCallback):
             seen=len(self._latest.get(REWARD_VARIANCE, ())),
             now={key: fmean(seen) for key, seen in self._latest.items()},
             start={key: fmean(seen) for key, seen in self._first.items()},
+            reward_range=self._reward_range,
         )
 
 

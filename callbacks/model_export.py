@@ -1,4 +1,4 @@
-"""Leave the trained networks in the format that everybody else reads."""
+"""Export the trained networks in the format of Hugging Face."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class ModelExport(Callback):
     """Write Hugging Face folders at the end of `fit`: `actor/` and `critic/`.
 
     Args:
-        dirpath: Where they go; None means the trainer's root folder.
+        dirpath: Directory of these folders; None means the run's directory.
     """
 
     def __init__(self, dirpath: str | None = None) -> None:
-        """Keep the folder."""
+        """Keep the directory."""
         self._dirpath = dirpath
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Export from every rank: sharded weights have to be gathered; the first one writes."""
+        """Export on every rank, because sharded weights must be gathered; the first one writes."""
         if not is_trial(trainer):
             cast("VCPPOModule", pl_module).export(run_path(trainer, given=self._dirpath))

@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREY, SHADE = "#0072B2", "#D55E00", "#666666", "#F1E4C3"
 DECAY_LAMBDAS = (0.9, 0.95, 0.99, 0.999, 1.0)
 DRAWING_SHARE = 0.005
-"""Of the time of a run, for drawing before its end."""
+"""Share of the time of a run that may be spent on drawing before its end."""
 MAX_BINS = 50
-"""Points of a line over tokens."""
+"""Maximum number of points of a line over tokens."""
 PROFILED = ("value", "advantage")
 BESIDE: dict[str, Any] = {"frameon": False, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
-"""Where the legend of crossing lines hides none of them."""
+"""Options of a legend next to the axes, where it hides no line."""
 
 LEARNING_CURVES = {
     "reward": ("rollout/reward_mean", "Reward", "mean reward of a rollout"),
@@ -57,16 +57,17 @@ LEARNING_CURVES = {
         "Critic: explained variance of the returns",
         "explained variance (1 is perfect)",
     ),
+    "r2": ("critic/r2", "Critic: R² of the returns", "R² (1 is perfect)"),
 }
 """File name -> metric key, title and label."""
 
-PRETRAINING = ("loss", "train_loss", "explained_variance", "train_explained_variance", "bias")
+PRETRAINING = ("loss", "train_loss", "r2", "train_r2", "explained_variance", "bias")
 """The metrics of value pretraining that are drawn, without their group."""
 
 
 @dataclass
 class _History:
-    """What has been seen, in plain types: one entry a rollout, but for the evaluations."""
+    """Data of the figures in plain types: one entry for each rollout, except `evaluations`."""
 
     rollouts: list[int] = field(default_factory=list)
     phases: list[str] = field(default_factory=list)
@@ -82,11 +83,11 @@ class _History:
     by_token: dict[str, list[list[float | None]]] = field(
         default_factory=lambda: {name: [] for name in PROFILED}
     )
-    bins: list[int] = field(default_factory=list)  # of `by_token`: tokens of each, and how many
+    bins: list[int] = field(default_factory=list)  # of `by_token`: width in tokens, and number
     evaluations: list[list[float]] = field(default_factory=list)  # [rollouts done, accuracy]
 
     def position_rows(self) -> list[dict[str, Any]]:
-        """Return the profiles as `log_positions` takes them."""
+        """Return the profiles in the format of `log_positions`."""
         return [
             {"rollout": rollout, "deciles": {n: {"all": self.by_decile[n][i]} for n in PROFILED}}
             for i, rollout in enumerate(self.rollouts)
@@ -94,20 +95,22 @@ class _History:
 
 
 class LearningCurves(RolloutCallback):
-    """Write PNG plots at the end of `fit`, send them to the logger; draw them now and then before.
+    """Write PNG plots at the end of `fit`, and send them to the loggers.
 
-    In between it draws, and sends profiles by position, after an evaluation, when half a percent
-    of the time allows for it.
-    The history is part of the checkpoint, so a resumed run draws the whole curve. Profiles are
-    means over all ranks. A module without rollouts is left alone.
+    During the run it also draws, and sends profiles by position, after evaluations, as long as this
+    takes at most half a percent of the time. The history is part of the checkpoint, so a resumed
+    run draws the complete curve. Profiles are means over all ranks. With a module without rollouts
+    the callback does nothing.
 
     Args:
-        dirpath: Folder of the plots; None means `plots/` in the trainer's root folder.
+        dirpath: Directory of the plots; None means `plots/` in the run's directory.
+        enabled: Whether to draw. Without it the history alone is kept, from which a resumed run can
+            draw.
     """
 
-    def __init__(self, dirpath: str | None = None) -> None:
-        """Keep the directory."""
-        self._dirpath = dirpath
+    def __init__(self, dirpath: str | None = None, enabled: bool = True) -> None:
+        """Keep the settings."""
+        self._dirpath, self._enabled = dirpath, enabled
         self.begin_run()
 
     @override
@@ -116,7 +119,7 @@ class LearningCurves(RolloutCallback):
         super().begin_run()
         self._history = _History()
         self._drawn_at = time.monotonic()
-        self._drawing_s = 2.0  # about that much, the first time
+        self._drawing_s = 2.0  # a guess, until the first drawing is timed
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -125,8 +128,12 @@ class LearningCurves(RolloutCallback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the history of a checkpoint."""
-        self._history = _History(**state_dict)
+        """Restore the history of a checkpoint."""
+        history = self._history = _History(**state_dict)
+        for kept, of in ((history.scalars, "scalars"), (history.pretraining, "pretraining")):
+            unseen = [math.nan] * max(map(len, kept.values()), default=0)
+            for key in getattr(_History(), of):  # a metric that an older version did not draw
+                kept.setdefault(key, list(unseen))
 
     @override
     def on_rollout(self, trainer: Trainer, module: VCPPOModule, rollout: Rollout) -> None:
@@ -134,7 +141,7 @@ class LearningCurves(RolloutCallback):
         history = self._history
         history.rollouts.append(module.rollouts_done)
         history.phases.append(self._phase.value)
-        metrics = trainer.callback_metrics  # collected anew at each access
+        metrics = trainer.callback_metrics  # computed at each access
         for key, curve in history.scalars.items():
             curve.append(float(metrics.get(key, math.nan)))
         if self._phase == Phase.VALUE_PRETRAINING:
@@ -166,7 +173,7 @@ class LearningCurves(RolloutCallback):
     def _remember_profiles(self, module: VCPPOModule, rollout: Rollout, ranks: int) -> None:
         history, limit = self._history, module.sampling.max_response_length
         bin_width, num_bins = absolute_bins(limit, None, MAX_BINS)
-        if history.bins != [bin_width, num_bins]:  # at first, or resumed with another limit
+        if history.bins != [bin_width, num_bins]:  # first rollout, or resumed with another limit
             history.bins = [bin_width, num_bins]
             for name in PROFILED:
                 history.by_token[name] = [[None] * num_bins for _ in history.rollouts[1:]]
@@ -188,7 +195,7 @@ class LearningCurves(RolloutCallback):
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Figure]:
         """Write every figure from the first rank; return them by name."""
-        if not may_write(trainer) or not self._history.rollouts:
+        if not self._enabled or not may_write(trainer) or not self._history.rollouts:
             return {}
         start = time.monotonic()
         folder = run_path(trainer, "plots", given=self._dirpath)
@@ -203,7 +210,7 @@ class LearningCurves(RolloutCallback):
 
 
 def _draw(history: _History, settings: AdvantageSettings) -> Iterator[tuple[str, Figure]]:
-    """Draw the figures that the history has something for."""
+    """Draw the figures for which the history has data."""
     for name, (key, title, label) in LEARNING_CURVES.items():
         if not all(map(math.isnan, history.scalars[key])):
             figure, ax = open_figure(title, "rollouts", label)
@@ -212,7 +219,7 @@ def _draw(history: _History, settings: AdvantageSettings) -> Iterator[tuple[str,
             if name == "accuracy" and history.evaluations:
                 rollouts, accuracies = zip(*history.evaluations, strict=True)
                 ax.plot(rollouts, accuracies, "o-", color=ORANGE, label="evaluation (avg@k)")
-            if name == "explained_variance":
+            if name in ("explained_variance", "r2"):
                 ax.set_ylim(bottom=max(ax.get_ylim()[0], -1.0), top=1.02)
             if name == "accuracy":
                 ax.set_ylim(bottom=0)
@@ -234,12 +241,12 @@ def _draw(history: _History, settings: AdvantageSettings) -> Iterator[tuple[str,
                 _draw_profiles(ax, history.rollouts, profiles, width)
                 yield f"{name}_by_{place}", figure
     lengths = [x for x in history.scalars["rollout/response_length"] if not math.isnan(x)]
-    if lengths and settings.estimator == "gae":
+    if lengths and settings.needs_critic:
         yield "reward_decay", _draw_reward_decay(round(lengths[-1]), settings)
 
 
 def _curve(ax: Axes, x: Sequence[int], y: Sequence[float], *, label: str) -> None:
-    """Draw raw points faintly, and their moving average over 5 % of the run."""
+    """Draw the curve faintly, and its moving average over 5 % of the run."""
     window = max(1, len(y) // 20)
     smooth = [fmean(y[max(0, i + 1 - window) : i + 1]) for i in range(len(y))]
     if window > 1:
@@ -259,10 +266,7 @@ def _shade_value_pretraining(ax: Axes, history: _History) -> None:
 
 
 def _draw_value_pretraining(history: _History) -> Figure:
-    """Draw loss and explained variance on both parts, and where the range of the values is right.
-
-    The first phase, range alignment, is shaded.
-    """
+    """Draw loss and R^2 on both parts, with the range alignment shaded."""
     from matplotlib.figure import Figure
 
     curves = history.pretraining
@@ -278,12 +282,14 @@ def _draw_value_pretraining(history: _History) -> Figure:
     aligned = rollouts[-1] if end is None else rollouts[end]
     for ax, name, label in (
         (axes[0], "loss", "½ (V - R)²"),
-        (axes[1], "explained_variance", "explained variance"),
+        (axes[1], "r2", "R²"),
     ):
         tidy(ax, ylabel=label)
         ax.axvspan(rollouts[0] - 0.5, aligned, color=SHADE, lw=0, label="range alignment")
         ax.plot(rollouts, curves[f"train_{name}"], ".-", color=ORANGE, label="fitted on")
         ax.plot(rollouts, curves[name], ".-", color=BLUE, linewidth=2, label="held out")
+    explained = curves["explained_variance"]
+    axes[1].plot(rollouts, explained, ":", color=BLUE, label="explained variance, held out")
     axes[0].set_ylim(bottom=0)
     axes[0].legend(**BESIDE)
     axes[1].set_xlim(rollouts[0] - 0.5, rollouts[-1] + 0.5)

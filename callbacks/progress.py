@@ -1,7 +1,7 @@
-"""A live view of a run: phase, progress and time left, and how its main numbers move.
+"""Show a run live: phase, progress, time left, and its main metrics.
 
-In a terminal the numbers stand below Lightning's bar, each with its last rollouts as a sparkline.
-In a log file or a pipe there is a plain line now and then instead, without control codes.
+In a terminal the metrics are shown below Lightning's bar, each with a sparkline of the last
+rollouts. In a log file or a pipe, plain lines are printed at intervals, without control codes.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ SHOWN = {
     "rollout/tokens_per_second": ("tok/s", "{:.0f}"),
     "eval/accuracy": ("eval", "{:.1%}"),
 }
-"""Metric key -> its short name and format; a metric that was never logged is left out."""
+"""Metric key -> its short name and format; a metric that was never logged is not shown."""
 
 SPARK_WIDTH = 32
 """Rollouts that a sparkline shows."""
 PACE_ROLLOUTS = 20
-"""The time left is told by the pace of so many rollouts, the evaluations between them included."""
+"""Rollouts from whose pace the time left is computed, including the evaluations between them."""
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -52,9 +52,9 @@ class RolloutProgressBar(RunCallback, RichProgressBar):
 
     Args:
         refresh_rate: Redraws a second; 0 shows nothing. Lightning's 100 takes processor time from
-            generation and shows nothing more.
+            generation without showing more.
         leave: Keep the finished bar of each epoch.
-        line_every_s: Seconds between two lines where there is no terminal.
+        line_every_s: Seconds between two lines if there is no terminal.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class RolloutProgressBar(RunCallback, RichProgressBar):
     @property
     @override
     def is_enabled(self) -> bool:
-        """Tell whether there is a bar: only where a cursor can move."""
+        """Return whether there is a bar, which needs a terminal."""
         console = get_console()
         return super().is_enabled and (console.is_terminal or console.is_jupyter)
 
@@ -96,12 +96,12 @@ class RolloutProgressBar(RunCallback, RichProgressBar):
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on below the bar of a new epoch."""
+        """Show the metrics below the bar of a new epoch."""
         super().on_train_epoch_start(trainer, pl_module)
         self._put_view_below()
 
     def _put_view_below(self) -> None:
-        """Show the numbers below the bar; beside it, where Lightning has them, they are cut off."""
+        """Show the metrics below the bar; next to it, as Lightning does, they are truncated."""
         progress, beside = self.progress, self._metric_component
         if progress is None or beside not in progress.columns:
             return
@@ -113,7 +113,7 @@ class RolloutProgressBar(RunCallback, RichProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Remember the numbers of a rollout, and show them."""
+        """Remember the metrics of a rollout, and show them."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if not (self.is_enabled or self._prints_lines):
             return
@@ -157,7 +157,7 @@ class RolloutProgressBar(RunCallback, RichProgressBar):
 
     @override
     def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
-        """Leave out the batches a second, and in `fit` the time, which the view has for the run."""
+        """Omit batches per second and, in `fit`, the time, which is shown for the complete run."""
         out: tuple[type[ProgressColumn], ...] = (ProcessingSpeedColumn,)
         if trainer.state.fn == TrainerFn.FITTING:
             out += (CustomTimeColumn,)
@@ -165,7 +165,7 @@ class RolloutProgressBar(RunCallback, RichProgressBar):
         return [column for column in columns if not isinstance(column, out)]
 
     def _progress_text(self, trainer: Trainer, pl_module: LightningModule) -> str:
-        """Say how far the whole run is, over all epochs, and how long the rest will take."""
+        """Return the progress of the complete run, over all epochs, and the time left."""
         unit = "rollout" if isinstance(pl_module, LearnsFromRollouts) else "update"
         done = trainer.fit_loop.total_batch_idx + 1
         epochs = trainer.max_epochs
@@ -181,12 +181,12 @@ class RolloutProgressBar(RunCallback, RichProgressBar):
         self._line, self._line_at = "", time.monotonic()
 
     def _draw(self, headline: str, metrics: dict[str, Any]) -> RenderableType:
-        """Lay out what stands below the bar; drawn here, shown by the thread that refreshes."""
+        """Lay out what is shown below the bar; the thread that refreshes the bar shows it."""
         rows = Table.grid(padding=(0, 2))
         ascii_only = get_console().options.ascii_only
         for key, (name, _) in SHOWN.items():
             if name in metrics:
-                # An evaluation's number stands still between evaluations.
+                # A metric of evaluations does not change between them.
                 bare = ascii_only or key.startswith("eval/")
                 spark = "" if bare else sparkline(self._history[key])
                 rows.add_row(Text(f"  {name:<6} {metrics[name]:>7}"), Text(spark, "cyan"))
@@ -194,7 +194,7 @@ class RolloutProgressBar(RunCallback, RichProgressBar):
 
 
 def sparkline(values: Sequence[float] | deque[float]) -> str:
-    """Draw numbers as bars between their lowest and their highest; a gap where there is none."""
+    """Draw numbers as bars between their minimum and maximum, with a gap for NaN."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return ""

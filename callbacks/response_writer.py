@@ -17,7 +17,7 @@ class ResponseWriter(Callback):
     """Write what `predict_step` returns on all ranks as JSON Lines, each response once.
 
     Args:
-        path: The file; None means `predictions.jsonl` in the trainer's root folder.
+        path: The file; None means `predictions.jsonl` in the run's directory.
     """
 
     def __init__(self, path: str | None = None) -> None:
@@ -27,11 +27,13 @@ class ResponseWriter(Callback):
 
     @override
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget a prediction that was broken off; see that the file has a name."""
+        """Discard the responses of an interrupted prediction; refuse a directory as the file."""
         self._records = []
         path = self._path
         is_folder = path is not None and local_path(path, "response_writer.path").is_dir()
-        require(not is_folder, f"response_writer.path: {self._path} is a folder; expected a file")
+        require(
+            not is_folder, f"response_writer.path: {self._path} is a directory; expected a file"
+        )
 
     @override
     def on_predict_batch_end(

@@ -1,8 +1,8 @@
-"""Watch how far the terminal reward reaches, and how the critic is biased along the response.
+"""Measure how far the terminal reward reaches, and the critic's bias by position in the response.
 
-The two faults that VC-PPO (arXiv 2503.01491, section 3) finds in PPO on long responses show here:
-a reward share that vanishes before the first token, and values and advantages that drift with the
-position although nothing but the end of a response is rewarded.
+These metrics show the two faults that VC-PPO (arXiv 2503.01491, section 3) finds in PPO on long
+responses: a share of the reward that vanishes before the first token, and values and advantages
+that depend on the position although only the end of a response is rewarded.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ if TYPE_CHECKING:
 
 MAX_BINS = 50
 WEIGHTS = {"actor_weight": "actor", "critic_weight": "critic"}
-"""Quantities that are weights of the terminal reward, and whose they are."""
+"""Quantities that are weights of the terminal reward, and the network that they belong to."""
 
 
 @dataclass(frozen=True)
 class RolloutProfiles:
-    """What the monitor knows about one rollout, over all ranks.
+    """Measurements of one rollout, over all ranks.
 
     Attributes:
-        rollout: Its number, from 1.
-        phase: In which it was made.
-        reach: How far the reward reaches.
+        rollout: Number of the rollout, from 1.
+        phase: Phase of the run.
+        reach: Weights of the terminal reward at the first token.
         positions: Means by position: value, return, bias (V - return), advantage, entropy, and the
-            weights of the reward for actor and critic, as far as the rollout has them.
+            weights of the reward for actor and critic, if the rollout has them.
     """
 
     rollout: int
@@ -60,8 +60,8 @@ class RolloutProfiles:
 class RewardDecayMonitor(RolloutMonitor):
     """Log `decay/*`, and write all profiles to `diagnostics/positions.jsonl`; see docs/metrics.md.
 
-    `latest` holds the profiles of the last rollout on every rank, for whoever wants to draw them.
-    A module without rollouts is left alone.
+    `latest` holds the profiles of the last rollout on every rank, for callers that draw them. With
+    a module without rollouts the callback does nothing.
     """
 
     file = "positions.jsonl"
@@ -70,9 +70,9 @@ class RewardDecayMonitor(RolloutMonitor):
         """Set the bins.
 
         Args:
-            bin_width: Tokens of an absolute bin; None makes at most 50 bins of
-                `sampling.max_response_length`.
-            dirpath: Folder of the file; None means `diagnostics/` in the trainer's root folder.
+            bin_width: Tokens of an absolute bin; None divides `sampling.max_response_length` into
+                at most 50 bins.
+            dirpath: Directory of the file; None means `diagnostics/` in the run's directory.
 
         Raises:
             ValueError: If `bin_width` is less than 1.
@@ -98,12 +98,12 @@ class RewardDecayMonitor(RolloutMonitor):
             self._log(trainer).append(_entry(self.latest))
 
     def _measure(self, module: VCPPOModule, rollout: Rollout, ranks: int) -> RolloutProfiles:
-        """Compute everything; three sums over ranks."""
+        """Compute the profiles, with three sums over ranks."""
         settings, mask_BT = module.advantage, rollout.response_mask_BT
-        group = settings.estimator == "group"
-        bootstrapped = self._phase is Phase.POLICY_OPTIMIZATION and not group
+        has_critic = settings.needs_critic
+        bootstrapped = self._phase is Phase.POLICY_OPTIMIZATION and has_critic
         lambda_critic = settings.lambda_critic if bootstrapped else 1.0
-        gamma = 1.0 if group else settings.gamma
+        gamma = settings.gamma if has_critic else 1.0
         lambda_actor_B = actor_lambda(rollout.response_lengths_B, settings)
         reduce = module.sum_over_ranks
         weights = {
@@ -128,7 +128,7 @@ class RewardDecayMonitor(RolloutMonitor):
 
 
 def _scalars(profiles: RolloutProfiles) -> dict[str, float]:
-    """Return what is worth a curve of its own, without the deciles that no token fell into."""
+    """Return the metrics to log, without deciles that contain no token."""
     deciles = profiles.positions.deciles
     means: dict[str, float | None] = {}
     if "value" in deciles:  # else every token gets the whole reward
@@ -146,7 +146,7 @@ def _scalars(profiles: RolloutProfiles) -> dict[str, float]:
 
 
 def _entry(profiles: RolloutProfiles) -> dict[str, Any]:
-    """Return the line of the file."""
+    """Return the entry of the file as a dict."""
     positions, reach = profiles.positions, profiles.reach
     deciles, decile_weights = _split_off_weights(positions.deciles)
     absolute, absolute_weights = _split_off_weights(positions.absolute)

@@ -1,4 +1,4 @@
-"""Keep the checkpoint from which a run goes on as if it had not died."""
+"""Save checkpoints from which a run resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from .base import LearnsFromRollouts, RunCallback
 
 
 class RolloutCheckpoint(RunCallback, ModelCheckpoint):
-    """Save `checkpoints/last.ckpt` between two rollouts, and leave there when a signal asks for it.
+    """Save `checkpoints/last.ckpt` between two rollouts, and end the run there after a signal.
 
-    Between two rollouts everything about the first is done: its updates, its row in metrics.csv,
-    its evaluation. Lightning's other moments are in the middle: a run that is resumed from the end
-    of a batch has lost that batch's row and evaluation.
+    Between two rollouts all work on the first is done: its updates, its row in metrics.csv, its
+    evaluation. Lightning's own hooks for saving are earlier: a run that is resumed from the end of
+    a batch has lost that batch's row and evaluation.
 
-    SIGTERM and Ctrl-C let the rollout (and an evaluation after it) end, save, and end the run with
-    exit code 143 or 130. A second Ctrl-C ends it at once, with what was saved last. SLURM's signal
-    to requeue the job waits for the same moment. Where there are no rollouts, a training step is
-    meant.
+    After SIGTERM or Ctrl-C the rollout (and an evaluation after it) is finished and saved, and the
+    run ends with exit code 143 or 130. A second Ctrl-C ends it at once, with the last checkpoint.
+    SLURM's signal to requeue the job waits for the same moment. For a module without rollouts, read
+    "training step" for "rollout".
     """
 
     def __init__(
@@ -40,12 +40,12 @@ class RolloutCheckpoint(RunCallback, ModelCheckpoint):
         every_n_rollouts: int = 1,
         max_time_share: float | None = 0.05,
     ) -> None:
-        """Set how often.
+        """Set how often to save.
 
         Args:
-            every_n_rollouts: Rollouts (training steps) from one checkpoint to the next, at least.
-            max_time_share: Share of the time that saving may take; if a checkpoint takes long,
-                more rollouts are between two. None sets no limit.
+            every_n_rollouts: Minimum number of rollouts (training steps) between two checkpoints.
+            max_time_share: Share of the run's time that saving may take; if a checkpoint takes
+                long, more rollouts lie between two. None sets no limit.
 
         Raises:
             ValueError: For a number out of range.
@@ -61,7 +61,7 @@ class RolloutCheckpoint(RunCallback, ModelCheckpoint):
 
     @override
     def begin_run(self) -> None:
-        """Start with nothing saved and no signal heard."""
+        """Start without a checkpoint and without a signal."""
         self.last_model_path = ""
         self._last_global_step_saved = 0  # Lightning's, which skips a step that it has saved
         self._interruptions = Interruptions()
@@ -71,18 +71,18 @@ class RolloutCheckpoint(RunCallback, ModelCheckpoint):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: which checkpoint is the last is told by its name."""
+        """Return nothing, because the last checkpoint is known by its name."""
         return {}
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Settle the folder: the run's own, whatever the loggers."""
+        """Save in the run's directory, whatever the loggers."""
         self.dirpath = str(run_path(trainer, CHECKPOINTS))
         super().setup(trainer, pl_module, stage)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen to signals, and remove what an interrupted run has left half written."""
+        """Handle signals, and remove unfinished files of an interrupted run."""
         super().on_train_start(trainer, pl_module)
         if is_trial(trainer):
             return
@@ -98,7 +98,7 @@ class RolloutCheckpoint(RunCallback, ModelCheckpoint):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time to; leave if a signal has asked for it."""
+        """Save if a checkpoint is due; end the run if a signal has come."""
         if is_trial(trainer):
             return
         done = steps_done(trainer)
@@ -117,7 +117,7 @@ class RolloutCheckpoint(RunCallback, ModelCheckpoint):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save when all is done; a run that was stopped early can go on from there."""
+        """Save at the end; a run that was stopped early can be resumed from there."""
         if is_trial(trainer):
             return
         if epoch_is_over(trainer):
@@ -128,7 +128,7 @@ class RolloutCheckpoint(RunCallback, ModelCheckpoint):
 
     @override
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
-        """Return what `Trainer.fit(ckpt_path="last")` goes on from."""
+        """Return the checkpoint from which `Trainer.fit(ckpt_path="last")` resumes."""
         path = find_last(run_path(trainer))
         return {str(path)} if path else set()
 
@@ -142,7 +142,7 @@ class RolloutCheckpoint(RunCallback, ModelCheckpoint):
         return share is None or self._saving_s <= share * (time.monotonic() - began_at)
 
     def _save(self, trainer: Trainer) -> None:
-        """Write beside the last checkpoint and then replace it: some strategies write folders."""
+        """Write next to the last checkpoint, then replace it: some strategies write folders."""
         self._saving_began_at = time.monotonic()
         self.last_model_path = str(self._path)
         unfinished = self._path.with_name(f"{LAST}{UNFINISHED}")
@@ -155,14 +155,14 @@ class RolloutCheckpoint(RunCallback, ModelCheckpoint):
         self._saving_s = time.monotonic() - self._saving_began_at
 
     def _leave(self, trainer: Trainer, pl_module: LightningModule, number: int) -> None:
-        """End the run; other ranks end without an error, which would end the first one early."""
+        """End the run; an error of another rank would end the first one too early."""
         if not trainer.is_global_zero:
             raise SystemExit(0)
         rollouts = isinstance(pl_module, LearnsFromRollouts)
         done = pl_module.rollouts_done if rollouts else steps_done(trainer)
         get_console().print(
             f"{signal.Signals(number).name}: saved after {'rollout' if rollouts else 'update'} "
-            f"{done}; the same command with --ckpt_path=last goes on.",
+            f"{done}; the same command with --ckpt_path=last resumes the run.",
             markup=False,
             highlight=False,
             soft_wrap=True,

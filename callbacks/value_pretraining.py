@@ -1,4 +1,4 @@
-"""Fit the critic before the actor moves."""
+"""Fit the critic before the actor is trained."""
 
 from __future__ import annotations
 
@@ -22,19 +22,22 @@ from lightning_vcppo.rollouts.store import RolloutStore
 
 from .base import RunCallback
 
+MEASURE = "r2"
+"""Metric of held-out responses by which critics are compared; see `describe_fit`."""
+
 
 class ValuePretraining(RunCallback):
     """Own the schedule of value pretraining (VC-PPO, section 4.1); the module owns the update.
 
-    While it lasts, the actor is frozen and the critic is fitted on Monte-Carlo returns. Each
+    During this phase the actor is frozen and the critic is fitted on Monte-Carlo returns. Each
     training step adds one rollout to a store and fits the critic on it and on stored ones, so that
-    few have to be generated. Prompts of the first rollout that are held out judge the critic after
-    each step. The phase ends after `max_rollouts`, or earlier when their explained variance is as
-    high as wanted or no longer rises; then the best critic comes back, with its optimizer's state:
-    the policy phase starts as if value pretraining had ended there.
+    few need to be generated. After each step the critic is evaluated on prompts of the first
+    rollout that are held out. The phase ends after `max_rollouts`, or earlier when the R^2 on them
+    reaches its target or no longer rises. Then the best critic is restored with its optimizer's
+    state, so that the policy phase starts as if value pretraining had ended there.
 
-    It is skipped when the run starts from a critic that has been pretrained already, and when there
-    is no critic. Store and best critic are part of the checkpoints that are saved meanwhile.
+    The phase is skipped if the run starts from a pretrained critic, or has no critic. Checkpoints
+    that are saved during the phase contain the store and the best critic.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class ValuePretraining(RunCallback):
         min_rollouts: int = 4,
         patience: int = 4,
         min_delta: float = 0.01,
-        target_explained_variance: float | None = None,
+        target_r2: float | None = None,
         replays: int = 4,
         held_out_share: float = 0.25,
         rollouts_path: str | None = None,
@@ -53,24 +56,24 @@ class ValuePretraining(RunCallback):
         """Set the stop rule.
 
         Args:
-            enabled: Whether there is such a phase; false is plain PPO.
-            max_rollouts: Rollouts (training steps) after which the phase ends; 0 is none.
-            min_rollouts: It does not end earlier.
-            patience: It ends when explained variance has not risen for this many rollouts.
-            min_delta: A rise smaller than this does not count for `patience`.
-            target_explained_variance: It ends when explained variance is this high.
-            replays: Passes over stored rollouts in each step, beside the one over the new rollout;
-                `critic_epochs` is for the policy phase.
-            held_out_share: Share of the first rollout's prompts that judges the critic and that it
-                is never fitted on, nor on later responses to them.
+            enabled: Whether the run has this phase; false is plain PPO.
+            max_rollouts: Rollouts (training steps) after which the phase ends; 0 skips it.
+            min_rollouts: Rollouts before which the phase does not end.
+            patience: Rollouts without a rise of the R^2 after which the phase ends.
+            min_delta: Smallest rise that counts for `patience`.
+            target_r2: R^2 at which the phase ends.
+            replays: Passes over stored rollouts in each step, in addition to the one over the new
+                rollout; `critic_epochs` applies to the policy phase.
+            held_out_share: Share of the first rollout's prompts on which the critic is evaluated.
+                It is never fitted on them, nor on later responses to them.
             rollouts_path: File of `vcppo predict` with responses of the same policy, to fit on
-                instead of generating. Each step takes one rollout out of it, again and again if
-                need be; the prompts of the step are skipped.
-            dirpath: Where the fitted critic is written; None means `value_pretraining` in the run's
-                folder.
+                instead of generating. Each step takes one rollout from it, starting again at the
+                end; the prompts of the step are skipped.
+            dirpath: Directory of the fitted critic; None means `value_pretraining` in the run's
+                directory.
 
         Raises:
-            ValueError: for a number out of range.
+            ValueError: For a number out of range.
         """
         counts = {"max_rollouts": max_rollouts, "min_rollouts": min_rollouts, "replays": replays}
         for name, number in counts.items():
@@ -85,7 +88,7 @@ class ValuePretraining(RunCallback):
             min_rollouts,
             patience,
             min_delta,
-            target_explained_variance,
+            target_r2,
         )
         self._rollouts_path = rollouts_path
         self._dirpath = dirpath
@@ -104,11 +107,15 @@ class ValuePretraining(RunCallback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Return the progress of the phase and, while it lasts, all rollouts and the best critic.
+        """Return the progress of the phase and, during it, all rollouts and the best critic.
 
-        Every rank must call it: one of them writes the rollouts of all.
+        Every rank must call it, because one of them writes the rollouts of all.
         """
-        state = {"finished": self._finished, "progress": asdict(self._progress)}
+        state = {
+            "finished": self._finished,
+            "progress": asdict(self._progress),
+            "measure": MEASURE,
+        }
         if self._finished:
             return state
         return state | {
@@ -118,16 +125,26 @@ class ValuePretraining(RunCallback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` has returned."""
+        """Restore what `state_dict` has returned.
+
+        A best critic that an older version has chosen by explained variance is forgotten, because
+        numbers of two measures cannot be compared: the next rollout's critic is the best so far.
+        """
         self.begin_run()
         self._finished = state_dict["finished"]
         self._progress = Progress(**state_dict["progress"])
         self._stored_by_rank = state_dict.get("stored_by_rank", [])
         self._best_critic = state_dict.get("best_critic", {})
+        if state_dict.get("measure") != MEASURE and not self._finished:
+            progress = self._progress
+            self._progress = Progress(
+                progress.rollouts, progress.generated_tokens, risen_at=progress.rollouts
+            )
+            self._best_critic = {}
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin, or go on with, the phase."""
+        """Begin or resume the phase."""
         if not isinstance(pl_module, VCPPOModule) or self._finished:
             return
         if pl_module.critic is None or self._stop_rule.max_rollouts == 0:
@@ -156,7 +173,7 @@ class ValuePretraining(RunCallback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Hand a saved rollout of the batch's size to the step, if there are any."""
+        """Give the step a saved rollout of the batch's size, if there are saved rollouts."""
         if self._finished or self._saved is None or not isinstance(pl_module, VCPPOModule):
             return
         prompts, ranks = len(batch), trainer.world_size
@@ -168,25 +185,25 @@ class ValuePretraining(RunCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Judge the critic after the step's fit, keep it if it is the best, and end the phase."""
+        """Evaluate the critic after the step, keep it if it is the best, and end the phase."""
         if self._finished or not isinstance(pl_module, VCPPOModule):
             return
         rollout = cast(Rollout, pl_module.rollout)
         held_out = self._judge(pl_module, self._store.held_out)
         seen = self._judge(pl_module, self._store.seen)
         progress = self._progress
-        if progress.rollouts == 0 and math.isnan(held_out["explained_variance"]):
+        if progress.rollouts == 0 and math.isnan(held_out[MEASURE]):
             rank_zero_warn(
                 "Value pretraining: all held-out responses have the same return, so there is no "
-                "variance to explain and no best critic. Where accuracy is near 0 or 1, take "
-                "other problems or a cold start; else a larger rollout."
+                "variance to explain and no best critic. If the accuracy is near 0 or 1, use other "
+                "problems or a cold start; otherwise use a larger rollout."
             )
         if self._rollouts_path is None:
             tokens = pl_module.sum_over_ranks(rollout.response_mask_BT.sum())
             progress.generated_tokens += int(tokens)
-        # One rank decides, or machines that round differently would part.
-        explained_variance = trainer.strategy.broadcast(held_out["explained_variance"])
-        if self._stop_rule.advance(progress, explained_variance):
+        # One rank decides, because ranks on different machines may round differently.
+        r_squared = trainer.strategy.broadcast(held_out[MEASURE])
+        if self._stop_rule.advance(progress, r_squared):
             self._best_critic = pl_module.critic_state()
         metrics = held_out | {f"train_{name}": value for name, value in seen.items()}
         metrics |= {
@@ -198,7 +215,7 @@ class ValuePretraining(RunCallback):
             batch_size=len(rollout),
         )
         rule = self._stop_rule
-        if is_trial(trainer):  # two rollouts try both phases out
+        if is_trial(trainer):  # two rollouts try both phases
             rule = replace(rule, max_rollouts=1)
         if rule.is_over(progress):
             self._finish(trainer, pl_module)
@@ -225,10 +242,10 @@ class ValuePretraining(RunCallback):
         which = "the last critic"
         if progress.best_rollout:  # not if all held-out returns were equal
             which = (
-                f"the best critic, of rollout {progress.best_rollout} with a held-out explained "
-                f"variance of {progress.best:.2f},"
+                f"the best critic, of rollout {progress.best_rollout} with a held-out R^2 "
+                f"of {progress.best:.2f},"
             )
-        where = "goes on" if is_trial(trainer) else f"is in {folder / 'critic'}"
+        where = "is trained further" if is_trial(trainer) else f"is in {folder / 'critic'}"
         rank_zero_info(
             f"Value pretraining ended after {progress.rollouts} rollouts; {which} {where}."
         )

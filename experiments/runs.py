@@ -62,12 +62,15 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def append_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Append rows to a CSV file, which is created if needed."""
+    """Append rows to a CSV file, which is created if needed; an existing one keeps its columns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not path.exists()
+    header = None
+    if path.exists():
+        with path.open(encoding="utf-8", newline="") as file:
+            header = next(csv.reader(file), None)
     with path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        if is_new:
+        writer = csv.DictWriter(file, header or columns, extrasaction="ignore")
+        if header is None:
             writer.writeheader()
         writer.writerows(rows)
 

@@ -198,7 +198,7 @@ def planned(a: Namespace, sizes: Sizes, precision: str, strategy: str) -> dict[s
             max_num_seqs=sizes.rows,
             precision=precision,
             strategy="fsdp2" if strategy == "fsdp2" else "single",
-            reads_logprobs=precision != "32-true",
+            logprob_readings=int(precision != "32-true"),
             device="cuda",
         )
         found[name] = {key: memory.total / 1e9 for key, memory in plan_memory(run).items()}

@@ -12,6 +12,8 @@ import yaml
 
 from lightning_vcppo.cli.configs import shipped_folder
 
+DUAL_CLIP = ("ppo", "dppo_tv")
+LOSSES = (*DUAL_CLIP, "dis", "cispo", "gspo")
 PRESETS = sorted(path.stem for path in shipped_folder("configs").glob("*.yaml"))
 STRATEGIES = ("ddp", "fsdp2", "hsdp")
 REWARDS = ("parity", "parity", "parity", "always", "never")
@@ -125,13 +127,18 @@ def _algorithm(rng: random.Random, preset: str) -> list[str]:
     """Return tiny sizes for a preset, and switches that no preset has on."""
     given = yaml.safe_load((shipped_folder("configs") / f"{preset}.yaml").read_text())
     model: dict[str, Any] = given["model"]["init_args"]
-    is_group = model.get("advantage", {}).get("estimator") == "group"
+    is_group = model.get("advantage", {}).get("estimator", "gae") != "gae"
     needs_groups = is_group or model.get("value", {}).get("prompt_noise_weighting")
+    needs_groups = needs_groups or model["sampling"].get("dynamic_sampling")
+    needs_groups = needs_groups or model.get("value", {}).get("privileged_prompt") == "siblings"
+    has_dual_clip = model.get("policy", {}).get("clip_ratio_c") is not None
+    clips_values = model.get("value", {}).get("cliprange_value") is not None
     adapts = model.get("advantage", {}).get("length_adaptive_alpha")
     n = rng.choice((2, 3) if needs_groups else (1, 2, 3))
     words = [
         *("--model.engine.name=transformers", "--model.engine.init_args={}"),
         "--model.critic=null",
+        "--model.value.privileged_max_length=256",
         f"--model.sampling.num_generations={n}",
         f"--model.sampling.max_response_length={LONGEST}",
         "--model.reward_shaping.overlong_buffer_len=" + rng.choice(("0", "4")),
@@ -145,10 +152,14 @@ def _algorithm(rng: random.Random, preset: str) -> list[str]:
         ["--model.sampling.dynamic_sampling=true"] if n > 1 else [],
         ["--model.policy.kl_coef=0.1", f"--model.policy.kl_placement={rng.choice(PLACEMENTS)}"],
         ["--model.policy.positive_example_nll_weight=0.1"],
-        [f"--model.policy.importance_correction={rng.choice(('truncate', 'mask'))}"],
+        [
+            f"--model.policy.importance_correction={rng.choice(('truncate', 'mask'))}",
+            "--model.policy.old_logprobs=auto",
+        ],
+        [f"--model.policy.loss={rng.choice(DUAL_CLIP if has_dual_clip else LOSSES)}"],
         ["--model.policy.mask_truncated=true"],
         ["--model.policy.entropy_coeff=0.01"],
-        ["--model.policy.reuse_sampler_logprobs=false"],
+        ["--model.policy.old_logprobs=recomputed"],
         ["--model.activation_checkpointing=true"],
         ["--model.lora.rank=2"],
     ]
@@ -157,7 +168,8 @@ def _algorithm(rng: random.Random, preset: str) -> list[str]:
             ["--model.advantage.bootstrap_truncated=true"],
             ["--model.advantage.explained_variance_gate=true"],
             ["--model.value.head=scalar", "--model.value.cliprange_value=0.2"],
-            ["--model.value.head=hl_gauss"],
+            ["--model.value.head=hl_gauss"] if not clips_values else [],
+            ["--model.update.order=actor_first", "--model.value.target_correction=importance"],
             ["--model.update.critic_mini_batch_size=2", "--model.update.critic_epochs=2"],
             [
                 *("--critic_calibration.audit_every=1", "--critic_calibration.audit_prefixes=5"),

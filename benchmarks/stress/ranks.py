@@ -131,6 +131,7 @@ def one_run(
             f"--trainer.strategy={stage.strategy}",
             f"--trainer.devices={stage.ranks}",
             f"--trainer.default_root_dir={place}",
+            "--learning_curves.enabled=false",  # slow, and on one rank alone
         ]
         outcomes = workers.run(words, stage.ranks, place, limit_s)
         verdict, why = judge(outcomes)

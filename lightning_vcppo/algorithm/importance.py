@@ -1,4 +1,6 @@
-"""Importance ratios: how far the sampler is from the policy, and the weights that correct for it.
+"""Importance ratios: how far two policies are from each other, and what corrects for it.
+
+That is weights for the sampler's mismatch, and value targets for a policy that was updated.
 
 Shape suffixes: B sequences, T response tokens.
 """
@@ -86,6 +88,62 @@ def truncated_importance_weights(
             "weight_clipped": clipped,
         },
     )
+
+
+@torch.no_grad()
+def importance_corrected_returns(
+    returns_BT: Tensor,
+    logprobs_BT: Tensor,
+    old_logprobs_BT: Tensor,
+    response_mask_BT: Tensor,
+    *,
+    low: float = 0.0,
+    max_ratio: float = 6.0,
+    reduce: Reduce = identity,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Correct value targets for an update of the policy between sampling and the critic's fit.
+
+    PACT (arXiv 2609.26355): Y_t = rho_t R_t with rho_t = pi_new / pi_old of token t, for returns in
+    [0, 1]. Its mean is the value of drawing token t from the new policy and all others from the
+    old: the first factor of the exact correction, whose product over the rest of the response
+    explodes. For returns from `low` on, as with rewards of +-1, it is the same in their unit:
+    Y_t = low + rho_t (R_t - low), so that the lowest return stays what it is.
+
+    Args:
+        returns_BT: R of each token.
+        logprobs_BT: log pi_new, after the policy's update.
+        old_logprobs_BT: log pi_old, before it.
+        response_mask_BT: Boolean; True on the tokens that count.
+        low: Lowest return.
+        max_ratio: Tokens with a larger rho are left out of the critic's loss; 6 in the paper.
+        reduce: Sums a small tensor over ranks, for the diagnostics.
+
+    Returns:
+        (targets_BT, keep_mask_BT, diagnostics). Targets are detached and 0 outside the keep mask,
+        which takes tokens out of the denominator of the loss too. Diagnostics are means over
+        tokens of all ranks: target_ratio_mean, and target_left_out, the share not kept.
+
+    Raises:
+        ValueError: For a max_ratio that is not above 1, or a wrong shape or type of the mask.
+    """
+    check_tokens(
+        response_mask_BT,
+        returns_BT=returns_BT,
+        logprobs_BT=logprobs_BT,
+        old_logprobs_BT=old_logprobs_BT,
+    )
+    if max_ratio <= 1:
+        raise ValueError(f"max_ratio must be above 1, got {max_ratio}")
+    mask_BT = response_mask_BT
+    ratio_BT = log_ratio(masked(logprobs_BT, mask_BT), masked(old_logprobs_BT, mask_BT)).exp()
+    keep_BT = mask_BT & (ratio_BT <= max_ratio)
+    targets_BT = low + ratio_BT * (masked(returns_BT, mask_BT) - low)
+
+    terms = [mask_BT, torch.where(mask_BT, ratio_BT, 0.0), mask_BT & ~keep_BT]
+    sums = reduce(torch.stack([term.sum(dtype=torch.float64) for term in terms]))
+    _, mean, left_out = (sums / sums[0].clamp(min=1.0)).to(ratio_BT.dtype)
+    diagnostics = {"target_ratio_mean": mean, "target_left_out": left_out}
+    return torch.where(keep_BT, targets_BT, 0.0), keep_BT, diagnostics
 
 
 def masked(values_BT: Tensor, mask_BT: Tensor) -> Tensor:

@@ -67,22 +67,22 @@ def prompt_noise_weights(
     scores_B: Tensor,
     group_ids_B: Tensor,
     *,
-    min_std: float = 0.25,
-    normalize: bool = False,
+    exponent: float = 0.5,
+    floor: float = 0.25,
     reduce: Reduce = identity,
 ) -> Tensor:
-    """Compute the weight of each prompt in the critic's loss, 1 / max(std R, 0.25).
+    """Compute the weight of each prompt in the critic's loss, 1 / max(Var(R)^exponent, floor).
 
-    EasyPPO (arXiv 2609.36802): returns of a prompt that is sometimes solved are noisy. They are the
-    `sequence_weights_B` of `aggregation_weights`.
+    EasyPPO (arXiv 2609.36802, and its code): returns of a prompt that is sometimes solved are
+    noisy. Weights are divided by their mean over prompts, so that the size of the loss does not
+    depend on the noise. They are the `sequence_weights_B` of `aggregation_weights`.
 
     Args:
         scores_B: Return of each response.
         group_ids_B: Integers, equal for the responses to one prompt.
-        min_std: Floor of the sample standard deviation; that of a group of one is 0.
-        normalize: Whether weights are divided by their mean over prompts, as in the recipe's own
-            script: the size of the loss then does not depend on the noise.
-        reduce: Sums a small tensor over ranks, for that mean.
+        exponent: Of the population variance of a prompt's returns; 1/2 makes it their deviation.
+        floor: Of the power; a prompt whose returns are all equal, or a single one, has it.
+        reduce: Sums a small tensor over ranks, for the mean.
 
     Returns:
         One weight a response, equal within a group.
@@ -91,10 +91,10 @@ def prompt_noise_weights(
         ValueError: If the shapes are not (B,), or the group ids not integers.
     """
     _, std_B, count_B = group_moments(scores_B, group_ids_B)
-    weights_B = std_B.clamp(min=min_std).reciprocal()
-    if normalize:
-        total, prompts = reduce(torch.stack([(weights_B / count_B).sum(), (1 / count_B).sum()]))
-        weights_B = weights_B * prompts / torch.where(total > 0, total, 1.0)
+    var_B = std_B.square() * (count_B - 1.0) / count_B
+    weights_B: Tensor = var_B.pow(exponent).clamp(min=floor).reciprocal()
+    total, prompts = reduce(torch.stack([(weights_B / count_B).sum(), (1 / count_B).sum()]))
+    weights_B = weights_B * prompts / torch.where(total > 0, total, 1.0)
     return weights_B.to(float_dtype(scores_B))
 
 

@@ -1,11 +1,13 @@
-"""Losses of actor and critic, KL estimates, and weights against the sampler's mismatch.
+"""The loss of the critic, and what is added to the policy loss: KL and NLL of correct responses.
 
-Every loss is a weighted sum over response tokens. With `token_weights_BT` from
-`aggregation_weights`, made once for the mini-batch, the losses of its micro-batches add up to that
-of the mini-batch, whatever the cut. Without them each token of the call has the same weight.
+Policy losses are in `policy_losses.py`. Every loss is a weighted sum over response tokens. With
+`token_weights_BT` from `aggregation_weights`, made once for the mini-batch, the losses of its
+micro-batches add up to that of the mini-batch, whatever the cut. Without them each token of the
+call has the same weight.
 
 Each returns `(loss, diagnostics)`: a scalar, and detached scalars that are weighted with the same
-weights and add up over micro-batches too. With the two mean modes they are means over tokens.
+weights and add up over micro-batches too, see `combine`. With the two mean modes they are means
+over tokens.
 
 Inputs where `response_mask_BT` is False may be NaN or infinite: they reach neither the loss nor a
 gradient. Log-ratios are clamped to +-20, so that exp cannot overflow.
@@ -33,15 +35,6 @@ from lightning_vcppo.algorithm.loss_weights import token_weights, weighted_sum
 KLEstimator: TypeAlias = Literal["k1", "k2", "k3"]
 Diagnostics: TypeAlias = dict[str, Tensor]
 
-POLICY_DIAGNOSTICS = (
-    "approx_kl",
-    "ratio_mean",
-    "clipfrac",
-    "clipfrac_low",
-    "clipfrac_high",
-    "clipfrac_c",
-)
-"""What `policy_loss` returns beside the loss."""
 VALUE_DIAGNOSTICS = ("value_mean", "return_mean", "value_error", "value_clipfrac")
 """What `value_loss` returns beside the loss."""
 NLL_DIAGNOSTICS = ("positive_tokens",)
@@ -50,82 +43,22 @@ KL_DIAGNOSTICS = ("kl",)
 """What `kl_penalty` returns beside the loss."""
 
 
-def policy_loss(
-    logprobs_BT: Tensor,
-    old_logprobs_BT: Tensor,
-    advantages_BT: Tensor,
-    response_mask_BT: Tensor,
-    *,
-    clip_ratio_low: float = 0.2,
-    clip_ratio_high: float = 0.2,
-    clip_ratio_c: float | None = None,
-    importance_weights_BT: Tensor | None = None,
-    token_weights_BT: Tensor | None = None,
-) -> tuple[Tensor, Diagnostics]:
-    """Compute PPO's clipped loss, max(-A r, -A clip(r, 1 - low, 1 + high)), r = pi / pi_old.
+def is_extreme(name: str) -> bool:
+    """Return whether a diagnostic is an extreme, by its name; all others add up."""
+    return name.endswith(("_min", "_max"))
 
-    VC-PPO (arXiv 2503.01491) clips at 0.2; clip-higher (DAPO, VAPO) is clip_ratio_high = 0.28.
+
+def combine(name: str, first: Tensor, second: Tensor) -> Tensor:
+    """Return a diagnostic of two parts of a mini-batch, such as micro-batches, from those of each.
 
     Args:
-        logprobs_BT: log pi of the response tokens; the only input that gets a gradient.
-        old_logprobs_BT: log pi_old, the trainer's policy at the start of the update.
-        advantages_BT: A.
-        response_mask_BT: Boolean; True on the tokens of the loss.
-        clip_ratio_low: Lower clip of the ratio.
-        clip_ratio_high: Upper clip of the ratio.
-        clip_ratio_c: Dual clip (arXiv 1912.09729): for A < 0 the loss is at most -A c; > 1.
-        importance_weights_BT: Factor of each token's clipped loss, from
-            `truncated_importance_weights`.
-        token_weights_BT: From `aggregation_weights`; None gives each token the same.
-
-    Returns:
-        The loss, and approx_kl (k3 of pi_old to pi), ratio_mean, clipfrac (tokens that a clip
-        deprives of their gradient), its parts clipfrac_low and clipfrac_high, and clipfrac_c.
-
-    Raises:
-        ValueError: For a clip outside its range, or a wrong shape or type of the mask.
+        name: Of the diagnostic.
+        first: Its value in one part.
+        second: Its value in the other.
     """
-    check_tokens(
-        response_mask_BT,
-        logprobs_BT=logprobs_BT,
-        old_logprobs_BT=old_logprobs_BT,
-        advantages_BT=advantages_BT,
-        importance_weights_BT=importance_weights_BT,
-        token_weights_BT=token_weights_BT,
-    )
-    if clip_ratio_low < 0 or clip_ratio_high < 0:
-        given = f"{clip_ratio_low} and {clip_ratio_high}"
-        raise ValueError(f"clip_ratio_low and clip_ratio_high must not be negative, got {given}")
-    if clip_ratio_c is not None and clip_ratio_c <= 1:
-        raise ValueError(f"clip_ratio_c must be above 1, got {clip_ratio_c}")
-    mask_BT = response_mask_BT
-    logprobs_BT = masked(logprobs_BT, mask_BT)
-    weights_BT = token_weights(mask_BT, token_weights_BT, logprobs_BT.dtype)
-    advantages_BT = masked(advantages_BT, mask_BT).detach()
-
-    log_ratio_BT = log_ratio(logprobs_BT, masked(old_logprobs_BT, mask_BT).detach())
-    ratio_BT = log_ratio_BT.exp()
-    clipped_BT = ratio_BT.clamp(1.0 - clip_ratio_low, 1.0 + clip_ratio_high)
-    terms_BT = torch.maximum(-advantages_BT * ratio_BT, -advantages_BT * clipped_BT)
-    low_BT = (advantages_BT < 0) & (ratio_BT < 1.0 - clip_ratio_low)
-    high_BT = (advantages_BT > 0) & (ratio_BT > 1.0 + clip_ratio_high)
-    bounded_BT = torch.zeros_like(mask_BT)
-    if clip_ratio_c is not None:
-        bounded_BT = (advantages_BT < 0) & (ratio_BT > clip_ratio_c)
-        terms_BT = torch.where(bounded_BT, -advantages_BT * clip_ratio_c, terms_BT)
-    if importance_weights_BT is not None:
-        terms_BT = terms_BT * masked(importance_weights_BT, mask_BT).detach()
-
-    diagnostics_BT = {
-        "approx_kl": torch.expm1(log_ratio_BT) - log_ratio_BT,
-        "ratio_mean": ratio_BT,
-        "clipfrac": low_BT | high_BT | bounded_BT,
-        "clipfrac_low": low_BT,
-        "clipfrac_high": high_BT,
-        "clipfrac_c": bounded_BT,
-    }
-    loss = weighted_sum(terms_BT, mask_BT, weights_BT)
-    return loss, _diagnostics(diagnostics_BT, mask_BT, weights_BT)
+    if not is_extreme(name):
+        return first + second
+    return torch.minimum(first, second) if name.endswith("_min") else torch.maximum(first, second)
 
 
 def value_loss(
@@ -199,7 +132,7 @@ def value_loss(
         "value_clipfrac": clipped_BT,
     }
     total = weighted_sum(terms_BT, mask_BT, weights_BT)
-    return total, _diagnostics(diagnostics_BT, mask_BT, weights_BT)
+    return total, sum_diagnostics(diagnostics_BT, mask_BT, weights_BT)
 
 
 def positive_example_nll(
@@ -309,7 +242,9 @@ def kl_penalty(
 
 
 @torch.no_grad()
-def _diagnostics(terms_BT: dict[str, Tensor], mask_BT: Tensor, weights_BT: Tensor) -> Diagnostics:
+def sum_diagnostics(
+    terms_BT: dict[str, Tensor], mask_BT: Tensor, weights_BT: Tensor
+) -> Diagnostics:
     """Sum detached terms with the weights of the loss."""
     return {
         name: weighted_sum(term_BT.detach(), mask_BT, weights_BT)

@@ -111,7 +111,8 @@ def explained_variance(
     """Compute the share of the variance of the returns that the critic explains.
 
     EV = 1 - Var(R - V) / Var(R) (EVPO, arXiv 2604.19485). 1 is a perfect critic up to a constant, 0
-    as good as a constant, negative worse than one.
+    as good as a constant, negative worse than one. A constant bias of V does not change it: see
+    `r_squared`.
 
     Args:
         values: Critic values V, any shape.
@@ -126,14 +127,50 @@ def explained_variance(
     Raises:
         ValueError: If the shapes differ, or the mask is not boolean.
     """
+    _, error_var, return_var = _errors(values, returns, mask, reduce)
+    return (1.0 - error_var / return_var).to(_common_dtype(values, returns))
+
+
+def r_squared(
+    values: Tensor, returns: Tensor, mask: Tensor, *, reduce: Reduce = identity
+) -> Tensor:
+    """Compute the coefficient of determination of the returns by the critic.
+
+    R^2 = 1 - mean((R - V)^2) / Var(R). 1 is a perfect critic, 0 as good as the mean return,
+    negative worse than that. It is explained variance minus mean(R - V)^2 / Var(R), so that a
+    critic whose values are all off by a constant does not pass for a good one.
+
+    Args:
+        values: Critic values V, any shape.
+        returns: Returns R, same shape.
+        mask: Boolean, same shape; True on the elements that count.
+        reduce: Sums a small tensor over ranks.
+
+    Returns:
+        A scalar; NaN where the returns do not vary.
+
+    Raises:
+        ValueError: If the shapes differ, or the mask is not boolean.
+    """
+    error_mean, error_var, return_var = _errors(values, returns, mask, reduce)
+    ratio = (error_var + error_mean**2) / return_var
+    return (1.0 - ratio).to(_common_dtype(values, returns))
+
+
+def _errors(
+    values: Tensor, returns: Tensor, mask: Tensor, reduce: Reduce
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean and variance of R - V, and the variance of R: NaN where R does not vary."""
     check_mask("mask", mask)
     check_same_shape("values", values, returns=returns, mask=mask)
     pair = torch.stack([returns.double(), returns.double() - values.double()])
     mean, var = _mean_and_var(pair, mask, reduce, dims=tuple(range(1, pair.ndim)))
-    return_var, error_var = var.unbind()
-    varies = return_var > torch.finfo(torch.float64).eps * mean[0] ** 2
-    ratio = error_var / torch.where(varies, return_var, torch.nan)
-    return (1.0 - ratio).to(torch.promote_types(float_dtype(values), float_dtype(returns)))
+    varies = var[0] > torch.finfo(torch.float64).eps * mean[0] ** 2
+    return mean[1], var[1], torch.where(varies, var[0], torch.nan)
+
+
+def _common_dtype(values: Tensor, returns: Tensor) -> torch.dtype:
+    return torch.promote_types(float_dtype(values), float_dtype(returns))
 
 
 def group_moments(values_B: Tensor, group_ids_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:

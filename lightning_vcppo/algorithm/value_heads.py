@@ -1,4 +1,4 @@
-"""Value heads other than a plain scalar: bounded to the range of returns, and HL-Gauss.
+"""Value heads other than a plain scalar: bounded to the range of returns, sigmoid, and HL-Gauss.
 
 Shape suffixes: B sequences, T response tokens, K bins, E = K + 1 edges.
 """
@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_vcppo.algorithm.checks import check_tokens
+from lightning_vcppo.algorithm.importance import masked
 from lightning_vcppo.algorithm.loss_weights import token_weights, weighted_sum
 from lightning_vcppo.algorithm.statistics import float_dtype
 
-_MARGIN_BINS = 3
+_MARGIN_SIGMAS = 4
 
 
 def bounded_value(z: Tensor, low: float, high: float) -> Tensor:
@@ -37,23 +39,98 @@ def bounded_value(z: Tensor, low: float, high: float) -> Tensor:
     return low + (high - low) * (0.5 + torch.atan(z.to(float_dtype(z))) / math.pi)
 
 
+def sigmoid_value(z: Tensor, low: float, high: float) -> Tensor:
+    """Map a head's output into the range of the returns by a sigmoid (PACT, arXiv 2609.26355).
+
+    V = low + (high - low) sigmoid(z): with rewards of 0 and 1, the probability of success.
+
+    Args:
+        z: Raw output of the head, a logit, any shape.
+        low: Smallest return.
+        high: Largest return.
+
+    Returns:
+        Values of the same shape, float32 or better.
+
+    Raises:
+        ValueError: If low is not below high.
+    """
+    _check_range(low, high)
+    return low + (high - low) * torch.sigmoid(z.to(float_dtype(z)))
+
+
+CROSS_ENTROPY_DIAGNOSTICS = ("value_mean", "return_mean", "value_error")
+"""What `bce_loss` and `hl_gauss_loss` return beside the loss."""
+
+
+def bce_loss(
+    logits_BT: Tensor,
+    returns_BT: Tensor,
+    response_mask_BT: Tensor,
+    *,
+    low: float,
+    high: float,
+    token_weights_BT: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute the binary cross-entropy to the return mapped to [0, 1] (PACT, arXiv 2609.26355).
+
+    -y log p - (1 - y) log(1 - p), with y = (R - low) / (high - low) and p = sigmoid(z). Its
+    gradient in z is p - y: unlike that of a squared error, it does not vanish where p is near the
+    wrong end. It is least at p = y, where it is the entropy of y.
+
+    Args:
+        logits_BT: z before each token; the only input that gets a gradient.
+        returns_BT: Value targets R; clamped to [low, high].
+        response_mask_BT: Boolean; True on the tokens of the loss. Other inputs are never read.
+        low: Smallest return.
+        high: Largest return.
+        token_weights_BT: From `aggregation_weights`; None gives each token the same.
+
+    Returns:
+        The loss in nats, and value_mean, return_mean, value_error (|V - R|), weighted as it is.
+
+    Raises:
+        ValueError: If low is not below high, or for a wrong shape or type of the mask.
+    """
+    _check_range(low, high)
+    check_tokens(
+        response_mask_BT,
+        logits_BT=logits_BT,
+        returns_BT=returns_BT,
+        token_weights_BT=token_weights_BT,
+    )
+    mask_BT = response_mask_BT
+    logits_BT = masked(logits_BT, mask_BT)
+    returns_BT = masked(returns_BT, mask_BT).detach()
+    weights_BT = token_weights(mask_BT, token_weights_BT, logits_BT.dtype)
+    target_BT = ((returns_BT - low) / (high - low)).clamp(0.0, 1.0).to(logits_BT.dtype)
+    terms_BT = F.binary_cross_entropy_with_logits(logits_BT, target_BT, reduction="none")
+    values_BT = sigmoid_value(logits_BT.detach(), low, high)
+    return weighted_sum(terms_BT, mask_BT, weights_BT), _diagnostics(
+        values_BT, returns_BT, mask_BT, weights_BT
+    )
+
+
 def hl_gauss_edges(
     low: float,
     high: float,
     num_bins: int,
     *,
+    sigma_ratio: float = 0.75,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Compute the edges of equal bins that cover the returns and three bins more on either side.
+    """Compute the edges of equal bins that cover the returns and four sigmas more on either side.
 
     A Gaussian around a return at the end of the range, as +1 and -1 are, would otherwise lose half
-    of its mass and with it the property that its histogram has the return as its mean.
+    of its mass and with it the property that its histogram has the return as its mean. At the
+    default sigma these are three bins.
 
     Args:
         low: Smallest return.
         high: Largest return.
-        num_bins: K, above 6.
+        num_bins: K, above 8 sigma_ratio.
+        sigma_ratio: Standard deviation of the targets in bins.
         device: Of the result.
         dtype: Of the result.
 
@@ -61,12 +138,14 @@ def hl_gauss_edges(
         edges_E, ascending.
 
     Raises:
-        ValueError: If low is not below high, or for too few bins.
+        ValueError: If low is not below high, sigma_ratio is not positive, or for too few bins.
     """
     _check_range(low, high)
-    if num_bins <= 2 * _MARGIN_BINS:
-        raise ValueError(f"num_bins must be above {2 * _MARGIN_BINS}, got {num_bins}")
-    margin = _MARGIN_BINS * (high - low) / (num_bins - 2 * _MARGIN_BINS)
+    _check_sigma(sigma_ratio)
+    margin_bins = _MARGIN_SIGMAS * sigma_ratio
+    if num_bins <= 2 * margin_bins:
+        raise ValueError(f"num_bins must be above {2 * margin_bins:g}, got {num_bins}")
+    margin = margin_bins * (high - low) / (num_bins - 2 * margin_bins)
     return torch.linspace(low - margin, high + margin, num_bins + 1, device=device, dtype=dtype)
 
 
@@ -85,8 +164,7 @@ def hl_gauss_target(returns: Tensor, edges_E: Tensor, *, sigma_ratio: float = 0.
         ValueError: If sigma_ratio is not positive, or the edges are not (E,).
     """
     _check_edges(edges_E)
-    if sigma_ratio <= 0:
-        raise ValueError(f"sigma_ratio must be positive, got {sigma_ratio}")
+    _check_sigma(sigma_ratio)
     sigma = sigma_ratio * (edges_E[1] - edges_E[0])
     returns = returns.clamp(edges_E[0], edges_E[-1])
     cdf_E: Tensor = torch.special.ndtr((edges_E - returns[..., None]) / sigma)
@@ -109,10 +187,6 @@ def hl_gauss_value(logits: Tensor, edges_E: Tensor) -> Tensor:
     _check_edges(edges_E, logits)
     centres_K = (edges_E[1:] + edges_E[:-1]) / 2
     return (logits.to(float_dtype(logits)).softmax(-1) * centres_K).sum(-1)
-
-
-HL_GAUSS_DIAGNOSTICS = ("value_mean", "return_mean", "value_error")
-"""What `hl_gauss_loss` returns beside the loss."""
 
 
 def hl_gauss_loss(
@@ -155,11 +229,25 @@ def hl_gauss_loss(
     terms_BT = -(target_BTK * logits_BTK.log_softmax(-1)).sum(-1)
 
     values_BT = hl_gauss_value(logits_BTK.detach(), edges_E)
-    return weighted_sum(terms_BT, mask_BT, weights_BT), {
+    return weighted_sum(terms_BT, mask_BT, weights_BT), _diagnostics(
+        values_BT, returns_BT, mask_BT, weights_BT
+    )
+
+
+def _diagnostics(
+    values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, weights_BT: Tensor
+) -> dict[str, Tensor]:
+    """Return `CROSS_ENTROPY_DIAGNOSTICS` of detached values."""
+    return {
         "value_mean": weighted_sum(values_BT, mask_BT, weights_BT),
         "return_mean": weighted_sum(returns_BT, mask_BT, weights_BT),
         "value_error": weighted_sum((values_BT - returns_BT).abs(), mask_BT, weights_BT),
     }
+
+
+def _check_sigma(sigma_ratio: float) -> None:
+    if sigma_ratio <= 0:
+        raise ValueError(f"sigma_ratio must be positive, got {sigma_ratio}")
 
 
 def _check_edges(edges_E: Tensor, logits: Tensor | None = None) -> None:

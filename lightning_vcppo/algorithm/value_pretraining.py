@@ -1,7 +1,9 @@
 """Value pretraining (VC-PPO, section 4.1): its place among the phases, and when it has done enough.
 
 The critic is fitted on Monte-Carlo returns of the frozen policy (`monte_carlo_returns`) until it no
-longer explains more of the returns of responses that were held out.
+longer foresees the returns of responses that were held out any better. How well it does is R^2, not
+explained variance: a critic whose values are all off by a constant explains as much variance as one
+without that bias, and would push the policy all the same.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ class Progress:
     Attributes:
         rollouts: Training steps of the phase.
         generated_tokens: Response tokens generated in it, over all ranks.
-        best: Highest explained variance of held-out responses.
+        best: Highest R^2 on held-out responses.
         best_rollout: After which rollout.
         risen_to: The same as `best`, without rises smaller than `min_delta`.
         risen_at: After which rollout.
@@ -45,9 +47,9 @@ class StopRule:
     Attributes:
         max_rollouts: Rollouts after which it ends; 0 means that there is none.
         min_rollouts: It does not end earlier.
-        patience: It ends when explained variance has not risen for this many rollouts.
+        patience: It ends when R^2 has not risen for this many rollouts.
         min_delta: A rise smaller than this does not count for `patience`.
-        target: It ends when explained variance is this high.
+        target: It ends when R^2 is this high.
     """
 
     max_rollouts: int
@@ -56,14 +58,14 @@ class StopRule:
     min_delta: float = 0.01
     target: float | None = None
 
-    def advance(self, progress: Progress, explained_variance: float) -> bool:
+    def advance(self, progress: Progress, r_squared: float) -> bool:
         """Count a rollout; return whether its critic is the best so far. NaN is no rise."""
         progress.rollouts += 1
-        if explained_variance > progress.risen_to + self.min_delta:
-            progress.risen_to, progress.risen_at = explained_variance, progress.rollouts
-        is_best = explained_variance > progress.best
+        if r_squared > progress.risen_to + self.min_delta:
+            progress.risen_to, progress.risen_at = r_squared, progress.rollouts
+        is_best = r_squared > progress.best
         if is_best:
-            progress.best, progress.best_rollout = explained_variance, progress.rollouts
+            progress.best, progress.best_rollout = r_squared, progress.rollouts
         return is_best
 
     def is_over(self, progress: Progress) -> bool:

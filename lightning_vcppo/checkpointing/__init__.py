@@ -1,1 +1,1 @@
-"""Checkpoints: their format, how they are read and written, and whose directory is it."""
+"""Checkpoints: format, safe loading, complete-or-absent writing, signals, a run's directory."""

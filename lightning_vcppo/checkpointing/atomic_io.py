@@ -13,18 +13,18 @@ from lightning_vcppo.common.files import complete_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there when it is on the disk.
+    """Writes a checkpoint next to its final path and renames it when it is on the disk.
 
-    Lightning's own writes to the system's folder for temporary files. From there to another file
-    system it is copied, so that a kill leaves half a checkpoint; and it needs the checkpoint's size
-    in memory once more.
+    Lightning's own plugin writes to the system's directory for temporary files. If that is on
+    another file system, the checkpoint is copied from there, so a kill leaves half of it; and it
+    needs the checkpoint's size in memory a second time.
     """
 
     @override
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Save; only files of this machine are moved into place, others are Lightning's matter."""
+        """Save a local path as described above, and leave any other to Lightning."""
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return

@@ -1,4 +1,4 @@
-"""What is a checkpoint, and can a run go on from it? Asked before anything else is loaded."""
+"""Format of a checkpoint: its keys, and the checks that precede loading."""
 
 from __future__ import annotations
 
@@ -15,32 +15,82 @@ from torch.distributed.checkpoint.api import CheckpointException
 from lightning_vcppo.common.errors import require
 
 FORMAT = 1
-"""Of what this package adds to a checkpoint; raised when an older one cannot be read any more."""
-PARTS = "meta.pt"
-"""Lightning's name for the file of a checkpoint in parts (a folder of `fsdp2`) with all that is not
-sharded; it is written last, so a folder without it is no checkpoint."""
-ALWAYS = {"state_dict", "rollouts_done", "run_seed", "pytorch-lightning_version"}
-TO_TRAIN = {"loops", "optimizer_states", "lr_schedulers"}
+"""Version of what this package adds to a checkpoint; raised when older ones become unreadable."""
+META_FILE = "meta.pt"
+"""Lightning's name for the file of a sharded checkpoint (a folder of `fsdp2`) with everything that
+is not sharded. It is written last, so a folder without it is not a checkpoint."""
+
+
+class Keys:
+    """Keys of a checkpoint, which is a dict.
+
+    Callbacks and collaborators choose the keys within their own state.
+    """
+
+    WEIGHTS = "state_dict"
+    """Lightning: all weights of the module."""
+    OPTIMIZERS = "optimizer_states"
+    """Lightning: one state for each optimizer; absent with `save_weights_only`."""
+    SCHEDULERS = "lr_schedulers"
+    """Lightning: learning-rate schedules."""
+    LOOPS = "loops"
+    """Lightning: progress within epochs."""
+    LIGHTNING_VERSION = "pytorch-lightning_version"
+    """Lightning: version that wrote the checkpoint."""
+
+    VERSION = "vcppo_format"
+    """`FORMAT` at the time of writing."""
+    ROLLOUTS_DONE = "rollouts_done"
+    """Number of training steps."""
+    RUN_SEED = "run_seed"
+    """Seed of all random streams."""
+    RANKS = "ranks"
+    """Number of processes."""
+    SKIPPED_IN_A_ROW = "skipped_in_a_row"
+    """Number of latest updates that were skipped because they were not finite, by network."""
+    FOLDERS = "folders"
+    """Files of each network's Hugging Face folder, except the weights, by name of the folder."""
+    TOKENIZER = "tokenizer"
+    """Files of the tokenizer."""
+    ADAPTERS = "lora"
+    """Settings and bases of the adapters; None without LoRA."""
+    CRITIC = "value"
+    """Settings of the critic that must not change when a run resumes."""
+    MASTER_WEIGHTS = "master_weights"
+    """What keeps small updates of bfloat16 weights."""
+    PHASE = "phase"
+    """Value of the enum `Phase`."""
+    UPDATES_DONE = "updates_done"
+    """Number of optimizer steps, by network."""
+    WAITING_GROUPS = "waiting_groups"
+    """Groups that dynamic sampling has kept for the next rollout."""
+    METRICS_ROWS = "metrics_rows"
+    """Number of rows in metrics.csv at the time of writing."""
+
+
+ALWAYS = {Keys.WEIGHTS, Keys.ROLLOUTS_DONE, Keys.RUN_SEED, Keys.LIGHTNING_VERSION}
+TO_TRAIN = {Keys.LOOPS, Keys.OPTIMIZERS, Keys.SCHEDULERS}
 
 
 def check_checkpoint(path: Path, *, to_train: bool) -> None:
-    """Refuse a file that is no checkpoint of this package, or not a whole one.
+    """Refuse a file that is not a checkpoint of this package, or not a complete one.
 
     Args:
-        path: The file; a folder with the shards of a checkpoint is taken as it is.
-        to_train: Whether training is to go on from it.
+        path: The file; a folder with a sharded checkpoint is checked when it is loaded.
+        to_train: Whether training is to be resumed from it.
 
     Raises:
-        ValueError: One line that says what it is instead.
+        ValueError: If the file is anything else; the line explains what it is.
     """
     if path.is_dir():
         require(
-            in_parts(path), f"{path}: a folder; expected a checkpoint, such as {path}/last.ckpt"
+            is_sharded_checkpoint(path),
+            f"{path}: a folder; expected a checkpoint, such as {path}/last.ckpt",
         )
         return
     checkpoint = read_file(path)
     _check_keys(checkpoint, path, ALWAYS)
-    version = checkpoint.get("vcppo_format", FORMAT)
+    version = checkpoint.get(Keys.VERSION, FORMAT)
     require(
         version <= FORMAT,
         f"{path}: written by a newer lightning-vcppo (format {version}, this one knows {FORMAT}); "
@@ -48,52 +98,53 @@ def check_checkpoint(path: Path, *, to_train: bool) -> None:
     )
     if to_train:
         require(
-            "optimizer_states" in checkpoint,
-            f"{path}: holds weights alone, from which training cannot go on; save checkpoints "
-            "without save_weights_only, or start anew from an exported folder with --model.actor",
+            Keys.OPTIMIZERS in checkpoint,
+            f"{path}: contains only weights, so training cannot be resumed from it; save "
+            "checkpoints without save_weights_only, or start a new run from an exported folder "
+            "with --model.actor",
         )
         _check_keys(checkpoint, path, TO_TRAIN)
 
 
-def in_parts(path: Path) -> bool:
-    """Tell whether a path is that of a checkpoint in parts."""
-    return (path / PARTS).is_file()
+def is_sharded_checkpoint(path: Path) -> bool:
+    """Return whether a path is the folder of a sharded checkpoint."""
+    return (path / META_FILE).is_file()
 
 
 @contextmanager
-def reading_parts(path: Path) -> Iterator[None]:
-    """Turn what torch raises on parts that are cut off, or of another model, into one line.
+def reading_shards(path: Path) -> Iterator[None]:
+    """Turn what torch raises for shards that are truncated or of another model into one line.
 
     Raises:
-        ValueError: In its place, which is no `Exception`.
+        ValueError: In place of torch's error, which is not an `Exception`.
     """
     try:
         yield
     except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
         raise ValueError(
-            f"{path}: cannot be loaded, a part is cut off or of another model; "
+            f"{path}: cannot be loaded, a shard is truncated or of another model; "
             f"{type(cause).__name__}: {cause}"
         ) from error
 
 
 def read_file(path: Path) -> Any:
-    """Read a checkpoint's file; tensors stay in it until they are used.
+    """Read the file of a checkpoint; tensors stay on the disk until they are used.
 
     Raises:
-        ValueError: One line that says what it is instead.
+        ValueError: If the file is not a checkpoint; the line explains what it is.
     """
     require(
         zipfile.is_zipfile(path),
-        f"{path}: not a whole checkpoint (cut off while it was written or copied, or another kind "
-        "of file); take an earlier one",
+        f"{path}: not a complete checkpoint (truncated while it was written or copied, or another "
+        "kind of file); use an earlier one",
     )
     try:
         return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path}: holds Python objects, which could run code when loaded; expected numbers, "
-            "texts and tensors alone"
+            f"{path}: contains Python objects, which could run code when loaded; expected only "
+            "numbers, texts and tensors"
         ) from error
     except (RuntimeError, EOFError, KeyError) as error:
         raise ValueError(f"{path}: not a checkpoint ({type(error).__name__})") from error
@@ -104,6 +155,6 @@ def _check_keys(checkpoint: Any, path: Path, expected: Collection[str]) -> None:
     missing = sorted(set(expected) - set(found))
     require(
         not missing,
-        f"{path}: no checkpoint of this package, it lacks {', '.join(missing)}; expected one that "
-        "`vcppo fit` has written",
+        f"{path}: not a checkpoint of this package, {', '.join(missing)} missing; expected one "
+        "that `vcppo fit` has written",
     )

@@ -1,4 +1,4 @@
-"""Whose folder is this? A run begins, goes on, or takes the place of another, never silently."""
+"""Decide whether a run starts, resumes, or replaces another in its directory; never silently."""
 
 from __future__ import annotations
 
@@ -13,36 +13,39 @@ from lightning_vcppo.common.files import recover, remove
 CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
 TRACES = ("metrics.csv", f"{CHECKPOINTS}/*.ckpt", "hpc_ckpt_*.ckpt", "diagnostics/*.jsonl")
-"""What a training leaves in its folder from its first rollout on."""
+"""Files that a training run leaves in its directory from its first rollout on."""
 
 
 def find_last(folder: Path) -> Path | None:
-    """Return the checkpoint from which the run of a folder goes on, if there is one."""
+    """Return the checkpoint from which the run of a directory resumes, if there is one."""
     path = folder / CHECKPOINTS / LAST
     recover(path)
     return path if path.exists() else None
 
 
 def was_requeued(folder: Path) -> bool:
-    """Tell whether SLURM has started this job again, after Lightning has saved it."""
+    """Return whether SLURM has restarted this job after Lightning saved it."""
     return SLURMEnvironment.detect() and any(folder.glob("hpc_ckpt_*.ckpt"))
 
 
 def choose_start(folder: Path, ckpt_path: str | None, *, overwrite: bool) -> str | None:
-    """Return the checkpoint that a training starts from, None to start from scratch.
+    """Return the checkpoint that a training run starts from; None to start from scratch.
 
     Args:
-        folder: The run's.
-        ckpt_path: What was asked for: a checkpoint, "last", or None for a new run (or for one that
-            SLURM has requeued: Lightning's word for its checkpoint is "hpc").
-        overwrite: Whether a new run may take the place of the one in the folder.
+        folder: Directory of the run.
+        ckpt_path: Value of the flag: a checkpoint, "last", or None for a new run (or for one that
+            SLURM has requeued; Lightning's name for its checkpoint is "hpc").
+        overwrite: Whether a new run may replace the one in the directory.
 
     Raises:
-        ValueError: If a run would be overwritten that nobody has said may be.
+        ValueError: If a run would be overwritten without `overwrite`, or the flags contradict each
+            other.
     """
     if ckpt_path == "last":
         if overwrite:
-            raise ValueError("--overwrite begins a run anew, --ckpt_path=last goes on with it")
+            raise ValueError(
+                "--overwrite starts a new run, --ckpt_path=last resumes the old one: give only one"
+            )
         last = find_last(folder)
         if last is None:
             rank_zero_info(f"{folder} has no {CHECKPOINTS}/{LAST} yet: starting from scratch")
@@ -55,10 +58,10 @@ def choose_start(folder: Path, ckpt_path: str | None, *, overwrite: bool) -> str
 
 
 def choose_weights(folder: Path, ckpt_path: str | None) -> str | None:
-    """Return the checkpoint to evaluate: "last" is the one that the run of the folder goes on from.
+    """Return the checkpoint to evaluate; "last" is the one from which the run would resume.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If "last" does not exist.
     """
     if ckpt_path != "last":
         return ckpt_path
@@ -70,15 +73,15 @@ def choose_weights(folder: Path, ckpt_path: str | None) -> str | None:
 
 @rank_zero_only
 def _claim(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that holds a run, or remove what that run could be resumed from.
+    """Refuse a directory that contains a run, or remove the checkpoints of that run.
 
-    Its other files are for their writers to replace, once training starts.
+    Its other files are replaced by their writers when training starts.
     """
     traces = list(_traces(folder))
     if traces and not overwrite:
         raise ValueError(
-            f"{folder} holds a run ({traces[0].relative_to(folder)}): go on with it by "
-            "--ckpt_path=last, keep it by another --trainer.default_root_dir, or replace it by "
+            f"{folder} contains a run ({traces[0].relative_to(folder)}): resume it with "
+            "--ckpt_path=last, keep it with another --trainer.default_root_dir, or replace it with "
             "--overwrite"
         )
     for path in traces:

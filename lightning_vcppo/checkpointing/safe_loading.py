@@ -1,9 +1,8 @@
-"""What others have written is data: files that cannot run code, texts that cannot move a cursor.
+"""Load weights and checkpoints of others without running code.
 
-A pickle runs code when it is read. Weights are therefore read from safetensors alone, unless
-`--allow_pickle` says otherwise; checkpoints by `torch.load(weights_only=True)`; and the index of a
-checkpoint in parts, which torch reads as a plain pickle, is looked through first. See
-docs/security.md.
+A pickle runs code when it is read. Therefore weights are read only from safetensors, unless
+`--allow_pickle` is set; checkpoints are read by `torch.load(weights_only=True)`; and the index of a
+sharded checkpoint, which torch reads as a plain pickle, is checked first. See docs/security.md.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import warnings
 from pathlib import Path
 
 ALLOW_PICKLE = "VCPPO_ALLOW_PICKLE"
-"""Variable of the environment, so that all processes of a run know; `--allow_pickle` sets it."""
+"""Environment variable, which all processes of a run inherit; `--allow_pickle` sets it."""
 
 _INDEX = ".metadata"
 _INDEX_CLASSES = {
@@ -29,33 +28,33 @@ _INDEX_CLASSES = {
         "_MEM_FORMAT_ENCODING",
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch": {"Size"},  # and its number types
+    "torch": {"Size"},  # and its dtypes
     "torch.serialization": {"_get_layout"},
     "pathlib": {"PosixPath", "WindowsPath"},
     "pathlib._local": {"PosixPath", "WindowsPath"},  # Python 3.13
 }
-"""What the index of a checkpoint is made of: places and sizes of tensors."""
+"""Classes in the index of a sharded checkpoint: places and sizes of tensors."""
 
 
 def pickles_allowed() -> bool:
-    """Tell whether weights may be read from a pickle."""
+    """Return whether weights may be read from a pickle."""
     return os.environ.get(ALLOW_PICKLE, "") not in ("", "0", "false")
 
 
 def _refusal(source: str) -> str:
-    """Return why weights that are a pickle are not read."""
+    """Return the message about weights that exist only as a pickle."""
     return (
-        f"{source}: its weights are no safetensors but a pickle (pytorch_model.bin), which can run "
-        "code when it is read; convert them, or load them with --allow_pickle=true "
-        f"({ALLOW_PICKLE}=1) if you trust where they come from"
+        f"{source}: its weights are a pickle (pytorch_model.bin), which can run code when it is "
+        "read; expected safetensors: convert them, or load them with --allow_pickle=true "
+        f"({ALLOW_PICKLE}=1) if you trust their source"
     )
 
 
 def weights_format(source: str, folder: Path) -> dict[str, bool]:
-    """Return the option of `from_pretrained` that admits safetensors alone, unless told otherwise.
+    """Return the option of `from_pretrained` that refuses pickles, unless they are allowed.
 
     Raises:
-        ValueError: if a folder holds nothing but a pickle.
+        ValueError: If the only weights of a folder are a pickle, and pickles are not allowed.
     """
     only_pickles = any(folder.glob("pytorch_model*.bin*")) and not any(folder.glob("*.safetensors"))
     if not pickles_allowed():
@@ -68,10 +67,10 @@ def weights_format(source: str, folder: Path) -> dict[str, bool]:
 
 
 class _IndexReader(pickle.Unpickler):
-    """Reads the index of a checkpoint in parts, and nothing that could do anything."""
+    """Reads the index of a sharded checkpoint, and refuses anything that could run code."""
 
     def find_class(self, module: str, name: str) -> object:
-        """Return a class that an index is made of."""
+        """Return a class of `_INDEX_CLASSES` or a dtype; refuse any other."""
         if name in _INDEX_CLASSES.get(module, ()):
             return super().find_class(module, name)
         if (
@@ -83,12 +82,12 @@ class _IndexReader(pickle.Unpickler):
 
 
 def refuse_code_in(checkpoint: Path) -> None:
-    """Look through the index of a checkpoint in parts (a folder), unless pickles are allowed.
+    """Check the index of a sharded checkpoint (a folder), unless pickles are allowed.
 
-    Any other checkpoint is not looked at: `torch.load` restricts it.
+    Any other checkpoint needs no check: `torch.load` restricts it.
 
     Raises:
-        ValueError: If reading the index would call what an index has no need of.
+        ValueError: If reading the index would call anything that an index does not need.
     """
     index = checkpoint / _INDEX
     if not index.is_file() or pickles_allowed():
@@ -98,6 +97,6 @@ def refuse_code_in(checkpoint: Path) -> None:
             _IndexReader(file).load()
     except Exception as error:  # a hostile or broken pickle raises anything
         raise ValueError(
-            f"{index}: not the index of a checkpoint, {error}; --allow_pickle=true reads it if you "
-            "trust where it comes from"
+            f"{index}: not the index of a checkpoint, {error}; --allow_pickle=true reads it anyway "
+            "if you trust its source"
         ) from error

@@ -57,6 +57,14 @@ FORCED_CALLBACKS = {
 class VCPPOCLI(LightningCLI):
     """LightningCLI with our callbacks always on, and loggers by name."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Note which command is given: the flags of the others are not needed."""
+        given = kwargs.get("args")
+        words = sys.argv[1:] if given is None else given
+        first = words[0] if isinstance(words, list) and words else None
+        self._commands = {first} & set(self.subcommands()) or set(self.subcommands())
+        super().__init__(*args, **kwargs)
+
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks, each under its own flag group, and flags of the run as a whole."""
@@ -106,7 +114,13 @@ class VCPPOCLI(LightningCLI):
     def _prepare_subcommand_parser(
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
-        """Read checkpoints without running code that they bring along; say where the flags are."""
+        """Read checkpoints without running code that they bring along; say where the flags are.
+
+        The parsers of commands that are not given stay empty: each takes a tenth of a second.
+        """
+        if subcommand not in self._commands:
+            self._subcommand_method_arguments[subcommand] = []
+            return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.set_defaults({"weights_only": True})
         if subcommand in ("validate", "test"):

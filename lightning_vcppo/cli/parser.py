@@ -72,7 +72,7 @@ class VCPPOArgumentParser(OneLineParser, LightningArgumentParser):
         return config
 
     def _takes(self, key: str) -> bool:
-        """Tell whether a key is an option, above one or within one."""
+        """Return whether a key is an option, above one or within one."""
         names = {flag.removeprefix("--") for flag in self._flags() if not flag.endswith(".help")}
         above = {name.rpartition(".")[0] for name in names}
         return any(

@@ -76,7 +76,7 @@ class UserError(ValueError):
 
 
 def debugging() -> bool:
-    """Tell whether tracebacks are wanted: `--debug`, or VCPPO_DEBUG in the environment."""
+    """Return whether tracebacks are wanted: `--debug`, or VCPPO_DEBUG in the environment."""
     return bool(os.environ.get("VCPPO_DEBUG"))
 
 

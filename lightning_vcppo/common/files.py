@@ -21,12 +21,12 @@ REPLACED = ".old"
 
 
 def is_trial(trainer: Trainer) -> bool:
-    """Tell whether a run is only tried out, by `fast_dev_run`, and leaves nothing."""
+    """Return whether a run is only tried out, by `fast_dev_run`, and leaves nothing."""
     return bool(vars(trainer)["fast_dev_run"])
 
 
 def may_write(trainer: Trainer) -> bool:
-    """Tell whether this process writes a run's files: the first rank, but not in a trial."""
+    """Return whether this process writes a run's files: the first rank, but not in a trial."""
     return trainer.is_global_zero and not is_trial(trainer)
 
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def begins_anew(trainer: Trainer) -> bool:
-    """Tell whether a Trainer that sets up `fit` has trained nothing yet.
+    """Return whether a Trainer that sets up `fit` has trained nothing yet.
 
     A checkpoint, if there is one, is restored after that. A Trainer whose `fit` is called again
     continues its own run, as Lightning does.

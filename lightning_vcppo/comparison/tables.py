@@ -1,11 +1,13 @@
 """Read runs from a CSV file with a row for each, as experiments commit them.
 
     arm,seed,accuracy,...                 one row a run, in the order in which they were run
-    arm,seed,rollout,accuracy,...         NAME_curves.csv beside NAME.csv, optional
+    arm,seed,rollout,accuracy,...         NAME_curves.csv beside NAME.csv, optional; with
+                                          policy_rollout, which is empty in value pretraining
 
 `accuracy` is that on held-out problems, `problems` their number. `start`, `cold_start_accuracy` and
 `held_out` are equal in runs that can be paired. `rollouts`, `policy_rollouts`, `tokens` and
-`seconds` are places on the axes of that name. Other columns of numbers are metrics of that name.
+`seconds` are places on the axes of that name, `finished` is a date in ISO format. Other columns of
+numbers are metrics of that name.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import csv
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 
 from lightning_vcppo.comparison.runs import ACCURACY, Problems, RunData
@@ -78,9 +81,8 @@ def _run(
         step = int(float(point["rollout"]))
         for name, number in _numbers(point):
             curves[_metric_of_curve(name)].append((step, number))
-    steps = sorted({int(float(point["rollout"])) for point in points})
-    places = {"rollouts": {0: 0.0, **{step: float(step) for step in steps}}} if steps else {}
     accuracy = final.get(ACCURACY, -1.0)
+    ended = _finished(row.get("finished", ""), where, line)
     knows = bool(count) and 0 <= accuracy <= 1
     return RunData(
         where=where,
@@ -89,12 +91,39 @@ def _run(
         settings={name: row[name] for name in by},
         starts={name: row[name] for name in EQUAL_COLUMNS if row.get(name)},
         curves=dict(curves),
-        places=places,
+        places=_places(points),
         problems={(ACCURACY, -1): Problems({}, count)} if knows else {},
-        began=float(line),
-        ended=float(line),
+        began=ended - final.get("seconds", 0.0) if "finished" in row else ended,
+        ended=ended,
         final=final,
     )
+
+
+def _places(points: Sequence[Row]) -> dict[str, dict[int, float]]:
+    """Return the place of each rollout of a curve on the axes that its columns tell."""
+    if not points:
+        return {}
+    places: dict[str, dict[int, float]] = {"rollouts": {0: 0.0}}
+    policy = 0.0
+    if "policy_rollout" in points[0]:
+        places["policy_rollouts"] = {0: 0.0}
+    for point in points:
+        step = int(float(point["rollout"]))
+        places["rollouts"][step] = float(step)
+        if "policy_rollouts" in places:
+            policy = float(point["policy_rollout"] or policy)
+            places["policy_rollouts"][step] = policy
+    return places
+
+
+def _finished(text: str, where: str, line: int) -> float:
+    """Return when a row was finished, in seconds; without a date, the number of its line."""
+    if not text:
+        return float(line)
+    try:
+        return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+    except ValueError:
+        raise ValueError(f"{where}: finished: expected a date in ISO format, got {text}") from None
 
 
 def _metric(column: str) -> str:
@@ -113,7 +142,7 @@ def _numbers(row: Row) -> Iterator[tuple[str, float]]:
             number = float(cell)
         except (TypeError, ValueError):
             continue
-        if math.isfinite(number) and name not in ("seed", "rollout"):
+        if math.isfinite(number) and name not in ("seed", "rollout", "policy_rollout"):
             yield name, number
 
 

@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -19,15 +19,13 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from typing_extensions import override
 
+from lightning_vcppo.checkpointing.format import Keys
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.files import complete_file, may_write, run_path
 from lightning_vcppo.common.fresh_start import begins_anew
 from lightning_vcppo.common.starts import START, start_fingerprints
 from lightning_vcppo.dashboards.metrics_csv import MetricsFile
 from lightning_vcppo.dashboards.tracking import has_account
-
-if TYPE_CHECKING:
-    pass
 
 RUN_ID = Path("wandb", "run_id")
 """File in a run's directory with the id that the training has on Weights & Biases."""
@@ -51,14 +49,14 @@ class ConfigLogger(SaveConfigCallback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Save the number of rows."""
-        checkpoint["metrics_rows"] = sum(file.rows for file in _metrics_files(trainer))
+        checkpoint[Keys.METRICS_ROWS] = sum(file.rows for file in _metrics_files(trainer))
 
     @override
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Remember the number of rows."""
-        self._rows = checkpoint.get("metrics_rows", 0)
+        self._rows = checkpoint.get(Keys.METRICS_ROWS, 0)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

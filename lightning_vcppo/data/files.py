@@ -38,7 +38,7 @@ ADVICE = {
 
 
 def is_data_file(name: str) -> bool:
-    """Tell whether a name is that of a file of a format that is read."""
+    """Return whether a name is that of a file of a format that is read."""
     return format_of(Path(name))[0] in FILE_SUFFIXES
 
 

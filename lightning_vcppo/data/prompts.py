@@ -207,7 +207,7 @@ def render_prompt(
 
 
 def _asks_itself(texts: list[str], style: Style | None) -> bool:
-    """Tell whether a text asks for a form of answer that a style reads."""
+    """Return whether a text asks for a form of answer that a style reads."""
     return any((asked := asked_style(text)) and reads(style or "boxed", asked) for text in texts)
 
 

@@ -203,7 +203,7 @@ class RowReader:
 
 
 def has_answer(row: Row) -> bool:
-    """Tell whether a JSON object is a row itself, not a list of rows beside remarks."""
+    """Return whether a JSON object is a row itself, not a list of rows beside remarks."""
     return any(
         path and _follow(row, path) is not None
         for path in (_find(row, name) for name in ANSWER_FIELDS)

@@ -112,7 +112,7 @@ def load_problems(
 
 
 def is_generator(path: str) -> bool:
-    """Tell whether a source makes up its problems, any number of them, from a seed."""
+    """Return whether a source makes up its problems, any number of them, from a seed."""
     return gym_task(path) is not None
 
 

@@ -43,7 +43,12 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, zeros
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from lightning_vcppo.checkpointing.format import PARTS, in_parts, reading_parts
+from lightning_vcppo.checkpointing.format import (
+    META_FILE,
+    Keys,
+    is_sharded_checkpoint,
+    reading_shards,
+)
 from lightning_vcppo.checkpointing.safe_loading import refuse_code_in
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.distributed.sharding import AS_FORWARD, HasOwnShards
@@ -224,15 +229,15 @@ class FSDP2Strategy(ModelParallelStrategy):
         path = Path(self.broadcast(filepath))
         path.mkdir(parents=True, exist_ok=True)
         if self.is_global_zero:
-            (path / PARTS).unlink(missing_ok=True)  # without it the folder is no checkpoint
-        optimizers = enumerate(checkpoint.pop("optimizer_states", []))
-        sharded = {"state_dict": checkpoint.pop("state_dict")}
+            (path / META_FILE).unlink(missing_ok=True)  # without it the folder is no checkpoint
+        optimizers = enumerate(checkpoint.pop(Keys.OPTIMIZERS, []))
+        sharded = {Keys.WEIGHTS: checkpoint.pop(Keys.WEIGHTS)}
         sharded |= {f"optimizer_{i}": state for i, state in optimizers if state}
         kept: dict[str, Tensor] = {}
         plain = _take_out(checkpoint, kept)
         save(sharded | ({"kept": kept} if kept else {}), checkpoint_id=path)
         if self.is_global_zero:
-            torch.save(plain, path / PARTS)
+            torch.save(plain, path / META_FILE)
 
     @override
     def load_checkpoint(
@@ -244,18 +249,18 @@ class FSDP2Strategy(ModelParallelStrategy):
         strict = self.lightning_module.strict_loading
         if path.is_file():
             return self._load_unsharded(path, strict, weights_only)
-        require(in_parts(path), f"{path}: expected a checkpoint, file or folder")
+        require(is_sharded_checkpoint(path), f"{path}: expected a checkpoint, file or folder")
         refuse_code_in(path)
-        with reading_parts(path):
+        with reading_shards(path):
             return self._load_parts(path, strict, weights_only)
 
     def _load_parts(self, path: Path, strict: bool, weights_only: bool | None) -> dict[str, Any]:
         """Load a checkpoint of this strategy."""
         assert self.model is not None
         saved = FileSystemReader(path).read_metadata().state_dict_metadata
-        weights = {"state_dict": get_model_state_dict(self.model)}
+        weights = {Keys.WEIGHTS: get_model_state_dict(self.model)}
         load(weights, checkpoint_id=path)
-        self.model.load_state_dict(weights["state_dict"], strict=strict)
+        self.model.load_state_dict(weights[Keys.WEIGHTS], strict=strict)
         for i, optimizer in enumerate(self.optimizers):
             if any(name.startswith(f"optimizer_{i}.") for name in saved):
                 state = {f"optimizer_{i}": get_optimizer_state_dict(self.model, optimizer)}
@@ -263,7 +268,7 @@ class FSDP2Strategy(ModelParallelStrategy):
                 set_optimizer_state_dict(
                     self.model, optimizer, optim_state_dict=state[f"optimizer_{i}"]
                 )
-        plain: dict[str, Any] = torch.load(path / PARTS, weights_only=weights_only)
+        plain: dict[str, Any] = torch.load(path / META_FILE, weights_only=weights_only)
         kept = {name: self._empty_like(saved[name]) for name in saved if name.startswith("kept.")}
         if kept:
             load(kept, checkpoint_id=path)
@@ -278,9 +283,9 @@ class FSDP2Strategy(ModelParallelStrategy):
             path, mmap=True, map_location="cpu", weights_only=weights_only
         )
         options = StateDictOptions(full_state_dict=True, strict=strict)
-        set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
+        set_model_state_dict(self.model, checkpoint.pop(Keys.WEIGHTS), options=options)
         names = {parameter: name for name, parameter in self.model.named_parameters()}
-        states = checkpoint.pop("optimizer_states", [])
+        states = checkpoint.pop(Keys.OPTIMIZERS, [])
         for optimizer, state in zip(self.optimizers, states, strict=False):
             if state["state"]:
                 of = [names[p] for group in optimizer.param_groups for p in group["params"]]

@@ -35,7 +35,7 @@ class HasOwnShards(nn.Module):
 
 
 def is_sharded(network: nn.Module) -> bool:
-    """Tell whether a rank has only a part of the weights, now: not while they are `gathered`."""
+    """Return whether a rank has only a part of the weights, now: not while they are `gathered`."""
     return any(isinstance(parameter, DTensor) for parameter in network.parameters())
 
 

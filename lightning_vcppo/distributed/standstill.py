@@ -71,7 +71,7 @@ def in_place(name: str, patience_s: float = 0.0) -> Iterator[None]:
 
 
 def _lost(error: RuntimeError) -> bool:
-    """Tell whether an error is about other processes: of the store in which they meet, or later."""
+    """Return whether an error is about other processes, in the rendezvous or later."""
     if not dist.is_available():
         return False
     if isinstance(error, dist.DistError):
@@ -176,7 +176,7 @@ def _line() -> str:
 
 
 def _is_ours(frame: FrameType) -> bool:
-    """Tell whether code is this package's or its user's, no library's."""
+    """Return whether code is this package's or its user's, no library's."""
     return not re.search(r"[/\\](?:site-packages|lib[/\\]python3)", frame.f_code.co_filename)
 
 
@@ -185,7 +185,7 @@ def _at(frame: FrameType) -> str:
 
 
 def _has_launcher() -> bool:
-    """Tell whether the parent of this process has to outlive it."""
+    """Return whether the parent of this process has to outlive it."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return True
     return "SLURM_PROCID" not in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"

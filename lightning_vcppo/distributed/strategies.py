@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import (
     Strategy,
 )
 
-from lightning_vcppo.checkpointing.format import in_parts
+from lightning_vcppo.checkpointing.format import is_sharded_checkpoint
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.lightning_compat import before_ddp_wraps, look_for_unused_parameters
 
@@ -67,7 +67,7 @@ def refuse_checkpoint(path: object, strategy: object) -> None:
         ValueError: if the checkpoint is a folder of `fsdp2` and the strategy another.
     """
     require(
-        path is None or not in_parts(Path(str(path))) or _is_fsdp2(strategy),
+        path is None or not is_sharded_checkpoint(Path(str(path))) or _is_fsdp2(strategy),
         f"{path}: a sharded checkpoint; go on with --trainer.strategy=fsdp2, on any number of "
         "processes",
     )

@@ -102,7 +102,7 @@ def decoder_of(model: PreTrainedModel) -> Decode:
 
 
 def walks_layers(model: PreTrainedModel) -> bool:
-    """Tell whether we know a model's layers and have their weights."""
+    """Return whether we know a model's layers and have their weights."""
     sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
     return model.config.model_type in LEAN_FAMILIES and not sharded
 

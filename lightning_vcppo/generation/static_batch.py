@@ -132,7 +132,7 @@ class StaticBatch:
         return self._is_eos(token_R) | (place_R == self._limit - 1)
 
     def _should_refill(self) -> bool:
-        """Tell whether enough rows are free to make reading new prompts worth a forward pass."""
+        """Return whether enough rows are free to make reading new prompts worth a forward pass."""
         free = len(self._token_R) - len(self._running)
         return bool(self._waiting) and (
             not self._running or free >= max(1, len(self._token_R) // 8)

@@ -89,7 +89,7 @@ class TransformersEngine:
         return generations
 
     def _is_static(self) -> bool:
-        """Tell whether steps have static shapes: on CUDA, where launches cost more than padding."""
+        """Return whether shapes are static: on CUDA, where launches cost more than padding."""
         if self._static is not None:
             return self._static
         return self._model.device.type == "cuda" and walks_layers(self._model)
@@ -153,7 +153,7 @@ class _Batch:
         return self.generations()
 
     def should_refill(self) -> bool:
-        """Tell whether enough rows are free to make reading new prompts worth a forward pass."""
+        """Return whether enough rows are free to make reading new prompts worth a forward pass."""
         free = self.rows - len(self.running)
         return bool(self.waiting) and (not self.running or free >= max(1, self.rows // 8))
 

@@ -24,7 +24,7 @@ class Definition:
     healthy: str
 
     def covers(self, key: str) -> bool:
-        """Tell whether a logged key is this one."""
+        """Return whether a logged key is this one."""
         parts = re.split(r"\{.*?\}", self.key)
         return re.fullmatch(r"\w+".join(map(re.escape, parts)), key) is not None
 
@@ -70,19 +70,21 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
     "Policy": (
         Definition(
             "policy/loss",
-            "what is minimised but for the entropy, KL and NLL terms: the clipped policy loss",
+            "what is minimised but for the entropy, KL and NLL terms: the loss that is set",
             "near 0, no trend",
         ),
         Definition("policy/approx_kl", "mean of r - 1 - log r (k3), r = pi / pi_old", "0 to 0.05"),
-        Definition("policy/ratio_mean", "mean of r", "0.95 to 1.05"),
+        Definition("policy/ratio_mean", "mean of r; with `gspo` of the response's", "0.95 to 1.05"),
+        Definition("policy/ratio_min", "smallest of 1 and r, of all updates", "above 0.1"),
+        Definition("policy/ratio_max", "largest of 1 and r, of all updates", "below 10"),
         Definition(
             "policy/clipfrac",
-            "share of tokens where a clip cuts the gradient off",
+            "share of tokens where a bound cuts the gradient off; with `cispo` limits it",
             "0 to 0.2",
         ),
-        Definition("policy/clipfrac_low", "of them, at 1 - `clip_ratio_low`", ""),
-        Definition("policy/clipfrac_high", "of them, at 1 + `clip_ratio_high`", ""),
-        Definition("policy/clipfrac_c", "of them, at `clip_ratio_c` (dual clip)", "0 to 0.01"),
+        Definition("policy/clipfrac_low", "of them, at `clip_ratio_low`", ""),
+        Definition("policy/clipfrac_high", "of them, at `clip_ratio_high`", ""),
+        Definition("policy/clipfrac_c", "of them, at `clip_ratio_c`", "0 to 0.01"),
         Definition(
             "policy/entropy",
             "mean entropy of the next token, nats",
@@ -104,20 +106,36 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
     "Critic": (
         Definition("critic/loss", "the value loss; 1/2 (V - R)^2 by default", "falls, below 0.5"),
         Definition(
-            "critic/explained_variance",
+            "critic/r2",
             (
-                "1 - Var(R - V) / Var(R), V before the update, R the Monte-Carlo return whatever "
-                "the targets"
+                "1 - mean((R - V)^2) / Var(R), V before the update, R the Monte-Carlo return "
+                "whatever the targets; explained variance minus what a constant bias costs"
             ),
+            "above 0 when the policy phase begins, at most 1",
+        ),
+        Definition(
+            "critic/explained_variance",
+            "1 - Var(R - V) / Var(R), of the same; a constant bias does not change it",
             "above 0.3 when the policy phase begins, at most 1",
         ),
+        Definition("critic/bias", "mean R - V, of the same", "near 0 when the policy phase begins"),
         Definition("critic/value_mean", "mean V", "close to `critic/return_mean`"),
         Definition("critic/return_mean", "mean value target", "between -1 and 1"),
         Definition("critic/value_error", r"mean \|V - R\|", "falls"),
         Definition(
             "critic/value_clipfrac",
-            "share of tokens where `cliprange_value` cuts the gradient off; not with `hl_gauss`",
+            "share of tokens where `cliprange_value` cuts the gradient off; not with cross-entropy",
             "0",
+        ),
+        Definition(
+            "critic/target_ratio_mean",
+            "mean of rho = pi_new / pi_old after the actor's update; with `target_correction`",
+            "0.95 to 1.05",
+        ),
+        Definition(
+            "critic/target_left_out",
+            "share of tokens with rho above `target_max_ratio`, left out of the critic's loss",
+            "below 0.01",
         ),
         Definition("critic/grad_norm", "norm of the gradient before clipping", "steady"),
         Definition("critic/lr", "learning rate, after warm-up", ""),
@@ -130,7 +148,7 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
         ),
         Definition(
             "update/skipped_critic",
-            "the same of the critic; absent with `estimator: group`",
+            "the same of the critic; absent without a critic",
             "0",
         ),
         Definition(
@@ -141,9 +159,17 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
     ),
     "Value pretraining": (
         Definition(
-            "value_pretraining/explained_variance",
-            "1 - Var(R - V) / Var(R) on held-out responses; NaN if all their returns are equal",
+            "value_pretraining/r2",
+            (
+                "1 - mean((R - V)^2) / Var(R) on held-out responses; NaN if all their returns are "
+                "equal"
+            ),
             "rises, then levels off: the phase ends",
+        ),
+        Definition(
+            "value_pretraining/explained_variance",
+            "1 - Var(R - V) / Var(R) on them; a constant bias does not change it",
+            "as `value_pretraining/r2`, once the bias is gone",
         ),
         Definition(
             "value_pretraining/loss",
@@ -152,9 +178,14 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
         ),
         Definition("value_pretraining/bias", "mean R - V on them", "goes to 0 first"),
         Definition(
-            "value_pretraining/train_explained_variance",
-            "explained variance on the train part",
+            "value_pretraining/train_r2",
+            "R^2 on the train part",
             "above the held-out one; far above, and rising alone: fewer `replays`",
+        ),
+        Definition(
+            "value_pretraining/train_explained_variance",
+            "explained variance on it",
+            "above the held-out one",
         ),
         Definition(
             "value_pretraining/train_loss",
@@ -302,6 +333,9 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
             "as `rollout/response_length`",
         ),
         Definition("eval/truncation_rate", "share of responses cut off", "below 0.1"),
+        Definition("eval/by_level/{level}", "`eval/accuracy` of the problems of a level", "rises"),
+        Definition("eval/by_subject/{subject}", "the same of a subject", "rises"),
+        Definition("eval/by_year/{year}", "the same of a competition's year", "rises"),
     ),
     "Sampler mismatch": (
         Definition("mismatch/kl_k1", r"KL(mu \|\| pi_old), mean log(mu / pi_old)", "below 0.01"),

@@ -205,10 +205,10 @@ def reward_weights(response_mask_BT: Tensor, lam: float | Tensor, *, gamma: floa
 def actor_lambda(lengths_B: Tensor, settings: AdvantageSettings) -> Tensor:
     """Return the lambda of each response's advantages.
 
-    It is fixed or adapted to the length in tokens; the group advantage of GRPO gives every token
+    It is fixed or adapted to the length in tokens; estimators without a critic give every token
     the whole reward, as lambda = 1 would.
     """
-    if settings.estimator == "group":
+    if not settings.needs_critic:
         return torch.ones(lengths_B.shape, device=lengths_B.device)
     if settings.length_adaptive_alpha is not None:
         return length_adaptive_lambda(lengths_B, settings.length_adaptive_alpha)

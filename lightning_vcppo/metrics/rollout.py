@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from lightning_vcppo.algorithm.advantages import monte_carlo_returns
-from lightning_vcppo.algorithm.statistics import Reduce, explained_variance, identity, masked_mean
+from lightning_vcppo.algorithm.statistics import (
+    Reduce,
+    explained_variance,
+    identity,
+    masked_mean,
+    r_squared,
+)
 from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.rollouts.rollout import Rollout
 
@@ -46,9 +52,9 @@ def describe_rollout(rollout: Rollout, *, reduce: Reduce = identity) -> dict[str
 def describe_fit(
     values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, *, reduce: Reduce = identity
 ) -> dict[str, float]:
-    """Return how well values fit their returns: loss, explained_variance and bias.
+    """Return how well values fit their returns: loss, R^2, explained variance and bias.
 
-    Twice the loss is bias^2 + (1 - explained_variance) Var(R).
+    Twice the loss is bias^2 + (1 - explained_variance) Var(R), or (1 - r2) Var(R).
 
     Args:
         values_BT: V.
@@ -59,6 +65,7 @@ def describe_fit(
     error_BT = returns_BT - values_BT
     return {
         "loss": 0.5 * float(masked_mean(error_BT.square(), mask_BT, reduce=reduce)),
+        "r2": float(r_squared(values_BT, returns_BT, mask_BT, reduce=reduce)),
         "explained_variance": float(
             explained_variance(values_BT, returns_BT, mask_BT, reduce=reduce)
         ),
@@ -92,8 +99,9 @@ def describe_critic(
 ) -> dict[str, float]:
     """Return how good the critic was before its updates, under its `critic/*` names.
 
-    Explained variance is of the Monte-Carlo returns. Against bootstrapped targets (lambda_critic
-    below 1) it would measure how far the critic agrees with itself, and flatter plain PPO.
+    R^2, explained variance and bias are of the Monte-Carlo returns. Against bootstrapped targets
+    (lambda_critic below 1) they would measure how far the critic agrees with itself, and flatter
+    plain PPO.
 
     Args:
         rollout: With rewards, values and the critic's targets.
@@ -104,9 +112,11 @@ def describe_critic(
     assert rollout.returns_BT is not None
     values_BT, mask_BT = rollout.values_BT, rollout.response_mask_BT
     monte_carlo_BT = monte_carlo_returns(rollout.rewards_BT, mask_BT, gamma=gamma)
-    explained = explained_variance(values_BT, monte_carlo_BT, mask_BT, reduce=reduce)
+    fit = describe_fit(values_BT, monte_carlo_BT, mask_BT, reduce=reduce)
     return {
-        "critic/explained_variance": float(explained),
+        "critic/r2": fit["r2"],
+        "critic/explained_variance": fit["explained_variance"],
+        "critic/bias": fit["bias"],
         "critic/value_mean": float(masked_mean(values_BT, mask_BT, reduce=reduce)),
         "critic/return_mean": float(masked_mean(rollout.returns_BT, mask_BT, reduce=reduce)),
     }

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -17,9 +16,8 @@ from transformers import (
 )
 from typing_extensions import override
 
-from lightning_vcppo.algorithm import value_heads
-from lightning_vcppo.distributed.sharding import HasOwnShards
 from lightning_vcppo.models.forward import response_hidden
+from lightning_vcppo.models.freezing import freeze
 from lightning_vcppo.models.loading import (
     _build_config,
     _load,
@@ -27,10 +25,17 @@ from lightning_vcppo.models.loading import (
 )
 from lightning_vcppo.models.lora import save_trained_alone
 from lightning_vcppo.models.packing import enable_packing
+from lightning_vcppo.models.side_critic import Ladder, LadderConfig, SideCritic
+from lightning_vcppo.models.value_network import (
+    ValueNetwork,
+    describe_head,
+    is_head,
+    num_outputs,
+)
 from lightning_vcppo.settings import ValueSettings
 
 
-class Critic(HasOwnShards):
+class Critic(ValueNetwork):
     """A transformers token classifier read as a value function.
 
     The head runs in float32 whatever the precision of the backbone, and dropout is off: V must be
@@ -41,7 +46,7 @@ class Critic(HasOwnShards):
         """Wrap an `AutoModelForTokenClassification` with `num_outputs(settings)` labels.
 
         Raises:
-            ValueError: If its head is not a linear layer `score`.
+            ValueError: If its head is not a linear layer `score`, or it lacks the part to freeze.
         """
         super().__init__()
         if not isinstance(getattr(model, "score", None), nn.Linear):
@@ -52,111 +57,76 @@ class Critic(HasOwnShards):
         self.model = enable_packing(model)
         self.settings = settings
         model.config.value_head = describe_head(settings)
+        freeze(model, settings.freeze)
         save_trained_alone(self)
 
     @property
+    @override
     def head(self) -> nn.Linear:
         """The value head, (H -> K)."""
         head = self.model.score
         assert isinstance(head, nn.Linear)
         return head
 
-    @override
-    def own_shards(self) -> list[nn.Module]:
-        """Return the head, which computes in a precision of its own."""
-        return [self.head]
-
-    @torch.no_grad()
-    def reset_head(self) -> None:
-        """Start the head at zero: a fresh critic says 0 rather than something arbitrary."""
-        self.head.weight.zero_()
-        if self.head.bias is not None:
-            self.head.bias.zero_()
-
     def forward(self, input_ids_BL: Tensor, prompt_lengths_B: Tensor, mask_BT: Tensor) -> Tensor:
         """Return the head's float32 (or better) output for the state before each token, (N, K)."""
         hidden_NH = response_hidden(self.model.base_model, input_ids_BL, prompt_lengths_B, mask_BT)
-        with torch.autocast(hidden_NH.device.type, enabled=False):
-            values_NK: Tensor = self.head(hidden_NH.to(self.head.weight.dtype))
-        return values_NK.to(torch.promote_types(values_NK.dtype, torch.float32))
-
-    def values(self, outputs_NK: Tensor) -> Tensor:
-        """Turn the head's outputs into values, (N,)."""
-        settings = self.settings
-        if settings.head == "hl_gauss":
-            return value_heads.hl_gauss_value(outputs_NK, self.edges())
-        if settings.head == "bounded":
-            return value_heads.bounded_value(
-                outputs_NK[:, 0], settings.value_min, settings.value_max
-            )
-        return outputs_NK[:, 0]
-
-    def edges(self) -> Tensor:
-        """Return the edges of the histogram head's bins, (K + 1,)."""
-        settings = self.settings
-        return value_heads.hl_gauss_edges(
-            settings.value_min,
-            settings.value_max,
-            settings.num_bins,
-            device=self.head.weight.device,
-        )
-
-
-def num_outputs(settings: ValueSettings) -> int:
-    """Return K, the outputs of the value head."""
-    return settings.num_bins if settings.head == "hl_gauss" else 1
-
-
-def describe_head(settings: ValueSettings) -> dict[str, Any]:
-    """Return what a critic's folder must say for its values to be read back."""
-    if settings.head == "scalar":
-        return {"head": "scalar"}
-    described = {
-        "head": settings.head,
-        "value_min": settings.value_min,
-        "value_max": settings.value_max,
-    }
-    return described | ({"num_bins": settings.num_bins} if settings.head == "hl_gauss" else {})
+        return self.read_head(hidden_NH)
 
 
 def holds_pretrained_critic(source: str | Mapping[str, Any]) -> bool:
-    """Tell whether a folder holds a critic of ours, rather than a reward or language model."""
+    """Return whether a folder holds a critic of ours, rather than a reward or language model."""
     return isinstance(source, str) and hasattr(load_config(source), "value_head")
 
 
-def load_critic(source: str | Mapping[str, Any], settings: ValueSettings) -> Critic:
+def load_critic(
+    source: str | Mapping[str, Any], settings: ValueSettings, *, seed: int = 0
+) -> Critic | SideCritic:
     """Load a critic: the backbone of any decoder with a value head on every token.
 
-    A folder may hold a critic, a reward model (its head is taken over by a scalar head) or a causal
-    language model (the head starts at zero, so that V = 0 everywhere).
+    A folder may hold a critic; a token classifier with one label or a reward model, whose head a
+    scalar head takes; or a causal language model (the head starts as `value.head_init` says: V is
+    the same everywhere).
 
     Args:
         source: Folder or hub id, or a model config (`model_type`, ...) for random weights.
         settings: The kind of head.
+        seed: Of a head that starts at random.
+
+    Returns:
+        The critic; a side critic, if that is what the folder holds, which reads an actor that it
+        has to be given by `attach`.
 
     Raises:
-        ValueError: if there is no such model, its kind has no token-classification form, or it is a
-            critic with another head.
+        ValueError: If there is no such model, its kind has no token-classification form, or it is
+            a critic with another head.
     """
     if not isinstance(source, str):
         config = _build_config(source, {"num_labels": num_outputs(settings)}, "critic")
         critic = Critic(AutoModelForTokenClassification.from_config(config), settings)
-        critic.reset_head()
+        critic.reset_head(seed)
         return critic
     config = load_config(source)
-    wanted, held = describe_head(settings), getattr(config, "value_head", None)
-    if held is not None and held != wanted:
+    held = getattr(config, "value_head", None)
+    if held is not None and not is_head(held, settings):
+        wanted = describe_head(settings)
         raise ValueError(f"critic: {source} was trained with value head {held}, not {wanted}")
-    is_reward_model = (config.architectures or [""])[0].endswith("ForSequenceClassification")
-    takes_head = is_reward_model and settings.head == "scalar"
-    has_head = held is not None or takes_head
+    if isinstance(config, LadderConfig):
+        return SideCritic(Ladder.from_pretrained(source), settings)
+    architecture = (config.architectures or [""])[0]
+    is_scalar = settings.head == "scalar" and held is None
+    is_reward_model = is_scalar and architecture.endswith("ForSequenceClassification")
+    # As other trainers write their critics.
+    is_plain_critic = is_scalar and architecture.endswith("ForTokenClassification")
+    is_plain_critic = is_plain_critic and config.num_labels == 1
+    has_head = held is not None or is_reward_model or is_plain_critic
     # A reward model's head has no bias.
-    new = "" if held is not None else "score.bias" if takes_head else "score."
+    new = "score.bias" if is_reward_model else "" if has_head else "score."
     outputs = num_outputs(settings)
     model = _load(AutoModelForTokenClassification, source, "critic", new=new, num_labels=outputs)
     critic = Critic(model, settings)
     if not has_head:
-        critic.reset_head()
+        critic.reset_head(seed)
     return critic
 
 

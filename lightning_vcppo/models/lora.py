@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from lightning_vcppo.common.errors import require
+from lightning_vcppo.models.value_network import ValueNetwork
 from lightning_vcppo.settings import LoRASettings
 
 NAME = "default"
@@ -71,7 +72,7 @@ def adapt(model: PreTrainedModel, settings: LoRASettings, seed: int) -> None:
 
 
 def is_adapted(layer: nn.Module) -> bool:
-    """Tell whether a layer is a linear one with an adapter."""
+    """Return whether a layer is a linear one with an adapter."""
     return NAME in getattr(layer, "lora_A", ())
 
 
@@ -163,7 +164,8 @@ def plain_name(name: str) -> str:
 def save_trained_alone(module: nn.Module) -> None:
     """Let the state of a module be what it trains: frozen weights are neither saved nor missed.
 
-    References never change, and the base of adapters comes from where it came from before.
+    References never change, and the base of adapters comes from where it came from before. A critic
+    with a frozen part (`value.freeze`) is saved with it: it may have started from anything.
     """
     module.register_state_dict_post_hook(_leave_frozen_out)
     module.register_load_state_dict_post_hook(_miss_nothing_frozen)
@@ -182,8 +184,18 @@ def _miss_nothing_frozen(module: nn.Module, keys: Any) -> None:
 
 
 def _frozen_names(module: nn.Module) -> set[str]:
+    """Return the names of frozen weights that come from elsewhere when a run resumes."""
     named = module.named_parameters(remove_duplicate=False)
-    return {name for name, parameter in named if not parameter.requires_grad}
+    complete = tuple(
+        f"{path}." if path else ""
+        for path, network in module.named_modules()
+        if isinstance(network, ValueNetwork) and network.settings.freeze != "none"
+    )
+    return {
+        name
+        for name, parameter in named
+        if not parameter.requires_grad and not name.startswith(complete)
+    }
 
 
 def precise(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -158,7 +158,7 @@ def enable_packing(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def reads_packed_rows(model: nn.Module) -> bool:
-    """Tell whether `enable_packing` found the model fit."""
+    """Return whether `enable_packing` found the model fit."""
     return getattr(model.config, "_attn_implementation", None) == PACKED_SDPA
 
 
@@ -251,7 +251,7 @@ def _attend_padded(
 
 
 def repeats_keys(query: Tensor, key: Tensor) -> bool:
-    """Tell whether each query head needs a copy of its keys.
+    """Return whether each query head needs a copy of its keys.
 
     On CUDA no fused kernel takes grouped queries in float32, and the one that does keeps all
     products for the backward pass: memory grows with the square of the length.

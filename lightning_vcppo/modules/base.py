@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
-from lightning_vcppo.checkpointing.format import FORMAT
+from lightning_vcppo.checkpointing.format import FORMAT, Keys
 from lightning_vcppo.common.files import run_path
 from lightning_vcppo.common.fresh_start import begins_anew
 from lightning_vcppo.common.lightning_compat import is_attached
@@ -37,6 +37,7 @@ from lightning_vcppo.models.checks import (
 )
 from lightning_vcppo.models.critic import Critic
 from lightning_vcppo.models.hf_folders import write_folder
+from lightning_vcppo.models.kernels import use_kernels
 from lightning_vcppo.modules.policy_probe import language_model, probe_policy
 from lightning_vcppo.modules.update_health import NotFiniteError, UpdateHealth
 from lightning_vcppo.rewards.functions import Grader, RewardFunction
@@ -44,7 +45,7 @@ from lightning_vcppo.rollouts.evaluator import Evaluator
 from lightning_vcppo.rollouts.records import ResponseRecord
 from lightning_vcppo.rollouts.rollout import Rollout
 from lightning_vcppo.rollouts.sampler import Sampler
-from lightning_vcppo.settings import EngineSettings, GradingSettings, SamplingSettings
+from lightning_vcppo.settings import EngineSettings, GradingSettings, Kernels, SamplingSettings
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -134,6 +135,11 @@ class PolicyModule(L.LightningModule):
         loading.disable_dropout(network.train())
         return network
 
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Replace layers of all networks by kernels that run on the Trainer's device."""
+        for network in self._networks(training=True).values():
+            use_kernels(language_model(network), kernels, self.trainer.strategy.root_device)
+
     def load_actor(self) -> PreTrainedModel:
         """Load the actor, or build it from its config."""
         if isinstance(self.actor_source, str):
@@ -207,11 +213,15 @@ class PolicyModule(L.LightningModule):
             length, limit = settings.max_response_length, f"{flag}.max_response_length"
             # Evaluation reads with the actor only.
             for name, network in self._networks(training=flag != "evaluation").items():
-                model = language_model(network)
-                check_context(model, prompt, length, limit, name)
-                check_rotary(model, prompt, length, limit, name)
+                model, before = language_model(network), prompt + self.hint_length(name)
+                check_context(model, before, length, limit, name)
+                check_rotary(model, before, length, limit, name)
         if not self._probed:
             self._probe(training="sampling" in of_flags)
+
+    def hint_length(self, network: str) -> int:
+        """Return the tokens that a network reads before each prompt, at most."""
+        return 0
 
     def _networks(self, *, training: bool) -> dict[str, PreTrainedModel | Critic]:
         """Return the networks that read prompts and responses, by name."""
@@ -282,28 +292,28 @@ class PolicyModule(L.LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save counter, seed of the random streams, and the actor's directory without weights."""
-        checkpoint["vcppo_format"] = FORMAT
-        checkpoint["rollouts_done"] = self.rollouts_done
-        checkpoint["run_seed"] = self.run_seed
-        checkpoint["ranks"] = self.trainer.world_size
-        checkpoint["skipped_in_a_row"] = {k: h.in_a_row for k, h in self.health.items()}
+        checkpoint[Keys.VERSION] = FORMAT
+        checkpoint[Keys.ROLLOUTS_DONE] = self.rollouts_done
+        checkpoint[Keys.RUN_SEED] = self.run_seed
+        checkpoint[Keys.RANKS] = self.trainer.world_size
+        checkpoint[Keys.SKIPPED_IN_A_ROW] = {k: h.in_a_row for k, h in self.health.items()}
         assert self.actor is not None
-        checkpoint["folders"] = {"actor": hf_folders.describe(self.actor)}
-        checkpoint["tokenizer"] = self.tokenizer_files
+        checkpoint[Keys.FOLDERS] = {"actor": hf_folders.describe(self.actor)}
+        checkpoint[Keys.TOKENIZER] = self.tokenizer_files
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue the saved run's random streams."""
-        self.rollouts_done = checkpoint["rollouts_done"]
-        self.run_seed = checkpoint["run_seed"]
-        ranks = checkpoint.get("ranks", 1)
+        self.rollouts_done = checkpoint[Keys.ROLLOUTS_DONE]
+        self.run_seed = checkpoint[Keys.RUN_SEED]
+        ranks = checkpoint.get(Keys.RANKS, 1)
         if is_attached(self) and ranks != self.trainer.world_size:
             rank_zero_info(
                 f"The checkpoint is of {ranks} processes, and this run has "
                 f"{self.trainer.world_size}: it resumes with the same prompts and random numbers, "
                 "but sums are rounded differently, so not bit for bit."
             )
-        for network, in_a_row in checkpoint["skipped_in_a_row"].items():
+        for network, in_a_row in checkpoint[Keys.SKIPPED_IN_A_ROW].items():
             self.health[network].in_a_row = in_a_row
         self.sampler.forget_weights()
 

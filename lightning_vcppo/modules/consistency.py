@@ -9,6 +9,8 @@ from lightning_vcppo.settings import (
     PolicySettings,
     RewardShapingSettings,
     SamplingSettings,
+    UpdateSettings,
+    ValueSettings,
 )
 
 
@@ -18,6 +20,9 @@ def require_consistency(
     shaping: RewardShapingSettings,
     advantage: AdvantageSettings,
     policy: PolicySettings,
+    value: ValueSettings,
+    update: UpdateSettings,
+    critic: object = None,
 ) -> None:
     """Refuse settings that are possible one by one, but not together.
 
@@ -26,20 +31,37 @@ def require_consistency(
     """
     require(sampling.temperature > 0, "sampling.temperature: training needs more than 0")
     require(
-        advantage.estimator == "gae" or sampling.num_generations > 1,
-        "sampling.num_generations: the group estimator compares responses to the same prompt, "
-        "so it needs at least 2",
+        not advantage.needs_groups or sampling.num_generations > 1,
+        f"sampling.num_generations: the {advantage.estimator} estimator compares responses to the "
+        "same prompt, so it needs at least 2",
     )
     require(
         not sampling.dynamic_sampling or sampling.num_generations > 1,
         "sampling.dynamic_sampling: a group of one is all right or all wrong; "
         "sampling.num_generations must be at least 2",
     )
-    correction = policy.correction_with(engine)
     require(
-        engine.name != "vllm" or correction == "off" or sampling.top_p == 1,
+        value.architecture == "backbone" or critic is None,
+        "critic: a side critic has no backbone to load; leave --model.critic null, or set "
+        "value.architecture=backbone",
+    )
+    require(
+        value.privileged_prompt != "siblings" or sampling.num_generations > 1,
+        "value.privileged_prompt: siblings are other responses to the same prompt, so "
+        "sampling.num_generations must be at least 2",
+    )
+    correction = policy.correction_with(engine)
+    reads_sampler = correction != "off" or policy.old_logprobs == "sampler"
+    require(
+        engine.name != "vllm" or not reads_sampler or sampling.top_p == 1,
         f"sampling.top_p: with {sampling.top_p}, vLLM's log-probs are those of the truncated "
-        "distribution; set sampling.top_p=1, or policy.importance_correction=off",
+        "distribution; set sampling.top_p=1, or policy.importance_correction=off and "
+        "policy.old_logprobs=recomputed",
+    )
+    require(
+        value.target_correction == "none" or update.order == "actor_first",
+        "value.target_correction: before the actor's update there is nothing to correct; set "
+        "update.order=actor_first",
     )
     alpha, longest = advantage.length_adaptive_alpha, sampling.max_response_length
     require(

@@ -10,11 +10,42 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_vcppo.algorithm import advantages
-from lightning_vcppo.algorithm.importance import truncated_importance_weights
+from lightning_vcppo.algorithm import advantages, critic_free
+from lightning_vcppo.algorithm.importance import (
+    importance_corrected_returns,
+    truncated_importance_weights,
+)
+from lightning_vcppo.algorithm.loss_weights import prompt_noise_weights
+from lightning_vcppo.algorithm.losses import kl_estimate
 from lightning_vcppo.algorithm.statistics import Reduce, whiten
-from lightning_vcppo.rollouts.rollout import Rollout
-from lightning_vcppo.settings import AdvantageSettings, PolicySettings
+from lightning_vcppo.rollouts.rollout import Rollout, last_token
+from lightning_vcppo.settings import AdvantageSettings, PolicySettings, ValueSettings
+
+
+def place_rewards(rollout: Rollout, settings: PolicySettings) -> Rollout:
+    """Put the score on a response's last token, and subtract the KL where it is in the reward."""
+    rewards_BT = torch.where(last_token(rollout.response_mask_BT), rollout.scores_B[:, None], 0.0)
+    if rollout.ref_logprobs_BT is not None and settings.kl_placement == "reward":
+        assert rollout.old_logprobs_BT is not None
+        kl_BT = kl_estimate(
+            rollout.old_logprobs_BT, rollout.ref_logprobs_BT, estimator=settings.kl_estimator
+        )
+        rewards_BT = rewards_BT - settings.kl_coef * kl_BT
+    return rollout.with_(rewards_BT=rewards_BT)
+
+
+def weigh_prompts(rollout: Rollout, settings: ValueSettings, *, reduce: Reduce) -> Rollout:
+    """Give the responses to noisy prompts less weight in the critic's loss, if that is on."""
+    if not settings.prompt_noise_weighting:
+        return rollout
+    noise_weights_B = prompt_noise_weights(
+        rollout.scores_B,
+        rollout.group_ids_B,
+        exponent=settings.prompt_noise_exponent,
+        floor=settings.prompt_noise_floor,
+        reduce=reduce,
+    )
+    return rollout.with_(noise_weights_B=noise_weights_B)
 
 
 def estimate_advantages(
@@ -34,8 +65,8 @@ def estimate_advantages(
         bootstrap_B: V after the last token of truncated responses; None ends all with 0.
         reduce: Sums a small tensor over ranks.
     """
-    if settings.estimator == "group":
-        return _of_groups(rollout, settings)
+    if not settings.needs_critic:
+        return _without_critic(rollout, settings, reduce)
     assert rollout.rewards_BT is not None and rollout.values_BT is not None
     mask_BT = rollout.response_mask_BT
     lambda_actor: float | Tensor = settings.lambda_actor
@@ -59,12 +90,18 @@ def estimate_advantages(
     return rollout.with_(advantages_BT=advantages_BT, returns_BT=returns_BT)
 
 
-def _of_groups(rollout: Rollout, settings: AdvantageSettings) -> Rollout:
-    """Compute the critic-free advantages of GRPO."""
-    advantages_B = advantages.group_advantages(
-        rollout.scores_B, rollout.group_ids_B, normalize_std=settings.normalize_group_std
-    )
-    advantages_BT = torch.where(rollout.response_mask_BT, advantages_B[:, None], 0.0)
+def _without_critic(rollout: Rollout, settings: AdvantageSettings, reduce: Reduce) -> Rollout:
+    """Compare each response with its group (GRPO, RLOO), or with all of the rollout."""
+    scores_B, groups_B, mask_BT = rollout.scores_B, rollout.group_ids_B, rollout.response_mask_BT
+    if settings.estimator == "batch":
+        advantages_B = critic_free.batch_advantages(scores_B, mask_BT, reduce=reduce)
+    elif settings.estimator == "rloo":
+        advantages_B = critic_free.leave_one_out_advantages(scores_B, groups_B)
+    else:
+        advantages_B = critic_free.group_advantages(
+            scores_B, groups_B, normalize_std=settings.normalize_group_std
+        )
+    advantages_BT = torch.where(mask_BT, advantages_B[:, None], 0.0)
     return rollout.with_(advantages_BT=advantages_BT)
 
 
@@ -104,3 +141,31 @@ def correct_mismatch(
     )
     corrected = rollout.with_(importance_weights_BT=weights_BT, trusted_BT=trusted_BT)
     return corrected, {f"mismatch/{key}": float(value) for key, value in metrics.items()}
+
+
+def correct_targets(
+    rollout: Rollout, logprobs_BT: Tensor, settings: ValueSettings, *, reduce: Reduce
+) -> tuple[Rollout, dict[str, float]]:
+    """Correct the critic's targets for the actor's update; called on every rank.
+
+    Args:
+        rollout: With targets and the log-probabilities before the update.
+        logprobs_BT: Log-probabilities after it.
+        settings: With the largest ratio, and the lowest return.
+        reduce: Sums a small tensor over ranks.
+
+    Returns:
+        The rollout with its targets, and `critic/target_*` metrics.
+    """
+    assert rollout.returns_BT is not None and rollout.old_logprobs_BT is not None
+    returns_BT, fitted_BT, metrics = importance_corrected_returns(
+        rollout.returns_BT,
+        logprobs_BT,
+        rollout.old_logprobs_BT,
+        rollout.response_mask_BT,
+        low=settings.value_min,
+        max_ratio=settings.target_max_ratio,
+        reduce=reduce,
+    )
+    corrected = rollout.with_(returns_BT=returns_BT, fitted_BT=fitted_BT)
+    return corrected, {f"critic/{key}": float(value) for key, value in metrics.items()}

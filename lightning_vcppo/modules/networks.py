@@ -8,14 +8,20 @@ from typing import Any, Literal
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_vcppo.checkpointing.format import Keys
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.seeding import stream_seed
+from lightning_vcppo.distributed.sharding import is_sharded
 from lightning_vcppo.models import loading
 from lightning_vcppo.models import lora as adapters
 from lightning_vcppo.models.checks import check_same_tokens, check_vocabulary
 from lightning_vcppo.models.critic import Critic, holds_pretrained_critic, load_critic
 from lightning_vcppo.models.fingerprints import base_of_adapters
+from lightning_vcppo.models.side_critic import SideCritic, build_side_critic
 from lightning_vcppo.settings import LoRASettings, ValueSettings
+
+FIXED = {"architecture": "backbone", "freeze": "none", "privileged_prompt": "none"}
+"""Settings that a checkpoint fixes, and what they are where it does not state them."""
 
 
 @dataclass
@@ -26,6 +32,7 @@ class NetworkLoader:
         actor: Directory or hub id of the actor.
         critic: Directory or hub id of the critic, or a model config for random weights.
         reference: Directory or hub id of the frozen reference policy; None means there is none.
+        value: Head and frozen part of the critic.
         lora: Adapters on actor and critic.
         activation_checkpointing: Keep the input of each layer only.
         bases: Source and fingerprint of the weights under the adapters, by network.
@@ -35,16 +42,26 @@ class NetworkLoader:
     actor: str
     critic: str | dict[str, Any]
     reference: str | None
+    value: ValueSettings
     lora: LoRASettings
     activation_checkpointing: bool
     bases: dict[str, dict[str, str]] = field(default_factory=dict)
     restored: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse adapters on weights that nobody has trained."""
+        """Refuse adapters on weights that nobody has trained, or that are frozen by choice.
+
+        Raises:
+            ValueError: The message names the setting to change.
+        """
         require(
             self.lora.rank is None or not isinstance(self.critic, dict),
             "critic: a model config has random weights, which adapters would leave as they are",
+        )
+        require(
+            self.lora.rank is None or self.value.freeze == "none",
+            f"value.freeze: {self.value.freeze} does not go together with adapters, which leave "
+            "all weights as they are; choose layers by lora.target_modules, or freeze=none",
         )
 
     @property
@@ -58,12 +75,35 @@ class NetworkLoader:
         self._save_memory("actor", actor, run_seed)
         return actor
 
-    def load_critic(self, value: ValueSettings, run_seed: int) -> Critic:
-        """Load the critic; the seed is that of fresh adapters."""
-        critic = load_critic(self.critic, value)
+    def load_critic(self, run_seed: int, actor: PreTrainedModel) -> Critic | SideCritic:
+        """Load the critic; the seed is that of fresh adapters and of a fresh head.
+
+        Raises:
+            ValueError: If it is to read an actor that is sharded, or one that cannot be tapped.
+        """
+        if self.value.architecture == "side":
+            require(
+                not is_sharded(actor),
+                "--model.value.architecture: a side critic reads an actor that each process holds "
+                "completely; take --trainer.strategy=ddp, or architecture=backbone",
+            )
+            return build_side_critic(actor, self.value, run_seed)
+        critic = load_critic(self.critic, self.value, seed=run_seed)
+        assert isinstance(critic, Critic)
         self._save_memory("critic", critic.model, run_seed)
         critic.head.requires_grad_(True)
         return critic
+
+    def join(
+        self,
+        critic: Critic | SideCritic,
+        actor: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        """Check that a critic knows the actor's tokens; let both hold what is frozen once."""
+        if isinstance(critic, Critic):
+            self.check_tokens(critic.model, tokenizer, "critic")
+            adapters.share_weights(critic.model.base_model, actor.base_model)
 
     def load_reference(self) -> PreTrainedModel:
         """Load the reference policy, frozen."""
@@ -93,11 +133,23 @@ class NetworkLoader:
             self.bases[name] = self.bases.get(name, {}) | base_of_adapters(str(source), model)
             adapters.adapt(model, self.lora, stream_seed(run_seed, "lora", name))
 
-    def state_dict(self) -> dict[str, Any] | None:
-        """Return settings and bases of the adapters for a checkpoint; None without adapters."""
-        return adapters.record(self.lora, self.bases)
+    def save(self, checkpoint: dict[str, Any]) -> None:
+        """Note in a checkpoint which weights the run trains."""
+        checkpoint[Keys.ADAPTERS] = adapters.record(self.lora, self.bases)
+        checkpoint[Keys.CRITIC] = {name: getattr(self.value, name) for name in FIXED}
 
-    def load_state_dict(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint with adapters of another kind or on another base."""
-        adapters.require_same(checkpoint.get("lora"), self.state_dict())
-        self.restored = adapters.precise(checkpoint.get("state_dict", {}))
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of a run that trains other weights.
+
+        Raises:
+            ValueError: For adapters of another kind or on another base, or another frozen part.
+        """
+        adapters.require_same(checkpoint.get(Keys.ADAPTERS), adapters.record(self.lora, self.bases))
+        for name, saved in (FIXED | checkpoint.get(Keys.CRITIC, {})).items():
+            own = getattr(self.value, name)
+            require(
+                saved == own,
+                f"--model.value.{name}: the checkpoint's critic was trained with {saved}, not with "
+                f"{own}",
+            )
+        self.restored = adapters.precise(checkpoint.get(Keys.WEIGHTS, {}))

@@ -8,6 +8,7 @@ Shapes: B responses, T response tokens, K outputs of the value head.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Protocol
 
@@ -16,8 +17,10 @@ from torch import Tensor
 from lightning_vcppo.algorithm import losses, value_heads
 from lightning_vcppo.algorithm.loss_weights import aggregation_weights, weighted_sum
 from lightning_vcppo.algorithm.losses import Diagnostics
+from lightning_vcppo.algorithm.policy_losses import POLICY_LOSSES
+from lightning_vcppo.algorithm.policy_terms import POLICY_DIAGNOSTICS
 from lightning_vcppo.algorithm.statistics import Reduce
-from lightning_vcppo.models.critic import Critic
+from lightning_vcppo.models.value_network import ValueNetwork
 from lightning_vcppo.rollouts.rollout import Rollout, pad
 from lightning_vcppo.settings import PolicySettings, ValueSettings
 
@@ -38,12 +41,12 @@ class Objective(Protocol):
         ...
 
     def loss(self, micro_batch: Rollout) -> tuple[Tensor, Diagnostics]:
-        """Return the loss of a part of a mini-batch and its diagnostics, each a weighted sum."""
+        """Return the loss of a part of a mini-batch and its diagnostics, which `combine`."""
         ...
 
 
 class PolicyObjective:
-    """PPO's clipped loss, with entropy bonus, KL penalty and NLL on correct responses if set."""
+    """A policy loss, with entropy bonus, KL penalty and NLL on correct responses if set."""
 
     def __init__(
         self,
@@ -57,11 +60,18 @@ class PolicyObjective:
             logprobs: Returns log-probabilities and entropy under the actor, (B, T) each.
         """
         self.settings, self.logprobs = settings, logprobs
+        bound = {} if settings.clip_ratio_c is None else {"clip_ratio_c": settings.clip_ratio_c}
+        self.policy_loss = functools.partial(
+            POLICY_LOSSES[settings.loss],
+            clip_ratio_low=settings.clip_ratio_low,
+            clip_ratio_high=settings.clip_ratio_high,
+            **bound,
+        )
 
     @property
     def diagnostics(self) -> tuple[str, ...]:
         """Names of what `loss` returns beside the loss."""
-        names = {*losses.POLICY_DIAGNOSTICS, "entropy"}
+        names = {*POLICY_DIAGNOSTICS, "entropy"}
         if self.settings.kl_coef:
             names.update(losses.KL_DIAGNOSTICS)
         if self.settings.positive_example_nll_weight:
@@ -89,14 +99,11 @@ class PolicyObjective:
         assert micro_batch.loss_weights_BT is not None and micro_batch.advantages_BT is not None
         assert micro_batch.old_logprobs_BT is not None
         logprobs_BT, entropy_BT = self.logprobs(micro_batch)
-        loss, metrics = losses.policy_loss(
+        loss, metrics = self.policy_loss(
             logprobs_BT,
             micro_batch.old_logprobs_BT,
             micro_batch.advantages_BT,
             mask_BT,
-            clip_ratio_low=settings.clip_ratio_low,
-            clip_ratio_high=settings.clip_ratio_high,
-            clip_ratio_c=settings.clip_ratio_c,
             importance_weights_BT=micro_batch.importance_weights_BT,
             token_weights_BT=micro_batch.loss_weights_BT,
         )
@@ -131,7 +138,7 @@ class CriticObjective:
     """The loss of the value head on the targets of decoupled GAE."""
 
     def __init__(
-        self, settings: ValueSettings, critic: Critic, outputs: Callable[[Rollout], Tensor]
+        self, settings: ValueSettings, critic: ValueNetwork, outputs: Callable[[Rollout], Tensor]
     ) -> None:
         """Collect the parts.
 
@@ -145,14 +152,17 @@ class CriticObjective:
     @property
     def diagnostics(self) -> tuple[str, ...]:
         """Names of what `loss` returns beside the loss."""
-        is_histogram = self.settings.head == "hl_gauss"
-        names = value_heads.HL_GAUSS_DIAGNOSTICS if is_histogram else losses.VALUE_DIAGNOSTICS
-        return tuple(sorted(names))
+        if self.settings.head == "hl_gauss" or self.settings.loss == "bce":
+            return tuple(sorted(value_heads.CROSS_ENTROPY_DIAGNOSTICS))
+        return tuple(sorted(losses.VALUE_DIAGNOSTICS))
 
     def weigh(self, mini_batch: Rollout, reduce: Reduce) -> Rollout:
         """Fix the weight of each token in the loss of a mini-batch; called on every rank."""
+        counted_BT = mini_batch.response_mask_BT
+        if mini_batch.fitted_BT is not None:
+            counted_BT = counted_BT & mini_batch.fitted_BT
         weights_BT = aggregation_weights(
-            mini_batch.response_mask_BT,
+            counted_BT,
             self.settings.loss_agg_mode,
             reduce=reduce,
             sequence_weights_B=mini_batch.noise_weights_B,
@@ -170,6 +180,16 @@ class CriticObjective:
                 micro_batch.returns_BT,
                 mask_BT,
                 edges_E=self.critic.edges(),
+                sigma_ratio=settings.sigma_ratio,
+                token_weights_BT=micro_batch.loss_weights_BT,
+            )
+        if settings.loss == "bce":
+            return value_heads.bce_loss(
+                pad(outputs_NK[:, 0], mask_BT),
+                micro_batch.returns_BT,
+                mask_BT,
+                low=settings.value_min,
+                high=settings.value_max,
                 token_weights_BT=micro_batch.loss_weights_BT,
             )
         return losses.value_loss(

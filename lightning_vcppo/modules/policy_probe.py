@@ -146,7 +146,7 @@ def _prompts(model: PreTrainedModel) -> list[list[int]]:
 
 
 def _differs_among_others(network: PreTrainedModel | Critic, tolerance: float) -> bool:
-    """Tell whether the last states of two rows are others when the rows are read together."""
+    """Return whether the last states of two rows are others when the rows are read together."""
     prompts = _prompts(language_model(network))
     alone = [_last_states(network, [ids]) for ids in prompts]
     together = _last_states(network, prompts)

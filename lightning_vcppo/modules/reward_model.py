@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lightning_vcppo.algorithm.statistics import explained_variance
+from lightning_vcppo.checkpointing.format import Keys
 from lightning_vcppo.common.seeding import stream
 from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.distributed.sharding import as_forward
@@ -136,7 +137,7 @@ class RewardModelModule(SupervisedModule):
         """Say what the reward model is, too."""
         super().on_save_checkpoint(checkpoint)
         assert self.reward_model is not None
-        checkpoint["folders"]["reward_model"] = hf_folders.describe(self.reward_model)
+        checkpoint[Keys.FOLDERS]["reward_model"] = hf_folders.describe(self.reward_model)
 
     @override
     def export(self, folder: Path) -> None:

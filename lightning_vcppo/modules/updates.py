@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from lightning_vcppo.algorithm.losses import combine, is_extreme
 from lightning_vcppo.common import places
-from lightning_vcppo.common.seeding import stream
+from lightning_vcppo.common.seeding import stream, stream_seed
 from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.distributed.sharding import full_scalar, load_whole_or_sharded
 from lightning_vcppo.distributed.strategies import sum_gradients_once
 from lightning_vcppo.modules.objectives import Objective
-from lightning_vcppo.modules.optimizers import warmed_up_lr
+from lightning_vcppo.modules.optimizers import build_optimizer, warmed_up_lr
 from lightning_vcppo.modules.scoring import Scorer
 from lightning_vcppo.modules.update_health import UpdateHealth
 from lightning_vcppo.rollouts.rollout import Rollout
-from lightning_vcppo.settings import OptimizerSettings, UpdateSettings
+from lightning_vcppo.settings import MasterWeights, OptimizerSettings, UpdateSettings
 
 Network = Literal["policy", "critic"]
 
@@ -110,8 +112,7 @@ class Updater:
         history: list[dict[str, float]] = []
         numbers = range(self.passes) if epochs is None else epochs
         for mini_batch in self._mini_batches(rollout, seed, numbers, backend):
-            nothing = torch.zeros((), device=backend.device)
-            totals = dict.fromkeys(("loss", *objective.diagnostics), nothing)
+            totals: dict[str, Tensor] = {}
             optimizer.zero_grad()
             weighed = objective.weigh(mini_batch, backend.ranks.sum)
             pieces = list(scorer.micro_batches(weighed, rollout, backend.ranks))
@@ -119,9 +120,13 @@ class Updater:
                 with backend.summing(left == 0):
                     loss, parts = objective.loss(micro_batch)
                     backend.run_backward(loss)
-                parts = {"loss": loss.detach(), **parts}
-                assert parts.keys() == totals.keys(), "every rank sums what `diagnostics` names"
-                totals = {key: total + parts[key] for key, total in totals.items()}
+                parts = {"loss": loss, **parts}
+                assert len(parts) == 1 + len(objective.diagnostics), "ranks sum what is named there"
+                parts = {key: parts[key].detach() for key in ("loss", *objective.diagnostics)}
+                totals = {
+                    key: combine(key, totals[key], part) if totals else part
+                    for key, part in parts.items()
+                }
                 places.move_on()
             history.append(self._step(optimizer, totals, backend.ranks))
         return self._means(history)
@@ -131,7 +136,7 @@ class Updater:
         made = [u for u in history if math.isfinite(u["loss"]) and math.isfinite(u["grad_norm"])]
         history = made or history
         return {
-            f"{self.network}/{key}": sum(update[key] for update in history) / len(history)
+            f"{self.network}/{key}": _of_all(key, [update[key] for update in history])
             for key in history[0]
         }
 
@@ -146,14 +151,15 @@ class Updater:
             torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm or math.inf)
         )
         broken = not (math.isfinite(grad_norm) and math.isfinite(float(totals["loss"])))
-        sums = torch.stack([*totals.values(), totals["loss"].new_tensor(float(broken))])
-        *summed, broken_ranks = ranks.sum(sums).tolist()
+        totals = totals | {"broken": totals["loss"].new_tensor(float(broken))}
+        summed = _of_all_ranks(totals, ranks)
+        broken_ranks = summed.pop("broken")
         if not broken_ranks:
             optimizer.step()
             self.updates_done += 1
         optimizer.zero_grad()
         self.health.count(skipped=broken_ranks > 0)
-        return dict(zip(totals, summed, strict=True)) | {"grad_norm": grad_norm, "lr": lr}
+        return summed | {"grad_norm": grad_norm, "lr": lr}
 
     def _mini_batches(
         self, rollout: Rollout, seed: tuple[int, int], epochs: Any, backend: Backend
@@ -166,6 +172,26 @@ class Updater:
             for chosen in torch.randperm(total, generator=rng).split(self.mini_batch_size):
                 mine_B = torch.isin(rollout.positions_B, chosen.to(backend.device))
                 yield rollout.select(mine_B.nonzero()[:, 0])
+
+
+def _of_all_ranks(totals: dict[str, Tensor], ranks: Ranks) -> dict[str, float]:
+    """Combine the numbers of all ranks in one sum, in which an extreme has a place for each."""
+    rows = []
+    for name, total in totals.items():
+        rows.append(total.new_zeros(ranks.count if is_extreme(name) else 1))
+        rows[-1][ranks.rank if is_extreme(name) else 0] = total
+    numbers = iter(ranks.sum(torch.cat(rows)).tolist())
+    return {
+        name: _of_all(name, [next(numbers) for _ in row])
+        for name, row in zip(totals, rows, strict=True)
+    }
+
+
+def _of_all(name: str, numbers: list[float]) -> float:
+    """Return the mean of some numbers of that name, or their extreme."""
+    if is_extreme(name):
+        return min(numbers) if name.endswith("_min") else max(numbers)
+    return sum(numbers) / len(numbers)
 
 
 def build_updaters(
@@ -184,6 +210,25 @@ def build_updaters(
     }
 
 
+def build_optimizers(
+    updaters: Mapping[Network, Updater],
+    networks: Mapping[Network, nn.Module | None],
+    master_weights: MasterWeights,
+    run_seed: int,
+) -> list[torch.optim.Optimizer]:
+    """Return one optimizer for each network that there is, in the order of `networks`."""
+    return [
+        build_optimizer(
+            updaters[name].settings,
+            network.parameters(),
+            master_weights,
+            stream_seed(run_seed, "optimizer", name),
+        )
+        for name, network in networks.items()
+        if network is not None
+    ]
+
+
 def copy_state(network: nn.Module, optimizer: Any) -> dict[str, Any]:
     """Return a copy, on the CPU, of a network's weights and of its optimizer's state.
 
@@ -198,4 +243,6 @@ def copy_state(network: nn.Module, optimizer: Any) -> dict[str, Any]:
 
 def restore_state(network: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
     """Go back to what `copy_state` has returned."""
-    load_whole_or_sharded(network, optimizer, state["weights"], state["optimizer"])
+    # Lightning's wrapper reads the state of what it wraps, but would load into itself alone.
+    wrapped = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+    load_whole_or_sharded(network, wrapped, state["weights"], state["optimizer"])

@@ -25,9 +25,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from lightning_vcppo.algorithm import losses
-from lightning_vcppo.algorithm.loss_weights import prompt_noise_weights
 from lightning_vcppo.algorithm.value_pretraining import Phase
+from lightning_vcppo.checkpointing.format import Keys
 from lightning_vcppo.common.files import is_trial
 from lightning_vcppo.common.lightning_compat import forget_logged, is_attached, lift_step_limit
 from lightning_vcppo.data.prompts import PromptBatch
@@ -39,20 +38,28 @@ from lightning_vcppo.metrics.rollout import describe_step
 from lightning_vcppo.models import hf_folders, loading
 from lightning_vcppo.models import lora as adapters
 from lightning_vcppo.models.critic import Critic
+from lightning_vcppo.models.side_critic import SideCritic
 from lightning_vcppo.modules.base import PolicyModule
 from lightning_vcppo.modules.consistency import require_consistency
 from lightning_vcppo.modules.estimation import (
     correct_mismatch,
+    correct_targets,
     estimate_advantages,
+    place_rewards,
+    weigh_prompts,
     whiten_advantages,
+)
+from lightning_vcppo.modules.master_weights import (
+    require_master_weights,
+    require_same_master_weights,
 )
 from lightning_vcppo.modules.networks import NetworkLoader
 from lightning_vcppo.modules.objectives import CriticObjective, Objective, PolicyObjective
-from lightning_vcppo.modules.optimizers import build_optimizer
 from lightning_vcppo.modules.scoring import Scorer
 from lightning_vcppo.modules.updates import (
     Backend,
     Network,
+    build_optimizers,
     build_updaters,
     copy_state,
     restore_state,
@@ -60,13 +67,16 @@ from lightning_vcppo.modules.updates import (
 from lightning_vcppo.rewards.functions import RewardFunction
 from lightning_vcppo.rewards.shaping import overlong_penalty
 from lightning_vcppo.rollouts.dynamic_sampling import GroupBuffer
-from lightning_vcppo.rollouts.rollout import Rollout, last_token
+from lightning_vcppo.rollouts.privileged import PrivilegedPrompt
+from lightning_vcppo.rollouts.rollout import Rollout
 from lightning_vcppo.rollouts.store import RolloutStore
 from lightning_vcppo.settings import (
     AdvantageSettings,
     EngineSettings,
     GradingSettings,
+    Kernels,
     LoRASettings,
+    MasterWeights,
     OptimizerSettings,
     PolicySettings,
     RewardShapingSettings,
@@ -102,6 +112,8 @@ class VCPPOModule(PolicyModule):
         update: UpdateSettings = UpdateSettings(),
         lora: LoRASettings = LoRASettings(),
         activation_checkpointing: bool = False,
+        kernels: Kernels = "auto",
+        master_weights: MasterWeights = "none",
         actor_optimizer: OptimizerSettings = OptimizerSettings(lr=1e-6),
         critic_optimizer: OptimizerSettings = OptimizerSettings(lr=2e-6),
     ) -> None:
@@ -127,6 +139,10 @@ class VCPPOModule(PolicyModule):
             lora: Train adapters and the value head instead of all weights.
             activation_checkpointing: Keep a layer's input alone and compute the layer again in the
                 backward pass: less memory, a third more arithmetic in an update.
+            kernels: Whose norms, SwiGLU and rotation run on CUDA: Liger's, transformers' (none), or
+                Liger's where it is installed (auto).
+            master_weights: What keeps updates that weights under `bf16-true` would round away:
+                copies in float32, what is rounded away (Kahan), or chance (stochastic rounding).
             actor_optimizer: Of the actor.
             critic_optimizer: Of the critic.
 
@@ -134,21 +150,25 @@ class VCPPOModule(PolicyModule):
             ValueError: for settings that contradict each other, or a tokenizer that cannot load.
         """
         super().__init__(actor, loading.load_tokenizer(actor), reward, evaluation, engine, grading)
-        require_consistency(sampling, engine, reward_shaping, advantage, policy)
+        require_consistency(
+            sampling, engine, reward_shaping, advantage, policy, value, update, critic
+        )
         self.automatic_optimization = False
         self.importance_correction = policy.correction_with(engine)
         self.reward_shaping, self.sampling = reward_shaping, sampling
         self.advantage, self.policy, self.value = advantage, policy, value
-        self.update = update
+        self.update, self.master_weights, self.kernels = update, master_weights, kernels
+        self.critic_reads = PrivilegedPrompt(self.tokenizer, value).view
 
         self.loader = NetworkLoader(
             actor,
             actor if critic is None else critic,
             (reference or actor) if policy.kl_coef else None,
+            value,
             lora,
             activation_checkpointing,
         )
-        self.critic: Critic | None = None
+        self.critic: Critic | SideCritic | None = None
         self.reference: PreTrainedModel | None = None
         adapters.save_trained_alone(self)
         self.updaters = build_updaters(update, actor_optimizer, critic_optimizer)
@@ -186,9 +206,7 @@ class VCPPOModule(PolicyModule):
             if self.phase is Phase.VALUE_PRETRAINING:
                 self.pretrain_critic(rollout)
             else:
-                if self.advantage.needs_critic:
-                    self.update_network("critic", rollout)
-                self.update_network("policy", self.prepare_policy_update(rollout))
+                self.update_networks(rollout)
         self.rollouts_done += 1
         self.rollout = rollout
         self.log_rollout(rollout)
@@ -223,36 +241,26 @@ class VCPPOModule(PolicyModule):
     @torch.no_grad()
     def score(self, rollout: Rollout) -> Rollout:
         """Read log-probabilities and values before any update, and place the rewards on tokens."""
-        mask_BT = rollout.response_mask_BT
-        rewards_BT = torch.where(last_token(mask_BT), rollout.scores_B[:, None], 0.0)
         if self.phase is Phase.POLICY_OPTIMIZATION:
             old_logprobs_BT, entropy_BT = rollout.sampler_logprobs_BT, rollout.entropy_BT
-            if entropy_BT is None or not self.sampler_is_exact():
+            exact = entropy_BT is not None and self.sampler_is_exact()
+            if self.policy.old_logprobs != "sampler" and not exact:
                 old_logprobs_BT, entropy_BT = self.read(self.scorer.actor_logprobs, rollout)
             rollout = rollout.with_(old_logprobs_BT=old_logprobs_BT, entropy_BT=entropy_BT)
             if self.reference is not None:
                 ref_logprobs_BT, _ = self.read(self.scorer.reference_logprobs, rollout)
                 rollout = rollout.with_(ref_logprobs_BT=ref_logprobs_BT)
-                if self.policy.kl_placement == "reward":
-                    kl_BT = losses.kl_estimate(
-                        old_logprobs_BT, ref_logprobs_BT, estimator=self.policy.kl_estimator
-                    )
-                    rewards_BT = rewards_BT - self.policy.kl_coef * kl_BT
         if self.advantage.needs_critic:
-            (values_BT,) = self.read(self.scorer.critic_values, rollout)
+            (values_BT,) = self.read(self.scorer.critic_values, self.critic_reads(rollout))
             rollout = rollout.with_(values_BT=values_BT)
-        if self.advantage.needs_critic and self.value.prompt_noise_weighting:
-            noise_weights_B = prompt_noise_weights(
-                rollout.scores_B, rollout.group_ids_B, normalize=True, reduce=self.sum_over_ranks
-            )
-            rollout = rollout.with_(noise_weights_B=noise_weights_B)
-        return rollout.with_(rewards_BT=rewards_BT)
+            rollout = weigh_prompts(rollout, self.value, reduce=self.sum_over_ranks)
+        return place_rewards(rollout, self.policy)
 
     def sampler_is_exact(self) -> bool:
-        """Tell whether sampling has left the policy's own log-probabilities, but for rounding."""
+        """Return whether sampling has left the policy's own log-probabilities, but for rounding."""
         assert self.actor is not None
         return (
-            self.policy.reuse_sampler_logprobs
+            self.policy.old_logprobs == "auto"
             and self.sampler_agrees
             and self.importance_correction == "off"
             and self.actor.dtype.itemsize >= 4
@@ -266,7 +274,7 @@ class VCPPOModule(PolicyModule):
         pretraining = self.phase is Phase.VALUE_PRETRAINING
         bootstrap_B = None
         if self.advantage.needs_critic and self.advantage.bootstrap_truncated:
-            bootstrap_B = self.scorer.bootstrap(rollout, self.ranks)
+            bootstrap_B = self.scorer.bootstrap(self.critic_reads(rollout), self.ranks)
         return estimate_advantages(
             rollout,
             self.advantage,
@@ -274,6 +282,16 @@ class VCPPOModule(PolicyModule):
             bootstrap_B=bootstrap_B,
             reduce=self.sum_over_ranks,
         )
+
+    def update_networks(self, rollout: Rollout) -> None:
+        """Update actor and critic in the order that is set, from what was read before both."""
+        critic_first = self.update.order == "critic_first"
+        if self.advantage.needs_critic and critic_first:
+            self.update_network("critic", self.critic_reads(rollout))
+        self.update_network("policy", self.prepare_policy_update(rollout))
+        if self.advantage.needs_critic and not critic_first:
+            rollout = self.critic_reads(self.prepare_critic_update(rollout))
+            self.update_network("critic", rollout)
 
     def prepare_policy_update(self, rollout: Rollout) -> Rollout:
         """Whiten the advantages and correct for a sampler that is not quite the policy."""
@@ -286,10 +304,22 @@ class VCPPOModule(PolicyModule):
             rollout = whiten_advantages(rollout, reduce=self.sum_over_ranks)
         return rollout
 
+    @torch.no_grad()
+    def prepare_critic_update(self, rollout: Rollout) -> Rollout:
+        """Correct the targets for the update that the actor has had, if that is on."""
+        if self.value.target_correction == "none":
+            return rollout
+        logprobs_BT, _ = self.read(self.scorer.actor_logprobs, rollout)
+        rollout, metrics = correct_targets(
+            rollout, logprobs_BT, self.value, reduce=self.sum_over_ranks
+        )
+        self.update_metrics |= metrics
+        return rollout
+
     def pretrain_critic(self, rollout: Rollout) -> None:
         """Store a rollout; fit the critic on stored ones and on it, without what is held out."""
         assert self.rollout_store is not None
-        self.rollout_store.add(rollout, reduce=self.sum_over_ranks)
+        self.rollout_store.add(self.critic_reads(rollout), reduce=self.sum_over_ranks)
         # Monte-Carlo returns stay what they are; other targets, and a clipped loss, ask V again.
         asks = self.advantage.bootstrap_truncated or self.value.cliprange_value is not None
         for epoch, stored in enumerate(self.rollout_store.lessons()):
@@ -301,9 +331,6 @@ class VCPPOModule(PolicyModule):
         self, network: Network, rollout: Rollout, epochs: list[int] | None = None
     ) -> None:
         """Do all updates of actor or critic that a rollout is worth.
-
-        Targets are fixed before the first update and the networks share nothing, so it makes no
-        difference that one network's updates follow the other's instead of alternating with them.
 
         Args:
             network: Which one.
@@ -378,6 +405,7 @@ class VCPPOModule(PolicyModule):
     def setup(self, stage: str) -> None:
         """Prepare the strategy; evaluation loads the actor only, so a checkpoint has more keys."""
         super().setup(stage)
+        require_master_weights(self.master_weights, self.trainer)
         prepare_strategy(
             self.trainer.strategy, lambda: adapters.keep_precise(self, self.loader.restored)
         )
@@ -392,12 +420,13 @@ class VCPPOModule(PolicyModule):
             return
         if self.advantage.needs_critic:
             self.critic = self.build(self.load_critic)
-            self.loader.check_tokens(self.critic.model, self.tokenizer, "critic")
-            adapters.share_weights(self.critic.model.base_model, self.actor.base_model)
+            self.loader.join(self.critic, self.actor, self.tokenizer)
         if self.loader.reference is not None and self.reference is None:
             self.reference = self.build(self.loader.load_reference)
             self.loader.check_tokens(self.reference, self.tokenizer, "reference")
             adapters.share_weights(self.reference, self.actor)
+        if is_attached(self):
+            self.use_kernels(self.kernels)
         self.scorer = Scorer(
             self.actor,
             self.critic,
@@ -412,20 +441,17 @@ class VCPPOModule(PolicyModule):
         """Load the actor, with adapters if they are on."""
         return self.loader.load_actor(self.run_seed)
 
-    def load_critic(self) -> Critic:
+    def load_critic(self) -> Critic | SideCritic:
         """Load the critic, with adapters if they are on."""
-        return self.loader.load_critic(self.value, self.run_seed)
+        assert self.actor is not None
+        return self.loader.load_critic(self.run_seed, self.actor)
 
     @override
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Return one optimizer for the actor and, if there is one, one for the critic."""
         adapters.keep_precise(self, self.loader.restored)
         networks: dict[Network, nn.Module | None] = {"policy": self.actor, "critic": self.critic}
-        return [
-            build_optimizer(self.updaters[name].settings, network.parameters())
-            for name, network in networks.items()
-            if network is not None
-        ]
+        return build_optimizers(self.updaters, networks, self.master_weights, self.run_seed)
 
     @override
     def on_fit_start(self) -> None:
@@ -442,11 +468,17 @@ class VCPPOModule(PolicyModule):
     @override
     def _networks(self, *, training: bool) -> dict[str, PreTrainedModel | Critic]:
         networks = super()._networks(training=training)
-        if training and self.critic is not None:
+        if training and isinstance(self.critic, Critic):
             networks["critic"] = self.critic
         if training and self.reference is not None:
             networks["reference"] = self.reference
         return networks
+
+    @override
+    def hint_length(self, network: str) -> int:
+        """Return the tokens that the critic alone reads before each prompt, at most."""
+        hinted = network == "critic" and self.value.privileged_prompt != "none"
+        return self.value.privileged_max_length if hinted else 0
 
     @override
     def training_settings(self) -> dict[str, SamplingSettings]:
@@ -458,21 +490,23 @@ class VCPPOModule(PolicyModule):
         """Save phase, counters, waiting groups, and what the networks are, without weights."""
         super().on_save_checkpoint(checkpoint)
         if self.critic is not None:
-            checkpoint["folders"]["critic"] = hf_folders.describe(self.critic.model)
-        checkpoint["lora"] = self.loader.state_dict()
-        checkpoint["phase"] = self.phase.value
-        checkpoint["updates_done"] = self.updates_done
-        checkpoint["waiting_groups"] = self.waiting_groups.state_dict()
+            checkpoint[Keys.FOLDERS]["critic"] = hf_folders.describe(self.critic.model)
+        self.loader.save(checkpoint)
+        checkpoint[Keys.MASTER_WEIGHTS] = self.master_weights
+        checkpoint[Keys.PHASE] = self.phase.value
+        checkpoint[Keys.UPDATES_DONE] = self.updates_done
+        checkpoint[Keys.WAITING_GROUPS] = self.waiting_groups.state_dict()
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what `on_save_checkpoint` saves; refuse adapters of another kind or base."""
+        """Restore what `on_save_checkpoint` saves; refuse a run that trains other weights."""
         super().on_load_checkpoint(checkpoint)
-        self.loader.load_state_dict(checkpoint)
-        self.phase = Phase(checkpoint["phase"])
-        for network, number in checkpoint["updates_done"].items():
+        self.loader.restore(checkpoint)
+        require_same_master_weights(checkpoint, self.master_weights)
+        self.phase = Phase(checkpoint[Keys.PHASE])
+        for network, number in checkpoint[Keys.UPDATES_DONE].items():
             self.updaters[network].updates_done = number
-        self.waiting_groups.load_state_dict(checkpoint["waiting_groups"])
+        self.waiting_groups.load_state_dict(checkpoint[Keys.WAITING_GROUPS])
 
     @override
     def export(self, folder: Path) -> None:

@@ -130,7 +130,13 @@ def _adapters(run: Run) -> Pulled:
 def _half_precision(run: Run) -> Pulled:
     if run.precision == "bf16-true":
         return None
-    return "--trainer.precision=bf16-true", replace(run, precision="bf16-true")
+    changed = replace(run, precision="bf16-true")
+    if run.lora_rank is not None:  # adapters are float32 anyway
+        return "--trainer.precision=bf16-true", changed
+    if run.strategy == "fsdp2":  # it has no master weights beside bfloat16 ones
+        return None
+    flags = "--trainer.precision=bf16-true --model.master_weights=stochastic"
+    return flags, replace(changed, master_weights="stochastic")
 
 
 def _more_devices(run: Run) -> Pulled:

@@ -26,6 +26,8 @@ CACHE_GROWTH, PREFILL_TOKENS, STACKED_WIDTH = 256, 16384, 1024
 STATIC_ROOM = 512
 """As in `generation/`: columns that a cache grows by, tokens of prompts read at once, and the
 hidden size up to which the decoder copies its projections."""
+WEIGHTS_AT_ONCE = 2**25
+"""As in `modules/master_weights.py`: weights that are stepped in float32 together."""
 ADAPTER_BYTES = 4
 """Bytes of a weight of an adapter, its gradient and each of its moments, in any precision."""
 ROLLOUT_BYTES = 60
@@ -86,9 +88,13 @@ def lasting(run: Run) -> Memory:
         weights = run.actor.weights * size + (0 if shared else run.weights("critic") * size)
         size = ADAPTER_BYTES
         weights += trainable * size
+    state = run.state_bytes if run.lora_rank is None else run.moments * size
+    side = run.side_weights
+    weights += side * run.bytes.weight
+    trainable += side
     return Memory(
         weights=weights // run.shards,
-        optimizer=run.moments * trainable * size // run.shards,
+        optimizer=state * trainable // run.shards,
         gradients=trainable * size if run.strategy == "ddp" else 0,
         workspace=CONTEXT[run.device] + run.responses * run.response_length * ROLLOUT_BYTES,
     )
@@ -101,7 +107,8 @@ def _update(run: Run, base: Memory, network: Network) -> Memory:
     gradients = run.trainable(network) * number // run.shards
     count, rows = run.micro_batches(network)
     tokens = rows * (run.prompt_length + run.response_length - 1)  # the last one is not read
-    embedding = shape.embedding * size.weight if full else 0
+    trains_embedding = full and not (network == "critic" and run.critic_frozen == "embeddings")
+    embedding = shape.embedding * size.weight if trains_embedding else 0
     head = embedding if network == "policy" else 0
     awake = run.engine == "vllm" and not run.engine_sleeps
     base = replace(base, workspace=base.workspace + (engine_memory(run) if awake else 0))
@@ -126,6 +133,8 @@ def _update(run: Run, base: Memory, network: Network) -> Memory:
     )
     # On a GPU the step of all weights is one operation, on a CPU one tensor follows the other.
     stepping = 2 * embedding // run.shards if run.device == "cpu" else gradients
+    if run.master_weights != "none" and full:  # weights, gradients and temporaries in float32
+        stepping = 3 * 4 * min(run.trainable(network), max(WEIGHTS_AT_ONCE, shape.embedding))
     stepped = replace(
         base, gradients=base.gradients + gradients, workspace=base.workspace + stepping
     )
@@ -196,7 +205,7 @@ def cache_bytes_of_token(run: Run) -> int:
 
 
 def _has_static_steps(run: Run) -> bool:
-    """Tell whether sampling goes by generation/static_batch.py; most models' does on CUDA."""
+    """Return whether sampling goes by generation/static_batch.py; most models' does on CUDA."""
     return run.device == "cuda" and run.engine == "transformers"
 
 

@@ -43,6 +43,9 @@ PRECISIONS = {
 GATHERED_MIXED = Bytes(4, 2, 2, 4, 2)
 """bf16-mixed with fsdp2, which gathers weights in bfloat16 and casts the inputs of a layer."""
 
+KEPT_BYTES = {"float32": 4, "kahan": 2, "stochastic": 0}
+"""Bytes that an optimizer with float32 state keeps beside it of a bfloat16 weight."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -51,6 +54,7 @@ class Run:
     Attributes:
         actor: Shape of the actor.
         critic: Shape of the critic; None if there is no critic.
+        side_weights: Weights of a side critic, which reads the actor; 0 if there is none.
         reference: Whether there is a frozen reference, which has the actor's shape.
         prompt_length: Tokens of the longest prompt.
         response_length: Tokens of the longest response.
@@ -72,16 +76,20 @@ class Run:
         devices: Number of all devices.
         shards: Devices that share one copy of the weights; 1 without fsdp2.
         moments: Numbers that the optimizer keeps for each weight; 2 for Adam.
+        critic_frozen: Part of the critic that is not trained.
+        master_weights: What keeps small updates of bfloat16 weights.
         lora_rank: Rank of the adapters; None trains all weights.
         lora_targets: Projections with adapters; empty is all.
         checkpointing: Whether layers are computed again in the backward pass.
-        reads_logprobs: Whether log-probabilities are read once more before the update.
+        logprob_readings: How often the actor reads log-probabilities, its updates aside: before
+            them, and after them to correct the critic's targets.
         device: "cpu" or "cuda".
         memory: Bytes of one device.
     """
 
     actor: ModelShape
     critic: ModelShape | None
+    side_weights: int = 0
     reference: bool = False
     prompt_length: int = 2048
     response_length: int = 1024
@@ -103,10 +111,12 @@ class Run:
     devices: int = 1
     shards: int = 1
     moments: int = 2
+    critic_frozen: Literal["none", "attention", "embeddings"] = "none"
+    master_weights: Literal["none", "float32", "kahan", "stochastic"] = "none"
     lora_rank: int | None = None
     lora_targets: tuple[str, ...] = ()
     checkpointing: bool = False
-    reads_logprobs: bool = False
+    logprob_readings: int = 0
     device: Literal["cpu", "cuda"] = "cpu"
     memory: int = 80 * GB
 
@@ -116,6 +126,13 @@ class Run:
         if self.strategy == "fsdp2" and self.precision == "bf16-mixed":
             return GATHERED_MIXED
         return PRECISIONS[self.precision]
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that the optimizer keeps of one weight that is trained, without adapters."""
+        if self.master_weights == "none" or self.bytes.weight >= 4:
+            return self.moments * self.bytes.weight
+        return 4 * self.moments + KEPT_BYTES[self.master_weights]
 
     @property
     def autocasts(self) -> bool:
@@ -150,9 +167,10 @@ class Run:
 
     def trainable(self, network: Network) -> int:
         """Return the number of weights of a network that get a gradient."""
-        if self.lora_rank is None:
-            return self.weights(network)
         shape = self.shape(network)
+        if self.lora_rank is None:
+            frozen = self.critic_frozen if network == "critic" else "none"
+            return self.weights(network) - shape.part(frozen)
         chosen = shape.projections.items()
         adapted = sum(sum(n) for name, n in chosen if name in (self.lora_targets or name))
         return shape.num_layers * self.lora_rank * adapted

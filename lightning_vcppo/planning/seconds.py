@@ -108,14 +108,21 @@ class Seconds:
 
 def plan_seconds(run: Run, rates: Rates, devices_per_machine: int) -> Seconds:
     """Return the seconds of a rollout whose responses have the mean length."""
-    readings = int(run.reads_logprobs) + int(run.reference)
+    readings = run.logprob_readings + int(run.reference)
     score = readings * forward_flops(run, "policy")
     score += forward_flops(run, "critic") if "critic" in run.networks else 0.0
+    # A side critic reads the actor without gradients, to score and in each of its passes.
+    reading = forward_flops(run, "policy", head=False) if run.side_weights else 0.0
+    score += reading
     link = rates.link if run.shards <= devices_per_machine else rates.network
     return Seconds(
         sampling=_sampling(run, rates, link),
         score=score / rates.update_flops,
-        critic=_updates(run, "critic", rates, link) if "critic" in run.networks else 0.0,
+        critic=(
+            _updates(run, "critic", rates, link)
+            if "critic" in run.networks
+            else run.critic_epochs * reading / rates.update_flops
+        ),
         policy=_updates(run, "policy", rates, link),
     )
 
@@ -137,6 +144,9 @@ def _updates(run: Run, network: Network, rates: Rates, link: float) -> float:
     each = 2 if run.lora_rank is not None else 3  # frozen weights have no gradients
     # A checkpointed layer is computed twice; the logits always are.
     flops = (each + run.checkpointing) * body + (each + 1) * head
+    if network == "critic" and run.critic_frozen == "attention":
+        shape, length = run.shape(network), run.prompt_length + run.mean_response_length
+        flops -= 2 * run.responses * length * shape.num_layers * shape.attention_matrices
     gradients = 4 * run.trainable(network)
     sent = 0
     if run.strategy == "fsdp2":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,25 @@ class ModelShape:
     def embedding(self) -> int:
         """Number of weights of the embedding, and of the head."""
         return self.vocab_size * self.hidden_size
+
+    @property
+    def attention_matrices(self) -> int:
+        """Number of weights of the projections of attention in a layer."""
+        return 2 * self.hidden_size * (self.query_width + self.key_width)
+
+    def part(self, name: Literal["none", "attention", "embeddings"]) -> int:
+        """Return the number of weights of a part that may be frozen."""
+        if name == "none":
+            return 0
+        if name == "embeddings":
+            return self.embedding
+        biases = self.query_width + 2 * self.key_width if self.qkv_bias else 0
+        return self.num_layers * (self.attention_matrices + biases)
+
+    def ladder(self, taps: int, width: int) -> int:
+        """Return the number of weights of a side critic on this model, without its head."""
+        hidden, taps = self.hidden_size, min(taps, self.num_layers)
+        return taps * (hidden + 1 + hidden * width + width + 4 * width**2) + width
 
     @property
     def backbone(self) -> int:

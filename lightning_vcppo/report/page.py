@@ -77,7 +77,7 @@ def offline_page(template: Path, plots: Sequence[Spec], **content: Any) -> str:
         plots=plots,
         style=(HERE / "page.css").read_text(encoding="utf-8"),
         scripts=scripts,
-        script_hashes=[_hash(script) for script in scripts],
+        script_hashes=[script_hash(script) for script in scripts],
         **content,
     )
     return page
@@ -93,7 +93,7 @@ def signed(number: float, digits: int = 1) -> str:
     return f"{number:+.{digits}f}"
 
 
-def _hash(script: str) -> str:
+def script_hash(script: str) -> str:
     """Return the source expression of a script in the page's content security policy."""
     digest = hashlib.sha256(script.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"

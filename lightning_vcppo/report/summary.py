@@ -165,7 +165,7 @@ def reach(run: Run) -> Reach | None:
     lengths = run.curve("rollout/response_length")[1]
     last = lengths[-max(1, len(lengths) // LAST_PART) :]
     settings = run.setting("model.init_args.advantage", {})
-    if not last or settings.get("estimator") == "group":
+    if not last or settings.get("estimator", "gae") != "gae":
         return None
     length = max(1.0, fmean(last))
     if run.positions:

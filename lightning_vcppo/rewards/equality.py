@@ -37,7 +37,7 @@ from lightning_vcppo.rewards.structure import (
 
 
 def answers_equal(candidate: str, answer: Answer, kind: AnswerKind | None = None) -> bool:
-    """Tell whether a candidate equals the gold answer, or one of several.
+    """Return whether a candidate equals the gold answer, or one of several.
 
     Args:
         candidate: What a response gives as its final answer.
@@ -160,7 +160,7 @@ def _text(text: str) -> str:
 
 
 def _same(ours: Form, gold: Form) -> bool:
-    """Tell whether two forms are equal; the second is the gold answer."""
+    """Return whether two forms are equal; the second is the gold answer."""
     if isinstance(ours, Relation) and isinstance(gold, Brackets) and gold.relation:
         gold = gold.relation
     if isinstance(gold, Relation) and isinstance(ours, Brackets) and ours.relation:
@@ -188,7 +188,7 @@ def _same(ours: Form, gold: Form) -> bool:
 
 
 def _same_in_any_order(ours: Sequence[Form], gold: Sequence[Form]) -> bool:
-    """Tell whether each part has its equal on the other side; one that is repeated is one."""
+    """Return whether each part has its equal on the other side; one that is repeated is one."""
     pairs = [[_same(part, other) for other in gold] for part in ours]
     return all(map(any, pairs)) and all(map(any, zip(*pairs, strict=True)))
 
@@ -276,7 +276,7 @@ _CHOICE = re.compile(r"\(?([A-Z])(?:\)|[.:])+\s*(.+)", re.DOTALL)
 
 
 def _is_choice(candidate: str, accepted: Sequence[int | str], kind: AnswerKind | None) -> bool:
-    """Tell whether a candidate names an accepted letter together with its accepted content."""
+    """Return whether a candidate names an accepted letter together with its accepted content."""
     letters = {text for one in accepted if len(text := _bare(str(one))) == 1 and text.isupper()}
     found = _CHOICE.fullmatch(_unwrapped_letter(tidy(candidate)))
     if not found or found[1] not in letters:

@@ -40,7 +40,7 @@ _PLAIN_EXPONENT = re.compile(r"\^\{?-?[0-9]{0,2}[A-Za-z]?\}?")
 
 
 def is_harmless(expression: str) -> bool:
-    """Tell whether sympy can evaluate an expression quickly, judged by its text alone.
+    """Return whether sympy can evaluate an expression quickly, judged by its text alone.
 
     Refused are: what is long or deeply nested (the parser is exponential in parentheses), commands
     that can loop (sums, binomials, factorials), towers of powers, and exponents with a large
@@ -175,7 +175,7 @@ def parse(expression: str) -> Any | None:
 
 
 def equal(candidate: str, gold: str) -> bool:
-    """Tell whether two expressions have the same value, at every point if they have letters."""
+    """Return whether two expressions have the same value, at every point if they have letters."""
     pairs = _values_at_points(candidate, gold)
     return bool(pairs) and all(_is_close(a, b) for a, b in pairs)
 

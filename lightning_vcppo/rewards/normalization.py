@@ -79,7 +79,7 @@ UNITS_IN_LETTERS = (
 
 
 def is_unit(text: str) -> bool:
-    """Tell whether the text behind a number is a unit: words that leave the number what it is."""
+    """Return whether the text behind a number is a unit: words that leave the number what it is."""
     words = text.replace(".", " ").split()
     if not words:
         return True
@@ -133,7 +133,7 @@ def drop_left_side(text: str) -> str:
 
 
 def says_what(left: str) -> bool:
-    """Tell whether the left side of an equality names something, instead of being a number."""
+    """Return whether the left side of an equality names something, instead of being a number."""
     if _DENIAL.search(left):
         return False
     symbols = _OPERATOR_COMMAND.sub(" ", left)

@@ -207,7 +207,7 @@ def _chain(sides: list[str], signs: list[str]) -> Form | None:
 
 
 def is_name(text: str) -> bool:
-    """Tell whether a text is a variable or a function of variables, such as `x_1` or `f(x)`."""
+    """Return whether a text is a variable or a function of variables, such as `x_1` or `f(x)`."""
     return _NAME.fullmatch(text) is not None and text not in ("e", "i", r"\pi", r"\infty")
 
 

@@ -78,6 +78,19 @@ class SavedResponse(ResponseRecord):
     origin: dict[str, str | float]
 
 
+@dataclass(kw_only=True)
+class ImportedResponse(ResponseRecord):
+    """A response of another trainer that is text so far.
+
+    Attributes:
+        prompt: Text, or messages with role and content.
+        reward: What the other trainer's reward function said.
+    """
+
+    prompt: str | list[dict[str, str]]
+    reward: float
+
+
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a formula of a spreadsheet may begin with."""
 
@@ -130,13 +143,18 @@ def read_records(path: Path) -> list[ResponseRecord]:
                 raise ValueError(f"{path}: expected UTF-8 text") from None
             try:
                 row = json.loads(line)
-                kind = SavedResponse if "prompt_ids" in row else ResponseRecord
-                records.append(kind(**row))
+                records.append(_kind_of(row)(**row))
             except (TypeError, ValueError) as error:
                 reason = str(error).replace("ResponseRecord.__init__()", "it")
                 raise ValueError(
                     f"{path}:{number}: expected a graded response; {reason}"
                 ) from error
+
+
+def _kind_of(row: dict[str, object]) -> type[ResponseRecord]:
+    if "prompt_ids" in row:
+        return SavedResponse
+    return ImportedResponse if "prompt" in row else ResponseRecord
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

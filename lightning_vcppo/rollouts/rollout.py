@@ -33,6 +33,8 @@ class Rollout:
         group_ids_B: The same number for the responses to one prompt.
         scores_B: Reward of the verifier, shaping included.
         correct_B: True where the reward function says so, or its own reward is positive.
+        hint_lengths_B: Tokens before the prompt proper that the critic alone reads, in a rollout
+            as the critic reads it; `prompt_lengths_B` includes them.
         noise_weights_B: The critic's weight of each response, if prompts are weighted by noise.
         rewards_BT: Token rewards: the score on the last token, KL penalty if it is in the reward.
         old_logprobs_BT: Log-probability under the policy before the update.
@@ -47,6 +49,7 @@ class Rollout:
         nll_weights_BT: The same for the loss on correct responses.
         importance_weights_BT: Correction of the sampler's mismatch, if it is on.
         trusted_BT: True where sampler and trainer agree well enough to learn from the token.
+        fitted_BT: True where the critic learns from the token, if its targets were corrected.
     """
 
     problems: tuple[Problem, ...]
@@ -60,6 +63,7 @@ class Rollout:
     group_ids_B: Tensor
     scores_B: Tensor
     correct_B: Tensor
+    hint_lengths_B: Tensor | None = None
     noise_weights_B: Tensor | None = None
     rewards_BT: Tensor | None = None
     old_logprobs_BT: Tensor | None = None
@@ -72,6 +76,7 @@ class Rollout:
     nll_weights_BT: Tensor | None = None
     importance_weights_BT: Tensor | None = None
     trusted_BT: Tensor | None = None
+    fitted_BT: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of responses."""

@@ -32,6 +32,7 @@ KEPT = (
     "group_ids_B",
     "scores_B",
     "correct_B",
+    "hint_lengths_B",
     "noise_weights_B",
     "returns_BT",
 )
@@ -102,10 +103,16 @@ class RolloutStore:
         self._rounds += 1
         if self.distinct is not None and self._rounds > self.distinct:
             return
+        begins_B = torch.zeros_like(rollout.prompt_lengths_B)
+        if rollout.hint_lengths_B is not None:  # what is before a prompt differs by response
+            begins_B = rollout.hint_lengths_B
         prompts = [
-            stream_seed(*ids[:length])
-            for ids, length in zip(
-                rollout.input_ids_BL.tolist(), rollout.prompt_lengths_B.tolist(), strict=True
+            stream_seed(*ids[begin:end])
+            for ids, begin, end in zip(
+                rollout.input_ids_BL.tolist(),
+                begins_B.tolist(),
+                rollout.prompt_lengths_B.tolist(),
+                strict=True,
             )
         ]
         if not self._to_fit:

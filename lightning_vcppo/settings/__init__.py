@@ -15,15 +15,23 @@ from lightning_vcppo.settings.rollouts import (
     RewardShapingSettings,
     SamplingSettings,
 )
-from lightning_vcppo.settings.updates import LoRASettings, OptimizerSettings, UpdateSettings
+from lightning_vcppo.settings.updates import (
+    Kernels,
+    LoRASettings,
+    MasterWeights,
+    OptimizerSettings,
+    UpdateSettings,
+)
 from lightning_vcppo.settings.value import ValueSettings
 
 __all__ = [
     "AdvantageSettings",
     "EngineSettings",
     "GradingSettings",
+    "Kernels",
     "LoRASettings",
     "LossAggMode",
+    "MasterWeights",
     "OptimizerSettings",
     "PolicySettings",
     "RewardShapingSettings",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 from lightning_vcppo.common.errors import require
+from lightning_vcppo.common.ranks import own_rank
 from lightning_vcppo.settings.aggregation import LossAggMode
 from lightning_vcppo.settings.rollouts import EngineSettings
 
@@ -15,9 +17,14 @@ class PolicySettings:
     """The policy loss.
 
     Attributes:
-        clip_ratio_low: PPO's lower clip, 1 - clip_ratio_low.
-        clip_ratio_high: The upper one, 1 + clip_ratio_high (VAPO's clip-higher: 0.28).
-        clip_ratio_c: Dual clip: bound of the loss for negative advantages.
+        loss: PPO's clipped one; "dis", SAO's band, outside of which a token has no gradient;
+            "dppo_tv", BPCO's bound on the change of the probability; "cispo", a clipped weight on
+            every token's gradient; "gspo", PPO with one ratio a response.
+        clip_ratio_low: PPO's lower clip, 1 - clip_ratio_low; in every loss the lower bound.
+        clip_ratio_high: The upper one, 1 + clip_ratio_high (VAPO's clip-higher: 0.28). Sizes differ
+            by loss: DIS has 0.3 and 5, DPPO-TV 0.2 and 0.2 of a probability, GSPO 3e-4 and 4e-4.
+        clip_ratio_c: Dual clip of PPO: bound of the loss for negative advantages; in DPPO-TV bound
+            of the ratio.
         loss_agg_mode: How token losses become one number.
         entropy_coeff: Weight of the entropy bonus.
         kl_coef: Weight of the KL divergence from the reference; at 0 no reference is loaded.
@@ -28,12 +35,17 @@ class PolicySettings:
         importance_correction: Correct the sampler's mismatch with truncated or masked weights;
             "auto" truncates with vLLM, whose arithmetic is another, and is off with transformers.
         importance_cap: Their bound C.
-        reuse_sampler_logprobs: Take log-probabilities and entropy before the update from sampling
-            instead of another forward pass, where they are the same numbers but for rounding: in
-            float32, from the transformers engine, without importance correction.
+        old_logprobs: Where the log-probabilities before the update come from. "recomputed": from
+            a forward pass. "sampler": from sampling, by any engine ("bypass", as DIS and DPPO-TV
+            are meant), so the ratio is that to the sampler. "auto": from sampling where they are
+            the same numbers but for rounding, in float32, from the transformers engine and without
+            importance correction; else from a forward pass.
+        reuse_sampler_logprobs: Former name, accepted for one version more: true is "auto" and false
+            "recomputed".
         mask_truncated: EasyPPO: truncated responses leave the policy loss, not the critic's.
     """
 
+    loss: Literal["ppo", "dis", "dppo_tv", "cispo", "gspo"] = "ppo"
     clip_ratio_low: float = 0.2
     clip_ratio_high: float = 0.2
     clip_ratio_c: float | None = None
@@ -45,7 +57,8 @@ class PolicySettings:
     positive_example_nll_weight: float = 0.0
     importance_correction: Literal["auto", "off", "truncate", "mask"] = "auto"
     importance_cap: float = 2.0
-    reuse_sampler_logprobs: bool = True
+    old_logprobs: Literal["auto", "recomputed", "sampler"] = "auto"
+    reuse_sampler_logprobs: bool | None = None
     mask_truncated: bool = False
 
     def __post_init__(self) -> None:
@@ -58,11 +71,44 @@ class PolicySettings:
         c = self.clip_ratio_c
         require(c is None or c > 1, f"clip_ratio_c: expected > 1, got {c}")
         require(
+            c is None or self.loss in ("ppo", "dppo_tv"),
+            f"clip_ratio_c: the losses ppo and dppo_tv alone have it, and the loss is {self.loss}",
+        )
+        self._take_former_name()
+        require(
+            self.old_logprobs != "sampler" or self.importance_correction in ("auto", "off"),
+            "importance_correction: with old_logprobs=sampler the ratio is that to the sampler, so "
+            f"nothing is left to correct; expected off, got {self.importance_correction}",
+        )
+        require(
             self.importance_cap >= 1, f"importance_cap: expected >= 1, got {self.importance_cap}"
         )
+
+    def _take_former_name(self) -> None:
+        """Read `reuse_sampler_logprobs` into `old_logprobs`, with a warning of one line."""
+        reuse = self.reuse_sampler_logprobs
+        if reuse is None:
+            return
+        instead = "auto" if reuse else "recomputed"
+        require(
+            self.old_logprobs in ("auto", instead),
+            f"reuse_sampler_logprobs: its place is taken by old_logprobs={self.old_logprobs}; "
+            "remove it",
+        )
+        if own_rank() == 0:
+            message = (
+                f"policy.reuse_sampler_logprobs={str(reuse).lower()} is now "
+                f"policy.old_logprobs={instead}, and will be refused in the next version"
+            )
+            # With no file of its own, the warning is one line: who reads it wrote a flag or YAML.
+            warnings.warn_explicit(message, FutureWarning, filename="vcppo", lineno=0)
+        object.__setattr__(self, "old_logprobs", instead)
+        object.__setattr__(self, "reuse_sampler_logprobs", None)
 
     def correction_with(self, engine: EngineSettings) -> Literal["off", "truncate", "mask"]:
         """Return the importance correction to apply to the samples of an engine."""
         if self.importance_correction != "auto":
             return self.importance_correction
+        if self.old_logprobs == "sampler":
+            return "off"
         return "truncate" if engine.name == "vllm" else "off"

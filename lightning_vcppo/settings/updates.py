@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from lightning_vcppo.common.errors import require
+
+MasterWeights: TypeAlias = Literal["none", "float32", "kahan", "stochastic"]
+"""What keeps updates that bfloat16 weights would round away."""
+Kernels: TypeAlias = Literal["auto", "liger", "none"]
+"""Whose kernels compute norms, SwiGLU and rotation on CUDA; "auto" takes what is installed."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ class UpdateSettings:
     """How a rollout is cut into updates.
 
     Attributes:
+        order: Which network a rollout updates first. Advantages and targets are read before both,
+            so that it matters only with `value.target_correction`.
         ppo_epochs: Passes of the policy over a rollout.
         ppo_mini_batch_size: Responses, over all ranks, of one policy update.
         critic_epochs: Passes of the critic; None means `ppo_epochs`.
@@ -77,6 +84,7 @@ class UpdateSettings:
         ppo_max_token_len_per_gpu: Tokens of one forward pass on one device (a micro-batch).
     """
 
+    order: Literal["critic_first", "actor_first"] = "critic_first"
     ppo_epochs: int = 1
     ppo_mini_batch_size: int = 512
     critic_epochs: int | None = None
@@ -86,4 +94,4 @@ class UpdateSettings:
     def __post_init__(self) -> None:
         """Refuse impossible values."""
         for name, value in vars(self).items():
-            require(value is None or value >= 1, f"{name}: expected >= 1, got {value}")
+            require(not isinstance(value, int) or value >= 1, f"{name}: expected >= 1, got {value}")

@@ -14,27 +14,63 @@ class ValueSettings:
     """The critic's head and loss.
 
     Attributes:
-        head: "scalar"; "bounded" to (value_min, value_max) by an arctangent (BPCO); "hl_gauss", a
-            histogram of `num_bins` between them.
-        value_min: Lowest return (bounded and hl_gauss heads).
+        architecture: "backbone", a model of its own; "side", a small ladder on the actor's
+            activations, whose gradients it leaves alone (valm; side tuning, arXiv 2206.06522).
+        side_taps: Layers of the actor that the ladder reads, evenly spaced, the last among them.
+        side_width: Of the ladder.
+        head: "scalar"; "bounded" to (value_min, value_max) by an arctangent (BPCO); "sigmoid", to
+            the same range (PACT); "hl_gauss", a histogram of `num_bins` around it (HL-Gauss,
+            arXiv 2403.03950).
+        value_min: Lowest return (of all heads but the scalar one).
         value_max: Highest return.
         num_bins: Of the histogram.
-        loss: "mse" (the paper's) or "huber"; the histogram head has its own cross-entropy.
+        hl_gauss_sigma: Standard deviation of the histogram's targets; 0.75 bins in HL-Gauss, 0.024
+            of the return with 101 bins in HL-Gauss PPO (arXiv 2608.02181).
+        sigma_unit: Of `hl_gauss_sigma`: "bins", or "returns".
+        head_init: How a head that nobody has trained starts: at "zero", so that V is the same
+            everywhere, or "normal" with standard deviation 0.02 (HL-Gauss PPO).
+        loss: "mse" (the paper's), "huber", or "bce" of a sigmoid head: the binary cross-entropy to
+            the return mapped to [0, 1] (PACT). The histogram head has its own cross-entropy.
         huber_delta: Where the Huber loss turns linear.
         cliprange_value: PPO2's value clipping; None, as in the paper's Algorithm 1, is off.
         loss_agg_mode: How token losses become one number.
-        prompt_noise_weighting: EasyPPO: weight each prompt by 1 / max(std of its returns, 0.25).
+        freeze: Part of the critic that keeps the weights it starts with: its "attention" (SAO,
+            arXiv 2607.07508) or its "embeddings".
+        privileged_prompt: What the critic alone reads before a prompt: the reference "answer"
+            (BPCO, arXiv 2608.23566), or "siblings", a right and a wrong response to the same
+            prompt, never the one judged (piPPO, arXiv 2609.37825).
+        privileged_max_length: Tokens of it, at most; the ends of longer siblings are kept.
+        target_correction: PACT: "importance" multiplies targets by the ratio of each token's new
+            probability to the old, after the actor's update (`update.order: actor_first`).
+        target_max_ratio: Tokens with a larger ratio are left out of the critic's loss.
+        prompt_noise_weighting: EasyPPO: weight each prompt by
+            1 / max(variance of its returns ^ exponent, floor), divided by the mean over prompts.
+        prompt_noise_exponent: Its exponent; 0.5 makes it the standard deviation.
+        prompt_noise_floor: Its floor.
     """
 
-    head: Literal["scalar", "bounded", "hl_gauss"] = "scalar"
+    architecture: Literal["backbone", "side"] = "backbone"
+    side_taps: int = 4
+    side_width: int = 128
+    head: Literal["scalar", "bounded", "sigmoid", "hl_gauss"] = "scalar"
     value_min: float = -1.0
     value_max: float = 1.0
     num_bins: int = 51
-    loss: Literal["mse", "huber"] = "mse"
+    hl_gauss_sigma: float = 0.75
+    sigma_unit: Literal["bins", "returns"] = "bins"
+    head_init: Literal["zero", "normal"] = "zero"
+    loss: Literal["mse", "huber", "bce"] = "mse"
     huber_delta: float = 1.0
     cliprange_value: float | None = None
     loss_agg_mode: LossAggMode = "token-mean"
+    freeze: Literal["none", "attention", "embeddings"] = "none"
+    privileged_prompt: Literal["none", "answer", "siblings"] = "none"
+    privileged_max_length: int = 1024
+    target_correction: Literal["none", "importance"] = "none"
+    target_max_ratio: float = 6.0
     prompt_noise_weighting: bool = False
+    prompt_noise_exponent: float = 0.5
+    prompt_noise_floor: float = 0.25
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
@@ -43,7 +79,47 @@ class ValueSettings:
             f"value_min: expected below value_max, got {self.value_min} and {self.value_max}",
         )
         clip = self.cliprange_value
+        for name in ("side_taps", "side_width"):
+            number = getattr(self, name)
+            require(number >= 1, f"{name}: expected >= 1, got {number}")
+        for name in ("freeze", "privileged_prompt"):
+            require(
+                self.architecture == "backbone" or getattr(self, name) == "none",
+                f"{name}: a side critic has no backbone of its own; set architecture=backbone, or "
+                f"{name}=none",
+            )
+        longest = self.privileged_max_length
+        require(longest >= 32, f"privileged_max_length: expected >= 32 tokens, got {longest}")
         require(self.huber_delta > 0, f"huber_delta: expected > 0, got {self.huber_delta}")
         require(clip is None or clip > 0, f"cliprange_value: expected > 0, got {clip}")
-        # Three bins on either side only keep the histogram of an extreme return unbiased.
-        require(self.num_bins > 6, f"num_bins: expected > 6, got {self.num_bins}")
+        require(
+            self.target_max_ratio > 1,
+            f"target_max_ratio: expected > 1, got {self.target_max_ratio}",
+        )
+        exponent, floor = self.prompt_noise_exponent, self.prompt_noise_floor
+        require(exponent >= 0, f"prompt_noise_exponent: expected >= 0, got {exponent}")
+        require(floor > 0, f"prompt_noise_floor: expected > 0, got {floor}")
+        sigma, margin = self.hl_gauss_sigma, 8 * self.sigma_ratio
+        require(sigma > 0, f"hl_gauss_sigma: expected > 0, got {sigma}")
+        # Four sigmas on either side only keep the histogram of an extreme return unbiased.
+        require(self.num_bins > margin, f"num_bins: expected > {margin:g}, got {self.num_bins}")
+        require(
+            self.loss != "bce" or self.head == "sigmoid",
+            f"loss: bce is the cross-entropy of a sigmoid head, and head is {self.head}; "
+            "set head=sigmoid, or loss=mse",
+        )
+        require(
+            clip is None or not (self.loss == "bce" or self.head == "hl_gauss"),
+            "cliprange_value: clips squared and Huber losses only, no cross-entropy; leave it null",
+        )
+
+    @property
+    def sigma_ratio(self) -> float:
+        """Standard deviation of the histogram's targets in bins.
+
+        In units of returns, the bins cover the range and four sigmas on either side.
+        """
+        sigma = self.hl_gauss_sigma
+        if self.sigma_unit == "bins":
+            return sigma
+        return sigma * self.num_bins / (self.value_max - self.value_min + 8 * sigma)

@@ -22,6 +22,14 @@ MASK_BT = torch.tensor([[True, True, False], [True, False, False], [True, True, 
 X_BT, Y_BT, Z_BT = torch.randn(3, B, T, generator=torch.Generator().manual_seed(0)).unbind()
 X_B, IDS_B = X_BT[:, 0], torch.tensor([0, 0, 1])
 GAE = {"rewards_BT": X_BT, "values_BT": Y_BT, "response_mask_BT": MASK_BT, "bootstrap_B": X_B}
+POLICY = {
+    "logprobs_BT": X_BT,
+    "old_logprobs_BT": Y_BT,
+    "advantages_BT": Z_BT,
+    "response_mask_BT": MASK_BT,
+    "importance_weights_BT": Y_BT.exp(),
+    "token_weights_BT": X_BT.exp(),
+}
 
 TABLE: dict[str, dict[str, Any]] = {
     "gae": GAE | {"lam": torch.full((B,), 0.9)},
@@ -30,6 +38,13 @@ TABLE: dict[str, dict[str, Any]] = {
     "monte_carlo_returns": {"rewards_BT": X_BT, "response_mask_BT": MASK_BT},
     "length_adaptive_lambda": {"lengths_B": torch.tensor([3, 4, 5]), "alpha": 0.5},
     "group_advantages": {"rewards_B": X_B, "group_ids_B": IDS_B},
+    "leave_one_out_advantages": {"rewards_B": X_B, "group_ids_B": IDS_B},
+    "importance_corrected_returns": {
+        "returns_BT": X_BT,
+        "logprobs_BT": Y_BT,
+        "old_logprobs_BT": Z_BT,
+        "response_mask_BT": MASK_BT,
+    },
     "explained_variance_gate": {
         "advantages_BT": X_BT,
         "returns_BT": Y_BT,
@@ -40,14 +55,11 @@ TABLE: dict[str, dict[str, Any]] = {
     "aggregation_weights": {"response_mask_BT": MASK_BT, "sequence_weights_B": X_B},
     "prompt_noise_weights": {"scores_B": X_B, "group_ids_B": IDS_B},
     "weighted_sum": {"terms_BT": X_BT, "response_mask_BT": MASK_BT, "weights_BT": Y_BT},
-    "policy_loss": {
-        "logprobs_BT": X_BT,
-        "old_logprobs_BT": Y_BT,
-        "advantages_BT": Z_BT,
-        "response_mask_BT": MASK_BT,
-        "importance_weights_BT": Y_BT.exp(),
-        "token_weights_BT": X_BT.exp(),
-    },
+    "policy_loss": POLICY,
+    "dis_loss": POLICY,
+    "dppo_tv_loss": POLICY,
+    "cispo_loss": POLICY,
+    "gspo_loss": POLICY,
     "value_loss": {
         "values_BT": X_BT,
         "returns_BT": Y_BT,
@@ -78,9 +90,18 @@ TABLE: dict[str, dict[str, Any]] = {
     "masked_var": {"values": X_BT, "mask": MASK_BT},
     "whiten": {"values": X_BT, "mask": MASK_BT},
     "explained_variance": {"values": X_BT, "returns": Y_BT, "mask": MASK_BT},
+    "r_squared": {"values": X_BT, "returns": Y_BT, "mask": MASK_BT},
     "group_moments": {"values_B": X_B, "group_ids_B": IDS_B},
     "hl_gauss_value": {"logits": torch.randn(B, T, K), "edges_E": EDGES_E},
     "hl_gauss_target": {"returns": X_BT, "edges_E": EDGES_E},
+    "bce_loss": {
+        "logits_BT": X_BT,
+        "returns_BT": Y_BT,
+        "response_mask_BT": MASK_BT,
+        "low": -1.0,
+        "high": 1.0,
+        "token_weights_BT": X_BT.exp(),
+    },
     "hl_gauss_loss": {
         "logits_BTK": torch.randn(B, T, K),
         "returns_BT": Y_BT,
@@ -91,7 +112,9 @@ TABLE: dict[str, dict[str, Any]] = {
 }
 """Function -> arguments that fit together, every tensor that it takes among them."""
 
-ELEMENTWISE = {"bounded_value", "hl_gauss_edges", "float_dtype", "identity", "token_weights"}
+ELEMENTWISE = {"bounded_value", "sigmoid_value", "hl_gauss_edges", "float_dtype", "identity"}
+ELEMENTWISE |= {"token_weights", "combine", "is_extreme", "sum_diagnostics"}
+ELEMENTWISE |= {"read_tokens", "clipped_loss", "with_bounded_gradient", "sum_terms"}
 ELEMENTWISE |= {"log_ratio", "masked"}  # of tensors that the functions above have checked
 """Functions in which no two tensors meet, or that no user calls."""
 ALONE = {

@@ -16,9 +16,9 @@ from lightning_vcppo.algorithm.loss_weights import aggregation_weights, prompt_n
 from lightning_vcppo.algorithm.losses import (
     kl_estimate,
     kl_penalty,
-    policy_loss,
     value_loss,
 )
+from lightning_vcppo.algorithm.policy_losses import policy_loss
 from lightning_vcppo.algorithm.statistics import Reduce
 from tests.support.losses import Batch, _nll, _policy, run
 from tests.support.ranks import on_ranks
@@ -221,15 +221,32 @@ def test_importance_weights_of_no_tokens() -> None:
 
 
 def test_prompt_noise_weights_by_hand() -> None:
-    scores_B = torch.tensor([1.0, 1.0, -1.0, 1.0, 1.0])
-    weights_B = prompt_noise_weights(scores_B, torch.tensor([4, 2, 4, 2, 9]))
-    std = math.sqrt(2)  # of +1 and -1
-    assert_close(weights_B, torch.tensor([1 / std, 4.0, 1 / std, 4.0, 4.0]))
+    scores_B, ids_B = (
+        torch.tensor([1.0, 1.0, -1.0, 1.0, 1.0, 1.0]),
+        torch.tensor([4, 2, 4, 2, 9, 4]),
+    )
+    std = math.sqrt(8 / 9)  # of 1, -1, 1; the others have the floor
+    mean = (1 / std + 4.0 + 4.0) / 3  # over prompts
+    expected_B = torch.tensor([1 / std, 4.0, 1 / std, 4.0, 4.0, 1 / std]) / mean
+    assert_close(prompt_noise_weights(scores_B, ids_B), expected_B)
+    assert prompt_noise_weights(scores_B[:0], ids_B[:0]).shape == (0,)
 
 
-def test_prompt_noise_weights_have_a_floor_of_their_own_choice() -> None:
-    weights_B = prompt_noise_weights(torch.ones(2), torch.tensor([0, 0]), min_std=0.5)
-    assert weights_B.tolist() == [2.0, 2.0]
+def test_prompt_noise_weights_have_an_exponent_and_a_floor() -> None:
+    """The case of EasyPPO's own test: variances of 1/4 and 0, weights of 4 and 100."""
+    scores_B, ids_B = torch.tensor([0.0, 1.0, 0.5, 0.5]), torch.tensor([0, 0, 1, 1])
+    weights_B = prompt_noise_weights(scores_B, ids_B, exponent=1.0, floor=0.01)
+    assert_close(weights_B, torch.tensor([4.0, 4.0, 100.0, 100.0]) / 52.0)
+
+
+def test_prompt_noise_weights_have_their_mean_over_the_prompts_of_all_ranks() -> None:
+    scores_B, ids_B = torch.tensor([1.0, -1.0, 1.0, 1.0, 1.0]), torch.tensor([0, 0, 1, 1, 1])
+
+    def compute(rows: slice, reduce: Reduce) -> Tensor:
+        return prompt_noise_weights(scores_B[rows], ids_B[rows], reduce=reduce)
+
+    parts = on_ranks(compute, [slice(0, 2), slice(2, 5)])
+    assert_close(torch.cat(parts), prompt_noise_weights(scores_B, ids_B))
 
 
 def ratios(*ratio: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -383,12 +400,3 @@ def test_a_value_that_is_not_clipped_counts_as_none() -> None:
     )
     assert metrics["value_clipfrac"] == 0
     assert loss == value_loss(values_BT, torch.ones(1, 1), mask_BT)[0]
-
-
-def test_noise_weights_can_have_a_mean_of_one_over_prompts() -> None:
-    """Deviations of 0 and sqrt(2) weigh 4 and 0.7071, 2.3536 in the mean over two prompts."""
-    scores_B, ids_B = torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0]), torch.tensor([0, 0, 0, 1, 1])
-    weights_B = prompt_noise_weights(scores_B, ids_B, normalize=True)
-    assert_close(weights_B, torch.tensor([4.0] * 3 + [0.5**0.5] * 2) / ((4.0 + 0.5**0.5) / 2))
-    empty_B = prompt_noise_weights(scores_B[:0], ids_B[:0], normalize=True)
-    assert empty_B.shape == (0,)

@@ -16,6 +16,7 @@ from lightning_vcppo.algorithm.statistics import (
     group_moments,
     masked_mean,
     masked_var,
+    r_squared,
     whiten,
 )
 from lightning_vcppo.modules.micro_batches import token_balanced_micro_batches
@@ -92,23 +93,43 @@ def test_explained_variance_by_hand() -> None:
     assert ev(-returns_BT) == -3.0
 
 
+def test_r_squared_by_hand() -> None:
+    returns_BT = torch.tensor([[1.0, -1.0, 1.0, -1.0, torch.nan]])
+    mask_BT = ~returns_BT.isnan()
+
+    def r2(values_BT: Tensor) -> float:
+        return r_squared(values_BT, returns_BT, mask_BT).item()
+
+    assert r2(returns_BT) == 1.0
+    assert r2(returns_BT + 5) == -24.0  # 1 - 25 / 1: the constant error that EV does not see
+    assert r2(torch.zeros(1, 5)) == 0.0
+    assert r2(0.5 * returns_BT) == 0.75
+    assert r2(0.5 * returns_BT - 0.5) == 0.5  # 0.75 - 0.25
+    assert r2(-returns_BT) == -3.0
+
+
+MEASURES = pytest.mark.parametrize("measure", [explained_variance, r_squared])
+
+
+@MEASURES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_explained_variance_of_constant_returns_is_nan(dtype: torch.dtype) -> None:
+def test_of_constant_returns_nothing_can_be_explained(measure, dtype: torch.dtype) -> None:
     returns_BT = torch.full((3, 7), 0.1, dtype=dtype)
     mask_BT = torch.ones(3, 7, dtype=torch.bool)
-    ev = explained_variance(torch.randn(3, 7, dtype=dtype), returns_BT, mask_BT)
-    assert ev.isnan()
-    assert not ev > 0
+    explained = measure(torch.randn(3, 7, dtype=dtype), returns_BT, mask_BT)
+    assert explained.isnan()
+    assert not explained > 0
 
 
-def test_explained_variance_over_ranks_is_that_of_the_whole() -> None:
+@MEASURES
+def test_what_is_explained_over_ranks_is_that_of_the_whole(measure) -> None:
     values_BT, mask_BT = case()
     returns_BT = values_BT + torch.randn_like(values_BT)
 
     def compute(rows: slice, reduce: Reduce) -> Tensor:
-        return explained_variance(values_BT[rows], returns_BT[rows], mask_BT[rows], reduce=reduce)
+        return measure(values_BT[rows], returns_BT[rows], mask_BT[rows], reduce=reduce)
 
-    whole = explained_variance(values_BT, returns_BT, mask_BT)
+    whole = measure(values_BT, returns_BT, mask_BT)
     for part in on_ranks(compute, RANKS):
         assert_close(part, whole)
 

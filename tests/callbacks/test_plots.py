@@ -33,6 +33,7 @@ PLOTS = {
     "accuracy",
     "response_length",
     "explained_variance",
+    "r2",
     "value_by_position",
     "advantage_by_position",
     "value_by_token",
@@ -48,6 +49,13 @@ def test_learning_curves_are_drawn(tmp_path: Path) -> None:
     for picture in pictures.values():
         assert picture.shape[:2] == (600, 960)
         assert (picture[..., :3].min(axis=2) < 0.9).mean() > 0.005  # there is ink
+
+
+def test_learning_curves_that_are_switched_off_are_not_drawn(tmp_path: Path) -> None:
+    curves = LearningCurves(enabled=False)
+    fit(make_trainer(tmp_path, curves), InventingModule())
+    assert not (tmp_path / "plots").exists()
+    assert curves.state_dict()["rollouts"] == [1, 2, 3, 4]
 
 
 def test_learning_curves_go_on_after_a_resume(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from copy import deepcopy
 from dataclasses import asdict
 
 import pytest
@@ -57,6 +58,7 @@ def test_describe_fit_by_hand():
     assert fit_of["bias"] == pytest.approx(1 / 6)
     assert fit_of["loss"] == pytest.approx(0.375)
     assert fit_of["explained_variance"] == pytest.approx(1 - (0.75 - 1 / 36) / (8 / 9))
+    assert fit_of["r2"] == pytest.approx(1 - 0.75 / (8 / 9))
 
 
 def test_range_alignment_ends_when_the_bias_is_a_twentieth_of_the_squared_error():
@@ -74,7 +76,26 @@ class After(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.metrics.append({k: float(v) for k, v in trainer.callback_metrics.items()})
         self.weights.append(weights(pl_module.critic))
-        self.states.append(pl_module.critic_state())
+        # Of what makes the steps: Lightning's wrapper may say something else.
+        state = trainer.optimizers[1].state_dict()
+        self.states.append({"optimizer": deepcopy(state)})
+
+
+def test_a_best_critic_that_was_chosen_by_another_measure_is_forgotten():
+    schedule = ValuePretraining()
+    old = asdict(Progress(3, 900, best=0.4, best_rollout=2, risen_to=0.4, risen_at=2))
+    state = {"finished": False, "progress": old, "stored_by_rank": [{}], "best_critic": {"a": 1}}
+    schedule.load_state_dict(state)
+    kept = schedule.state_dict()
+    assert kept["progress"] == asdict(Progress(3, 900, risen_at=3)) and not kept["best_critic"]
+    schedule.load_state_dict(state | {"measure": kept["measure"]})
+    assert schedule.state_dict()["progress"] == old
+    schedule.load_state_dict({"finished": True, "progress": old})
+    assert schedule.state_dict() == {
+        "finished": True,
+        "progress": old,
+        "measure": kept["measure"],
+    }
 
 
 def moments(state):
@@ -89,8 +110,8 @@ def test_the_best_critic_comes_back_with_its_optimizer(tiny_actor, tmp_path):
         max_rollouts=5, min_rollouts=5, held_out_share=0.5, dirpath=str(tmp_path)
     )
     fit(module, 5, before, schedule, after)
-    explained = [m["value_pretraining/explained_variance"] for m in after.metrics]
-    best = max(range(5), key=lambda i: explained[i])
+    measured = [m["value_pretraining/r2"] for m in after.metrics]
+    best = max(range(5), key=lambda i: measured[i])
     assert best < 4  # else it would be the last one anyway
     assert torch.equal(after.weights[-1], before.critics[best])
     assert not torch.equal(after.weights[-1], before.critics[-1])

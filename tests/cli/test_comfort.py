@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from importlib import metadata
+from typing import ClassVar
 
 import pytest
 from rich.console import Console
@@ -123,6 +124,22 @@ def test_a_message_gets_the_flag_whose_value_it_tells():
         assert name_flag(other, values) == other
 
 
+@pytest.mark.parametrize("by_flag", [True, False])
+def test_a_former_name_works_with_one_line_of_warning(by_flag, tmp_path):
+    former = "--model.policy.reuse_sampler_logprobs=false"
+    if not by_flag:
+        path = tmp_path / "former.yaml"
+        path.write_text("model: {init_args: {policy: {reuse_sampler_logprobs: false}}}")
+        former = f"--config={path}"
+    with pytest.warns(FutureWarning) as warnings, pytest.raises(SystemExit):
+        run_program("fit", former, "--model.actor=/nowhere", "--trainer.accelerator=cpu")
+    told = [str(w.message) for w in warnings if "reuse_sampler_logprobs" in str(w.message)]
+    assert told == [
+        "policy.reuse_sampler_logprobs=false is now policy.old_logprobs=recomputed, and will be "
+        "refused in the next version"
+    ]
+
+
 # The doctor
 
 
@@ -193,7 +210,7 @@ def test_bash_completes_commands_flags_and_values(tmp_path):
         "do": ["doctor"],
         "fit --model.advantage.lambda_c": ["--model.advantage.lambda_critic"],
     }
-    asked["fit --model.advantage.estimator "] = ["gae", "group"]
+    asked["fit --model.advantage.estimator "] = ["gae", "group", "rloo"]
     for line, answer in asked.items():
         words = ["vcppo", *line.split(" ")]
         quoted = " ".join(f"'{word}'" for word in words)
@@ -224,3 +241,21 @@ def test_a_terminal_sees_what_is_being_done_and_a_pipe_does_not(monkeypatch):
     with terminal.waiting_for("Loading the actor"):
         pass
     assert "Loading" not in file.getvalue()
+
+
+def test_only_the_flags_of_the_given_command_are_built():
+    with pytest.raises(SystemExit):
+        lightning_cli.main(["fit", "--help"], Parsers)
+    assert Parsers.flags["fit"] > 100
+    assert Parsers.flags["validate"] == Parsers.flags["test"] == Parsers.flags["predict"] < 10
+
+
+class Parsers(lightning_cli.VCPPOCLI):
+    """Counts the flags of each command before it reads any."""
+
+    flags: ClassVar[dict[str, int]] = {}
+
+    def parse_arguments(self, parser, args):
+        for name, each in self._subcommand_parsers.items():
+            self.flags[name] = len(each._option_string_actions)
+        super().parse_arguments(parser, args)

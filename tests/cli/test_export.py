@@ -165,12 +165,12 @@ def test_what_is_no_checkpoint_ends_in_one_line(full, tmp_path, capfd):
     for given, message in {
         tmp_path / "nowhere": "nowhere does not exist",
         empty: "empty is no checkpoint: expected a file, or a folder with meta.pt",
-        cut: "cut.ckpt: not a whole checkpoint (cut off",
+        cut: "cut.ckpt: not a complete checkpoint (truncated",
         foreign: "foreign.ckpt does not say what its networks are",
-        harmful: "harmful.ckpt: holds Python objects, which could run code",
+        harmful: "harmful.ckpt: contains Python objects, which could run code",
         outside: "the checkpoint has a file named '../../x'",
         shards: "not the index of a checkpoint, it names builtins.print",
-        torn: "torn.ckpt: cannot be loaded, a part is cut off",
+        torn: "torn.ckpt: cannot be loaded, a shard is truncated",
         unweighted: "weights of its actor are missing or unknown",
     }.items():
         with pytest.raises(SystemExit) as end:

@@ -73,9 +73,23 @@ def test_settings_become_a_run(tiny_actor):
     assert (run.prompts, run.num_generations, run.responses) == (8, 4, 16)
     assert (run.epochs, run.critic_epochs, run.critic_mini_batch) == (1, 3, 16)
     assert (run.strategy, run.devices, run.memory) == ("ddp", 2, 24 * GB)
-    assert run.reference and run.reads_logprobs and run.moments == 0
+    assert run.reference and run.logprob_readings == 1 and run.moments == 0
     weights = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(tiny_actor).parameters())
     assert run.actor.weights == weights
+
+
+@pytest.mark.parametrize(
+    ("flags", "readings"),
+    [
+        (["--trainer.precision=32-true"], 0),
+        (["--trainer.precision=32-true", "--model.policy.old_logprobs=recomputed"], 1),
+        (["--trainer.precision=bf16-mixed"], 1),
+        (["--trainer.precision=bf16-mixed", "--model.policy.old_logprobs=sampler"], 0),
+        (["--config=pact", "--trainer.precision=bf16-mixed"], 1),  # after the actor's update
+    ],
+)
+def test_the_actor_reads_as_often_as_the_settings_ask_for(tiny_actor, flags, readings):
+    assert read(tiny_actor, *flags).logprob_readings == readings
 
 
 def test_strategies_engines_and_critics_are_understood(tiny_actor):

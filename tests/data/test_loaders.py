@@ -1,10 +1,6 @@
 """Which process sees which prompts when, also after a resume."""
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -14,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_vcppo.callbacks import AIMEEvaluation
 from lightning_vcppo.data.datamodule import AIMEDataModule
 from lightning_vcppo.data.loaders import EvalLoader, TrainLoader, epoch_order
+from lightning_vcppo.rollouts.records import ResponseRecord
 from tests.support.data import byte_tokenizer, indices, prompts, write_problems
-from tests.support.tiny_runs import ROOT
+from tests.support.forks import run_ranks
 
 # Order and shares
 
@@ -143,48 +141,8 @@ def test_resuming_with_other_data_is_noticed(tmp_path):
 
 
 def test_two_processes_share_the_prompts(tmp_path):
-    script = tmp_path / "two.py"
     small = write_problems(tmp_path / "small.jsonl", ["a", "b", "c"])
-    script.write_text(
-        textwrap.dedent(
-            f"""
-            import sys
-            sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(ROOT)!r}]
-            import json, lightning.pytorch as pl
-            from lightning_vcppo.callbacks import AIMEEvaluation
-            from lightning_vcppo.rollouts.records import ResponseRecord
-            from test_loaders import AIMEDataModule, Recorder
-
-            def record(index, name):  # right on problem 0 alone
-                rest = "test", f"{{index}}?", 7, "7", "7", index == 0, 1, True, name
-                return ResponseRecord(index, 0, *rest)
-
-            class Both(Recorder):
-                def validation_step(self, batch, batch_idx, dataloader_idx=0):
-                    self.validated.append(batch.indices)
-                    return {{"records": [record(i, batch.evaluation_set) for i in batch.indices]}}
-
-            module = Both()
-            module.validated = []
-            trainer = pl.Trainer(
-                accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, logger=False,
-                enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-                num_sanity_val_steps=0, callbacks=[AIMEEvaluation()],
-                default_root_dir={str(tmp_path)!r},
-            )
-            data = AIMEDataModule(
-                train_size=9, val_size=5, prompts_per_rollout=4, val_batch_size=1,
-                evaluation_sets={{"small": {small!r}}},
-            )
-            trainer.fit(module, data)
-            metrics = {{k: float(v) for k, v in trainer.callback_metrics.items()}}
-            seen = [[rows for _, _, rows in module.seen], module.validated, metrics]
-            open(f"{tmp_path}/{{trainer.global_rank}}.json", "w").write(json.dumps(seen))
-            """
-        )
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run([sys.executable, str(script)], check=True, env=environment, timeout=240)
+    assert run_ranks(two_ranks, tmp_path, small, ranks=2, logs=tmp_path / "logs")
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     order = epoch_order(9, 0, 0)
     assert [ranks[0][0][i] + ranks[1][0][i] for i in range(2)] == [order[:4], order[4:8]]
@@ -197,3 +155,48 @@ def test_two_processes_share_the_prompts(tmp_path):
     assert metrics["eval/small/accuracy"] == pytest.approx(1 / 3)
     written = (tmp_path / "evaluation" / "updates_000004.jsonl").read_text().splitlines()
     assert len(written) == 8
+
+
+class Both(Recorder):
+    """Records what is validated, too: right on problem 0 alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.validated = []
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self.validated.append(batch.indices)
+        return {"records": [self.record(i, batch.evaluation_set) for i in batch.indices]}
+
+    def record(self, index, name):
+        rest = "test", f"{index}?", 7, "7", "7", index == 0, 1, True, name
+        return ResponseRecord(index, 0, *rest)
+
+
+def two_ranks(folder: Path, small: str) -> None:
+    """Train as one of two ranks, and write what it has seen."""
+    module = Both()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp",
+        max_epochs=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
+        callbacks=[AIMEEvaluation()],
+        default_root_dir=folder,
+    )
+    data = AIMEDataModule(
+        train_size=9,
+        val_size=5,
+        prompts_per_rollout=4,
+        val_batch_size=1,
+        evaluation_sets={"small": small},
+    )
+    trainer.fit(module, data)
+    metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    seen = [[rows for _, _, rows in module.seen], module.validated, metrics]
+    (folder / f"{trainer.global_rank}.json").write_text(json.dumps(seen))

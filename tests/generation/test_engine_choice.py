@@ -5,7 +5,6 @@ import importlib.util
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -14,6 +13,7 @@ from lightning_vcppo import VCPPOModule
 from lightning_vcppo.models import loading
 from lightning_vcppo.models.lora import plain_weights
 from lightning_vcppo.settings import EngineSettings, PolicySettings
+from tests.support.forks import run_ranks
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
@@ -45,7 +45,7 @@ def test_tied_weights_come_under_both_names(tiny_actor):
 
 
 def test_shards_of_two_ranks_are_gathered_one_tensor_at_a_time(tiny_actor, tmp_path):
-    mp.spawn(_gather_shards, (str(tiny_actor), str(tmp_path)), nprocs=2)
+    assert run_ranks(_gather_shards, str(tiny_actor), str(tmp_path), ranks=2, logs=tmp_path)
     expected = dict(plain_weights(loading.load_actor(str(tiny_actor))))
     for rank in range(2):
         gathered = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
@@ -53,9 +53,8 @@ def test_shards_of_two_ranks_are_gathered_one_tensor_at_a_time(tiny_actor, tmp_p
         assert all(torch.equal(gathered[name], weight) for name, weight in expected.items())
 
 
-def _gather_shards(rank: int, actor: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+def _gather_shards(actor: str, folder: str) -> None:
+    dist.init_process_group("gloo")
     model = loading.load_actor(actor)
     for layer in model.base_model.layers:
         fully_shard(layer, mesh=init_device_mesh("cpu", (2,)))
@@ -63,5 +62,5 @@ def _gather_shards(rank: int, actor: str, folder: str) -> None:
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
     weights = plain_weights(model)
     assert iter(weights) is weights  # lazy: nothing is gathered before it is asked for
-    torch.save(dict(weights), f"{folder}/{rank}.pt")
+    torch.save(dict(weights), f"{folder}/{dist.get_rank()}.pt")
     dist.destroy_process_group()

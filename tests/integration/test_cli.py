@@ -86,8 +86,10 @@ def trained(cold_start, tmp_path_factory):
     vcppo(
         *("fit", "--config", CONFIGS / "vcppo.yaml", f"--model.actor={cold_start / 'actor'}"),
         *(*ROLLOUTS, "--loggers=[csv,wandb,tensorboard]", "--trainer.max_epochs=2"),
+        "--learning_curves.enabled=true",
         "--seed_everything=1",  # with which held-out rewards differ
         *("--model.policy.kl_coef=0.01", "--model.policy.importance_correction=truncate"),
+        *("--model.update.order=actor_first", "--model.value.target_correction=importance"),
         *("--model.policy.clip_ratio_c=3", "--model.policy.positive_example_nll_weight=0.1"),
         *("--model.actor_optimizer.lr=1e-3", "--model.value.cliprange_value=0.2"),
         *("--model.evaluation.num_generations=3", f"--data.evaluation_sets={{aime24: {problems}}}"),

@@ -21,13 +21,14 @@ RESUMED = {
 }
 ELSEWHERE = ["ddp_2_to_1", "fsdp2_2_to_1", "ddp_2_to_offload_2"]
 SINGLE = ["one_32", "fsdp2_2_32"]
+LATER = ["successors_one", "successors_ddp_2", "successors_fsdp2_2"]
 
 
 @pytest.fixture(scope="module")
 def runs(tiny_actor, tmp_path_factory):
     """Return what each process of each run had at the end, by the run's name."""
     folder = tmp_path_factory.mktemp("ranks")
-    names = [*WHOLE, *RESUMED["ddp_2"], *RESUMED["fsdp2_2"], *ELSEWHERE, *SINGLE]
+    names = [*WHOLE, *RESUMED["ddp_2"], *RESUMED["fsdp2_2"], *ELSEWHERE, *SINGLE, *LATER]
     command = [
         sys.executable,
         "-m",
@@ -81,6 +82,18 @@ def test_ranks_together_sample_the_responses_of_one(runs, name):
 def test_ranks_reach_the_weights_of_one(runs, name):
     for network in ("actor", "critic"):
         assert difference(runs["one"][0][network], runs[name][0][network]) < 1e-10
+
+
+@pytest.mark.parametrize("name", LATER[1:])
+def test_ranks_reach_the_weights_of_one_with_the_switches_of_later_recipes(runs, name):
+    alone, together = runs[LATER[0]][0], runs[name][0]
+    assert responses(runs[name]) == responses(runs[LATER[0]])
+    assert difference(alone["actor"], runs["one"][0]["actor"]) > 1e-4
+    for network in ("actor", "critic"):
+        assert difference(alone[network], together[network]) < 1e-10
+    for key, value in alone["metrics"].items():
+        if not key.startswith(("time/", "rollout/tokens_per_second")):
+            assert together["metrics"][key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
 
 
 @pytest.mark.parametrize("name", SINGLE[1:])
@@ -149,7 +162,7 @@ def test_shards_are_written_as_an_ordinary_folder(runs, network):
         torch.testing.assert_close(weight, gathered[name])
 
 
-@pytest.mark.parametrize("name", ["cold_start", "reward_model", "saved"])
+@pytest.mark.parametrize("name", ["cold_start", "reward_model", "saved", "side", "reader"])
 def test_every_module_trains_with_shards(runs, name):
     assert_finite(runs["folder"] / name)
 

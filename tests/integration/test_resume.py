@@ -150,7 +150,7 @@ def test_a_run_is_not_overwritten_unless_asked_to(tiny_actor, tmp_path):
     fit(tiny_actor, tmp_path, "--trainer.limit_train_batches=1")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     choices = "--ckpt_path=last.* another --trainer.default_root_dir.* --overwrite"
-    with pytest.raises(ValueError, match=f"holds a run .metrics.csv.*{choices}") as refusal:
+    with pytest.raises(ValueError, match=f"contains a run .metrics.csv.*{choices}") as refusal:
         fit(tiny_actor, tmp_path)
     assert "\n" not in str(refusal.value)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -179,9 +179,9 @@ def test_a_start_is_chosen(tmp_path, monkeypatch):
     best.touch()
     for folder in (run, other):  # it goes on, or begins where there is none
         assert choose_start(folder, str(best), overwrite=False) == str(best)
-    with pytest.raises(ValueError, match=r"holds a run .checkpoints/best\.ckpt"):
+    with pytest.raises(ValueError, match=r"contains a run .checkpoints/best\.ckpt"):
         choose_start(run, str(other / "checkpoints" / "last.ckpt"), overwrite=False)
-    with pytest.raises(ValueError, match="--overwrite begins a run anew, --ckpt_path=last"):
+    with pytest.raises(ValueError, match="--overwrite starts a new run, --ckpt_path=last"):
         choose_start(run, "last", overwrite=True)
     (run / "hpc_ckpt_1.ckpt").touch()
     monkeypatch.setattr(

@@ -15,7 +15,7 @@ from lightning_vcppo.callbacks.base import RunCallback
 
 from lightning_vcppo import AIMEDataModule, callbacks
 from lightning_vcppo.algorithm.value_pretraining import Phase
-from lightning_vcppo.callbacks import RolloutCheckpoint, ValuePretraining
+from lightning_vcppo.callbacks import LearningCurves, RolloutCheckpoint, ValuePretraining
 from lightning_vcppo.data.loaders import EvalLoader
 from lightning_vcppo.modules.cold_start import ColdStartModule
 from lightning_vcppo.settings import OptimizerSettings, SamplingSettings
@@ -46,12 +46,13 @@ class Phases(Callback):
 
 
 def every_callback() -> list[Callback]:
-    """One of each kind that is public; value pretraining of one rollout."""
+    """One of each kind that is public; value pretraining of one rollout, and nothing drawn."""
+    settings = {
+        ValuePretraining: {"max_rollouts": 1, "min_rollouts": 1},
+        LearningCurves: {"enabled": False},
+    }
     kinds = [getattr(callbacks, name) for name in callbacks.__all__]
-    return [
-        kind(max_rollouts=1, min_rollouts=1) if kind is ValuePretraining else kind()
-        for kind in kinds
-    ]
+    return [kind(**settings.get(kind, {})) for kind in kinds]
 
 
 def run(folder: Path, module, used: list[Callback], data=None, ckpt_path=None, **flags) -> Trainer:

@@ -52,14 +52,14 @@ def test_a_critic_from_a_language_model_starts_at_zero(tiny_actor):
         assert torch.equal(ours, theirs), name
 
 
-@pytest.mark.parametrize("head", ["scalar", "bounded", "hl_gauss"])
+@pytest.mark.parametrize("head", ["scalar", "bounded", "sigmoid", "hl_gauss"])
 def test_a_critic_read_back_has_equal_values(tiny_actor, tmp_path, head):
     settings = ValueSettings(head=head, num_bins=11)
     critic = shake(load_critic(str(tiny_actor), settings))
     critic.model.save_pretrained(tmp_path)
     again = load_critic(str(tmp_path), settings)
     assert torch.equal(values_of(critic), values_of(again))
-    if head == "bounded":
+    if head in ("bounded", "sigmoid"):
         assert values_of(critic).abs().max() < 1.0
     assert holds_pretrained_critic(str(tmp_path))
     assert not holds_pretrained_critic(str(tiny_actor))
@@ -72,6 +72,33 @@ def test_a_critic_with_another_head_is_refused(tiny_actor, tmp_path):
     load_critic(str(tiny_actor), ValueSettings()).model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"trained with value head .*scalar.*, not .*bounded"):
         load_critic(str(tmp_path), ValueSettings(head="bounded"))
+
+
+def test_the_histogram_of_a_critic_is_that_of_its_settings(tiny_actor, tmp_path):
+    wide = ValueSettings(head="hl_gauss", num_bins=31, hl_gauss_sigma=0.1, sigma_unit="returns")
+    critic = load_critic(str(tiny_actor), wide)
+    width = (critic.edges()[1] - critic.edges()[0]).item()
+    assert wide.sigma_ratio * width == pytest.approx(0.1)
+    assert critic.edges()[0].item() == pytest.approx(-1.0 - 4 * 0.1)
+    critic.model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"hl_gauss_sigma': 0\.1.*hl_gauss_sigma': 0\.75"):
+        load_critic(str(tmp_path), ValueSettings(head="hl_gauss", num_bins=31))
+    # Folders of the time before it could be set do not state it.
+    default = ValueSettings(head="hl_gauss", num_bins=31)
+    folder = load_critic(str(tiny_actor), default).model
+    for name in ("hl_gauss_sigma", "sigma_unit"):
+        del folder.config.value_head[name]
+    folder.save_pretrained(tmp_path)
+    load_critic(str(tmp_path), default)
+
+
+def test_a_head_may_start_at_random(tiny_actor):
+    settings = ValueSettings(head="hl_gauss", num_bins=101, head_init="normal")
+    critic, same, other = (load_critic(str(tiny_actor), settings, seed=s) for s in (1, 1, 2))
+    assert torch.equal(critic.head.weight, same.head.weight)
+    assert not torch.equal(critic.head.weight, other.head.weight)
+    assert critic.head.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert critic.head.bias.eq(0).all()
 
 
 def test_a_reward_model_gives_the_critic_its_head(tiny_actor, tmp_path):

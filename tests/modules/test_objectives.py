@@ -15,16 +15,19 @@ POLICIES = [
     PolicySettings(kl_coef=kl, positive_example_nll_weight=nll)
     for kl, nll in itertools.product((0.0, 0.1), repeat=2)
 ]
+POLICIES += [PolicySettings(loss=loss) for loss in ("dis", "dppo_tv", "cispo", "gspo")]
 VALUES = [
     ValueSettings(),
     ValueSettings(loss="huber", cliprange_value=0.2),
     ValueSettings(head="hl_gauss"),
+    ValueSettings(head="sigmoid", loss="bce"),
+    ValueSettings(head="sigmoid"),
 ]
 
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: f"{value.head}-{value.loss}")
 @pytest.mark.parametrize(
-    "policy", POLICIES, ids=lambda p: f"kl{p.kl_coef}-nll{p.positive_example_nll_weight}"
+    "policy", POLICIES, ids=lambda p: f"{p.loss}-kl{p.kl_coef}-nll{p.positive_example_nll_weight}"
 )
 def test_losses_return_what_the_settings_say(tiny_actor, policy, value):
     seed_everything(0)

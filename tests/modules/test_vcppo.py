@@ -9,19 +9,28 @@ from lightning.pytorch import seed_everything
 
 from lightning_vcppo import VCPPOModule
 from lightning_vcppo.algorithm.advantages import gae
-from lightning_vcppo.algorithm.statistics import explained_variance
+from lightning_vcppo.algorithm.statistics import explained_variance, identity
 from lightning_vcppo.algorithm.value_pretraining import Phase
 from lightning_vcppo.callbacks import ValuePretraining
 from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.settings import (
     AdvantageSettings,
+    EngineSettings,
     OptimizerSettings,
     PolicySettings,
     SamplingSettings,
     UpdateSettings,
     ValueSettings,
 )
-from tests.support.training import EVERYTHING, SaveAfter, fit, make_module, weights
+from tests.support.training import (
+    EVERYTHING,
+    SAMPLING,
+    SUCCESSORS,
+    SaveAfter,
+    fit,
+    make_module,
+    weights,
+)
 
 
 def reward_of_even_starts(response: str, answer: int) -> float:
@@ -87,15 +96,29 @@ def test_explained_variance_is_of_monte_carlo_returns_whatever_the_targets(tiny_
     assert logged != pytest.approx(float(of_targets), abs=1e-3)
 
 
-@pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
-def test_weights_do_not_depend_on_micro_batches(tiny_actor, mode):
+def with_mode(mode, **policy):
+    """Return all switches, with a loss and the way in which it becomes one number."""
+    policy = vars(EVERYTHING["policy"]) | {"loss_agg_mode": mode} | policy
+    value = ValueSettings(prompt_noise_weighting=True, loss_agg_mode=mode)
+    return EVERYTHING | {"policy": PolicySettings(**policy), "value": value}
+
+
+@pytest.mark.parametrize(
+    ("changes", "order"),
+    [
+        (with_mode("token-mean"), "critic_first"),
+        (with_mode("seq-mean-token-mean", loss="gspo", clip_ratio_c=None), "critic_first"),
+        (SUCCESSORS, "actor_first"),
+    ],
+    ids=["ppo", "gspo", "dppo_tv"],
+)
+def test_weights_do_not_depend_on_micro_batches(tiny_actor, changes, order):
     results = []
     for max_tokens in (10_000, 60):
         seed_everything(0)
-        changes = dict(EVERYTHING)
-        changes["policy"] = PolicySettings(**vars(EVERYTHING["policy"]) | {"loss_agg_mode": mode})
-        changes["value"] = ValueSettings(prompt_noise_weighting=True, loss_agg_mode=mode)
-        update = UpdateSettings(ppo_mini_batch_size=4, ppo_max_token_len_per_gpu=max_tokens)
+        update = UpdateSettings(
+            order=order, ppo_mini_batch_size=4, ppo_max_token_len_per_gpu=max_tokens
+        )
         module = make_module(tiny_actor, update=update, **changes)
         record = fit(module, 2, precision="64-true")
         results.append((record.actors[-1], record.critics[-1], record.metrics[-1]))
@@ -108,14 +131,20 @@ def test_weights_do_not_depend_on_micro_batches(tiny_actor, mode):
             assert value == pytest.approx(metrics_too[key], rel=1e-4, abs=1e-6), key
 
 
-@pytest.mark.parametrize("saved_after", [2, 4])  # in value pretraining, and behind it
-def test_a_resumed_run_equals_an_uninterrupted_one(tiny_actor, tmp_path, saved_after):
+ACTOR_FIRST = UpdateSettings(order="actor_first", ppo_mini_batch_size=4, critic_epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("saved_after", "changes"),  # in value pretraining, and behind it
+    [(2, EVERYTHING), (4, EVERYTHING), (4, SUCCESSORS | {"update": ACTOR_FIRST})],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(tiny_actor, tmp_path, saved_after, changes):
     seed_everything(0)
     path = tmp_path / "middle.ckpt"
     callbacks = [ValuePretraining(max_rollouts=3), SaveAfter(saved_after, path)]
-    whole = fit(make_module(tiny_actor, **EVERYTHING), 6, *callbacks)
+    whole = fit(make_module(tiny_actor, **changes), 6, *callbacks)
     seed_everything(0)
-    module = make_module(tiny_actor, **EVERYTHING)
+    module = make_module(tiny_actor, **changes)
     rest = fit(module, 6, ValuePretraining(max_rollouts=3), ckpt_path=path)
     assert len(rest.rollouts) == 6 - saved_after
     assert torch.equal(whole.actors[-1], rest.actors[-1])
@@ -162,14 +191,127 @@ def test_kl_in_the_reward_is_subtracted_from_each_token(tiny_actor):
     torch.testing.assert_close(placed_BT.sum(1), second.scores_B, atol=1e-5, rtol=1e-5)
 
 
-def test_the_group_estimator_trains_without_a_critic(tiny_actor):
+def read_tokens(module) -> list[int]:
+    """Count what each reading of the actor reads, from now on."""
+    counts: list[int] = []
+    read = module.scorer.actor_logprobs
+
+    def counting(rollout):
+        counts.append(len(rollout))
+        return read(rollout)
+
+    module.scorer.actor_logprobs = counting
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("source", "precision", "reads"),
+    [
+        ("auto", "32-true", False),
+        ("auto", "bf16-true", True),
+        ("recomputed", "32-true", True),
+        ("sampler", "bf16-true", False),
+    ],
+)
+def test_old_logprobs_come_from_where_the_settings_say(tiny_actor, source, precision, reads):
     seed_everything(0)
-    module = make_module(tiny_actor, advantage=AdvantageSettings(estimator="group"))
+    module = make_module(tiny_actor, policy=PolicySettings(old_logprobs=source))
+    module.configure_model()
+    counts = read_tokens(module)  # of `score` alone: the objectives have theirs already
+    rollout = fit(module, 1, precision=precision).rollouts[0]
+    assert bool(counts) is reads
+    equal = torch.equal(rollout.old_logprobs_BT, rollout.sampler_logprobs_BT)
+    assert equal is not reads
+
+
+def test_the_former_name_of_old_logprobs_is_taken_with_a_warning():
+    for reuse, instead in ((True, "auto"), (False, "recomputed")):
+        with pytest.warns(FutureWarning, match=f"is now policy.old_logprobs={instead}"):
+            settings = PolicySettings(reuse_sampler_logprobs=reuse)
+        assert settings == PolicySettings(old_logprobs=instead)
+    with pytest.raises(ValueError, match="reuse_sampler_logprobs: its place is taken by"):
+        PolicySettings(reuse_sampler_logprobs=False, old_logprobs="sampler")
+
+
+@pytest.mark.parametrize("mode", ["truncate", "mask"])
+def test_the_samplers_logprobs_are_not_corrected_for_the_sampler(mode):
+    with pytest.raises(ValueError, match="importance_correction: with old_logprobs=sampler"):
+        PolicySettings(old_logprobs="sampler", importance_correction=mode)
+    settings = PolicySettings(old_logprobs="sampler")
+    assert settings.correction_with(EngineSettings(name="vllm")) == "off"
+
+
+def test_the_order_of_the_networks_does_not_matter_to_uncorrected_targets(tiny_actor):
+    results = []
+    for order in ("critic_first", "actor_first"):
+        seed_everything(0)
+        update = UpdateSettings(order=order, ppo_mini_batch_size=4)
+        record = fit(make_module(tiny_actor, update=update), 2)
+        results.append((record.actors[-1], record.critics[-1]))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+class WithTargets(VCPPOModule):
+    """Keep what each network learned from, and what the actor says of it when it is asked."""
+
+    def begin_run(self):
+        super().begin_run()
+        self.learned_from = {}
+
+    def update_network(self, network, rollout, epochs=None):
+        logprobs_BT, _ = self.read(self.scorer.actor_logprobs, rollout)
+        self.learned_from[network] = (rollout, logprobs_BT)
+        super().update_network(network, rollout, epochs)
+
+
+def test_corrected_targets_are_those_of_the_updated_actor(tiny_actor):
+    seed_everything(0)
+    value = ValueSettings(target_correction="importance", target_max_ratio=1.05, value_min=-2.0)
+    settings = {"value": value, "update": ACTOR_FIRST, "sampling": SAMPLING}
+    settings["actor_optimizer"] = OptimizerSettings(lr=1e-3)
+    reward = "tests.support.training.random_reward"
+    module = WithTargets(str(tiny_actor), reward=reward, **settings)
+    record = fit(module, 2, precision="64-true")
+    assert [*module.learned_from] == ["policy", "critic"]
+    rollout, logprobs_BT = module.learned_from["critic"]
+    before = record.rollouts[-1]
+    mask_BT = before.response_mask_BT
+    ratio_BT = (logprobs_BT - before.old_logprobs_BT).exp()
+    kept_BT = mask_BT & (ratio_BT <= 1.05)
+    assert 0 < kept_BT.sum() < mask_BT.sum()
+    assert torch.equal(rollout.fitted_BT, kept_BT)
+    expected_BT = -2.0 + ratio_BT * (before.returns_BT + 2.0)
+    torch.testing.assert_close(rollout.returns_BT[kept_BT], expected_BT[kept_BT])
+    weights_BT = module.objectives["critic"].weigh(rollout, identity).loss_weights_BT
+    torch.testing.assert_close(weights_BT, kept_BT / kept_BT.sum())
+    left_out = 1 - float(kept_BT.sum() / mask_BT.sum())
+    assert record.metrics[-1]["critic/target_left_out"] == pytest.approx(left_out, abs=1e-6)
+
+
+def test_leave_one_out_trains_without_a_critic(tiny_actor):
+    seed_everything(0)
+    module = make_module(tiny_actor, advantage=AdvantageSettings(estimator="rloo", whiten=False))
+    record = fit(module, 2, ValuePretraining())
+    assert module.critic is None and not torch.equal(record.actors[0], record.actors[1])
+    rollout = record.rollouts[0]
+    others_B = rollout.scores_B.view(-1, 2).flip(1).flatten()
+    torch.testing.assert_close(rollout.advantages_BT[:, 0], rollout.scores_B - others_B)
+
+
+@pytest.mark.parametrize("estimator", ["group", "batch"])
+def test_training_without_a_critic(tiny_actor, estimator):
+    seed_everything(0)
+    module = make_module(tiny_actor, advantage=AdvantageSettings(estimator=estimator))
     record = fit(module, 2, ValuePretraining())
     assert module.critic is None and record.critics == []
     assert not torch.equal(record.actors[0], record.actors[1])
-    advantages_B = record.rollouts[0].advantages_BT[:, 0].view(-1, 2)
-    torch.testing.assert_close(advantages_B.sum(1), torch.zeros(4))
+    advantages_B = record.rollouts[0].advantages_BT[:, 0]
+    if estimator == "group":
+        torch.testing.assert_close(advantages_B.view(-1, 2).sum(1), torch.zeros(4))
+    else:
+        scores_B = record.rollouts[0].scores_B
+        torch.testing.assert_close(advantages_B, scores_B - scores_B.mean())
     assert "critic/explained_variance" not in record.metrics[1]
 
 
@@ -196,10 +338,13 @@ def test_masked_truncated_responses_leave_the_policy_alone_but_not_the_critic(ti
     assert not torch.equal(record.critics[0], record.critics[1])
 
 
-@pytest.mark.parametrize("head", ["bounded", "hl_gauss"])
-def test_other_value_heads_learn(tiny_actor, head):
+@pytest.mark.parametrize(
+    ("head", "loss"),
+    [("bounded", "mse"), ("hl_gauss", "mse"), ("sigmoid", "bce"), ("sigmoid", "mse")],
+)
+def test_other_value_heads_learn(tiny_actor, head, loss):
     seed_everything(0)
-    value = ValueSettings(head=head, num_bins=21, value_min=-1.5, value_max=1.5)
+    value = ValueSettings(head=head, loss=loss, num_bins=21, value_min=-1.5, value_max=1.5)
     module = make_module(tiny_actor, value=value, reward=f"{__name__}.always_wrong")
     record = fit(module, 8, ValuePretraining(max_rollouts=8))
     first, last = (r.values_BT[r.response_mask_BT].mean() for r in record.rollouts[::7])
@@ -273,6 +418,7 @@ def test_learning_rates_warm_up(tiny_actor):
             },
             "num_generations: .* at least 2",
         ),
+        ({"value": ValueSettings(target_correction="importance")}, "update.order=actor_first"),
         ({"sampling": SamplingSettings(temperature=0.0)}, "temperature"),
         ({"sampling": SamplingSettings(dynamic_sampling=True)}, "a group of one"),
         ({"reward": "no_such_package.fn"}, "no_such_package"),

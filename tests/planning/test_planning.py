@@ -8,7 +8,8 @@ import pytest
 
 from lightning_vcppo.generation import decoding, prompt_reader, slots, static_batch
 from lightning_vcppo.models import logprobs
-from lightning_vcppo.planning import memory
+from lightning_vcppo.modules import master_weights
+from lightning_vcppo.planning import advice, memory
 from lightning_vcppo.planning.advice import advise, fits
 from lightning_vcppo.planning.memory import (
     Memory,
@@ -85,6 +86,29 @@ def test_weights_and_moments_of_both_networks_last():
     assert lasting(replace(RUN, moments=0)).optimizer == 0
 
 
+def test_master_weights_keep_the_state_in_float32_and_something_beside_it():
+    half = replace(RUN, precision="bf16-true")
+    moments = {
+        kind: lasting(replace(half, master_weights=kind)).optimizer // (2 * BACKBONE)
+        for kind in ("none", "stochastic", "kahan", "float32")
+    }
+    assert moments == {"none": 4, "stochastic": 8, "kahan": 8 + 2, "float32": 8 + 4}
+    assert lasting(replace(RUN, master_weights="float32")).optimizer == 2 * BACKBONE * 8
+    stepping = replace(half, master_weights="kahan", device="cuda", max_tokens=1, prompt_length=1)
+    update = plan_memory(replace(stepping, response_length=1))["critic update"]
+    # of a model this small all weights are in float32 at once: weight, gradient, one temporary
+    assert update.workspace == lasting(stepping).workspace - 8 * 5 * 60 + 12 * BACKBONE
+
+
+def test_half_precision_is_not_advised_where_it_would_train_nothing():
+    run = replace(RUN, memory=1, device="cuda", critic=None)
+    assert advice._half_precision(replace(run, lora_rank=2))[0] == "--trainer.precision=bf16-true"
+    flag, changed = advice._half_precision(run)
+    assert flag.endswith("bf16-true --model.master_weights=stochastic")
+    assert changed.master_weights == "stochastic"
+    assert advice._half_precision(replace(run, strategy="fsdp2")) is None
+
+
 def test_a_language_model_with_its_own_head_has_more_weights_than_its_critic():
     untied = replace(SMALL, tied=False)
     assert lasting(replace(RUN, actor=untied, critic=untied)).weights == 4 * (2 * BACKBONE + 80)
@@ -106,6 +130,33 @@ def test_adapters_share_a_base_and_train_little():
     whole = replace(run, lora_targets=())
     both_ways = 2 * (8 + 8) + 2 * (8 + 4) + 3 * (8 + 16)
     assert whole.trainable("critic") == 2 * 2 * both_ways
+
+
+def test_a_frozen_part_of_the_critic_is_there_and_is_not_trained():
+    attention = replace(RUN, critic_frozen="attention")
+    matrices = 2 * (2 * 8 * 8 + 2 * 8 * 4)  # two layers: queries and outputs, keys and values
+    assert attention.trainable("critic") == BACKBONE - matrices
+    assert attention.trainable("policy") == RUN.trainable("policy")
+    assert lasting(attention).weights == lasting(RUN).weights
+    assert lasting(attention).optimizer == lasting(RUN).optimizer - 2 * 4 * matrices
+    biased = replace(SMALL, qkv_bias=True)
+    assert biased.part("attention") == matrices + 2 * (8 + 4 + 4)
+    embeddings = replace(RUN, critic_frozen="embeddings")
+    assert embeddings.trainable("critic") == BACKBONE - SMALL.embedding
+    assert plan_memory(embeddings)["critic update"].total < plan_memory(RUN)["critic update"].total
+    slower, faster = (plan_seconds(run, Rates(1.0, 1.0), 1).critic for run in (RUN, attention))
+    assert faster < slower
+
+
+def test_a_side_critic_is_small_and_reads_the_actor():
+    alone = replace(RUN, critic=None)
+    side = replace(alone, side_weights=SMALL.ladder(2, 4))
+    assert side.side_weights == 2 * (8 + 1 + 8 * 4 + 4 + 4 * 16) + 4
+    assert lasting(side).weights == lasting(alone).weights + 4 * side.side_weights
+    assert lasting(side).optimizer == lasting(alone).optimizer + 2 * 4 * side.side_weights
+    assert lasting(side).weights < lasting(RUN).weights
+    none, some, whole = (plan_seconds(r, Rates(1.0, 1.0), 1).critic for r in (alone, side, RUN))
+    assert none == 0 and 3 * some == pytest.approx(whole)
 
 
 def test_activations_of_a_token():
@@ -279,7 +330,7 @@ def test_operations_of_a_rollout():
     assert seconds.critic == 3 * body
     assert seconds.policy == 3 * body + 4 * 2 * 8 * 6 * 80
     assert seconds.score == body  # of the critic: the sampler's log-probabilities are the policy's
-    assert plan_seconds(replace(RUN, reads_logprobs=True), Rates(1.0, 1.0), 8).score == (
+    assert plan_seconds(replace(RUN, logprob_readings=1), Rates(1.0, 1.0), 8).score == (
         2 * body + 2 * 8 * 6 * 80
     )
     again = plan_seconds(replace(RUN, checkpointing=True, epochs=2), Rates(1.0, 1.0), 8)
@@ -321,4 +372,5 @@ def test_the_plan_knows_the_sizes_that_a_run_uses() -> None:
     assert memory.CACHE_GROWTH == slots.GROWTH
     assert memory.PREFILL_TOKENS == prompt_reader.PREFILL_TOKENS
     assert memory.STATIC_ROOM == static_batch.ROOM
+    assert memory.WEIGHTS_AT_ONCE == master_weights.WEIGHTS_AT_ONCE
     assert memory.STACKED_WIDTH == decoding.STACKED_WIDTH

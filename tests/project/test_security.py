@@ -153,7 +153,7 @@ def test_a_checkpoint_runs_no_code(tiny_actor, tmp_path, capsys):
         run_program("fit", f"--model.actor={tiny_actor}", f"--ckpt_path={tmp_path}/evil.ckpt")
     assert end.value.code == 2
     assert (
-        "evil.ckpt: holds Python objects, which could run code when loaded"
+        "evil.ckpt: contains Python objects, which could run code when loaded"
         in capsys.readouterr().err
     )
     assert not (tmp_path / "ran").exists()

@@ -10,11 +10,17 @@ from torch import Tensor
 
 from lightning_vcppo.algorithm.losses import (
     kl_penalty,
-    policy_loss,
     positive_example_nll,
     value_loss,
 )
-from lightning_vcppo.algorithm.value_heads import hl_gauss_edges, hl_gauss_loss
+from lightning_vcppo.algorithm.policy_losses import (
+    cispo_loss,
+    dis_loss,
+    dppo_tv_loss,
+    gspo_loss,
+    policy_loss,
+)
+from lightning_vcppo.algorithm.value_heads import bce_loss, hl_gauss_edges, hl_gauss_loss
 
 BINS = 9
 
@@ -54,17 +60,48 @@ class Batch:
 Loss = Callable[[Batch, Tensor, Tensor | None], tuple[Tensor, dict[str, Tensor]]]
 
 
-def _policy(batch: Batch, x: Tensor, weights_BT: Tensor | None) -> Any:
-    return policy_loss(
+def _of(loss: Callable[..., Any], batch: Batch, x: Tensor, weights_BT: Any, **clips: Any) -> Any:
+    return loss(
         x,
         batch.old_BT,
         batch.advantages_BT,
         batch.mask_BT,
-        clip_ratio_low=0.1,
-        clip_ratio_high=0.15,
-        clip_ratio_c=1.3,
         importance_weights_BT=batch.importance_BT,
         token_weights_BT=weights_BT,
+        **clips,
+    )
+
+
+PPO = {"clip_ratio_low": 0.1, "clip_ratio_high": 0.15, "clip_ratio_c": 1.3}
+DIS = {"clip_ratio_low": 0.3, "clip_ratio_high": 0.4}
+DPPO_TV = {"clip_ratio_low": 0.1, "clip_ratio_high": 0.12, "clip_ratio_c": 1.05}
+CISPO = {"clip_ratio_low": 0.2, "clip_ratio_high": 0.15}
+GSPO = {"clip_ratio_low": 0.05, "clip_ratio_high": 0.1}
+"""Bounds that some tokens of a `Batch` leave on either side."""
+
+
+def _policy(batch: Batch, x: Tensor, weights_BT: Tensor | None) -> Any:
+    return _of(policy_loss, batch, x, weights_BT, **PPO)
+
+
+def _dis(batch: Batch, x: Tensor, weights_BT: Tensor | None) -> Any:
+    return _of(dis_loss, batch, x, weights_BT, **DIS)
+
+
+def _dppo_tv(batch: Batch, x: Tensor, weights_BT: Tensor | None) -> Any:
+    return _of(dppo_tv_loss, batch, x, weights_BT, **DPPO_TV)
+
+
+def _cispo(batch: Batch, x: Tensor, weights_BT: Tensor | None) -> Any:
+    return _of(cispo_loss, batch, x, weights_BT, **CISPO)
+
+
+def _gspo(batch: Batch, x: Tensor, weights_BT: Tensor | None) -> Any:
+    """Compute GSPO's loss with one advantage a response, for which it is a function of log pi."""
+    mask_BT = batch.mask_BT
+    per_row_B1 = torch.where(mask_BT, batch.advantages_BT, 0.0).sum(-1, keepdim=True)
+    return gspo_loss(
+        x, batch.old_BT, per_row_B1.expand_as(x), mask_BT, token_weights_BT=weights_BT, **GSPO
     )
 
 
@@ -93,13 +130,39 @@ def _hl_gauss(batch: Batch, x: Tensor, weights_BT: Tensor | None) -> Any:
     )
 
 
+def _wide_hl_gauss(batch: Batch, x: Tensor, weights_BT: Tensor | None) -> Any:
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    edges_E = hl_gauss_edges(-1.0, 1.0, BINS, sigma_ratio=1.1, dtype=dtype)
+    return hl_gauss_loss(
+        x,
+        batch.returns_BT,
+        batch.mask_BT,
+        edges_E=edges_E,
+        sigma_ratio=1.1,
+        token_weights_BT=weights_BT,
+    )
+
+
+def _bce(batch: Batch, x: Tensor, weights_BT: Tensor | None) -> Any:
+    # Some of the returns are outside this range.
+    return bce_loss(
+        x, batch.returns_BT, batch.mask_BT, low=-1.0, high=1.5, token_weights_BT=weights_BT
+    )
+
+
 LOSSES: dict[str, tuple[Loss, str]] = {
     "policy": (_policy, "logprobs_BT"),
+    "dis": (_dis, "logprobs_BT"),
+    "dppo_tv": (_dppo_tv, "logprobs_BT"),
+    "cispo": (_cispo, "logprobs_BT"),
+    "gspo": (_gspo, "logprobs_BT"),
     "value": (_value, "values_BT"),
     "clipped value": (_clipped_value, "values_BT"),
     "nll": (_nll, "logprobs_BT"),
     "kl": (_kl, "logprobs_BT"),
     "hl_gauss": (_hl_gauss, "logits_BTK"),
+    "wide hl_gauss": (_wide_hl_gauss, "logits_BTK"),
+    "bce": (_bce, "values_BT"),
 }
 
 

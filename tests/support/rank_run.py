@@ -6,13 +6,7 @@ as under torchrun. What a process has at the end is in `FOLDER/NAME/RANK.pt`.
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
-import random
-import socket
 import sys
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +24,16 @@ from lightning_vcppo.callbacks import (
 )
 from lightning_vcppo.distributed.fsdp2 import FSDP2Strategy
 from lightning_vcppo.settings import OptimizerSettings, SamplingSettings, UpdateSettings
-from tests.support.tiny_runs import LAUNCHED, ROLLOUTS, TINY, vcppo
-from tests.support.training import EVERYTHING, Recorder, SaveAfter, make_module, weights
+from tests.support.forks import run_ranks
+from tests.support.tiny_runs import ROLLOUTS, TINY, vcppo
+from tests.support.training import (
+    EVERYTHING,
+    SUCCESSORS,
+    Recorder,
+    SaveAfter,
+    make_module,
+    weights,
+)
 
 StrategyRegistry.register("hsdp", FSDP2Strategy, shards=2)
 FEW = ["--data.prompts_per_rollout=6", "--trainer.limit_train_batches=2"]
@@ -55,6 +57,7 @@ class Run:
         precision: Of the Trainer.
         nodes: Machines that the processes believe to be on.
         resume: Name of a run and of its checkpoint.
+        successors: Train with the switches of later recipes, the actor first.
     """
 
     strategy: str = "auto"
@@ -62,6 +65,7 @@ class Run:
     precision: str = "64-true"
     nodes: int = 1
     resume: tuple[str, str] | None = None
+    successors: bool = False
 
 
 RUNS = {
@@ -87,6 +91,9 @@ RUNS = {
     "fsdp2_2_to_1": Run("fsdp2", 1, resume=("fsdp2_2", "pretraining")),
     "fsdp2_2_to_4": Run("fsdp2", 4, resume=("fsdp2_2", "pretraining")),
     "ddp_2_to_offload_2": Run("fsdp2_offload", 2, resume=("ddp_2", "waiting")),
+    "successors_one": Run(successors=True),
+    "successors_ddp_2": Run("ddp", 2, successors=True),
+    "successors_fsdp2_2": Run("fsdp2", 2, successors=True),
 }
 
 _ACTOR = ["--model.actor={actor}"]
@@ -115,6 +122,16 @@ _UNEQUAL = [
     "--data.prompts_per_rollout=22",
     *("--model.update.ppo_mini_batch_size=8", "--model.update.ppo_max_token_len_per_gpu=1"),
 ]
+COMMANDS["side"] = [
+    *("fit", *_ACTOR, *ROLLOUTS, "--trainer.strategy=ddp", "--model.value.architecture=side"),
+    *("--model.value.side_taps=2", "--model.value.side_width=16"),
+]
+COMMANDS["reader"] = [
+    *("fit", *_ACTOR, *ROLLOUTS, "--model.sampling.num_generations=2"),
+    *("--model.value.freeze=attention", "--model.value.privileged_prompt=siblings"),
+    *("--model.value.head=sigmoid", "--model.value.loss=bce"),
+    "--model.value.privileged_max_length=64",
+]
 COMMANDS |= {
     f"preset_{strategy}": [*_UNEQUAL, f"--trainer.strategy={strategy}"]
     for strategy in ("ddp", "fsdp2")
@@ -131,8 +148,12 @@ def train(actor: str, folder: Path, name: str) -> None:
     module = make_module(
         actor,
         sampling=SamplingSettings(max_response_length=8, num_generations=2, dynamic_sampling=True),
-        update=UpdateSettings(ppo_mini_batch_size=6, ppo_max_token_len_per_gpu=130),
-        **EVERYTHING,
+        update=UpdateSettings(
+            order="actor_first" if run.successors else "critic_first",
+            ppo_mini_batch_size=6,
+            ppo_max_token_len_per_gpu=130,
+        ),
+        **(SUCCESSORS if run.successors else EVERYTHING),
         **(PAPER_RATES if run.precision == "32-true" else {}),
     )
     saving = (
@@ -191,63 +212,12 @@ def command(actor: str, folder: Path, name: str) -> None:
     vcppo(*words, f"--trainer.default_root_dir={folder / name}")
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on.
-
-    It is below those that the system deals out, so nobody is given it before the run begins.
-    """
-    for port in random.Random(os.getpid()).sample(range(20_000, 30_000), 100):
-        with socket.socket() as trial, contextlib.suppress(OSError):
-            trial.bind(("127.0.0.1", port))
-            return port
-    raise RuntimeError("no free port")
-
-
 def launch(actor: str, folder: Path, name: str) -> bool:
     """Do one run in processes of its own; tell whether all have ended well, and in time."""
     run = RUNS.get(name, Run("fsdp2", 2))
-    port = free_port()
-    fork = multiprocessing.get_context("fork")
-    each = [
-        fork.Process(target=_as_rank, args=(actor, folder, name, port, rank))
-        for rank in range(run.ranks)
-    ]
-    for process in each:
-        process.start()
-    for process in each:
-        process.join(60)
-    for process in each:
-        process.kill()  # what hangs
-    return not any(process.exitcode for process in each)
-
-
-def _as_rank(actor: str, folder: Path, name: str, port: int, rank: int) -> None:
-    """Say what torchrun would say to a process, and run."""
-    run = RUNS.get(name, Run("fsdp2", 2))
-    here = run.ranks // run.nodes
-    for variable in LAUNCHED:
-        os.environ.pop(variable, None)
-    (folder / name).mkdir(parents=True, exist_ok=True)
-    if run.ranks > 1:
-        os.environ |= {
-            "TORCHELASTIC_RUN_ID": name,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "WORLD_SIZE": str(run.ranks),
-            "LOCAL_WORLD_SIZE": str(here),
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank % here),
-            "GROUP_RANK": str(rank // here),
-        }
-    log = os.open(folder / name / f"{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    try:
-        (train if name in RUNS else command)(actor, folder, name)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
+    work = train if name in RUNS else command
+    logs, nodes = folder / name, run.nodes
+    return run_ranks(work, actor, folder, name, ranks=run.ranks, logs=logs, nodes=nodes)
 
 
 def main(actor: str, folder: str, *names: str) -> None:

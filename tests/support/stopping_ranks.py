@@ -8,11 +8,11 @@ that find their number in the environment, as under torchrun. What became of eac
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,8 +20,8 @@ import torch
 from lightning.pytorch import Callback
 
 from lightning_vcppo.cli.main import run
-from tests.support.rank_run import free_port
-from tests.support.tiny_runs import LAUNCHED, ROLLOUTS
+from tests.support.forks import FORK, start_ranks
+from tests.support.tiny_runs import ROLLOUTS
 
 LIMIT_S = 90
 """Of a case, on a busy machine; what is left then is killed."""
@@ -84,18 +84,9 @@ class OneRankStops(Callback):
         os._exit(9)
 
 
-def as_rank(actor: str, place: Path, case: Case, port: int, rank: int) -> None:
+def as_rank(actor: str, place: Path, case: Case) -> None:
     """Run `vcppo` as one of two ranks."""
-    for variable in LAUNCHED:
-        os.environ.pop(variable, None)
-    os.environ |= {"TORCHELASTIC_RUN_ID": place.name, "GROUP_RANK": "0"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    log = os.open(place / f"{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    (place / f"{rank}.pid").write_text(str(os.getpid()))
+    (place / f"{os.environ['RANK']}.pid").write_text(str(os.getpid()))
     sys.argv = [
         *("vcppo", "fit", f"--model.actor={actor}", *ROLLOUTS, "--loggers=[csv]"),
         *("--trainer.devices=2", f"--trainer.default_root_dir={place / 'run'}"),
@@ -111,12 +102,7 @@ def as_rank(actor: str, place: Path, case: Case, port: int, rank: int) -> None:
 
 def launch(actor: str, place: Path, case: Case) -> None:
     """Start both ranks and stay until they have ended."""
-    fork, port = multiprocessing.get_context("fork"), free_port()
-    each = [
-        fork.Process(target=as_rank, args=(actor, place, case, port, rank)) for rank in range(2)
-    ]
-    for process in each:
-        process.start()
+    each = start_ranks(as_rank, (actor, place, case), 2, place)
     for process in each:
         process.join()
     (place / "codes.json").write_text(json.dumps([process.exitcode for process in each]))
@@ -133,7 +119,7 @@ def is_there(pid: int) -> bool:
 def do(actor: str, place: Path, case: Case) -> dict[str, object]:
     """Do a case; return the seconds from the stop to each rank's end (None: never), and codes."""
     place.mkdir(parents=True)
-    launcher = multiprocessing.get_context("fork").Process(target=launch, args=(actor, place, case))
+    launcher = FORK.Process(target=launch, args=(actor, place, case))
     launcher.start()
     limit = time.monotonic() + LIMIT_S
     while not (place / "stopped").exists() and time.monotonic() < limit:
@@ -167,11 +153,10 @@ def do(actor: str, place: Path, case: Case) -> dict[str, object]:
 def main(actor: str, folder: str, *names: str) -> None:
     """Do the named cases, or all."""
     torch.set_num_threads(1)
-    found = {
-        name: asdict(case) | do(actor, Path(folder, name), case)
-        for name, case in CASES.items()
-        if not names or name in names
-    }
+    chosen = {name: case for name, case in CASES.items() if not names or name in names}
+    with ThreadPoolExecutor(2) as pool:  # mostly they wait
+        ends = pool.map(lambda name: do(actor, Path(folder, name), chosen[name]), chosen)
+        found = {name: asdict(chosen[name]) | end for name, end in zip(chosen, ends, strict=True)}
     Path(folder, "cases.json").write_text(json.dumps(found))
 
 

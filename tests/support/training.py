@@ -36,6 +36,24 @@ EVERYTHING = {
     "value": ValueSettings(loss="huber", prompt_noise_weighting=True, cliprange_value=0.5),
     "reward_shaping": RewardShapingSettings(overlong_buffer_len=4),
 }
+SUCCESSORS = {
+    "policy": PolicySettings(
+        loss="dppo_tv",
+        clip_ratio_c=3.0,
+        old_logprobs="sampler",
+        loss_agg_mode="seq-mean-token-sum",
+    ),
+    "advantage": AdvantageSettings(lambda_actor=1.0, whiten=False),
+    "value": ValueSettings(
+        head="bounded",
+        value_min=-1.5,
+        value_max=1.5,
+        target_correction="importance",
+        prompt_noise_weighting=True,
+        prompt_noise_exponent=1.0,
+    ),
+}
+"""Switches of later recipes, for `UpdateSettings(order="actor_first")`."""
 
 
 def random_reward(response: str, answer: int) -> float:

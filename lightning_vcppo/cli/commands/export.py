@@ -19,7 +19,13 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from transformers import PreTrainedModel
 
-from lightning_vcppo.checkpointing.format import PARTS, in_parts, read_file, reading_parts
+from lightning_vcppo.checkpointing.format import (
+    META_FILE,
+    Keys,
+    is_sharded_checkpoint,
+    read_file,
+    reading_shards,
+)
 from lightning_vcppo.checkpointing.safe_loading import refuse_code_in
 from lightning_vcppo.cli.parser import run_function
 from lightning_vcppo.common.errors import require
@@ -64,13 +70,13 @@ def export(
     """
     checkpoint = read_checkpoint(Path(ckpt_path).expanduser())
     target, staging = Path(output).expanduser(), Path(output).expanduser() / ".partial"
-    names = list(checkpoint["folders"])
+    names = list(checkpoint[Keys.FOLDERS])
     taken = [str(target / name) for name in names if (target / name).exists()]
     require(overwrite or not taken, f"{taken and taken[0]} exists; --overwrite replaces it")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        hf_folders.put_files(checkpoint["tokenizer"], staging / "tokenizer")
+        hf_folders.put_files(checkpoint[Keys.TOKENIZER], staging / "tokenizer")
         tokenizer = loading.load_tokenizer(str(staging / "tokenizer"))
         for name in names:
             model = _network(name, checkpoint, {"actor": actor, "critic": critic})
@@ -93,8 +99,8 @@ def read_checkpoint(path: Path) -> Any:
     checkpoint = _read_parts(path) if path.is_dir() else read_file(path)
     require(
         isinstance(checkpoint, dict)
-        and {"folders", "state_dict", "tokenizer"} <= checkpoint.keys()
-        and checkpoint["folders"].keys() <= hf_folders.KINDS.keys(),
+        and {Keys.FOLDERS, Keys.WEIGHTS, Keys.TOKENIZER} <= checkpoint.keys()
+        and checkpoint[Keys.FOLDERS].keys() <= hf_folders.KINDS.keys(),
         f"--ckpt_path: {path} does not say what its networks are: it is of another program or of "
         "a version of this one before `vcppo export`",
     )
@@ -103,22 +109,22 @@ def read_checkpoint(path: Path) -> Any:
 
 def _read_parts(path: Path) -> Any:
     require(
-        in_parts(path),
-        f"--ckpt_path: {path} is no checkpoint: expected a file, or a folder with {PARTS}",
+        is_sharded_checkpoint(path),
+        f"--ckpt_path: {path} is no checkpoint: expected a file, or a folder with {META_FILE}",
     )
-    checkpoint = read_file(path / PARTS)
+    checkpoint = read_file(path / META_FILE)
     refuse_code_in(path)
     state: dict[str, Tensor] = {}
-    with reading_parts(path):
+    with reading_shards(path):
         reader = FileSystemReader(path)
         for key, stored in reader.read_metadata().state_dict_metadata.items():
             root, _, name = key.partition(".")
-            if root == "state_dict" and isinstance(stored, TensorStorageMetadata):
+            if root == Keys.WEIGHTS and isinstance(stored, TensorStorageMetadata):
                 state[name] = torch.empty(stored.size, dtype=stored.properties.dtype)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
-            load({"state_dict": state}, storage_reader=reader, no_dist=True)
-    return checkpoint | {"state_dict": state}
+            load({Keys.WEIGHTS: state}, storage_reader=reader, no_dist=True)
+    return checkpoint | {Keys.WEIGHTS: state}
 
 
 def _network(
@@ -128,11 +134,14 @@ def _network(
     prefix, _ = hf_folders.KINDS[name]
     state: dict[str, Tensor] = {
         key.removeprefix(prefix): weight
-        for key, weight in checkpoint["state_dict"].items()
+        for key, weight in checkpoint[Keys.WEIGHTS].items()
         if key.startswith(prefix)
     }
-    model = hf_folders.rebuild(name, checkpoint["folders"][name])
-    if (lora := checkpoint.get("lora")) is not None:
+    model = hf_folders.rebuild(name, checkpoint[Keys.FOLDERS][name])
+    lora = checkpoint.get(Keys.ADAPTERS)
+    if lora is not None and name not in lora["bases"]:
+        lora = None  # a side critic has no adapters
+    if lora is not None:
         bases = lora["bases"]
         if moved[name] is None and bases[name]["source"] == bases["actor"]["source"]:
             moved = moved | {name: moved["actor"]}

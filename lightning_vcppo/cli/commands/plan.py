@@ -133,13 +133,18 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
     uses_vllm = engine.name == "vllm"
     exact = precision in ("32-true", "64-true") and not uses_vllm
     corrected = settings.policy.importance_correction not in ("auto", "off")
+    source = settings.policy.old_logprobs
+    recomputed = source == "recomputed" or (source == "auto" and (corrected or not exact))
     targets = settings.lora.target_modules
-    critic = None
-    if settings.advantage.estimator == "gae":
+    critic, side_weights, value = None, 0, settings["value"]
+    if settings.advantage.estimator == "gae" and value.architecture == "side":
+        side_weights = actor.ladder(value.side_taps, value.side_width)
+    elif settings.advantage.estimator == "gae":
         critic = actor if settings.critic is None else shape_from(settings.critic)
     return Run(
         actor=actor,
         critic=critic,
+        side_weights=side_weights,
         reference=bool(settings.policy.kl_coef),
         prompt_length=config.data.max_prompt_length,
         response_length=sampling.max_response_length,
@@ -161,10 +166,12 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
         devices=devices,
         shards=shards,
         moments=_moments(settings.actor_optimizer),
+        critic_frozen=value.freeze,
+        master_weights=settings.master_weights,
         lora_rank=settings.lora.rank,
         lora_targets=() if isinstance(targets, str) else tuple(targets),
         checkpointing=settings.activation_checkpointing,
-        reads_logprobs=not (exact and settings.policy.reuse_sampler_logprobs) or corrected,
+        logprob_readings=int(recomputed) + (settings.value.target_correction == "importance"),
         device="cuda" if on_gpu else "cpu",
         memory=int(memory),
     )

@@ -46,36 +46,36 @@ class Anything:
 
 SPOILED = [
     (
-        "cut off",
+        "truncated",
         lambda data: data[: len(data) // 2],
-        "not a whole checkpoint (cut off while it was",
+        "not a complete checkpoint (truncated while it was",
     ),
-    ("empty", lambda data: b"", "not a whole checkpoint"),
-    ("text", lambda data: b"<html>Not found</html>", "not a whole checkpoint"),
+    ("empty", lambda data: b"", "not a complete checkpoint"),
+    ("text", lambda data: b"<html>Not found</html>", "not a complete checkpoint"),
     (
         "a tensor",
         lambda data: saved(torch.zeros(3)),
-        "no checkpoint of this package, it lacks pyto",
+        "not a checkpoint of this package, pytorch-lig",
     ),
     (
         "another program's",
         lambda data: saved({"model": 1}),
-        "no checkpoint of this package, it lack",
+        "not a checkpoint of this package, pytorch-lig",
     ),
     (
         "without counters",
         altered(rollouts_done=None),
-        "no checkpoint of this package, it lacks roll",
+        "not a checkpoint of this package, rollouts_done m",
     ),
     (
-        "weights alone",
+        "only weights",
         altered(optimizer_states=None),
-        "holds weights alone, from which training ca",
+        "contains only weights, so training cannot be",
     ),
     (
         "objects",
         altered(extra=Anything()),
-        "holds Python objects, which could run code when loaded",
+        "contains Python objects, which could run code when loaded",
     ),
     (
         "newer",

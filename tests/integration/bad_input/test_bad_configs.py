@@ -95,6 +95,16 @@ FLAGS = [
         GROUP,
         "--model.sampling.num_generations: the group estimator compares responses to the same ",
     ),
+    (
+        "--model.advantage.estimator=rloo",
+        "--model.sampling.num_generations: the rloo estimator compares responses to the same ",
+    ),
+    (
+        "--model.value.target_correction=importance",
+        "--model.value.target_correction: before the actor's update there is nothing to correct; ",
+    ),
+    ("--model.value.target_max_ratio=1", "--model.value.target_max_ratio: expected > 1, got 1.0"),
+    ("--model.value.prompt_noise_floor=0", "--model.value.prompt_noise_floor: expected > 0, got "),
     ("--model.sampling.dynamic_sampling=true", "--model.sampling.dynamic_sampling: a group of one"),
     ("--model.sampling.temperature=0", "--model.sampling.temperature: training needs more than 0"),
     (

@@ -101,7 +101,7 @@ def test_a_folder_that_is_somebody_elses(mistake, tiny_actor, open_folder):
 
 def test_a_prediction_into_a_folder(mistake):
     line = mistake("--response_writer.path=.", command="predict", base=TINY, leaves=("run/",))
-    assert line.startswith("--response_writer.path: . is a folder; expected a file"), line
+    assert line.startswith("--response_writer.path: . is a directory; expected a file"), line
 
 
 # Weights & Biases

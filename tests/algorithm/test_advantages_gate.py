@@ -1,4 +1,4 @@
-"""Adaptive lambda, groups, the gate. Shape suffixes: B sequences, T response tokens."""
+"""Adaptive lambda, and the gate. Shape suffixes: B sequences, T response tokens."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch.testing import assert_close
 
 from lightning_vcppo.algorithm.advantages import (
     explained_variance_gate,
-    group_advantages,
     length_adaptive_lambda,
     monte_carlo_returns,
 )
+from lightning_vcppo.algorithm.critic_free import batch_advantages
 from lightning_vcppo.algorithm.statistics import Reduce
 from tests.support.ranks import on_ranks
 
@@ -25,22 +25,26 @@ def test_length_adaptive_lambda_is_clamped() -> None:
         length_adaptive_lambda(lengths_B, alpha=0.0)
 
 
-def test_group_advantages_by_hand() -> None:
-    rewards_B = torch.tensor([1.0, 5.0, -1.0, 7.0, 1.0, 7.0], dtype=torch.float64)
-    group_ids_B = torch.tensor([3, 8, 3, 0, 3, 0])
-    # Group 3: mean 1/3, deviations 2/3, -4/3, 2/3, variance (4 + 16 + 4) / 9 / 2 = 4/3.
-    std = (4 / 3) ** 0.5
-    centred_B = torch.tensor([2 / 3, 0.0, -4 / 3, 0.0, 2 / 3, 0.0], dtype=torch.float64)
-    assert_close(group_advantages(rewards_B, group_ids_B, normalize_std=False), centred_B)
-    assert_close(group_advantages(rewards_B, group_ids_B), centred_B / (std + 1e-6))
-    with pytest.raises(ValueError, match="same shape"):
-        group_advantages(rewards_B, group_ids_B[:2])
+def test_batch_advantages_by_hand() -> None:
+    scores_B = torch.tensor([1.0, -1.0, -1.0, -1.0, 9.0])
+    mask_BT = torch.tensor([[1, 1], [1, 0], [1, 1], [0, 1], [0, 0]], dtype=torch.bool)
+    # The last row does not count: mean -0.5.
+    advantages_B = batch_advantages(scores_B, mask_BT)
+    assert_close(advantages_B, torch.tensor([1.5, -0.5, -0.5, -0.5, 0.0]))
+    with pytest.raises(ValueError, match="scores_B"):
+        batch_advantages(scores_B[:2], mask_BT)
 
 
-def test_groups_without_signal_get_zero() -> None:
-    rewards_B = torch.full((7,), 0.1)
-    group_ids_B = torch.tensor([0, 0, 0, 0, 0, 0, 1])
-    assert torch.equal(group_advantages(rewards_B, group_ids_B), torch.zeros(7))
+def test_batch_advantages_over_ranks_are_those_of_the_whole() -> None:
+    torch.manual_seed(0)
+    scores_B = torch.randn(9, dtype=torch.float64)
+    mask_BT = torch.rand(9, 4) < 0.7
+
+    def compute(rows: slice, reduce: Reduce) -> Tensor:
+        return batch_advantages(scores_B[rows], mask_BT[rows], reduce=reduce)
+
+    parts = on_ranks(compute, [slice(0, 2), slice(2, 9)])
+    assert_close(torch.cat(parts), batch_advantages(scores_B, mask_BT))
 
 
 def gate_case() -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""Dose and response: at which speed of the critic does value pretraining become necessary?"""

@@ -1,0 +1,157 @@
+"""Run an experiment by its protocol: `python -m experiments.dose_response --seeds 0 1`.
+
+A protocol is the file `protocol.yaml` in the directory of the experiment. It is committed before
+the first run of a reported seed, and says what is compared, what is expected, and what would show
+that the expectation is wrong. Each row of the results names the commit that it was measured at. The
+runs themselves are described in `runner`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.protocol_report import report
+from experiments.runner import Arm, Results, run
+from experiments.runs import read_rows
+
+ROOT = Path(__file__).parents[1]
+FIELDS = (
+    *("question", "setting", "seeds", "pilot_seeds", "arms", "outcomes", "contrasts", "gates"),
+    *("predictions", "falsified_by", "decision"),
+)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A paired difference that the protocol names.
+
+    Attributes:
+        arm: Its name.
+        reference: What is subtracted.
+        primary: Whether its p value is corrected with the others of its kind; the rest is
+            exploratory and has none.
+    """
+
+    arm: str
+    reference: str
+    primary: bool
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What an experiment is going to do, fixed before it does it.
+
+    Attributes:
+        name: Of the directory.
+        setting: Directory with the configs of starts and runs.
+        seeds: That are reported, all or none.
+        pilot_seeds: On which settings may be tried.
+        arms: In the order in which they run.
+        contrasts: Primary ones first.
+        to_be_set: What the pilot must set before a reported seed may run.
+    """
+
+    name: str
+    setting: Path
+    seeds: tuple[int, ...]
+    pilot_seeds: tuple[int, ...]
+    arms: tuple[Arm, ...]
+    contrasts: tuple[Contrast, ...]
+    to_be_set: tuple[str, ...] = ()
+
+    def pick(self, names: Sequence[str]) -> list[Arm]:
+        """Return the arms of the given names, all if there are none.
+
+        Raises:
+            ValueError: If there is no arm of that name.
+        """
+        known = {arm.name: arm for arm in self.arms}
+        for name in names:
+            if name not in known:
+                raise ValueError(f"--arms: {name!r} is not one of {', '.join(known)}")
+        return [known[name] for name in names] or list(self.arms)
+
+    def check_seeds(self, seeds: Sequence[int]) -> None:
+        """Check that the seeds are those of the protocol, and that it is complete for them.
+
+        Raises:
+            ValueError: If one is neither reported nor of the pilot, or if it is reported and the
+                pilot has not set everything.
+        """
+        for seed in seeds:
+            if seed not in self.seeds + self.pilot_seeds:
+                expected = ", ".join(map(str, self.seeds + self.pilot_seeds))
+                raise ValueError(f"--seeds: {seed} is not in the protocol, which has {expected}")
+            if seed in self.seeds and self.to_be_set:
+                raise ValueError(
+                    f"--seeds: {seed} is reported, and the protocol is not complete; "
+                    f"the pilot must set {'; '.join(self.to_be_set)}"
+                )
+
+
+def read_protocol(name: str) -> Protocol:
+    """Return the protocol of an experiment.
+
+    Raises:
+        ValueError: If something that a protocol must say is missing, or an arm is unknown.
+    """
+    path = Path(__file__).parent / name / "protocol.yaml"
+    text: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if missing := [field for field in FIELDS if not text.get(field)]:
+        raise ValueError(f"{path}: a protocol must have {', '.join(missing)}")
+    setting = ROOT / text["setting"]
+    arms = tuple(Arm(arm, **fields, setting=setting) for arm, fields in text["arms"].items())
+    contrasts = []
+    for kind, pairs in text["contrasts"].items():
+        for arm, reference in pairs:
+            if unknown := {arm, reference} - text["arms"].keys():
+                raise ValueError(f"{path}: contrasts: no arm is called {unknown.pop()!r}")
+            contrasts.append(Contrast(arm, reference, kind == "primary"))
+    seeds, pilot_seeds = (tuple(text[field]) for field in ("seeds", "pilot_seeds"))
+    to_be_set = tuple(text.get("to_be_set") or ())
+    return Protocol(name, setting, seeds, pilot_seeds, arms, tuple(contrasts), to_be_set)
+
+
+def main(name: str) -> None:
+    """Read the command line of an experiment and run what is missing.
+
+    Args:
+        name: Of its directory.
+    """
+    parser = argparse.ArgumentParser(
+        f"python -m experiments.{name}", description="Run what is missing of the protocol."
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, help="those of the protocol by default")
+    parser.add_argument("--arms", nargs="+", default=[], help="all by default")
+    parser.add_argument("--results", type=Path, default=ROOT / "docs/experiments" / f"{name}.csv")
+    parser.add_argument("--runs", type=Path, default=Path("runs") / name, help="directory of runs")
+    parser.add_argument("--processes", type=int, default=1, help="runs at a time, one core each")
+    parser.add_argument("--report", action="store_true", help="print what the results show")
+    parser.add_argument("--actor_lr", nargs="+", type=float, help="pilots: not the arm's own rates")
+    arguments = parser.parse_args()
+    try:
+        protocol = read_protocol(name)
+        if arguments.report:
+            curves = arguments.results.with_name(f"{arguments.results.stem}_curves.csv")
+            pairs = [(c.arm, c.reference, c.primary) for c in protocol.contrasts]
+            names = [arm.name for arm in protocol.arms]
+            rows = read_rows(arguments.results)
+            print(report(rows, read_rows(curves), names, protocol.seeds, pairs))
+            return
+        seeds = arguments.seeds or list(protocol.seeds)
+        protocol.check_seeds(seeds)
+        arms = protocol.pick(arguments.arms)
+        if arguments.actor_lr:
+            if set(seeds) & set(protocol.seeds):
+                raise ValueError("--actor_lr: other rates are for the pilot's seeds")
+            arms = [arm.at(lr) for arm in arms for lr in arguments.actor_lr]
+        run(arms, seeds, Results(arguments.results), arguments.runs, arguments.processes)
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")

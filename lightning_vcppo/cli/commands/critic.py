@@ -1,0 +1,143 @@
+"""`vcppo critic fit|compare|evaluate`: fit, choose and judge critics on stored rollouts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_vcppo.common.errors import OneLineArguments, fail
+from lightning_vcppo.common.suggestions import did_you_mean
+from lightning_vcppo.common.terminal import waiting_for
+
+if TYPE_CHECKING:
+    from lightning_vcppo.cli.parser import OneLineParser
+
+USAGE = """\
+vcppo critic fit ROLLOUTS --model NAME --output FOLDER
+    fit a critic on stored rollouts, without an actor
+vcppo critic compare ROLLOUTS --model NAME --critics mse hl_gauss ... --output FOLDER
+    fit several critics on the same rollouts and rank them
+vcppo critic evaluate CRITIC ROLLOUTS
+    judge a critic that is there
+
+ROLLOUTS: what `vcppo predict` or `vcppo import` writes, or a dump of another trainer.
+Flags: vcppo critic fit --help"""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run `vcppo critic`.
+
+    Args:
+        arguments: What follows the command.
+
+    Raises:
+        ValueError: For rollouts, critics or settings that cannot be used.
+    """
+    name, *rest = arguments or ["--help"]
+    actions = {"fit": _fit, "compare": _compare, "evaluate": _evaluate}
+    if name in ("--help", "-h", "help"):
+        print(USAGE)
+    elif name in actions:
+        actions[name](rest)
+    else:
+        fail(
+            f"critic {name}: no such action{did_you_mean(name, actions)}; expected fit, compare "
+            "or evaluate"
+        )
+
+
+def _fit(arguments: Sequence[str]) -> None:
+    parser = fit_parser()
+    options = parser.instantiate_classes(parser.parse_args([*arguments]))
+    from lightning_vcppo.critic_lab.running import fit_critic
+
+    measures = fit_critic(**{k: v for k, v in vars(options).items() if k != "config"})
+    print(
+        f"Held out: R^2 {measures.r2:.3f}, explained variance {measures.explained_variance:.3f}, "
+        f"bias {measures.bias:+.3f}"
+    )
+    print(f"The critic and its card are in {Path(options.output) / 'critic'}")
+
+
+def fit_parser() -> OneLineParser:
+    """Return the parser of `vcppo critic fit`."""
+    with waiting_for("Loading"):
+        from lightning_vcppo.cli.parser import OneLineParser
+        from lightning_vcppo.critic_lab.running import fit_critic
+
+    parser = OneLineParser(prog="vcppo critic fit")
+    parser.add_argument("rollouts", type=str, help="file, pattern or directory")
+    parser.add_function_arguments(fit_critic, skip={"rollouts"}, as_group=False)
+    parser.add_argument("--config", action="config", help="a YAML file of these flags")
+    return parser
+
+
+def _compare(arguments: Sequence[str]) -> None:
+    options, flags = compare_parser().parse_known_args(arguments)
+    with waiting_for("Loading"):
+        from lightning_vcppo.critic_lab.comparison import compare_critics, read_specs, table
+    specs = read_specs(options.critics)
+    jobs = options.jobs or _jobs(len(specs))
+    with waiting_for(f"Fitting {len(specs)} critics"):
+        fits = compare_critics(
+            options.rollouts, options.model, specs, options.output, jobs=jobs, flags=flags
+        )
+    print(table(fits))
+    print(f"The page is {options.output / 'compare.html'}")
+
+
+def compare_parser() -> argparse.ArgumentParser:
+    """Return the parser of `vcppo critic compare`; flags that it does not know are those of fit."""
+    parser = OneLineArguments(
+        "vcppo critic compare", description="Fit several critics and rank them."
+    )
+    parser.add_argument("rollouts", help="file, pattern or directory")
+    parser.add_argument("--model", required=True, help="directory or hub id of the backbone")
+    parser.add_argument(
+        "--critics",
+        nargs="+",
+        required=True,
+        metavar="SPEC",
+        help="mse, huber, bounded, sigmoid, hl_gauss, each also as NAME:key=value,...; or a YAML",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="directory to write to")
+    parser.add_argument("--jobs", type=int, help="critics fitted at once; default: the cores")
+    return parser
+
+
+def _evaluate(arguments: Sequence[str]) -> None:
+    options = evaluate_parser().parse_args(arguments)
+    with waiting_for("Loading"):
+        from lightning_vcppo.common.files import complete_file
+        from lightning_vcppo.critic_lab.running import measure_critic
+    with waiting_for("Reading values"):
+        measures, reward_range = measure_critic(options.critic, options.rollouts)
+    ready, reasons = measures.verdict(reward_range)
+    print(f"{measures.responses} responses to {measures.prompts} prompts")
+    print("\n".join(reasons))
+    print("Verdict: " + ("ready for policy optimization" if ready else "not ready"))
+    if options.output:
+        result = {"ready": ready, "reasons": reasons, "measures": measures.as_json()}
+        with complete_file(options.output) as file:
+            json.dump(result, file, indent=1)
+
+
+def evaluate_parser() -> argparse.ArgumentParser:
+    """Return the parser of `vcppo critic evaluate`."""
+    parser = OneLineArguments("vcppo critic evaluate", description="Judge a critic.")
+    parser.add_argument("critic", help="directory or hub id")
+    parser.add_argument("rollouts", help="file, pattern or directory")
+    parser.add_argument("--output", type=Path, help="write the measures as JSON, too")
+    return parser
+
+
+def _jobs(critics: int) -> int:
+    """Return how many fits run at once: as many as cores, or one where a GPU is."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return 1 if torch.cuda.is_available() else max(1, min(critics, cores or 1))

@@ -1,0 +1,82 @@
+"""`vcppo import`: turn the rollouts of another trainer into a file of this project's."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_vcppo.common.errors import OneLineArguments
+from lightning_vcppo.common.terminal import waiting_for
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run `vcppo import`.
+
+    Args:
+        arguments: What follows the command.
+
+    Raises:
+        ValueError: Rows cannot be read, or the responses have no rewards.
+        OSError: A file cannot be read or written.
+    """
+    options = _parser().parse_args(arguments)
+    with waiting_for("Loading"):  # what follows imports torch
+        from lightning_vcppo.data.sources import load_problems
+        from lightning_vcppo.interchange import Importer, read_responses
+        from lightning_vcppo.interchange.reading import Reading
+        from lightning_vcppo.interchange.schemas import Fields
+        from lightning_vcppo.models.loading import load_tokenizer
+        from lightning_vcppo.rollouts.records import write_records
+
+    reading = Reading()
+    importer = Importer(
+        load_tokenizer(options.model) if options.model else None,
+        reward=options.reward,
+        problems=load_problems(options.problems) if options.problems else (),
+        max_response_length=options.max_response_length,
+        reading=reading,
+    )
+    responses = read_responses(
+        options.files,
+        Fields(options.prompt_field, options.response_field, options.reward_field),
+        drop_invalid=options.drop_invalid,
+        reading=reading,
+    )
+    with waiting_for("Importing"):
+        write_records(options.output, importer.records(responses))
+    print("\n".join(importer.report.lines()))
+    print(f"The rollouts are in {options.output}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineArguments(
+        "vcppo import",
+        description="Turn rollouts of verl, TRL, NeMo-RL, OpenRLHF, SkyRL, prime-rl, verifiers, "
+        "vLLM's or OpenAI's batches, or plain rows, into a file of this project's.",
+    )
+    add = parser.add_argument
+    add("files", nargs="+", metavar="FILE", help="files, patterns or directories")
+    add("--output", type=Path, required=True, help="the file to write, JSON Lines")
+    add("--model", help="directory or hub id whose tokenizer makes token ids that are missing")
+    add("--reward", help="grade again, by a style of the verifier or a function's import path")
+    add("--problems", help="file or hub id of the problems with the answers, to grade by")
+    add("--max_response_length", type=int, help="tokens at which responses were truncated")
+    add("--prompt_field", help="where a plain row has the prompt")
+    add("--response_field", help="where a plain row has the response")
+    add("--reward_field", help="where a row has the reward")
+    add(
+        "--drop_invalid",
+        type=_truth,
+        nargs="?",
+        const=True,
+        default=False,
+        help="skip rows that cannot be read",
+    )
+    return parser
+
+
+def _truth(text: str) -> bool:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")

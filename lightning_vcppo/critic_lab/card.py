@@ -1,0 +1,110 @@
+"""The card of a fitted critic: what it is, how good, and how to load it, in the hub's form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_vcppo.critic_lab.measures import Measures
+
+_TEXT = """\
+# A critic for {base}
+
+V(prompt and the tokens so far) estimates the reward that a response of the policy ends with. It was
+fitted on Monte-Carlo returns of stored rollouts (value pretraining, arXiv 2503.01491), judged on
+prompts that it was never fitted on.
+
+| held out | |
+|---|---|
+| responses, prompts | {responses}, {prompts} |
+| R^2 | {r2:.3f} |
+| explained variance | {ev:.3f} |
+| bias, mean of V - R | {bias:+.3f} |
+| expected calibration error, Brier score | {ece}, {brier} |
+| rank correlation with the pass rate | {rank} |
+| right above wrong prefix of the same prompt, at 25, 50, 75 % | {auc} |
+
+By position, from the first to the last tenth of a response, R^2: {deciles}
+
+![values and returns by position](positions.png)
+
+Policy of the rollouts: {origin}
+Settings: {settings}
+
+## Loading it
+
+```python
+from transformers import AutoModelForTokenClassification
+
+critic = AutoModelForTokenClassification.from_pretrained("{name}", num_labels={labels})
+```
+
+{head}
+
+* lightning-vcppo: `vcppo fit --config vcppo --model.critic {name} ...`
+* verl, where the head is scalar: `critic.model.path={name}`
+"""
+_HEADS = {
+    "scalar": "The output is V of the state *after* each token.",
+    "bounded": "V = low + (high - low) (1/2 + arctan(output) / pi), bounds in `value_head`.",
+    "sigmoid": "V = low + (high - low) sigmoid(output), bounds in `value_head`.",
+    "hl_gauss": "V is the mean of the bins' centres under softmax(outputs), see `value_head`.",
+}
+
+
+def write_card(
+    folder: Path,
+    base: str,
+    measures: Measures,
+    settings: Mapping[str, Any],
+    origin: Mapping[str, Any],
+    head: str,
+    labels: int,
+) -> None:
+    """Write `README.md` and the picture of the positions into the directory of a critic."""
+    header = {
+        "library_name": "transformers",
+        "pipeline_tag": "token-classification",
+        "base_model": base,
+        "tags": ["critic", "value-function", "lightning-vcppo"],
+    }
+    text = _TEXT.format(
+        base=base,
+        name=folder.name,
+        responses=measures.responses,
+        prompts=measures.prompts,
+        r2=measures.r2,
+        ev=measures.explained_variance,
+        bias=measures.bias,
+        ece=_number(measures.ece),
+        brier=_number(measures.brier),
+        rank=_number(measures.rank_correlation),
+        auc=", ".join(_number(chance) for chance in measures.auc.values()),
+        deciles=", ".join(f"{decile.r2:.2f}" for decile in measures.deciles),
+        origin=", ".join(f"{key} {value}" for key, value in origin.items()) or "not known",
+        settings=", ".join(f"{key}={value}" for key, value in settings.items()),
+        head=_HEADS.get(head, ""),
+        labels=labels,
+    )
+    (folder / "README.md").write_text(
+        f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n{text}", encoding="utf-8"
+    )
+    _draw(measures, folder / "positions.png")
+
+
+def _number(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.3f}"
+
+
+def _draw(measures: Measures, path: Path) -> None:
+    from lightning_vcppo.report.plotting import open_figure
+
+    figure, ax = open_figure("Values by position", "share of the response", "reward")
+    places = [(d + 0.5) / len(measures.deciles) for d in range(len(measures.deciles))]
+    ax.plot(places, [d.mean_value for d in measures.deciles], marker="o", label="mean V")
+    ax.plot(places, [d.mean_return for d in measures.deciles], linestyle="--", label="mean return")
+    ax.legend(frameon=False)
+    figure.savefig(path, dpi=120)

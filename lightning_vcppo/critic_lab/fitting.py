@@ -1,0 +1,281 @@
+"""Value pretraining alone, on stored rollouts, without an actor: a module and its data.
+
+An epoch is a pass over the responses to fit on; each ends with a judgement on the held-out ones.
+
+Shapes: B responses, T response tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from typing_extensions import override
+
+from lightning_vcppo.algorithm.value_pretraining import Progress, StopRule
+from lightning_vcppo.common.seeding import stream
+from lightning_vcppo.critic_lab.measures import Measures, measure
+from lightning_vcppo.critic_lab.store import TokenStore
+from lightning_vcppo.distributed.collectives import Ranks, gather
+from lightning_vcppo.distributed.fsdp2 import build
+from lightning_vcppo.distributed.sharding import full_state_dict
+from lightning_vcppo.distributed.strategies import prepare_strategy, refuse_strategy
+from lightning_vcppo.models import loading
+from lightning_vcppo.models.critic import Critic, load_critic
+from lightning_vcppo.modules.objectives import CriticObjective
+from lightning_vcppo.modules.optimizers import build_optimizer
+from lightning_vcppo.modules.scoring import Scorer
+from lightning_vcppo.modules.updates import Backend, Updater, copy_state, restore_state
+from lightning_vcppo.rollouts.rollout import Rollout
+from lightning_vcppo.settings import OptimizerSettings, ValueSettings
+
+
+class _Rows(IterableDataset[Rollout]):
+    """This rank's part of each batch, in an order that epoch and seed name."""
+
+    def __init__(self, store: TokenStore, rows: list[int], size: int, seed: int | None) -> None:
+        self._store, self._rows, self._size, self._seed = store, rows, size, seed
+        self.epoch, self.rank, self.ranks = 0, 0, 1
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) // self._size)
+
+    def __iter__(self) -> Iterator[Rollout]:
+        order = torch.arange(len(self._rows))
+        if self._seed is not None:
+            rng = stream(self._seed, "critic fit", self.epoch)
+            order = torch.randperm(len(self._rows), generator=rng)
+        for batch in order.split(self._size):
+            rows = [self._rows[i] for i in batch.tolist()]
+            places = list(range(len(rows)))[self.rank :: self.ranks]
+            mine = [rows[place] for place in places] or rows[:1]
+            yield self._store.rollout(mine, places or [-1])  # nobody's row counts nowhere
+
+
+class CriticData(L.LightningDataModule):
+    """Stored rollouts, split by prompt."""
+
+    def __init__(
+        self, store: TokenStore, held_out_share: float, mini_batch_size: int, seed: int
+    ) -> None:
+        """Split the rollouts.
+
+        Args:
+            store: Of the rollouts.
+            held_out_share: Share of the prompts that judge the critic.
+            mini_batch_size: Responses of an update, over all ranks.
+            seed: Of split and order.
+        """
+        super().__init__()
+        to_fit, self.held_out = store.split(held_out_share, seed)
+        self.store = store
+        self._training = _Rows(store, to_fit, mini_batch_size, seed)
+        self._validation = _Rows(store, self.held_out, mini_batch_size, None)
+
+    @override
+    def train_dataloader(self) -> DataLoader[Rollout]:
+        """Return the mini-batches of the next epoch."""
+        return self._loader(self._training)
+
+    @override
+    def val_dataloader(self) -> DataLoader[Rollout]:
+        """Return the held-out responses."""
+        return self._loader(self._validation)
+
+    def _loader(self, rows: _Rows) -> DataLoader[Rollout]:
+        if (trainer := self.trainer) is not None:
+            rows.epoch = trainer.current_epoch
+            rows.rank, rows.ranks = trainer.global_rank, trainer.world_size
+        return DataLoader(rows, batch_size=None)
+
+
+class CriticFit(L.LightningModule):
+    """A critic that is fitted on Monte-Carlo returns, with the updates of `VCPPOModule`.
+
+    Attributes:
+        measures: Of the last judgement.
+        progress: Of the stop rule, in epochs.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        data: CriticData,
+        value: ValueSettings,
+        optimizer: OptimizerSettings,
+        stop_rule: StopRule,
+        *,
+        max_tokens: int,
+        seed: int,
+    ) -> None:
+        """Collect the settings; `configure_model` loads the critic.
+
+        Args:
+            model: Directory or hub id of the backbone: a language model, reward model or critic.
+            data: Of the fit.
+            value: The head and its loss.
+            optimizer: Of the critic.
+            stop_rule: Counted in epochs; it reads R^2 on held-out responses.
+            max_tokens: Most tokens of a micro-batch.
+            seed: Of the order of responses.
+        """
+        super().__init__()
+        self.automatic_optimization = False
+        self.model_source, self.value, self.seed = model, value, seed
+        self.data, self.stop_rule, self.max_tokens = data, stop_rule, max_tokens
+        self.critic: Critic | None = None
+        self.updater = Updater("critic", optimizer, passes=1, mini_batch_size=2**31)
+        self.progress = Progress()
+        self.measures: Measures | None = None
+        self._best: dict[str, Any] = {}
+        self._judged: list[tuple[list[np.ndarray], list[float], list[int], list[int]]] = []
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Refuse a strategy that cannot work."""
+        refuse_strategy(self.trainer.strategy)
+        prepare_strategy(self.trainer.strategy, lambda: None)
+
+    @override
+    def configure_model(self) -> None:
+        """Load the critic, once."""
+        if self.critic is not None:
+            return
+        network = build(lambda: load_critic(self.model_source, self.value), self.trainer.strategy)
+        if not isinstance(network, Critic):
+            raise ValueError(
+                f"{self.model_source}: a side critic reads the activations of an actor, and there "
+                "is none; expected a language model, a reward model or a critic of its own"
+            )
+        self.critic = network
+        loading.disable_dropout(self.critic.train())
+        self.scorer = Scorer(
+            self.critic.model, self.critic, None, temperature=1.0, max_tokens=self.max_tokens
+        )
+        self.objective = CriticObjective(self.value, self.critic, self.scorer.critic_outputs)
+
+    @override
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the critic's optimizer."""
+        assert self.critic is not None
+        return build_optimizer(self.updater.settings, self.critic.parameters())
+
+    @override
+    def transfer_batch_to_device(
+        self, batch: Rollout, device: torch.device, dataloader_idx: int
+    ) -> Rollout:
+        """Move a rollout."""
+        return batch.to(device)
+
+    @override
+    def training_step(self, batch: Rollout, batch_idx: int) -> None:
+        """Do one update."""
+        metrics = self.updater.update(
+            batch,
+            self.objective,
+            self.scorer,
+            self.optimizers(),
+            Backend.of(self, self.ranks),
+            seed=(self.seed, self.updater.updates_done),
+        )
+        self.log_dict(metrics, batch_size=len(batch))
+
+    @override
+    def validation_step(self, batch: Rollout, batch_idx: int) -> None:
+        """Read the values of held-out responses."""
+        (values_BT,) = self.scorer.in_micro_batches(self.scorer.critic_values, batch, self.ranks)
+        counted = (batch.positions_B >= 0).nonzero()[:, 0].tolist()
+        self._judged.append(
+            (
+                [values_BT[i][batch.response_mask_BT[i]].float().cpu().numpy() for i in counted],
+                batch.scores_B[counted].tolist(),
+                batch.group_ids_B[counted].tolist(),
+                (batch.positions_B[counted] + (batch_idx << 32)).tolist(),
+            )
+        )
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        """Judge the critic, keep it if it is the best, and stop if it no longer improves."""
+        judged, self._judged = self._judged, []
+        if self.trainer.sanity_checking:
+            return
+        rows = [
+            row
+            for rank in gather(judged)
+            for values, rewards, groups, places in rank
+            for row in zip(places, values, rewards, groups, strict=True)
+        ]
+        rows.sort(key=lambda row: row[0])
+        _, values, rewards, groups = zip(*rows, strict=True)
+        self.measures = measure(values, rewards, groups, self.data.store.reward_range)
+        r2 = self.trainer.strategy.broadcast(self.measures.r2)  # machines may round differently
+        self.log_dict(
+            {
+                "critic/r2": r2,
+                "critic/explained_variance": self.measures.explained_variance,
+                "critic/bias": self.measures.bias,
+            },
+            prog_bar=True,
+            batch_size=1,
+        )
+        if not self.trainer.training and self.trainer.state.fn != "fit":
+            return
+        if self.stop_rule.advance(self.progress, r2):
+            assert self.critic is not None
+            self._best = copy_state(self.critic, self.optimizers())
+        if self.stop_rule.is_over(self.progress):
+            self.trainer.should_stop = True
+
+    @override
+    def on_fit_end(self) -> None:
+        """Go back to the best critic."""
+        if self._best:
+            assert self.critic is not None
+            restore_state(self.critic, self.optimizers(), self._best)
+        rank_zero_info(
+            f"Fitted for {self.progress.rollouts} passes; the best critic is that after pass "
+            f"{self.progress.best_rollout}, with a held-out R^2 of {self.progress.best:.3f}"
+        )
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save progress and the best critic."""
+        checkpoint["critic_fit"] = {
+            "progress": asdict(self.progress),
+            "best": self._best,
+            "updates_done": self.updater.updates_done,
+        }
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what `on_save_checkpoint` saves."""
+        saved = checkpoint["critic_fit"]
+        self.progress, self._best = Progress(**saved["progress"]), saved["best"]
+        self.updater.updates_done = saved["updates_done"]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the critic's weights, whole; called on every rank."""
+        assert self.critic is not None
+        return full_state_dict(self.critic.model)
+
+    @property
+    def ranks(self) -> Ranks:
+        """How this run's ranks agree on numbers."""
+        return Ranks(self._sum, self._max, self.global_rank, self.trainer.world_size)
+
+    def _sum(self, statistics: Tensor) -> Tensor:
+        total = self.trainer.strategy.reduce(statistics.clone(), reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
+
+    def _max(self, number: int) -> int:
+        largest = torch.tensor(number, device=self.device)
+        return int(self.trainer.strategy.reduce(largest, reduce_op="max"))

@@ -1,0 +1,285 @@
+"""Fit a critic to a directory, or read the values of one that is there."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_vcppo.algorithm.value_pretraining import StopRule
+from lightning_vcppo.common.errors import require
+from lightning_vcppo.common.files import complete_file
+from lightning_vcppo.critic_lab.card import write_card
+from lightning_vcppo.critic_lab.fitting import CriticData, CriticFit
+from lightning_vcppo.critic_lab.measures import Measures, measure
+from lightning_vcppo.critic_lab.store import TokenStore
+from lightning_vcppo.distributed.collectives import Ranks
+from lightning_vcppo.interchange import Importer, read_responses
+from lightning_vcppo.models import loading
+from lightning_vcppo.models.critic import load_critic
+from lightning_vcppo.models.hf_folders import write_folder
+from lightning_vcppo.models.value_network import num_outputs
+from lightning_vcppo.modules.scoring import Scorer
+from lightning_vcppo.rollouts.records import SavedResponse
+from lightning_vcppo.settings import OptimizerSettings, ValueSettings
+
+ALONE = Ranks(lambda total: total, lambda number: number, 0, 1)
+
+
+def read_rollouts(path: str, model: str) -> tuple[TokenStore, dict[str, Any]]:
+    """Read stored rollouts of this project or of another trainer, and say where they come from.
+
+    Args:
+        path: File, pattern or directory.
+        model: Directory or hub id whose tokenizer makes token ids that are missing.
+
+    Raises:
+        ValueError: They hold no responses, or those of a model with other tokens.
+    """
+    tokenizer = loading.load_tokenizer(model)
+    importer = Importer(tokenizer)
+    origin: dict[str, Any] = {}
+
+    def records() -> Iterator[Any]:
+        for record in importer.records(read_responses([path])):
+            if not origin and isinstance(record, SavedResponse):
+                origin.update(record.origin)
+            yield record
+
+    store = TokenStore(records(), _vocabulary(model, len(tokenizer)))
+    require(
+        min(store.rewards) < max(store.rewards),
+        f"{path}: all {len(store)} responses have the reward {store.rewards[0]:g}: there is "
+        "nothing for a critic to learn",
+    )
+    return store, origin
+
+
+def _vocabulary(model: str, tokens: int) -> int:
+    size = getattr(loading.load_config(model), "vocab_size", None)
+    return max(int(size), tokens) if size else tokens
+
+
+def within(value: ValueSettings, store: TokenStore) -> ValueSettings:
+    """Return settings whose bounds hold all rewards; scalar heads have none to speak of."""
+    low, high = store.reward_range
+    return replace(value, value_min=min(value.value_min, low), value_max=max(value.value_max, high))
+
+
+def fit_critic(
+    rollouts: str,
+    model: str,
+    output: str,
+    value: ValueSettings = ValueSettings(),
+    critic_optimizer: OptimizerSettings = OptimizerSettings(lr=1e-5),
+    mini_batch_size: int = 128,
+    max_tokens_per_batch: int = 16384,
+    max_epochs: int = 20,
+    patience: int = 3,
+    min_delta: float = 0.005,
+    held_out_share: float = 0.2,
+    seed: int = 0,
+    accelerator: str = "auto",
+    devices: int | str = "auto",
+    strategy: str = "auto",
+    precision: str = "32-true",
+) -> Measures:
+    """Fit a critic on stored rollouts, without an actor, until it no longer improves.
+
+    Writes the best critic with its card to `OUTPUT/critic`, what was measured to `OUTPUT/fit.json`,
+    and a checkpoint after each pass. Called again, it resumes.
+
+    Args:
+        rollouts: File, pattern or directory, of this project or of another trainer.
+        model: Directory or hub id of the backbone.
+        output: Directory to write to.
+        value: The head and its loss; its bounds are widened to hold all rewards.
+        critic_optimizer: Of the critic.
+        mini_batch_size: Responses of an update, over all ranks.
+        max_tokens_per_batch: Tokens of one forward pass on one device.
+        max_epochs: Passes after which it ends.
+        patience: Passes without a rise of the held-out R^2 after which it ends.
+        min_delta: A rise smaller than this does not count.
+        held_out_share: Share of the prompts that judge the critic.
+        seed: Of split and order.
+        accelerator: As in Lightning.
+        devices: As in Lightning.
+        strategy: As in Lightning: auto, ddp or fsdp2.
+        precision: As in Lightning.
+
+    Returns:
+        How good the best critic is on held-out responses.
+
+    Raises:
+        ValueError: For rollouts that no critic can be fitted on, or an output that is finished.
+    """
+    folder = Path(output)
+    require(
+        not (folder / "critic").exists(), f"{output}: holds a fitted critic; name another --output"
+    )
+    require(mini_batch_size >= 1, f"mini_batch_size: expected >= 1, got {mini_batch_size}")
+    require(max_epochs >= 1, f"max_epochs: expected >= 1, got {max_epochs}")
+    require(0 < held_out_share < 1, f"held_out_share: expected in (0, 1), got {held_out_share}")
+    L.seed_everything(seed, verbose=False)
+    store, origin = read_rollouts(rollouts, model)
+    value = within(value, store)
+    data = CriticData(store, held_out_share, mini_batch_size, seed)
+    module = CriticFit(
+        model,
+        data,
+        value,
+        critic_optimizer,
+        StopRule(max_epochs, 1, patience, min_delta),
+        max_tokens=max_tokens_per_batch,
+        seed=seed,
+    )
+    trainer = _trainer(folder, max_epochs, accelerator, devices, strategy, precision)
+    last = folder / "checkpoints" / "last.ckpt"
+    start = time.perf_counter()
+    resume = {"ckpt_path": last, "weights_only": False} if last.exists() else {}
+    trainer.fit(module, datamodule=data, **resume)  # type: ignore[arg-type]
+    seconds = time.perf_counter() - start
+    trainer.validate(module, datamodule=data, verbose=False)
+    settings = _settings(value, critic_optimizer, mini_batch_size, seed)
+    _write(folder, module, settings, origin, {"rollouts": rollouts, "seconds": seconds})
+    assert module.measures is not None
+    return module.measures
+
+
+def _trainer(
+    folder: Path,
+    max_epochs: int,
+    accelerator: str,
+    devices: int | str,
+    strategy: str,
+    precision: str,
+) -> L.Trainer:
+    return L.Trainer(
+        max_epochs=max_epochs,
+        accelerator=accelerator,
+        devices=devices,
+        strategy=_strategy(strategy),
+        precision=precision,  # type: ignore[arg-type]
+        default_root_dir=folder,
+        logger=CSVLogger(folder, name="", version="metrics"),
+        callbacks=[
+            ModelCheckpoint(folder / "checkpoints", filename="last", save_on_train_epoch_end=True)
+        ],
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+    )
+
+
+def _write(
+    folder: Path,
+    module: CriticFit,
+    settings: dict[str, Any],
+    origin: dict[str, Any],
+    facts: dict[str, Any],
+) -> None:
+    """Write the critic, its card and what was measured; called on every rank."""
+    assert module.measures is not None and module.critic is not None
+    weights = module.weights()
+    if not module.trainer.is_global_zero:
+        return
+    critic, base, store = module.critic.model, module.model_source, module.data.store
+    tokens = _tokens(store) * module.progress.rollouts
+    facts = {
+        "model": base,
+        **facts,
+        "responses": len(store),
+        "settings": settings,
+        "epochs": module.progress.rollouts,
+        "best_epoch": module.progress.best_rollout,
+        "tokens_per_s": tokens / facts["seconds"],
+        "peak_mib": _peak_mib(),
+        "parameters": sum(p.numel() for p in critic.parameters()),
+        "measures": module.measures.as_json(),
+    }
+    write_folder(folder / "critic", critic, loading.load_tokenizer(base), weights)
+    head, labels = module.value.head, num_outputs(module.value)
+    write_card(folder / "critic", base, module.measures, settings, origin, head, labels)
+    with complete_file(folder / "fit.json") as file:
+        json.dump(facts, file, indent=1)
+
+
+def measure_critic(
+    critic: str, rollouts: str, max_tokens_per_batch: int = 16384, device: str | None = None
+) -> tuple[Measures, float]:
+    """Measure a critic that is there on all responses of stored rollouts.
+
+    Args:
+        critic: Directory or hub id: a critic of ours, a token classifier or a sequence classifier
+            with one label.
+        rollouts: File, pattern or directory.
+        max_tokens_per_batch: Tokens of one forward pass.
+        device: "cpu", "cuda", ...; None is the GPU if there is one.
+
+    Returns:
+        The measures, and the range of the rewards.
+
+    Raises:
+        ValueError: There is no such critic, or the rollouts are of a model with other tokens.
+    """
+    store, _ = read_rollouts(rollouts, critic)
+    described = getattr(loading.load_config(critic), "value_head", None) or {}
+    network = load_critic(critic, ValueSettings(**described))
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    loading.disable_dropout(network.to(place).train())
+    scorer = Scorer(network.model, network, None, temperature=1.0, max_tokens=max_tokens_per_batch)
+    values = []
+    with torch.no_grad():
+        for rows in torch.arange(len(store)).split(512):
+            rollout = store.rollout(rows.tolist()).to(place)
+            (values_BT,) = scorer.in_micro_batches(scorer.critic_values, rollout, ALONE)
+            mask_BT = rollout.response_mask_BT
+            values += [values_BT[i][mask_BT[i]].float().cpu().numpy() for i in range(len(rows))]
+    low, high = store.reward_range
+    return measure(values, list(store.rewards), list(store.groups), (low, high)), high - low
+
+
+def _settings(
+    value: ValueSettings, optimizer: OptimizerSettings, size: int, seed: int
+) -> dict[str, Any]:
+    own, usual = asdict(value), asdict(ValueSettings())
+    changed = {f"value.{key}": v for key, v in own.items() if v != usual[key]}
+    return {
+        "value.head": value.head,
+        **changed,
+        "critic_optimizer.lr": optimizer.lr,
+        "mini_batch_size": size,
+        "seed": seed,
+    }
+
+
+def _strategy(name: str) -> Any:
+    if name != "fsdp2":
+        return name
+    from lightning_vcppo.distributed.fsdp2 import FSDP2Strategy
+
+    return FSDP2Strategy()
+
+
+def _tokens(store: TokenStore) -> int:
+    return sum(store.prompt_lengths) + sum(store.response_lengths)
+
+
+def _peak_mib() -> float:
+    """Return the most memory that was used: of the GPU, or of the process without one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / (2**20 if sys.platform == "darwin" else 2**10)

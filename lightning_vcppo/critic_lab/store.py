@@ -1,0 +1,150 @@
+"""Stored rollouts as token ids in one file, with an index in memory of some tens of bytes a row.
+
+Shapes: B responses, L tokens of prompt + response, T response tokens.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import IO
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from lightning_vcppo.common.errors import require
+from lightning_vcppo.common.seeding import stream
+from lightning_vcppo.data.problem import Problem
+from lightning_vcppo.rollouts.records import ImportedResponse, ResponseRecord, SavedResponse
+from lightning_vcppo.rollouts.rollout import Rollout
+
+NO_PROBLEM = Problem("", 0)
+
+
+class TokenStore:
+    """Responses with their rewards, read back in any order; the file goes with the object.
+
+    Attributes:
+        rewards: Of each response.
+        groups: Number of the prompt of each response.
+        prompt_lengths: Tokens of the prompt of each response.
+        response_lengths: Tokens of each response.
+        finished: 1 for each response that was not truncated.
+    """
+
+    def __init__(self, records: Iterable[ResponseRecord], vocabulary: int) -> None:
+        """Store records with token ids.
+
+        Args:
+            records: In any order.
+            vocabulary: Token ids are below it.
+
+        Raises:
+            ValueError: A record has no token ids, an id is out of range, or there are no records.
+        """
+        self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the store)
+        self._starts = array("q")
+        self.rewards, self.groups = array("f"), array("i")
+        self.prompt_lengths, self.response_lengths = array("i"), array("i")
+        self.finished = array("b")
+        numbers: dict[tuple[str, int], int] = {}
+        end = 0
+        for record in records:
+            self._check(record, vocabulary)
+            assert isinstance(record, SavedResponse)
+            ids = np.array([*record.prompt_ids, *record.response_ids], dtype=np.int32)
+            self._file.write(ids.tobytes())
+            self._starts.append(end)
+            end += len(ids)
+            self.rewards.append(record.reward)
+            key = (record.evaluation_set, record.index)
+            self.groups.append(numbers.setdefault(key, len(numbers)))
+            self.prompt_lengths.append(len(record.prompt_ids))
+            self.response_lengths.append(len(record.response_ids))
+            self.finished.append(record.finished)
+        require(len(self) > 0, "no rollouts")
+        self.prompts = len(numbers)
+
+    @staticmethod
+    def _check(record: ResponseRecord, vocabulary: int) -> None:
+        require(
+            not isinstance(record, ImportedResponse),
+            f"{record.source}: no token ids; import the rollouts with --model",
+        )
+        if not isinstance(record, SavedResponse):
+            raise ValueError(
+                f"{record.source}: no token ids; `vcppo predict` and `vcppo import` write them"
+            )
+        require(len(record.response_ids) > 0, f"{record.source}: the response has no tokens")
+        top = max(max(record.prompt_ids, default=0), max(record.response_ids))
+        require(
+            top < vocabulary,
+            f"{record.source}: token id {top} is not in the model's vocabulary of {vocabulary}: "
+            "the rollouts come from a model with other tokens",
+        )
+
+    def __len__(self) -> int:
+        """Number of responses."""
+        return len(self.rewards)
+
+    @property
+    def reward_range(self) -> tuple[float, float]:
+        """The lowest and the highest reward."""
+        return min(self.rewards), max(self.rewards)
+
+    def split(self, held_out_share: float, seed: int) -> tuple[list[int], list[int]]:
+        """Return the rows to fit on and the held-out ones; no prompt has rows in both.
+
+        Args:
+            held_out_share: Share of the prompts; at least one is held out and one is not.
+            seed: Of the choice.
+
+        Raises:
+            ValueError: There is one prompt only.
+        """
+        require(
+            self.prompts > 1,
+            "the rollouts have one prompt only; at least two are expected: one "
+            "to fit on and one that judges the critic",
+        )
+        count = min(max(1, round(held_out_share * self.prompts)), self.prompts - 1)
+        order = torch.randperm(self.prompts, generator=stream(seed, "held-out prompts"))
+        held_out = set(order[:count].tolist())
+        rows: tuple[list[int], list[int]] = ([], [])
+        for row, group in enumerate(self.groups):
+            rows[group in held_out].append(row)
+        return rows
+
+    def rollout(self, rows: Sequence[int], positions: Sequence[int] | None = None) -> Rollout:
+        """Return responses as a rollout with Monte-Carlo returns, on the CPU.
+
+        Args:
+            rows: Numbers of the responses.
+            positions: Their numbers in the batch over all ranks; by default 0, 1, ...
+        """
+        inputs = [self._ids(row) for row in rows]
+        lengths_B = torch.tensor([self.response_lengths[row] for row in rows])
+        mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
+        scores_B = torch.tensor([self.rewards[row] for row in rows])
+        return Rollout(
+            problems=(NO_PROBLEM,) * len(rows),
+            responses=("",) * len(rows),
+            input_ids_BL=pad_sequence(inputs, batch_first=True),
+            prompt_lengths_B=torch.tensor([self.prompt_lengths[row] for row in rows]),
+            response_mask_BT=mask_BT,
+            sampler_logprobs_BT=torch.zeros(mask_BT.shape),
+            finished_B=torch.tensor([bool(self.finished[row]) for row in rows]),
+            positions_B=torch.tensor(range(len(rows)) if positions is None else positions),
+            group_ids_B=torch.tensor([self.groups[row] for row in rows]),
+            scores_B=scores_B,
+            correct_B=scores_B > 0,
+            returns_BT=torch.where(mask_BT, scores_B[:, None], 0.0),
+        )
+
+    def _ids(self, row: int) -> torch.Tensor:
+        self._file.seek(4 * self._starts[row])
+        count = self.prompt_lengths[row] + self.response_lengths[row]
+        ids = np.frombuffer(self._file.read(4 * count), dtype=np.int32)
+        return torch.from_numpy(ids.astype(np.int64))

@@ -1,0 +1,100 @@
+"""Values of the cells of a dump: rewards, texts, chats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from lightning_vcppo.data.chats import parsed
+from lightning_vcppo.data.texts import InvalidRow
+
+Prompt: TypeAlias = str | list[dict[str, str]]
+
+CUT_REASONS = {"length", "max_tokens", "max_length", "max_output_tokens", "max_total_tokens"}
+"""What engines call the end of a response that had to stop."""
+
+
+def number(value: object, name: str) -> float:
+    """Return a reward: a number, a truth value, or a list of the rewards of tokens, summed.
+
+    Raises:
+        InvalidRow: It is nothing of these, or not finite.
+    """
+    if isinstance(value, list) and value and all(isinstance(v, (int, float)) for v in value):
+        value = sum(value)
+    if isinstance(value, (int, float)) and math.isfinite(value):
+        return float(value)
+    raise InvalidRow(f"{name}: expected a finite number, got {str(value)[:40]!r}")
+
+
+def text(value: object, name: str) -> str:
+    """Return a text.
+
+    Raises:
+        InvalidRow: It is none.
+    """
+    if not isinstance(value, str):
+        raise InvalidRow(f"{name}: expected text, got {type(value).__name__}")
+    return value
+
+
+def prompt(value: object, name: str) -> Prompt:
+    """Return a text or the messages of a chat, given as a list or as JSON.
+
+    Raises:
+        InvalidRow: It is neither.
+    """
+    found = parsed(value)
+    is_chat = isinstance(found, list) and found and isinstance(found[0], dict)
+    return messages(found, name) if is_chat else text(value, name)
+
+
+def reply(value: object, name: str) -> str:
+    """Return a response, given as a text or as a chat with one message of the assistant.
+
+    Raises:
+        InvalidRow: It is neither, or has several turns.
+    """
+    found = parsed(value)
+    if not (isinstance(found, list) and found and isinstance(found[0], dict)):
+        return text(value, name)
+    turns = messages(found, name)
+    if len(turns) > 1:
+        raise InvalidRow(f"{name}: the response has {len(turns)} turns; one is expected")
+    return turns[0]["content"]
+
+
+def messages(value: object, name: str) -> list[dict[str, str]]:
+    """Return messages with role and content as texts.
+
+    Raises:
+        InvalidRow: It is no list of messages.
+    """
+    if not (isinstance(value, list) and value and all(isinstance(m, dict) for m in value)):
+        raise InvalidRow(f"{name}: expected messages with role and content")
+    return [{"role": str(m.get("role", "")), "content": content(m)} for m in value]
+
+
+def content(message: Mapping[str, Any]) -> str:
+    """Return the text of a message, with the thinking that some trainers keep apart."""
+    found = message.get("content") or ""
+    if isinstance(found, list):
+        found = "".join(str(part.get("text", "")) for part in found if isinstance(part, dict))
+    thinking = message.get("reasoning_content")
+    return f"<think>{thinking}</think>{found}" if thinking else str(found)
+
+
+def ended(reason: object) -> bool | None:
+    """Return whether a response ended by itself; None if no reason is given."""
+    return None if not isinstance(reason, str) else reason not in CUT_REASONS
+
+
+def as_name(value: object) -> str | None:
+    """Return the name of a prompt as text; None if there is none."""
+    return None if value is None else str(value)
+
+
+def only(value: Any) -> Any:
+    """Return the item of a batch of one, anything else as it is."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value

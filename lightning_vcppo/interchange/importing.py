@@ -1,0 +1,248 @@
+"""From responses of another trainer to the records that this project reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from lightning_vcppo.common.errors import require
+from lightning_vcppo.data.problem import Problem
+from lightning_vcppo.interchange.cells import Prompt
+from lightning_vcppo.interchange.reading import Reading
+from lightning_vcppo.interchange.schemas import ForeignResponse
+from lightning_vcppo.interchange.tokens import RoundTrips, Tokens
+from lightning_vcppo.models.fingerprints import tokenizer_fingerprint
+from lightning_vcppo.rewards.functions import Grade, Grader
+from lightning_vcppo.rollouts.records import ImportedResponse, ResponseRecord, SavedResponse
+
+CHUNK = 256
+"""Responses that are tokenised and graded at once."""
+
+
+@dataclass
+class ImportReport:
+    """What was imported, for people.
+
+    Attributes:
+        responses: Number of them.
+        prompts: Number of different prompts.
+        truncated: Responses that the dump, or the limit, says are truncated.
+        unknown_end: Responses of which nothing says whether they are; they count as finished.
+        rewards: Sum of the rewards.
+        changed_verdicts: Responses whose reward changed its sign when they were graded again.
+        reading: Rows by trainer, and those that could not be read.
+        round_trips: How faithfully texts became token ids; None without a tokenizer.
+    """
+
+    responses: int = 0
+    prompts: int = 0
+    truncated: int = 0
+    unknown_end: int = 0
+    rewards: float = 0.0
+    changed_verdicts: int = 0
+    reading: Reading = field(default_factory=Reading)
+    round_trips: RoundTrips | None = None
+
+    def lines(self) -> Iterator[str]:
+        """Yield what to print, a line each."""
+        trainers = ", ".join(f"{n} rows of {name}" for name, n in self.reading.trainers.items())
+        yield (
+            f"{self.responses} responses to {self.prompts} prompts ({trainers}), "
+            f"mean reward {self.rewards / max(self.responses, 1):.3f}"
+        )
+        if self.reading.invalid:
+            yield f"skipped {self.reading.invalid} rows: {self.reading}"
+        yield f"truncated: {self.truncated}" + (
+            f"; nothing says whether {self.unknown_end} others are, so they count as finished "
+            "(--max_response_length=N says it)"
+            if self.unknown_end
+            else ""
+        )
+        if (trips := self.round_trips) is None:
+            yield "no token ids were made (--model=NAME names the tokenizer)"
+        elif trips.made or trips.restored or trips.bare:
+            yield (
+                f"token ids: {trips.taken} responses from the dump, {trips.made} tokenised, of "
+                f"which {trips.changed} do not decode to their text"
+            )
+            yield (
+                f"prompts without special tokens: {trips.restored} with the chat template found "
+                f"again, {trips.bare} as plain text"
+            )
+        if self.changed_verdicts:
+            yield f"graded again: {self.changed_verdicts} rewards changed their sign"
+
+
+class Importer:
+    """Makes records of responses: token ids, groups, rewards, verdicts."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        reward: str | None = None,
+        problems: Iterable[Problem] = (),
+        max_response_length: int | None = None,
+        reading: Reading | None = None,
+    ) -> None:
+        """Collect what the records need.
+
+        Args:
+            tokenizer: Of the policy; None leaves out token ids that the dump does not have.
+            reward: A style of the verifier or a reward function, to grade the responses again.
+            problems: Have the answers that the dump lacks; a prompt belongs to the problem whose
+                text it holds.
+            max_response_length: Tokens at which responses were truncated.
+            reading: What was found while the responses were read.
+        """
+        self._tokens = None
+        if tokenizer is not None:
+            self._tokens = Tokens(tokenizer, max_response_length)
+        origin = {"tokenizer": tokenizer_fingerprint(tokenizer)} if tokenizer is not None else {}
+        self._origin: dict[str, str | float] = {"imported": "true", **origin}
+        self._grader = Grader(reward) if reward is not None else None
+        self._problems = {problem.problem.strip(): problem for problem in problems}
+        self._limit = max_response_length
+        self._groups: dict[str, list[int]] = {}  # number of the prompt, responses so far
+        self.report = ImportReport(
+            reading=reading or Reading(),
+            round_trips=self._tokens.round_trips if self._tokens else None,
+        )
+
+    def records(
+        self, responses: Iterable[tuple[str, ForeignResponse]]
+    ) -> Iterator[SavedResponse | ImportedResponse]:
+        """Yield the record of each response.
+
+        Args:
+            responses: Each with its place, "FILE:ROW".
+
+        Raises:
+            ValueError: A response has no reward, or no answer to be graded by.
+        """
+        stream = iter(responses)
+        while chunk := list(islice(stream, CHUNK)):
+            rows = [response for _, response in chunk]
+            ids = self._tokens.ids_of(rows) if self._tokens else [(None, None)] * len(rows)
+            grades = self._grades(chunk)
+            for (place, row), (prompt_ids, response_ids), grade in zip(
+                chunk, ids, grades, strict=True
+            ):
+                yield self._record(
+                    place,
+                    row,
+                    row.prompt_ids if prompt_ids is None else prompt_ids,
+                    row.response_ids if response_ids is None else response_ids,
+                    grade,
+                )
+
+    def _record(
+        self,
+        place: str,
+        row: ForeignResponse,
+        prompt_ids: list[int] | None,
+        response_ids: list[int] | None,
+        grade: Grade,
+    ) -> SavedResponse | ImportedResponse:
+        finished = self._finished(row, response_ids)
+        group = self._groups.setdefault(row.group or _key(row), [len(self._groups), 0])
+        index, sample = group
+        group[1] += 1
+        report = self.report
+        report.responses += 1
+        report.prompts = len(self._groups)
+        report.rewards += grade.reward
+        report.truncated += finished is False
+        report.unknown_end += finished is None
+        answer, *accepted = _answers(self._answer(row)) or [""]
+        base = ResponseRecord(
+            index=index,
+            sample=sample,
+            source=place,
+            problem=_question(row.prompt),
+            answer=answer,
+            response=row.response,
+            prediction=None,
+            correct=grade.correct,
+            length=len(response_ids) if response_ids is not None else len(row.response),
+            finished=finished is not False,
+            accepted=accepted,
+        )
+        common = asdict(base) | {"reward": grade.reward}
+        if prompt_ids is None or response_ids is None:
+            return ImportedResponse(**common, prompt=row.prompt)
+        return SavedResponse(
+            **common, prompt_ids=prompt_ids, response_ids=response_ids, origin=self._origin
+        )
+
+    def _finished(self, row: ForeignResponse, response_ids: list[int] | None) -> bool | None:
+        if row.finished is not None:
+            return row.finished
+        known = row.response_ids is not None or self._limit is not None
+        if known and response_ids is not None and self._tokens is not None:
+            return self._tokens.ends(response_ids)
+        return None
+
+    def _answer(self, row: ForeignResponse) -> Any:
+        if row.answer is not None:
+            return row.answer
+        problem = self._problem(row)
+        return None if problem is None else problem.gold
+
+    def _problem(self, row: ForeignResponse) -> Problem | None:
+        if not self._problems:
+            return None
+        question = _question(row.prompt).strip()
+        if (problem := self._problems.get(question)) is not None:
+            return problem
+        return next((p for text, p in self._problems.items() if text in question), None)
+
+    def _grades(self, chunk: list[tuple[str, ForeignResponse]]) -> list[Grade]:
+        if self._grader is None:
+            for place, row in chunk:
+                require(
+                    row.reward is not None,
+                    f"{place}: no reward; grade the responses with --reward=boxed (or another "
+                    "style), or name the field with --reward_field",
+                )
+            return [Grade(r.reward or 0.0, (r.reward or 0.0) > 0, True) for _, r in chunk]
+        answers = [self._answer(row) for _, row in chunk]
+        for (place, _), answer in zip(chunk, answers, strict=True):
+            require(
+                bool(_answers(answer)),
+                f"{place}: no answer to grade by; name the problems with --problems=FILE",
+            )
+        kinds = [p.answer_kind if (p := self._problem(row)) else None for _, row in chunk]
+        texts = [row.response for _, row in chunk]
+        grades = self._grader.grade_all(texts, [tuple(_answers(a)) for a in answers], kinds)
+        for (_, row), grade in zip(chunk, grades, strict=True):
+            if row.reward is not None:
+                self.report.changed_verdicts += (row.reward > 0) != grade.correct
+        return grades
+
+
+def _key(row: ForeignResponse) -> str:
+    """Return a text that is equal for equal prompts, and short for long ones."""
+    prompt = row.prompt or row.prompt_ids
+    key = repr(prompt)
+    return key if len(key) < 64 else f"{hash(key)}:{len(key)}"
+
+
+def _question(prompt: Prompt) -> str:
+    """Return the last message of the user, or the whole prompt."""
+    if isinstance(prompt, str):
+        return prompt
+    asked = [message["content"] for message in prompt if message["role"] == "user"]
+    return asked[-1] if asked else prompt[-1]["content"] if prompt else ""
+
+
+def _answers(value: Any) -> list[int | str]:
+    """Return the answers in a cell as integers or texts; none for an empty one."""
+    if isinstance(value, Mapping):
+        value = value.get("target", value.get("answer", value.get("ground_truth")))
+    items = list(value) if isinstance(value, (list, tuple)) else [value]
+    return [v if isinstance(v, int) else str(v) for v in items if v is not None and v != ""]

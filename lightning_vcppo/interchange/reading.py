@@ -1,0 +1,177 @@
+"""Responses from files of other trainers, one after the other: no file is held in memory."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from lightning_vcppo.common.terminal import printable
+from lightning_vcppo.data.compressed import format_of
+from lightning_vcppo.data.files import file_rows, is_data_file, text_lines
+from lightning_vcppo.data.texts import InvalidRow
+from lightning_vcppo.interchange.cells import Prompt, prompt
+from lightning_vcppo.interchange.schemas import Fields, ForeignResponse, Schema, schema_of
+
+SHOWN_ROWS = 5
+"""Invalid rows that a message names."""
+
+
+class _EveryColumn:
+    """A container that holds everything: all columns of a table are read."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+@dataclass
+class Reading:
+    """What was found while responses were read.
+
+    Attributes:
+        trainers: Rows by the trainer whose schema they have.
+        invalid: Number of rows that could not be read.
+        first_invalid: The first of them, as "FILE:ROW: reason".
+    """
+
+    trainers: Counter[str] = field(default_factory=Counter)
+    invalid: int = 0
+    first_invalid: list[str] = field(default_factory=list)
+
+    def refuse(self, place: str, reason: str) -> None:
+        """Count a row that could not be read."""
+        self.invalid += 1
+        if len(self.first_invalid) < SHOWN_ROWS:
+            self.first_invalid.append(f"{place}: {printable(reason)}")
+
+    def __str__(self) -> str:
+        """Return the number of invalid rows and the first of them, in one line."""
+        more = self.invalid - len(self.first_invalid)
+        return "; ".join([*self.first_invalid, *([f"and {more} more"] if more else [])])
+
+
+def read_responses(
+    paths: Iterable[str | Path],
+    fields: Fields = Fields(),
+    *,
+    drop_invalid: bool = False,
+    reading: Reading | None = None,
+) -> Iterator[tuple[str, ForeignResponse]]:
+    """Yield each response with its place, "FILE:ROW".
+
+    Args:
+        paths: Files, patterns, or directories, whose data files are read in order of their numbers.
+        fields: Names of the fields of plain rows; None finds them.
+        drop_invalid: Skip rows that cannot be read.
+        reading: Counts what is found.
+
+    Raises:
+        ValueError: A path names no data file; a file is broken; no row holds a response; or, after
+            the last row, rows could not be read and `drop_invalid` is off.
+        OSError: A file cannot be read.
+    """
+    reading = Reading() if reading is None else reading
+    prompts: dict[str, Prompt] = {}
+    files = _inputs_first([file for path in paths for file in _files(path)])
+    found = False
+    for file in files:
+        schema: Schema | None = None
+        keys: tuple[str, ...] = ()
+        for number, row in _rows(file):
+            place = f"{file.name}:{number}"
+            try:
+                if not isinstance(row, dict):
+                    raise InvalidRow(f"expected a JSON object, got {type(row).__name__}")
+                if _is_request(row):
+                    body = row["body"]
+                    asked = body.get("messages") or body.get("prompt")
+                    prompts[str(row["custom_id"])] = prompt(asked, "body")
+                    continue
+                if schema is None or tuple(row) != keys:
+                    schema, keys = schema_of(row, fields), tuple(row)
+                for response in schema.read(row, fields):
+                    found = True
+                    yield place, _asked(response, prompts) if prompts else _complete(response)
+                reading.trainers[schema.trainer] += 1
+            except InvalidRow as error:
+                reading.refuse(place, str(error))
+            except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+                known = schema.trainer if schema else "a dump"
+                reading.refuse(place, f"not as {known} writes it ({error!r:.80})")
+    if reading.invalid and not drop_invalid:
+        raise ValueError(
+            f"{reading.invalid} rows cannot be read (--drop_invalid=true skips them): {reading}"
+        )
+    if not found:
+        listed = ", ".join(map(str, paths)) if isinstance(paths, Sequence) else "the files"
+        raise ValueError(f"{listed}: no responses" + (f"; {reading}" if reading.invalid else ""))
+
+
+def _complete(response: ForeignResponse) -> ForeignResponse:
+    if not response.prompt and response.prompt_ids is None:
+        raise InvalidRow("no prompt; name the batch's input file, too")
+    if response.response_ids is not None and not response.response_ids:
+        raise InvalidRow("the response has no tokens")
+    return response
+
+
+def _asked(response: ForeignResponse, prompts: dict[str, Prompt]) -> ForeignResponse:
+    """Give the response of a batch the prompt of its request."""
+    if not response.prompt and response.group in prompts:
+        response = replace(response, prompt=prompts[response.group], group=None)
+    return _complete(response)
+
+
+def _is_request(row: dict[str, Any]) -> bool:
+    return "custom_id" in row and "response" not in row and isinstance(row.get("body"), dict)
+
+
+def _files(path: str | Path) -> list[Path]:
+    """Return the data files that a path names, in order of the numbers in their names."""
+    place = Path(path).expanduser()
+    if place.is_file():
+        return [place]
+    if place.is_dir():
+        found = [p for p in place.rglob("*") if p.is_file() and is_data_file(p.name)]
+    else:
+        found = [Path(name) for name in glob(str(place), recursive=True) if Path(name).is_file()]
+    if not found:
+        raise ValueError(f"{path}: no such file, and no directory or pattern with data files")
+    return sorted(found, key=lambda file: (*_numbers(file), str(file)))
+
+
+def _numbers(file: Path) -> tuple[int, ...]:
+    digits = "".join(c if c.isdecimal() else " " for c in str(file))
+    return tuple(map(int, digits.split()))
+
+
+def _inputs_first(files: list[Path]) -> list[Path]:
+    """Put the input files of batches in front of the outputs, which refer to them."""
+    if len(files) < 2:
+        return files
+    requests = {file for file in files if (row := _first_row(file)) and _is_request(row)}
+    return sorted(files, key=lambda file: file not in requests)
+
+
+def _first_row(file: Path) -> dict[str, Any] | None:
+    row = next((row for _, row in _rows(file)), None)
+    return row if isinstance(row, dict) else None
+
+
+def _rows(file: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the numbered rows of a file; lines of JSON without a look at their keys, for speed."""
+    if format_of(file)[0] != ".jsonl":
+        yield from file_rows(file, lambda row: True, _EveryColumn())
+        return
+    for number, line in text_lines(file):
+        if line.isspace():
+            continue
+        try:
+            yield number, json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            reason = getattr(error, "msg", "nested too deeply")
+            raise ValueError(f"{file.name}:{number}: broken JSON, {reason}") from None

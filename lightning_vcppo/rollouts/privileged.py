@@ -1,0 +1,120 @@
+"""What the critic reads before a prompt and the actor does not (BPCO, piPPO).
+
+A value function may know more than the policy: the baseline of a response stays one as long as it
+does not depend on the response's own tokens. So the critic gets rows of its own, in which a hint
+stands before the prompt; the responses, and with them the places of all values, stay where they
+are. The rollout that the actor reads is never changed.
+
+1. `answer` (BPCO, arXiv 2608.23566): the reference answer.
+2. `siblings` (piPPO, arXiv 2609.37825): one right and one wrong response to the same prompt, each
+   with its label, never the response judged. Where one kind is missing, two of the other and the
+   answer.
+
+Shapes: B responses, L tokens of hint + prompt + response, T response tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from lightning_vcppo.rollouts.rollout import Rollout
+from lightning_vcppo.settings import ValueSettings
+
+ANSWER = "Reference answer: {}\n\n"
+LABELS = {True: "A correct response:\n", False: "An incorrect response:\n"}
+END = "\n\n"
+
+
+class PrivilegedPrompt:
+    """Puts hints before the prompts that a critic reads."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: ValueSettings) -> None:
+        """Collect the parts.
+
+        Args:
+            tokenizer: Of actor and critic.
+            settings: Kind and greatest length of the hint.
+        """
+        self._tokenizer, self._settings = tokenizer, settings
+
+    def view(self, rollout: Rollout) -> Rollout:
+        """Return the rollout as the critic reads it; one that has hints already as it is.
+
+        Args:
+            rollout: With all responses of each of its groups.
+        """
+        if self._settings.privileged_prompt == "none" or rollout.hint_lengths_B is not None:
+            return rollout
+        hints = self.hints(rollout)
+        device = rollout.input_ids_BL.device
+        ids_BL = torch.nn.utils.rnn.pad_sequence(
+            [
+                torch.cat([torch.tensor(hint, dtype=ids.dtype, device=device), ids])
+                for hint, ids in zip(hints, rollout.input_ids_BL, strict=True)
+            ],
+            batch_first=True,
+        )
+        lengths_B = torch.tensor([len(hint) for hint in hints], device=device)
+        return rollout.with_(
+            input_ids_BL=ids_BL,
+            prompt_lengths_B=rollout.prompt_lengths_B + lengths_B,
+            hint_lengths_B=lengths_B,
+        )
+
+    def hints(self, rollout: Rollout) -> list[list[int]]:
+        """Return the tokens of each response's hint, at most `privileged_max_length`."""
+        most = self._settings.privileged_max_length
+        answers = [self._ids(ANSWER.format(problem.answer)) for problem in rollout.problems]
+        if self._settings.privileged_prompt == "answer":
+            return [answer[-most:] for answer in answers]
+        mask_BT = rollout.response_mask_BT
+        prompts = rollout.prompt_lengths_B.tolist()
+        responses = [
+            self._without_end(ids[length : length + len(mask)][mask[: len(ids) - length]].tolist())
+            for ids, length, mask in zip(rollout.input_ids_BL, prompts, mask_BT, strict=True)
+        ]
+        groups, correct = rollout.group_ids_B.tolist(), rollout.correct_B.tolist()
+        rows_of: dict[int, list[int]] = {}
+        for row, group in enumerate(groups):
+            rows_of.setdefault(group, []).append(row)
+        hints = []
+        for row, group in enumerate(groups):
+            shown = choose_siblings(row, rows_of[group], correct)
+            both = len({correct[sibling] for sibling in shown}) == 2
+            hint = [] if both else answers[row][-most:]
+            # What room there is, is shared; of a longer response the end is kept: it answers.
+            room = (most - len(hint)) // max(len(shown), 1)
+            for sibling in shown:
+                label, end = self._ids(LABELS[correct[sibling]]), self._ids(END)
+                left = room - len(label) - len(end)
+                if left > 0:
+                    hint = hint + label + responses[sibling][-left:] + end
+            hints.append(hint)
+        return hints
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _without_end(self, ids: list[int]) -> list[int]:
+        return ids[:-1] if ids and ids[-1] == self._tokenizer.eos_token_id else ids
+
+
+def choose_siblings(row: int, rows: Sequence[int], correct: Sequence[bool]) -> list[int]:
+    """Return a right and a wrong response of a group, else up to two of the only kind there is.
+
+    Args:
+        row: The response judged, which is never returned and whose correctness is not read.
+        rows: All responses of its group.
+        correct: By row, whether a response is right.
+
+    Returns:
+        The first of each kind behind the response judged, counting on from the group's start.
+    """
+    place = rows.index(row)
+    others = [*rows[place + 1 :], *rows[:place]]
+    right = [other for other in others if correct[other]]
+    wrong = [other for other in others if not correct[other]]
+    return [right[0], wrong[0]] if right and wrong else others[:2]

@@ -1,0 +1,144 @@
+"""Dumps of other trainers: each is recognised, and says the same of the same responses."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from lightning_vcppo.interchange.reading import Reading, read_responses
+from lightning_vcppo.interchange.schemas import Fields, ForeignResponse
+from tests.support import dumps
+
+
+def write(path: Path, rows: list[object]) -> Path:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text)
+    return path
+
+
+def read(*paths: Path, **options: object) -> list[ForeignResponse]:
+    return [response for _, response in read_responses(paths, **options)]
+
+
+def question(response: ForeignResponse) -> str:
+    prompt = response.prompt
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
+@pytest.mark.parametrize("trainer", dumps.DUMPS)
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet"])
+def test_a_dump_is_recognised(trainer: str, suffix: str, tmp_path: Path) -> None:
+    rows = [dumps.DUMPS[trainer](n) for n in range(4)]
+    path = tmp_path / f"dump{suffix}"
+    if suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        write(path, rows)
+    found = read(path)
+    assert [question(r) for r in found] == [dumps.QUESTIONS[n // 2] for n in range(4)]
+    assert [r.response for r in found] == dumps.REPLIES
+    assert [r.reward for r in found] == dumps.REWARDS
+
+
+@pytest.mark.parametrize("trainer", ["SkyRL", "verifiers", "prime-rl"])
+def test_truncation_and_answers_are_read(trainer: str, tmp_path: Path) -> None:
+    found = read(write(tmp_path / "dump.jsonl", [dumps.DUMPS[trainer](n) for n in range(4)]))
+    assert [r.finished for r in found] == [True, False, True, True]
+    assert [r.answer for r in found] == [dumps.ANSWERS[n // 2] for n in range(4)]
+
+
+@pytest.mark.parametrize("trainer", ["NeMo-RL", "prime-rl"])
+def test_token_ids_are_taken_where_they_are(trainer: str, tmp_path: Path) -> None:
+    found = read(write(tmp_path / "dump.jsonl", [dumps.DUMPS[trainer](n) for n in range(4)]))
+    assert [bytes(r.response_ids or ()).decode() for r in found] == dumps.REPLIES
+    prompts = [bytes(r.prompt_ids or ()).decode().rstrip("\n") for r in found]
+    assert prompts == [dumps.QUESTIONS[n // 2] for n in range(4)]
+
+
+def test_a_batch_finds_its_prompts_in_the_input_file_whatever_the_order(tmp_path: Path) -> None:
+    output = write(tmp_path / "a_output.jsonl", [dumps.batch_output(n) for n in range(4)])
+    with pytest.raises(ValueError, match=r"a_output.jsonl:1: no prompt; name the batch's input"):
+        read(output)
+    requests = write(tmp_path / "b_input.jsonl", [dumps.batch_request(n) for n in range(4)])
+    for files in ([output, requests], [requests, output]):
+        found = read(*files)
+        assert [question(r) for r in found] == [dumps.QUESTIONS[n // 2] for n in range(4)]
+        assert [r.finished for r in found] == [True, False, True, True]
+
+
+def test_a_directory_is_read_in_order_of_its_steps(tmp_path: Path) -> None:
+    for step in (10, 9, 1):
+        write(tmp_path / f"{step}.jsonl", [dumps.verl(0) | {"step": step}])
+    assert [r.step for r in read(tmp_path)] == [1, 9, 10]
+    assert [r.step for r in read(tmp_path / "1*.jsonl")] == [1, 10]
+
+
+def test_a_row_may_have_several_responses(tmp_path: Path) -> None:
+    row = {"problem": "p", "responses": ["a", "b"], "rewards": [1, 0]}
+    found = read(write(tmp_path / "dump.jsonl", [row]))
+    assert [(r.response, r.reward) for r in found] == [("a", 1.0), ("b", 0.0)]
+    broken = write(tmp_path / "broken.jsonl", [row | {"rewards": [1]}])
+    with pytest.raises(ValueError, match=r"broken.jsonl:1: 2 responses and 1 rewards"):
+        read(broken)
+
+
+def test_fields_can_be_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "dump.jsonl", [{"ask": "p", "say": "r", "good": True}])
+    (found,) = read(path, fields=Fields("ask", "say", "good"))
+    assert (found.prompt, found.response, found.reward) == ("p", "r", 1.0)
+    with pytest.raises(ValueError, match="no field 'sey'; fields: ask, say, good"):
+        read(path, fields=Fields("ask", "sey", "good"))
+
+
+BAD_ROWS = {
+    "no JSON object": ([1], "expected a JSON object, got int"),
+    "no prompt": ([{"response": "r", "reward": 1}], "no prompt: expected one of prompt"),
+    "no response": ([{"prompt": "p", "reward": 1}], "no response: expected one of response"),
+    "reward is text": ([dumps.plain(0) | {"reward": "1"}], "reward: expected a finite number"),
+    "reward is NaN": ([dumps.plain(0) | {"reward": float("nan")}], "expected a finite number"),
+    "several turns": (
+        [dumps.verifiers(0) | {"completion": [{"role": "assistant", "content": "a"}] * 2}],
+        "completion: the response has 2 turns; one is expected",
+    ),
+    "no mask": (
+        [dumps.nemo_rl(0) | {"token_loss_mask": [[0] * 20]}],
+        "token_loss_mask is 0 everywhere",
+    ),
+    "wrong shape": ([dumps.prime_rl(0) | {"traces": [3]}], "not as prime-rl writes it"),
+    "failed request": (
+        [dumps.batch_output(0) | {"response": None, "error": "limit"}],
+        "the request failed: limit",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_bad_rows_are_named_and_skipped_on_request(case: str, tmp_path: Path) -> None:
+    rows, message = BAD_ROWS[case]
+    path = write(tmp_path / "dump.jsonl", [dumps.plain(0), *rows, dumps.plain(1)])
+    with pytest.raises(ValueError, match="1 rows cannot be read") as error:
+        read(path)
+    assert "dump.jsonl:2: " in str(error.value) and message in str(error.value)
+    assert "\n" not in str(error.value)
+    reading = Reading()
+    assert len(read(path, drop_invalid=True, reading=reading)) == 2
+    assert reading.invalid == 1
+
+
+def test_what_holds_no_responses_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such file, and no directory or pattern with data"):
+        read(tmp_path / "nothing.jsonl")
+    with pytest.raises(ValueError, match="no responses"):
+        read(write(tmp_path / "empty.jsonl", []))
+    (tmp_path / "torn.jsonl").write_text('{"prompt": "p"')
+    with pytest.raises(ValueError, match=r"torn.jsonl:1: broken JSON"):
+        read(tmp_path / "torn.jsonl")
