@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import product
 from statistics import fmean
 
-from scipy import stats
-
 from experiments.ablation_report import Estimate, by_arm, paired
+from lightning_vcppo.comparison.statistics import holm, share_interval, sign_flip
 
 Rows = Sequence[Mapping[str, str]]
 LAST = 5
@@ -62,7 +60,7 @@ def table(rows: Rows, curves: Rows, arms: Sequence[str]) -> str:
     for arm in (arm for arm in arms if arm in accuracy):
         values = list(accuracy[arm].values())
         count = sum(collapses.get((arm, seed), False) for seed in accuracy[arm])
-        exact = stats.binomtest(count, len(values)).proportion_ci(0.95)
+        exact = share_interval(count, len(values))
         cells = (
             f"`{arm}`",
             len(values),
@@ -90,27 +88,10 @@ def contrast_table(
     for i, (arm, reference, is_primary) in enumerate(contrasts):
         differences = [accuracy[arm][seed] - accuracy[reference][seed] for seed in accuracy[arm]]
         p = (f"{estimates[i].p:.2g}", f"{corrected[i]:.2g}") if is_primary else ("", "")
-        flips = f"{sign_flip(differences):.3g}" if is_primary else ""
+        flips = f"{sign_flip(differences).p:.3g}" if is_primary else ""
         cells = (f"`{arm}` - `{reference}`", estimates[i].percent("+"), *p, flips)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """Return p values that are corrected for their number by Holm's method."""
-    corrected, highest = [0.0] * len(ps), 0.0
-    for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
-        highest = max(highest, min(1.0, (len(ps) - rank) * ps[i]))
-        corrected[i] = highest
-    return corrected
-
-
-def sign_flip(differences: Sequence[float]) -> float:
-    """Return the exact two-sided p of the mean, over all 2^n choices of signs."""
-    observed = abs(sum(differences)) - 1e-12
-    signs = [*product((1, -1), repeat=len(differences))]
-    sums = [sum(s * d for s, d in zip(row, differences, strict=True)) for row in signs]
-    return sum(abs(total) >= observed for total in sums) / len(signs)
 
 
 def collapsed(curves: Rows) -> dict[tuple[str, int], bool]:

@@ -1,9 +1,8 @@
 """Tables of an experiment: contrasts only when it is finished, and textbook numbers."""
 
 import pytest
-from scipy import stats
 
-from experiments.protocol_report import areas, collapsed, holm, report, sign_flip
+from experiments.protocol_report import areas, collapsed, report
 
 SEEDS = (0, 1, 2, 3, 4)
 CONTRASTS = [("new", "old", True)]
@@ -50,18 +49,3 @@ def test_a_collapse_is_of_both_accuracy_and_length():
 def test_areas_are_over_the_rollouts_that_all_runs_have():
     assert areas(CURVES)["old", 1] == pytest.approx((0.2 + 0.09) / 2)
     assert areas(CURVES)["new", 1] == pytest.approx(0.3)
-
-
-def test_holm_by_hand():
-    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([]) == []
-
-
-def test_five_seeds_of_one_sign_have_the_least_sign_flip_p():
-    assert sign_flip([0.1, 0.2, 0.3, 0.1, 0.5]) == 2 / 32
-    values = [0.3, -0.1, 0.4, 0.2, -0.05, 0.6]
-    exact = stats.permutation_test(
-        (values,), lambda x, axis: x.mean(axis), permutation_type="samples", n_resamples=10_000
-    )
-    assert sign_flip(values) == pytest.approx(exact.pvalue)
