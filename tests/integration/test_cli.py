@@ -271,7 +271,6 @@ def test_a_resumed_run_goes_on_in_its_run_of_wandb(tiny_actor, tmp_path):
     assert first == resumed != anew
 
 
-@pytest.mark.slow
 def test_two_processes_end_with_equal_weights(tiny_actor, tmp_path):
     shutil.copytree(tiny_actor, tmp_path / "actor")
     command = [sys.executable, "-m", "lightning_vcppo", "fit", *ROLLOUTS, "--loggers=[csv]"]
