@@ -7,7 +7,7 @@ numbers.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from rich import get_console
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 from typing_extensions import override
 
@@ -29,8 +30,10 @@ from lightning_vcppo.metrics.evaluation import (
     EvaluationSummary,
     by_problem,
     by_set,
+    group_metrics,
     group_table,
     problem_table,
+    shown_groups,
     summarize,
 )
 from lightning_vcppo.rollouts.records import (
@@ -68,7 +71,7 @@ class AIMEEvaluation(Callback):
         sample_table_rows: Problems of each set whose first response is sent to the dashboard; 0
             sends none.
         dirpath: Folder for `rollouts_000060.jsonl`, the responses after rollout 60, and the tables
-            `rollouts_000060_by_problem.csv` and `..._by_group.csv` (years, sources); None
+            `rollouts_000060_by_problem.csv` and `..._by_group.csv` (years, levels, subjects); None
             means `evaluation/` in the run's directory.
 
     Raises:
@@ -140,12 +143,15 @@ class AIMEEvaluation(Callback):
                     "give --model.evaluation.num_generations)"
                 )
         unit, done = _progress(trainer, pl_module)
-        metrics = _metrics(summaries, group)
+        groups = {name: group_table(of_set) for name, of_set in of_sets.items()}
+        metrics = _metrics(summaries, groups, group)
         if unit == "rollouts":  # for updates, Lightning's own x axis is right
             metrics["step"] = float(done)
         pl_module.log_dict(metrics, sync_dist=True)
         if trainer.is_global_zero:
             get_console().print(_summary_table(summaries, title=f"{group} after {done} {unit}"))
+            if shown := [row for rows in groups.values() for row in shown_groups(rows)]:
+                get_console().print(_group_table(shown))
         if not may_write(trainer):
             return
         folder = self._folder(trainer)
@@ -154,9 +160,9 @@ class AIMEEvaluation(Callback):
         tables = {
             "by_problem": (
                 PROBLEM_COLUMNS,
-                _stack(problem_table, of_sets),
+                [row for of_set in of_sets.values() for row in problem_table(of_set)],
             ),
-            "by_group": (GROUP_COLUMNS, _stack(group_table, of_sets)),
+            "by_group": (GROUP_COLUMNS, [row for rows in groups.values() for row in rows]),
         }
         for title, (columns, rows) in tables.items():
             write_csv(folder / f"{name}_{title}.csv", columns, rows)
@@ -173,21 +179,16 @@ class AIMEEvaluation(Callback):
         return run_path(trainer, "evaluation", given=self._dirpath)
 
 
-def _stack(
-    table: Callable[[Sequence[ResponseRecord]], list[list[Cell]]],
-    of_sets: dict[str, list[ResponseRecord]],
-) -> list[list[Cell]]:
-    """Concatenate the rows of all sets."""
-    return [row for of_set in of_sets.values() for row in table(of_set)]
-
-
-def _metrics(summaries: dict[str, EvaluationSummary], group: str) -> dict[str, float]:
+def _metrics(
+    summaries: dict[str, EvaluationSummary], groups: dict[str, list[list[Cell]]], group: str
+) -> dict[str, float]:
     """Return the metrics by key: `eval/*` for the first set, `eval/NAME/*` for each named set."""
-    first, *_ = summaries.values()
-    metrics = {f"{group}/{key}": value for key, value in first.metrics().items()}
-    for name, summary in summaries.items():
+    numbers = {name: s.metrics() | group_metrics(groups[name]) for name, s in summaries.items()}
+    first, *_ = numbers.values()
+    metrics = {f"{group}/{key}": value for key, value in first.items()}
+    for name, of_set in numbers.items():
         if name not in ("", HELD_OUT):
-            metrics |= {f"{group}/{name}/{key}": v for key, v in summary.metrics().items()}
+            metrics |= {f"{group}/{name}/{key}": value for key, value in of_set.items()}
     return metrics
 
 
@@ -211,6 +212,24 @@ def _summary_table(summaries: dict[str, EvaluationSummary], *, title: str) -> Ta
             *(_percent(summary.rates[rate]) for rate in ("accuracy", "pass_at_k", "maj_at_k")),
             f"{summary.response_length:.0f}",
             f"{100 * summary.truncation_rate:.1f}",
+        )
+    return table
+
+
+def _group_table(rows: Sequence[Sequence[Cell]]) -> Table:
+    """Show a row a year, level or subject."""
+    headers = ("set", "by", "group", "problems", "avg@k", "pass@k", "maj@k", "tokens")
+    table = Table(*headers, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for row in rows:
+        cells = dict(zip(GROUP_COLUMNS, row, strict=True))
+        low, high = cells["accuracy_low"], cells["accuracy_high"]
+        rates = [float(cells[rate] or 0) for rate in ("accuracy", "pass_at_k", "maj_at_k")]
+        interval = Estimate(rates[0], float(low or 0), float(high or 0))
+        table.add_row(
+            *(escape(str(cells[column])) for column in ("set", "by", "group", "problems")),
+            _percent(interval),
+            *(f"{100 * rate:.1f}" for rate in rates[1:]),
+            f"{cells['response_length']:.0f}",
         )
     return table
 

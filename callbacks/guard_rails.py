@@ -16,6 +16,7 @@ from typing_extensions import override
 from lightning_vcppo.algorithm.losses import kl_estimate
 from lightning_vcppo.algorithm.statistics import masked_mean, masked_var
 from lightning_vcppo.algorithm.value_pretraining import Phase
+from lightning_vcppo.distributed.collectives import gather
 from lightning_vcppo.metrics.guard_rules import (
     MISMATCH_KL,
     REWARD_VARIANCE,
@@ -60,6 +61,7 @@ class GuardRails(RolloutCallback):
         super().begin_run()
         self._first: dict[str, list[float]] = defaultdict(list)
         self._latest: dict[str, list[float]] = defaultdict(list)
+        self._reward_range: tuple[float, float] | None = None
         self._whole_for: dict[str, int] = {}  # rule that has been broken -> rollouts since
         self._fresh_critic = False
         self._fits_critic = False
@@ -72,6 +74,7 @@ class GuardRails(RolloutCallback):
             "first": dict(self._first),
             "latest": dict(self._latest),
             "whole_for": dict(self._whole_for),
+            "reward_range": self._reward_range and list(self._reward_range),
             "fits_critic": self._fits_critic,
         }
 
@@ -83,6 +86,8 @@ class GuardRails(RolloutCallback):
         self._latest = defaultdict(list, state_dict["latest"])
         self._whole_for = dict(state_dict["whole_for"])
         self._fits_critic = state_dict["fits_critic"]
+        if (reward_range := state_dict.get("reward_range")) is not None:  # not in older ones
+            self._reward_range = (reward_range[0], reward_range[1])
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -144,12 +149,21 @@ class GuardRails(RolloutCallback):
         all_B = torch.ones_like(rollout.correct_B)
         variance = masked_var(rollout.scores_B, all_B, reduce=module.sum_over_ranks)
         last[REWARD_VARIANCE] = float(variance)
+        self._widen_reward_range(rollout)
         last = {key: number for key, number in last.items() if math.isfinite(number)}
         for key, number in last.items():
             self._latest[key] = [*self._latest[key], number][-self._limits.window :]
             if len(self._first[key]) < self._limits.window:
                 self._first[key].append(number)
         return last
+
+    def _widen_reward_range(self, rollout: Rollout) -> None:
+        """Take the rewards of all ranks into the range; those that are not finite have a rule."""
+        finite = [score for score in rollout.scores_B.tolist() if math.isfinite(score)]
+        of_ranks = gather([min(finite), max(finite)] if finite else [])
+        seen = [*(self._reward_range or ()), *(score for scores in of_ranks for score in scores)]
+        if seen:
+            self._reward_range = (min(seen), max(seen))
 
     def _facts(self, module: VCPPOModule, last: dict[str, float]) -> Facts:
         optimizers = module.optimizer_settings
@@ -167,6 +181,7 @@ class GuardRails(RolloutCallback):
             seen=len(self._latest.get(REWARD_VARIANCE, ())),
             now={key: fmean(seen) for key, seen in self._latest.items()},
             start={key: fmean(seen) for key, seen in self._first.items()},
+            reward_range=self._reward_range,
         )
 
 

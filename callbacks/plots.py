@@ -57,10 +57,11 @@ LEARNING_CURVES = {
         "Critic: explained variance of the returns",
         "explained variance (1 is perfect)",
     ),
+    "r2": ("critic/r2", "Critic: R² of the returns", "R² (1 is perfect)"),
 }
 """File name -> metric key, title and label."""
 
-PRETRAINING = ("loss", "train_loss", "explained_variance", "train_explained_variance", "bias")
+PRETRAINING = ("loss", "train_loss", "r2", "train_r2", "explained_variance", "bias")
 """The metrics of value pretraining that are drawn, without their group."""
 
 
@@ -128,7 +129,11 @@ class LearningCurves(RolloutCallback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the history of a checkpoint."""
-        self._history = _History(**state_dict)
+        history = self._history = _History(**state_dict)
+        for kept, of in ((history.scalars, "scalars"), (history.pretraining, "pretraining")):
+            unseen = [math.nan] * max(map(len, kept.values()), default=0)
+            for key in getattr(_History(), of):  # a metric that an older version did not draw
+                kept.setdefault(key, list(unseen))
 
     @override
     def on_rollout(self, trainer: Trainer, module: VCPPOModule, rollout: Rollout) -> None:
@@ -214,7 +219,7 @@ def _draw(history: _History, settings: AdvantageSettings) -> Iterator[tuple[str,
             if name == "accuracy" and history.evaluations:
                 rollouts, accuracies = zip(*history.evaluations, strict=True)
                 ax.plot(rollouts, accuracies, "o-", color=ORANGE, label="evaluation (avg@k)")
-            if name == "explained_variance":
+            if name in ("explained_variance", "r2"):
                 ax.set_ylim(bottom=max(ax.get_ylim()[0], -1.0), top=1.02)
             if name == "accuracy":
                 ax.set_ylim(bottom=0)
@@ -261,7 +266,7 @@ def _shade_value_pretraining(ax: Axes, history: _History) -> None:
 
 
 def _draw_value_pretraining(history: _History) -> Figure:
-    """Draw loss and explained variance on both parts, with the range alignment shaded."""
+    """Draw loss and R^2 on both parts, with the range alignment shaded."""
     from matplotlib.figure import Figure
 
     curves = history.pretraining
@@ -277,12 +282,14 @@ def _draw_value_pretraining(history: _History) -> Figure:
     aligned = rollouts[-1] if end is None else rollouts[end]
     for ax, name, label in (
         (axes[0], "loss", "½ (V - R)²"),
-        (axes[1], "explained_variance", "explained variance"),
+        (axes[1], "r2", "R²"),
     ):
         tidy(ax, ylabel=label)
         ax.axvspan(rollouts[0] - 0.5, aligned, color=SHADE, lw=0, label="range alignment")
         ax.plot(rollouts, curves[f"train_{name}"], ".-", color=ORANGE, label="fitted on")
         ax.plot(rollouts, curves[name], ".-", color=BLUE, linewidth=2, label="held out")
+    explained = curves["explained_variance"]
+    axes[1].plot(rollouts, explained, ":", color=BLUE, label="explained variance, held out")
     axes[0].set_ylim(bottom=0)
     axes[0].legend(**BESIDE)
     axes[1].set_xlim(rollouts[0] - 0.5, rollouts[-1] + 0.5)

@@ -100,10 +100,10 @@ class RewardDecayMonitor(RolloutMonitor):
     def _measure(self, module: VCPPOModule, rollout: Rollout, ranks: int) -> RolloutProfiles:
         """Compute the profiles, with three sums over ranks."""
         settings, mask_BT = module.advantage, rollout.response_mask_BT
-        critic_free = not settings.needs_critic
-        bootstrapped = self._phase is Phase.POLICY_OPTIMIZATION and not critic_free
+        has_critic = settings.needs_critic
+        bootstrapped = self._phase is Phase.POLICY_OPTIMIZATION and has_critic
         lambda_critic = settings.lambda_critic if bootstrapped else 1.0
-        gamma = 1.0 if critic_free else settings.gamma
+        gamma = settings.gamma if has_critic else 1.0
         lambda_actor_B = actor_lambda(rollout.response_lengths_B, settings)
         reduce = module.sum_over_ranks
         weights = {
@@ -131,7 +131,7 @@ def _scalars(profiles: RolloutProfiles) -> dict[str, float]:
     """Return the metrics to log, without deciles that contain no token."""
     deciles = profiles.positions.deciles
     means: dict[str, float | None] = {}
-    if "value" in deciles:  # else every token gets the whole reward
+    if "value" in deciles:  # otherwise every token gets the complete reward
         reach = asdict(profiles.reach)
         means |= {k: v for k, v in reach.items() if k.endswith(("_horizon", "_first", "_mean"))}
     for name in ("value", "advantage"):

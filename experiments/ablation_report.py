@@ -1,9 +1,9 @@
 """Table and figures of an ablation: `python -m experiments.ablation_report CSV --output DIR`.
 
 The table has, for each arm, the mean over seeds with its 95 % interval (Student's t), and the
-difference from VC-PPO on the same seeds with the interval and p value of a paired t test, which is
-not corrected for the number of arms. Seeds are few, so intervals are wide; arms with one seed have
-none.
+difference from VC-PPO on the same seeds with the interval and p value of a paired t test, the p
+after Holm's correction for all arms of the table, and the exact p of a sign-flip test. Seeds are
+few, so intervals are wide; arms with one seed have none. `vcppo compare CSV` tells more.
 
 The figures are `curves.png` (accuracy and length over rollouts, each seed and
 their mean), `arms.png` (each arm's accuracy at the end), `initial_advantage.png` (values and
@@ -19,15 +19,15 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
-from scipy import stats
 
 from experiments.ablation import MAIN_ARMS, read_arms
 from experiments.runs import read_rows
+from lightning_vcppo.comparison import statistics
 from lightning_vcppo.report.plotting import tidy
 
 REFERENCE = "vcppo"
@@ -46,13 +46,9 @@ class Estimate:
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate:
         """Estimate from one value a seed."""
-        count = len(values)
-        if count < 2 or not (spread := stdev(values)):
-            return cls(fmean(values))
-        error = spread / math.sqrt(count)
-        student = stats.t(count - 1)
-        p = 2 * float(student.sf(abs(fmean(values)) / error))
-        return cls(fmean(values), float(student.ppf(0.975)) * error, p)
+        found = statistics.t_estimate(values)
+        low, high = found.interval
+        return cls(found.mean, (high - low) / 2 or math.nan, found.p)
 
     def percent(self, sign: str = "") -> str:
         """Return it in percent, as "68.4 (65.0 to 71.8)"."""
@@ -71,8 +67,8 @@ def by_arm(rows: Sequence[Mapping[str, str]], column: str) -> dict[str, dict[int
     return dict(values)
 
 
-def paired(values: BySeed, reference: BySeed) -> Estimate:
-    """Estimate the difference from the reference, on the seeds that both have.
+def differences(values: BySeed, reference: BySeed) -> list[float]:
+    """Return the differences from the reference, on the seeds that both have.
 
     Raises:
         ValueError: If they have no seed in common.
@@ -80,7 +76,12 @@ def paired(values: BySeed, reference: BySeed) -> Estimate:
     seeds = sorted(values.keys() & reference.keys())
     if not seeds:
         raise ValueError("no seed in common")
-    return Estimate.of([values[seed] - reference[seed] for seed in seeds])
+    return [values[seed] - reference[seed] for seed in seeds]
+
+
+def paired(values: BySeed, reference: BySeed) -> Estimate:
+    """Estimate the mean difference from the reference; for errors see `differences`."""
+    return Estimate.of(differences(values, reference))
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
@@ -88,15 +89,25 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
     accuracy, length = by_arm(rows, "accuracy"), by_arm(rows, "response_length")
     start, rates = by_arm(rows, "cold_start_accuracy"), by_arm(rows, "actor_lr")
     lines = [
-        "| Arm | actor lr | seeds | cold start | accuracy | length | minus VC-PPO | p |",
-        "|---|---|---|---|---|---|---|---|",
+        "| Arm | actor lr | seeds | cold start | accuracy | length | minus VC-PPO | p | p (Holm) "
+        "| p (sign flip) |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
+    reference = accuracy.get(REFERENCE, {})
+    compared = {
+        arm: differences(values, reference)
+        for arm, values in accuracy.items()
+        if arm != REFERENCE and values.keys() & reference.keys()
+    }
+    estimates = {arm: Estimate.of(found) for arm, found in compared.items()}
+    corrected = statistics.holm([estimate.p for estimate in estimates.values()])
+    holm = dict(zip(estimates, corrected, strict=True))
     for arm, values in accuracy.items():
-        difference, p = "", ""
-        if arm != REFERENCE and values.keys() & accuracy.get(REFERENCE, {}).keys():
-            estimate = paired(values, accuracy[REFERENCE])
-            difference = estimate.percent("+")
-            p = "" if math.isnan(estimate.p) else f"{estimate.p:.2g}"
+        contrast = ("", "", "", "")
+        if arm in compared:
+            flips = f"{statistics.sign_flip(compared[arm]).p:.2g}"
+            p, p_holm = ("" if math.isnan(p) else f"{p:.2g}" for p in (estimates[arm].p, holm[arm]))
+            contrast = (estimates[arm].percent("+"), p, p_holm, flips)
         cells = (
             f"`{arm}`",
             f"{fmean(rates[arm].values()):g}",
@@ -104,8 +115,7 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
             f"{100 * fmean(start[arm].values()):.1f}",
             Estimate.of(list(values.values())).percent(),
             f"{fmean(length[arm].values()):.0f}",
-            difference,
-            p,
+            *contrast,
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)

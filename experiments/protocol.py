@@ -17,7 +17,9 @@ from typing import Any
 
 import yaml
 
+from experiments.protocol_report import report
 from experiments.runner import Arm, Results, run
+from experiments.runs import read_rows
 
 ROOT = Path(__file__).parents[1]
 FIELDS = (
@@ -53,6 +55,7 @@ class Protocol:
         pilot_seeds: On which settings may be tried.
         arms: In the order in which they run.
         contrasts: Primary ones first.
+        to_be_set: What the pilot must set before a reported seed may run.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Protocol:
     pilot_seeds: tuple[int, ...]
     arms: tuple[Arm, ...]
     contrasts: tuple[Contrast, ...]
+    to_be_set: tuple[str, ...] = ()
 
     def pick(self, names: Sequence[str]) -> list[Arm]:
         """Return the arms of the given names, all if there are none.
@@ -75,15 +79,21 @@ class Protocol:
         return [known[name] for name in names] or list(self.arms)
 
     def check_seeds(self, seeds: Sequence[int]) -> None:
-        """Check that the seeds are those of the protocol.
+        """Check that the seeds are those of the protocol, and that it is complete for them.
 
         Raises:
-            ValueError: If one is neither reported nor of the pilot.
+            ValueError: If one is neither reported nor of the pilot, or if it is reported and the
+                pilot has not set everything.
         """
         for seed in seeds:
             if seed not in self.seeds + self.pilot_seeds:
                 expected = ", ".join(map(str, self.seeds + self.pilot_seeds))
                 raise ValueError(f"--seeds: {seed} is not in the protocol, which has {expected}")
+            if seed in self.seeds and self.to_be_set:
+                raise ValueError(
+                    f"--seeds: {seed} is reported, and the protocol is not complete; "
+                    f"the pilot must set {'; '.join(self.to_be_set)}"
+                )
 
 
 def read_protocol(name: str) -> Protocol:
@@ -105,7 +115,8 @@ def read_protocol(name: str) -> Protocol:
                 raise ValueError(f"{path}: contrasts: no arm is called {unknown.pop()!r}")
             contrasts.append(Contrast(arm, reference, kind == "primary"))
     seeds, pilot_seeds = (tuple(text[field]) for field in ("seeds", "pilot_seeds"))
-    return Protocol(name, setting, seeds, pilot_seeds, arms, tuple(contrasts))
+    to_be_set = tuple(text.get("to_be_set") or ())
+    return Protocol(name, setting, seeds, pilot_seeds, arms, tuple(contrasts), to_be_set)
 
 
 def main(name: str) -> None:
@@ -122,10 +133,18 @@ def main(name: str) -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "docs/experiments" / f"{name}.csv")
     parser.add_argument("--runs", type=Path, default=Path("runs") / name, help="directory of runs")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time, one core each")
+    parser.add_argument("--report", action="store_true", help="print what the results show")
     parser.add_argument("--actor_lr", nargs="+", type=float, help="pilots: not the arm's own rates")
     arguments = parser.parse_args()
     try:
         protocol = read_protocol(name)
+        if arguments.report:
+            curves = arguments.results.with_name(f"{arguments.results.stem}_curves.csv")
+            pairs = [(c.arm, c.reference, c.primary) for c in protocol.contrasts]
+            names = [arm.name for arm in protocol.arms]
+            rows = read_rows(arguments.results)
+            print(report(rows, read_rows(curves), names, protocol.seeds, pairs))
+            return
         seeds = arguments.seeds or list(protocol.seeds)
         protocol.check_seeds(seeds)
         arms = protocol.pick(arguments.arms)

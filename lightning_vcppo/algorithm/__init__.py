@@ -19,7 +19,11 @@ from lightning_vcppo.algorithm.advantages import (
     length_adaptive_lambda,
     monte_carlo_returns,
 )
-from lightning_vcppo.algorithm.critic_free import group_advantages, leave_one_out_advantages
+from lightning_vcppo.algorithm.critic_free import (
+    batch_advantages,
+    group_advantages,
+    leave_one_out_advantages,
+)
 from lightning_vcppo.algorithm.importance import (
     importance_corrected_returns,
     truncated_importance_weights,
@@ -52,6 +56,7 @@ from lightning_vcppo.algorithm.statistics import (
 
 __all__ = [
     "aggregation_weights",
+    "batch_advantages",
     "cispo_loss",
     "decoupled_gae",
     "dis_loss",

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_vcppo.algorithm.checks import check_sequences, check_tokens
+from lightning_vcppo.algorithm.critic_free import batch_advantages
 from lightning_vcppo.algorithm.statistics import (
     Reduce,
     explained_variance,
@@ -185,11 +186,8 @@ def explained_variance_gate(
     )
     check_sequences(response_mask_BT, scores_B=scores_B)
     gate_open = explained_variance(values_BT, returns_BT, response_mask_BT, reduce=reduce) > 0
-    counts_B = response_mask_BT.any(-1)
-    scores_B = torch.where(counts_B, scores_B.double(), 0.0)
-    total, count = reduce(torch.stack([scores_B.sum(), counts_B.sum().double()]))
-    centred_B = (scores_B - total / count.clamp(min=1.0)).to(advantages_BT.dtype)
-    chosen_BT = torch.where(gate_open, advantages_BT, centred_B[:, None])
+    centred_B = batch_advantages(scores_B, response_mask_BT, reduce=reduce)
+    chosen_BT = torch.where(gate_open, advantages_BT, centred_B[:, None].to(advantages_BT.dtype))
     return torch.where(response_mask_BT, chosen_BT, 0.0), gate_open
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_vcppo.algorithm.statistics import float_dtype, group_moments
+from lightning_vcppo.algorithm.checks import check_sequences, check_tokens
+from lightning_vcppo.algorithm.statistics import Reduce, float_dtype, group_moments, identity
 
 
 @torch.no_grad()
@@ -65,3 +66,33 @@ def leave_one_out_advantages(rewards_B: Tensor, group_ids_B: Tensor) -> Tensor:
     others_B = (count_B - 1.0).clamp(min=1.0)
     advantages_B = (rewards_B.double() - mean_B) * count_B / others_B
     return advantages_B.to(float_dtype(rewards_B))
+
+
+@torch.no_grad()
+def batch_advantages(
+    scores_B: Tensor, response_mask_BT: Tensor, *, reduce: Reduce = identity
+) -> Tensor:
+    """Compute the critic-free advantage of each response in its batch: REINFORCE with a baseline.
+
+    R_i - mean R over all responses of all ranks, its own included: with n responses that scales the
+    advantage over a leave-one-out baseline by (n - 1) / n, and changes nothing else.
+
+    Args:
+        scores_B: Total reward of each response.
+        response_mask_BT: Boolean; True on the tokens that count. A row without any does not count.
+        reduce: Sums a small tensor over ranks.
+
+    Returns:
+        advantages_B, detached, to be broadcast over the tokens of each response; 0 for rows that do
+        not count.
+
+    Raises:
+        ValueError: If a shape or the mask's type is wrong.
+    """
+    check_tokens(response_mask_BT)
+    check_sequences(response_mask_BT, scores_B=scores_B)
+    counts_B = response_mask_BT.any(-1)
+    counted_B = torch.where(counts_B, scores_B.double(), 0.0)
+    total, count = reduce(torch.stack([counted_B.sum(), counts_B.sum().double()]))
+    centred_B = torch.where(counts_B, counted_B - total / count.clamp(min=1.0), 0.0)
+    return centred_B.to(float_dtype(scores_B))

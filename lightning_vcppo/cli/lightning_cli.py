@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from jsonargparse import ActionYesNo, ArgumentParser, capture_parser
@@ -29,6 +29,7 @@ from lightning_vcppo.checkpointing.run_directory import choose_start, choose_wei
 from lightning_vcppo.checkpointing.safe_loading import ALLOW_PICKLE
 from lightning_vcppo.cli.configs import resolve_configs
 from lightning_vcppo.cli.parser import VCPPOArgumentParser
+from lightning_vcppo.cli.seeds import default_jobs, parse_seeds, run_seeds
 from lightning_vcppo.common.errors import UserError, describe, one_line, require
 from lightning_vcppo.common.files import local_path
 from lightning_vcppo.common.places import OUTSIDE
@@ -89,6 +90,19 @@ class VCPPOCLI(LightningCLI):
             help="Begin anew in a folder that holds a run.",
         )
         parser.add_argument(
+            "--seeds",
+            type=str | None,
+            default=None,
+            help="Train once for each seed, such as 0..4 or 0,2,5, in folders seed_N of "
+            "trainer.default_root_dir; {seed} in a flag is the seed. Given again, it resumes.",
+        )
+        parser.add_argument(
+            "--jobs",
+            type=int | None,
+            default=None,
+            help="Seeds side by side; None is one for each core, and on GPUs one.",
+        )
+        parser.add_argument(
             "--allow_pickle",
             type=bool,
             default=False,
@@ -122,6 +136,7 @@ class VCPPOCLI(LightningCLI):
         """Read the arguments; configs may be given by their short names."""
         given = sys.argv[1:] if args is None else args
         if isinstance(given, list):
+            self._arguments = given
             self.config = parser.parse_args(resolve_configs(_name_the_model(given)))
         else:
             super().parse_arguments(parser, given)
@@ -129,6 +144,8 @@ class VCPPOCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         """Refuse what cannot work and what would overwrite a run, before anything runs."""
+        if self._get(self.config, "seeds") is not None:
+            self._run_seeds()
         strategy = self._get(self.config, "trainer").get("strategy")
         strategy = getattr(strategy, "class_path", strategy)
         refuse_strategy(strategy)
@@ -146,6 +163,36 @@ class VCPPOCLI(LightningCLI):
         elif not given.trainer.fast_dev_run:
             self._start = choose_start(folder, self._start, overwrite=given.overwrite)
             given.overwrite = False  # said once: config.yaml does not say it again
+
+    def _run_seeds(self) -> NoReturn:
+        """Train for several seeds in processes of their own, and end with their exit code."""
+        given = self.config[str(self.subcommand)]
+        seeds, trainer = parse_seeds(given.seeds), given.trainer
+        require(self.subcommand == "fit", f"vcppo {self.subcommand}: --seeds is a flag of fit")
+        require(not given.ckpt_path, "--seeds resumes each seed by itself; leave --ckpt_path out")
+        require(
+            "LOCAL_RANK" not in os.environ,
+            "--seeds starts the runs by itself; give the seeds without a launcher",
+        )
+        on_cpu = trainer.accelerator == "cpu" or (
+            trainer.accelerator == "auto" and not torch.cuda.is_available()
+        )
+        devices = trainer.devices if isinstance(trainer.devices, int) else 1
+        batches = trainer.limit_train_batches
+        known = isinstance(batches, int | float) and batches > 1 and trainer.max_epochs
+        jobs = default_jobs(len(seeds), on_cpu=on_cpu, devices=devices)
+        raise SystemExit(
+            run_seeds(
+                self._arguments,
+                seeds,
+                local_path(trainer.default_root_dir, "--trainer.default_root_dir"),
+                jobs=jobs if given.jobs is None else given.jobs,
+                overwrite=given.overwrite,
+                one_thread=on_cpu and given.threads is None,
+                total=int(batches) * max(1, trainer.max_epochs) if known else None,
+                record=not trainer.fast_dev_run,
+            )
+        )
 
     @override
     def _parse_ckpt_path(self) -> None:

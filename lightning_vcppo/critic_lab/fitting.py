@@ -148,9 +148,13 @@ class CriticFit(L.LightningModule):
         """Load the critic, once."""
         if self.critic is not None:
             return
-        self.critic = build(
-            lambda: load_critic(self.model_source, self.value), self.trainer.strategy
-        )
+        network = build(lambda: load_critic(self.model_source, self.value), self.trainer.strategy)
+        if not isinstance(network, Critic):
+            raise ValueError(
+                f"{self.model_source}: a side critic reads the activations of an actor, and there "
+                "is none; expected a language model, a reward model or a critic of its own"
+            )
+        self.critic = network
         loading.disable_dropout(self.critic.train())
         self.scorer = Scorer(
             self.critic.model, self.critic, None, temperature=1.0, max_tokens=self.max_tokens

@@ -127,8 +127,8 @@ def fit_critic(
     require(
         not (folder / "critic").exists(), f"{output}: holds a fitted critic; name another --output"
     )
-    for name, number in {"mini_batch_size": mini_batch_size, "max_epochs": max_epochs}.items():
-        require(number >= 1, f"{name}: expected >= 1, got {number}")
+    require(mini_batch_size >= 1, f"mini_batch_size: expected >= 1, got {mini_batch_size}")
+    require(max_epochs >= 1, f"max_epochs: expected >= 1, got {max_epochs}")
     require(0 < held_out_share < 1, f"held_out_share: expected in (0, 1), got {held_out_share}")
     L.seed_everything(seed, verbose=False)
     store, origin = read_rollouts(rollouts, model)
@@ -146,12 +146,8 @@ def fit_critic(
     trainer = _trainer(folder, max_epochs, accelerator, devices, strategy, precision)
     last = folder / "checkpoints" / "last.ckpt"
     start = time.perf_counter()
-    trainer.fit(
-        module,
-        datamodule=data,
-        ckpt_path=last if last.exists() else None,
-        weights_only=False if last.exists() else None,
-    )
+    resume = {"ckpt_path": last, "weights_only": False} if last.exists() else {}
+    trainer.fit(module, datamodule=data, **resume)  # type: ignore[arg-type]
     seconds = time.perf_counter() - start
     trainer.validate(module, datamodule=data, verbose=False)
     settings = _settings(value, critic_optimizer, mini_batch_size, seed)

@@ -6,6 +6,8 @@ first rank only, online or offline.
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,9 @@ from typing_extensions import override
 
 from lightning_vcppo.checkpointing.format import Keys
 from lightning_vcppo.common.errors import require
-from lightning_vcppo.common.files import complete_file, run_path
+from lightning_vcppo.common.files import complete_file, may_write, run_path
 from lightning_vcppo.common.fresh_start import begins_anew
+from lightning_vcppo.common.starts import START, start_fingerprints
 from lightning_vcppo.dashboards.metrics_csv import MetricsFile
 from lightning_vcppo.dashboards.tracking import has_account
 
@@ -30,6 +33,9 @@ RUN_ID = Path("wandb", "run_id")
 
 class ConfigLogger(SaveConfigCallback):
     """Send the resolved config to the dashboard, and write it into the run's directory.
+
+    Beside it, `start.json` has the fingerprints of the weights that the run started from, by which
+    `vcppo compare` recognises an equal start.
 
     It also keeps metrics.csv in step with the checkpoints: a resumed run drops the rows that were
     written after its checkpoint, a new run drops all rows. It waits until the first step can begin,
@@ -54,8 +60,12 @@ class ConfigLogger(SaveConfigCallback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the config; drop the rows that the resumed run will write again."""
+        """Write config and start; drop the rows that the resumed run will write again."""
         super().setup(trainer, pl_module, "fit")
+        if may_write(trainer) and begins_anew(trainer):  # a resumed run keeps its first start
+            settings = vars(self.config.model.get("init_args", argparse.Namespace()))
+            with complete_file(run_path(trainer, START)) as output:
+                json.dump(start_fingerprints(settings), output, indent=2)
         for file in _metrics_files(trainer):
             file.rewind(self._rows)
 

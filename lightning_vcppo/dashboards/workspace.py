@@ -30,7 +30,7 @@ SECTIONS: dict[str, list[list[str]]] = {
         ["eval/truncation_rate"],
     ],
     "Is the critic ready?": [
-        ["critic/explained_variance", "value_pretraining/explained_variance"],
+        ["critic/r2", "value_pretraining/r2", "critic/explained_variance"],
         ["critic/loss", "value_pretraining/loss"],
         ["critic/value_mean", "critic/return_mean"],
         ["critic/value_error"],

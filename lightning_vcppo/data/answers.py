@@ -45,7 +45,7 @@ NO_ANSWERS = frozenset({"proof", "notfound", "none", "null", "nan", "n/a", "unkn
 _INTEGER = re.compile(r"-?[0-9]+")
 _DIGIT = re.compile("[0-9]")
 _DRESS = re.compile(r"\s|\\text|[${}.]")
-_CACHED = 2**16
+_CACHED = 2**12
 
 
 class Answers(NamedTuple):

@@ -20,7 +20,8 @@ is there for what has to be decided (go on or answer, which method), not for wha
     </think>
     \boxed{133}
 
-Sums of fractions (`fraction_sums.py`) have answers that are no integers.
+Sums of fractions (`fraction_sums.py`) have answers that are no integers. Counting subsets
+(`subset_sums.py`) is a search, in which an error shows in the answer only at the end.
 
 Solutions can be made imperfect in the ways in which a language model is: digits slip, a rough
 method chosen in the first token spoils the answer at the end, reasoning stops too early. A policy
@@ -37,6 +38,12 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_vcppo.data.fraction_sums import FractionSum, draw_sum, fraction_line, latex
 from lightning_vcppo.data.problem import THINK_CLOSE, Problem
+from lightning_vcppo.data.subset_sums import (
+    MOST_NUMBERS,
+    SubsetCount,
+    draw_subset_count,
+    search,
+)
 
 if TYPE_CHECKING:
     from lightning_vcppo.rewards.answers import AnswerKind
@@ -49,14 +56,17 @@ class ProblemSettings:
     Attributes:
         families: Kinds of problems to draw from, see `FAMILIES`.
         min_steps: Fewest operations (lines of reasoning) of a problem.
-        max_steps: Most operations of a problem. A line takes about 36 tokens of the tiny tokenizer,
-            8 in counting.
+        max_steps: Most operations of a problem; in `recurrence` a step is two operations, in
+            `short_recurrence` an odd number of operations is rounded up, in `subsets` it is a
+            number to choose from. A line takes about 36 tokens of the tiny tokenizer, 8 in
+            counting.
         slip_rate: Probability that a digit of a worked solution is wrong (and carried on).
         rough_rate: Share of solutions that choose, in their first token, the rough method: it never
             works out the last digit, so the answer is nearly always wrong, and nothing later mends
             it. In counting it rounds the answer up, and nothing before that shows the choice.
         check_rate: Probability that a line is worked twice; the second, careful working is kept.
         early_stop_rate: Probability, after each line, that a solution answers without the rest.
+        prune_rate: In `subsets`: probability that a branch of the search is given up wrongly.
     """
 
     families: Sequence[str] = ("sum",)
@@ -66,6 +76,7 @@ class ProblemSettings:
     rough_rate: float = 0.0
     check_rate: float = 0.0
     early_stop_rate: float = 0.0
+    prune_rate: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be generated."""
@@ -78,9 +89,13 @@ class ProblemSettings:
                 f"min_steps and max_steps: expected 1 <= min_steps <= max_steps, "
                 f"got {self.min_steps} and {self.max_steps}"
             )
-        for name in ("slip_rate", "rough_rate", "check_rate", "early_stop_rate"):
+        for name in ("slip_rate", "rough_rate", "check_rate", "early_stop_rate", "prune_rate"):
             if not 0.0 <= (rate := getattr(self, name)) <= 1.0:
                 raise ValueError(f"{name}: expected a probability in [0, 1], got {rate}")
+        if "subsets" in self.families and self.max_steps > MOST_NUMBERS:
+            raise ValueError(
+                f"max_steps: subsets have at most {MOST_NUMBERS} numbers, got {self.max_steps}"
+            )
 
 
 @dataclass(frozen=True)
@@ -155,6 +170,11 @@ def _recurrence(rng: random.Random, steps: int) -> Chain:
     return Chain(question, start, one_term * steps)
 
 
+def _short_recurrence(rng: random.Random, steps: int) -> Chain:
+    """Make a recurrence that has so many operations, as a sum does, and not so many terms."""
+    return _recurrence(rng, (steps + 1) // 2)
+
+
 def _count(rng: random.Random, steps: int) -> Chain:
     start = rng.randrange(1000)
     question = (
@@ -163,13 +183,15 @@ def _count(rng: random.Random, steps: int) -> Chain:
     return Chain(question, start, (Operation("+", 1),) * steps, is_count=True)
 
 
-FAMILIES: dict[str, Callable[[random.Random, int], Chain | FractionSum]] = {
+FAMILIES: dict[str, Callable[[random.Random, int], Chain | FractionSum | SubsetCount]] = {
     "sum": _sum,
     "product": _product,
     "power": _power,
     "recurrence": _recurrence,
+    "short_recurrence": _short_recurrence,
     "count": _count,
     "fraction": draw_sum,
+    "subsets": draw_subset_count,
 }
 
 
@@ -192,15 +214,25 @@ def generate_problems(count: int, settings: ProblemSettings, *, seed: int) -> li
         chain = FAMILIES[family](rng, steps)
         # A stream of its own: the questions of a seed do not depend on how well they are solved.
         solution = work_out(chain, settings, random.Random(rng.getrandbits(64)))
-        kind: AnswerKind = "integer" if isinstance(chain, Chain) else "math"
+        kind: AnswerKind = "math" if isinstance(chain, FractionSum) else "integer"
         problems.append(
             Problem(chain.question, chain.answer, solution, source=family, answer_kind=kind)
         )
     return problems
 
 
-def work_out(chain: Chain | FractionSum, settings: ProblemSettings, rng: random.Random) -> str:
+def work_out(
+    chain: Chain | FractionSum | SubsetCount, settings: ProblemSettings, rng: random.Random
+) -> str:
     """Write a solution of a chain, with the imperfections that the settings ask for."""
+    if isinstance(chain, SubsetCount):
+        return search(
+            chain,
+            rng,
+            slip_rate=settings.slip_rate,
+            prune_rate=settings.prune_rate,
+            early_stop_rate=settings.early_stop_rate,
+        )
     rough = rng.random() < settings.rough_rate
     lines = ["rough" if rough else "exact"]
     value: Any = chain.start

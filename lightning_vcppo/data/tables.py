@@ -27,14 +27,18 @@ def parquet_rows(file: Path, needed: Container[str]) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
-        with seekable(file) as source, pyarrow.parquet.ParquetFile(source) as parquet:
+        with (
+            seekable(file) as source,
+            # A row group may be the entire file: read it page by page
+            pyarrow.parquet.ParquetFile(source, pre_buffer=False, buffer_size=2**20) as parquet,
+        ):
             names = parquet.schema_arrow.names
             check_columns(file.name, names)
             read = [name for name in names if name.lower() in needed]
             if not read:
                 yield from (dict.fromkeys(names) for _ in range(parquet.metadata.num_rows))
                 return
-            for batch in parquet.iter_batches(BATCH_ROWS, columns=read):
+            for batch in parquet.iter_batches(BATCH_ROWS, columns=read, use_threads=False):
                 yield from batch_rows(batch, names)
     except UnicodeDecodeError:
         raise ValueError(f"{file.name}: expected text in UTF-8, but a cell is not") from None

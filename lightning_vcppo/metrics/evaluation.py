@@ -4,7 +4,7 @@
 2. An interval is a bootstrap over problems, see `bootstrap_intervals`.
 3. Rows with the same text are one problem: a file that holds each problem 32 times holds 32 samples
    of each, not 32 times as many problems, and the bootstrap draws problems.
-4. Tables by problem and by group (year, or else source) say where the points are won.
+4. Tables by problem and by group (year, level, subject, or source) say where the points are won.
 
 Shapes: P problems, M rates, R resamples.
 """
@@ -12,9 +12,11 @@ Shapes: P problems, M rates, R resamples.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import fmean
 
 import torch
@@ -43,6 +45,7 @@ PROBLEM_COLUMNS = (
 )
 GROUP_COLUMNS = (
     "set",
+    "by",
     "group",
     "problems",
     "k",
@@ -54,6 +57,14 @@ GROUP_COLUMNS = (
     "response_length",
     "truncation_rate",
 )
+
+
+GROUPINGS = ("year", "level", "subject")
+"""What problems are grouped by, where their data have it."""
+MAX_GROUPS = 50
+"""A column with more levels or subjects than these is no grouping."""
+MAX_LOGGED_GROUPS = 20
+"""A grouping with more groups than these is only in the table."""
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -92,10 +103,16 @@ def majority_vote(
     num_right = sum(correct)
     if num_right == 0:
         return 0.0
-    wrong = [p for p, is_right in zip(predictions, correct, strict=True) if not is_right]
-    voted_for = Counter(number for number in group_equal(wrong, kind) if number is not None)
-    rivals = [votes for votes in voted_for.values() if votes >= num_right]
+    wrong = tuple(p for p, is_right in zip(predictions, correct, strict=True) if not is_right)
+    rivals = [votes for votes in _votes(wrong, kind) if votes >= num_right]
     return 0.0 if any(votes > num_right for votes in rivals) else 1 / (1 + len(rivals))
+
+
+@lru_cache(maxsize=2**12)  # the set as a whole and each of its groups ask for the same problems
+def _votes(predictions: tuple[str | None, ...], kind: AnswerKind | None) -> tuple[int, ...]:
+    """Count the votes of each answer."""
+    numbers = group_equal(predictions, kind)
+    return tuple(Counter(number for number in numbers if number is not None).values())
 
 
 def bootstrap_intervals(
@@ -256,22 +273,72 @@ def problem_table(records: Sequence[ResponseRecord]) -> list[list[Cell]]:
 
 
 def group_table(records: Sequence[ResponseRecord]) -> list[list[Cell]]:
-    """Return a row of `GROUP_COLUMNS` for each year of one set, in order.
+    """Return a row of `GROUP_COLUMNS` for each year, level and subject of one set, in order.
 
-    Problems without a year are grouped by where they come from: file, data set or family.
+    Problems that have none of these are grouped by where they come from: file, data set or family.
     """
-    groups: dict[str, list[ResponseRecord]] = defaultdict(list)
-    for record in records:
-        source = record.source.rpartition(":")[0] or record.source  # "file.jsonl:12", "sum"
-        groups[source if record.year is None else str(record.year)].append(record)
     rows: list[list[Cell]] = []
-    for name in sorted(groups):
-        summary = summarize(groups[name])
+    for (by, name), of_group in _grouped(records).items():
+        summary = summarize(of_group)
         numbers = summary.metrics()
-        of_group: list[Cell] = [numbers[column] for column in GROUP_COLUMNS[4:]]
-        set_name = groups[name][0].evaluation_set
-        rows.append([set_name, name, summary.problems, summary.k, *of_group])
+        cells: list[Cell] = [numbers[column] for column in GROUP_COLUMNS[5:]]
+        rows.append([of_group[0].evaluation_set, by, name, summary.problems, summary.k, *cells])
     return rows
+
+
+def shown_groups(rows: Sequence[Sequence[Cell]]) -> list[Sequence[Cell]]:
+    """Return the rows of a group table that are logged and printed.
+
+    These are the years, levels and subjects, where there are several but no more than
+    `MAX_LOGGED_GROUPS`.
+
+    Args:
+        rows: The group table of one set.
+    """
+    counts = Counter(by for _, by, *_ in rows)
+    return [row for row in rows if row[1] in GROUPINGS and 2 <= counts[row[1]] <= MAX_LOGGED_GROUPS]
+
+
+def group_metrics(rows: Sequence[Sequence[Cell]]) -> dict[str, float]:
+    """Return the accuracies of a set's shown groups by name, such as `by_level/5`.
+
+    Args:
+        rows: The group table of one set.
+    """
+    place = GROUP_COLUMNS.index("accuracy")
+    return {
+        f"by_{by}/{re.sub('[^a-z0-9]+', '_', str(name).lower()).strip('_') or 'other'}": float(
+            row[place] or 0
+        )
+        for row in shown_groups(rows)
+        for _, by, name, *_ in (row,)
+    }
+
+
+def _grouped(
+    records: Iterable[ResponseRecord],
+) -> dict[tuple[str, str], list[ResponseRecord]]:
+    """Part records by (what they are grouped by, group); a record may be in several groups."""
+    groups: dict[tuple[str, str], list[ResponseRecord]] = defaultdict(list)
+    for record in records:
+        named = [(by, str(v)) for by in GROUPINGS if (v := getattr(record, by)) is not None]
+        source = record.source.rpartition(":")[0] or record.source  # "file.jsonl:12", "sum"
+        for group in named or [("source", source)]:
+            groups[group].append(record)
+    counts = Counter(by for by, _ in groups)
+    kept = [
+        group
+        for group in groups
+        if group[0] in ("year", "source") or counts[group[0]] <= MAX_GROUPS
+    ]
+    return {group: groups[group] for group in sorted(kept, key=_in_order)}
+
+
+def _in_order(group: tuple[str, str]) -> tuple[int, float, str]:
+    """Sort by grouping, then numbers by value in front of words."""
+    by, name = group
+    number = float(name) if re.fullmatch(r"\d+(\.\d+)?", name) else math.inf
+    return (*GROUPINGS, "source").index(by), number, name
 
 
 def by_problem(records: Iterable[ResponseRecord]) -> list[list[ResponseRecord]]:

@@ -148,7 +148,7 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
         ),
         Definition(
             "update/skipped_critic",
-            "the same of the critic; absent without one",
+            "the same of the critic; absent without a critic",
             "0",
         ),
         Definition(
@@ -333,6 +333,9 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
             "as `rollout/response_length`",
         ),
         Definition("eval/truncation_rate", "share of responses cut off", "below 0.1"),
+        Definition("eval/by_level/{level}", "`eval/accuracy` of the problems of a level", "rises"),
+        Definition("eval/by_subject/{subject}", "the same of a subject", "rises"),
+        Definition("eval/by_year/{year}", "the same of a competition's year", "rises"),
     ),
     "Sampler mismatch": (
         Definition("mismatch/kl_k1", r"KL(mu \|\| pi_old), mean log(mu / pi_old)", "below 0.01"),

@@ -20,8 +20,8 @@ class Limits:
 
     Attributes:
         window: Rollouts over which "now" and "at the start" are means.
-        explained_variance: The actor may move above it. At 0 the critic knows as much as the mean
-            return (EVPO, arXiv 2604.19485).
+        r2: The actor may move above it. At 0 the critic foresees as much as the mean return would.
+        bias_share: Largest distance of mean V from mean R, as a share of the range of the rewards.
         reward_share: Least weight of the reward at the first token of a response of mean length, in
             the critic's targets.
         length_ratio: Least mean length as a share of that at the start (VC-PPO's baseline fell to a
@@ -34,7 +34,8 @@ class Limits:
     """
 
     window: int = 5
-    explained_variance: float = 0.0
+    r2: float = 0.0
+    bias_share: float = 0.25
     reward_share: float = 0.01
     length_ratio: float = 0.5
     truncation_rise: float = 0.1
@@ -45,7 +46,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
-        for name in (f.name for f in fields(self) if f.name != "explained_variance"):
+        for name in (f.name for f in fields(self) if f.name != "r2"):
             least = 1 if name in ("window", "cured_after") else 0
             value = getattr(self, name)
             require(value >= least, f"{name}: expected >= {least}, got {value}")
@@ -68,6 +69,7 @@ class Facts:
         now: Their means over the last rollouts, as many as `Limits.window`.
         seen: Rollouts that have been measured, up to `Limits.window`.
         start: Their means over the first ones.
+        reward_range: Lowest and highest reward of the run so far; None before the first.
     """
 
     advantage: AdvantageSettings
@@ -82,6 +84,7 @@ class Facts:
     now: Mapping[str, float]
     seen: int
     start: Mapping[str, float]
+    reward_range: tuple[float, float] | None = None
 
 
 Rule = Callable[[Facts, Limits], str | None]
@@ -93,8 +96,11 @@ WATCHED = (
     "rollout/response_length",
     "rollout/accuracy",
     "rollout/truncation_rate",
-    "critic/explained_variance",
-    "value_pretraining/explained_variance",
+    "critic/r2",
+    "critic/bias",
+    "critic/value_mean",
+    "value_pretraining/r2",
+    "value_pretraining/bias",
     "policy/clipfrac",
     "policy/approx_kl",
     "update/skipped_policy",
@@ -117,19 +123,37 @@ def bootstrapped_targets(facts: Facts, limits: Limits) -> str | None:
 
 
 def unready_critic(facts: Facts, limits: Limits) -> str | None:
-    """The actor is about to move, or moves on, by a critic that explains nothing."""
+    """The actor is about to move, or moves on, by a critic that foresees nothing."""
     if facts.critic_lr is None or not facts.actor_moves or facts.advantage.explained_variance_gate:
         return None
-    explained = facts.now.get("critic/explained_variance")
-    if facts.pretraining:  # it ends: the last word counts, on held-out responses if there is one
-        explained = facts.last.get("critic/explained_variance", explained)
-        explained = facts.last.get("value_pretraining/explained_variance", explained)
-    if explained is None or explained > limits.explained_variance:
+    r2 = _of_critic(facts, "r2")
+    if r2 is None or r2 > limits.r2:
         return None
     cure = "raise --value_pretraining.max_rollouts or --model.critic_optimizer.lr"
     return (
-        f"the actor moves by a critic whose explained variance is {explained:.2f}, not above "
-        f"{limits.explained_variance:g}; {cure if facts.fits_critic else ENABLE}"
+        f"the actor moves by a critic whose R^2 is {r2:.2f}, not above {limits.r2:g}; "
+        f"{cure if facts.fits_critic else ENABLE}"
+    )
+
+
+def biased_critic(facts: Facts, limits: Limits) -> str | None:
+    """The values are all too low, which rewards any end, or all too high, which punishes it."""
+    bias = _of_critic(facts, "bias")
+    if facts.critic_lr is None or not facts.actor_moves or facts.reward_range is None:
+        return None
+    low, high = facts.reward_range
+    if bias is None or low == high:  # equal rewards have a rule of their own
+        return None
+    value = None if facts.pretraining else facts.now.get("critic/value_mean")
+    cure = "raise --value_pretraining.max_rollouts or --model.critic_optimizer.lr"
+    cure = cure if facts.fits_critic else ENABLE
+    if value is not None and not low <= value <= high:
+        return f"mean V is {value:.2f}, outside the rewards, {low:g} to {high:g}; {cure}"
+    if abs(bias) <= limits.bias_share * (high - low):
+        return None
+    return (
+        f"mean V is {abs(bias):.2f} {'below' if bias > 0 else 'above'} the mean return, more than "
+        f"{limits.bias_share:g} of the rewards' range of {high - low:g}; {cure}"
     )
 
 
@@ -272,6 +296,7 @@ RULES: dict[str, Rule] = {
     for rule in (
         bootstrapped_targets,
         unready_critic,
+        biased_critic,
         unheard_reward,
         zero_lambda,
         slow_critic,
@@ -293,6 +318,15 @@ def broken_rules(facts: Facts, limits: Limits) -> dict[str, str]:
     """Return the message of each broken rule, by its name."""
     messages = {name: rule(facts, limits) for name, rule in RULES.items()}
     return {name: message for name, message in messages.items() if message is not None}
+
+
+def _of_critic(facts: Facts, name: str) -> float | None:
+    """Return R^2 or bias of the critic by which the actor is going to move."""
+    if not facts.pretraining:
+        return facts.now.get(f"critic/{name}")
+    # It ends: the last word counts, on held-out responses if there is one.
+    before_fit = facts.last.get(f"critic/{name}", facts.now.get(f"critic/{name}"))
+    return facts.last.get(f"value_pretraining/{name}", before_fit)
 
 
 def _too_large(facts: Facts, key: str, limit: float) -> str | None:

@@ -25,6 +25,7 @@ from lightning_vcppo.models.loading import (
 )
 from lightning_vcppo.models.lora import save_trained_alone
 from lightning_vcppo.models.packing import enable_packing
+from lightning_vcppo.models.side_critic import Ladder, LadderConfig, SideCritic
 from lightning_vcppo.models.value_network import (
     ValueNetwork,
     describe_head,
@@ -80,7 +81,7 @@ def holds_pretrained_critic(source: str | Mapping[str, Any]) -> bool:
 
 def load_critic(
     source: str | Mapping[str, Any], settings: ValueSettings, *, seed: int = 0
-) -> Critic:
+) -> Critic | SideCritic:
     """Load a critic: the backbone of any decoder with a value head on every token.
 
     A folder may hold a critic; a token classifier with one label or a reward model, whose head a
@@ -91,6 +92,10 @@ def load_critic(
         source: Folder or hub id, or a model config (`model_type`, ...) for random weights.
         settings: The kind of head.
         seed: Of a head that starts at random.
+
+    Returns:
+        The critic; a side critic, if that is what the folder holds, which reads an actor that it
+        has to be given by `attach`.
 
     Raises:
         ValueError: If there is no such model, its kind has no token-classification form, or it is
@@ -106,6 +111,8 @@ def load_critic(
     if held is not None and not is_head(held, settings):
         wanted = describe_head(settings)
         raise ValueError(f"critic: {source} was trained with value head {held}, not {wanted}")
+    if isinstance(config, LadderConfig):
+        return SideCritic(Ladder.from_pretrained(source), settings)
     architecture = (config.architectures or [""])[0]
     is_scalar = settings.head == "scalar" and held is None
     is_reward_model = is_scalar and architecture.endswith("ForSequenceClassification")

@@ -6,6 +6,9 @@ H hidden.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -29,20 +32,63 @@ def response_hidden(
     Returns:
         (N, H), in row order: for response token t the state of prompt + tokens before t.
     """
+    inputs, index = _lay_out(backbone, input_ids_BL, prompt_lengths_B, mask_BT)
+    hidden: Tensor = backbone(**inputs, use_cache=False).last_hidden_state
+    return hidden[index]
+
+
+def response_layers(
+    backbone: nn.Module,
+    input_ids_BL: Tensor,
+    prompt_lengths_B: Tensor,
+    mask_BT: Tensor,
+    layers: Sequence[int],
+) -> Tensor:
+    """Do the same as `response_hidden` for the states behind some layers.
+
+    Args:
+        backbone: A transformers base model with its layers in `layers`.
+        input_ids_BL: Prompt and response, padded on the right alone.
+        prompt_lengths_B: Tokens of each prompt, at least 1.
+        mask_BT: True on the response tokens wanted.
+        layers: Which, counted from 1, ascending.
+
+    Returns:
+        (N, K, H), before the norm that follows the last layer.
+    """
+    inputs, index = _lay_out(backbone, input_ids_BL, prompt_lengths_B, mask_BT)
+    tapped: list[Tensor] = []
+
+    def tap(layer: nn.Module, given: Any, output: Any) -> None:
+        hidden: Tensor = output[0] if isinstance(output, tuple) else output
+        tapped.append(hidden[index])
+
+    assert isinstance(backbone.layers, nn.ModuleList)
+    hooks = [backbone.layers[layer - 1].register_forward_hook(tap) for layer in layers]
+    try:
+        backbone(**inputs, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(tapped, 1)
+
+
+def _lay_out(
+    backbone: nn.Module, input_ids_BL: Tensor, prompt_lengths_B: Tensor, mask_BT: Tensor
+) -> tuple[dict[str, Any], tuple[Any, Tensor]]:
+    """Return a model's arguments, and where in its output the states wanted are."""
     row_N, token_N = mask_BT.nonzero(as_tuple=True)
     before_N = prompt_lengths_B[row_N] - 1 + token_N
     if not reads_packed_rows(backbone):
         # Padding stands on the right of every row, so causal attention needs no mask.
-        hidden_BLH: Tensor = backbone(input_ids=input_ids_BL, use_cache=False).last_hidden_state
-        return hidden_BLH[row_N, before_N]
+        return {"input_ids": input_ids_BL}, (row_N, before_N)
     # What follows the last state wanted is not read.
     place_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
     last_B = torch.where(mask_BT, place_T, 0).amax(1)
     lengths_B = prompt_lengths_B + last_B
     layout = PackedLayout.of(lengths_B.tolist(), input_ids_BL.device)
     inputs = layout.inputs(layout.pack(input_ids_BL))
-    hidden_1NH: Tensor = backbone(**inputs, use_cache=False).last_hidden_state
-    return hidden_1NH[0, layout.starts_B[row_N] + before_N]
+    return inputs, (0, layout.starts_B[row_N] + before_N)
 
 
 def response_logprobs(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lightning_vcppo.algorithm import value_heads
@@ -29,6 +30,12 @@ class ValueNetwork(HasOwnShards):
     """
 
     settings: ValueSettings
+    model: PreTrainedModel
+
+    @property
+    def reader(self) -> PreTrainedModel:
+        """The transformers model that reads prompts and responses."""
+        return self.model
 
     @property
     def head(self) -> nn.Linear:

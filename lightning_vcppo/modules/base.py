@@ -37,6 +37,7 @@ from lightning_vcppo.models.checks import (
 )
 from lightning_vcppo.models.critic import Critic
 from lightning_vcppo.models.hf_folders import write_folder
+from lightning_vcppo.models.kernels import use_kernels
 from lightning_vcppo.modules.policy_probe import language_model, probe_policy
 from lightning_vcppo.modules.update_health import NotFiniteError, UpdateHealth
 from lightning_vcppo.rewards.functions import Grader, RewardFunction
@@ -44,7 +45,7 @@ from lightning_vcppo.rollouts.evaluator import Evaluator
 from lightning_vcppo.rollouts.records import ResponseRecord
 from lightning_vcppo.rollouts.rollout import Rollout
 from lightning_vcppo.rollouts.sampler import Sampler
-from lightning_vcppo.settings import EngineSettings, GradingSettings, SamplingSettings
+from lightning_vcppo.settings import EngineSettings, GradingSettings, Kernels, SamplingSettings
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -133,6 +134,11 @@ class PolicyModule(L.LightningModule):
             network = build(load, self.trainer.strategy if is_attached(self) else None)
         loading.disable_dropout(network.train())
         return network
+
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Replace layers of all networks by kernels that run on the Trainer's device."""
+        for network in self._networks(training=True).values():
+            use_kernels(language_model(network), kernels, self.trainer.strategy.root_device)
 
     def load_actor(self) -> PreTrainedModel:
         """Load the actor, or build it from its config."""

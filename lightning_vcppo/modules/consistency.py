@@ -22,6 +22,7 @@ def require_consistency(
     policy: PolicySettings,
     value: ValueSettings,
     update: UpdateSettings,
+    critic: object = None,
 ) -> None:
     """Refuse settings that are possible one by one, but not together.
 
@@ -38,6 +39,11 @@ def require_consistency(
         not sampling.dynamic_sampling or sampling.num_generations > 1,
         "sampling.dynamic_sampling: a group of one is all right or all wrong; "
         "sampling.num_generations must be at least 2",
+    )
+    require(
+        value.architecture == "backbone" or critic is None,
+        "critic: a side critic has no backbone to load; leave --model.critic null, or set "
+        "value.architecture=backbone",
     )
     require(
         value.privileged_prompt != "siblings" or sampling.num_generations > 1,

@@ -65,8 +65,8 @@ def estimate_advantages(
         bootstrap_B: V after the last token of truncated responses; None ends all with 0.
         reduce: Sums a small tensor over ranks.
     """
-    if settings.needs_groups:
-        return _of_groups(rollout, settings)
+    if not settings.needs_critic:
+        return _without_critic(rollout, settings, reduce)
     assert rollout.rewards_BT is not None and rollout.values_BT is not None
     mask_BT = rollout.response_mask_BT
     lambda_actor: float | Tensor = settings.lambda_actor
@@ -90,15 +90,18 @@ def estimate_advantages(
     return rollout.with_(advantages_BT=advantages_BT, returns_BT=returns_BT)
 
 
-def _of_groups(rollout: Rollout, settings: AdvantageSettings) -> Rollout:
-    """Compute the critic-free advantages of GRPO or RLOO."""
-    if settings.estimator == "group":
-        advantages_B = critic_free.group_advantages(
-            rollout.scores_B, rollout.group_ids_B, normalize_std=settings.normalize_group_std
-        )
+def _without_critic(rollout: Rollout, settings: AdvantageSettings, reduce: Reduce) -> Rollout:
+    """Compare each response with its group (GRPO, RLOO), or with all of the rollout."""
+    scores_B, groups_B, mask_BT = rollout.scores_B, rollout.group_ids_B, rollout.response_mask_BT
+    if settings.estimator == "batch":
+        advantages_B = critic_free.batch_advantages(scores_B, mask_BT, reduce=reduce)
+    elif settings.estimator == "rloo":
+        advantages_B = critic_free.leave_one_out_advantages(scores_B, groups_B)
     else:
-        advantages_B = critic_free.leave_one_out_advantages(rollout.scores_B, rollout.group_ids_B)
-    advantages_BT = torch.where(rollout.response_mask_BT, advantages_B[:, None], 0.0)
+        advantages_B = critic_free.group_advantages(
+            scores_B, groups_B, normalize_std=settings.normalize_group_std
+        )
+    advantages_BT = torch.where(mask_BT, advantages_B[:, None], 0.0)
     return rollout.with_(advantages_BT=advantages_BT)
 
 

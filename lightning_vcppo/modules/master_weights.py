@@ -187,8 +187,8 @@ class PreciseOptimizer(torch.optim.Optimizer):
             return master
         if name not in kept:
             kept[name] = torch.zeros_like(parameter.data)
-        compensated: Tensor = parameter.data.float() + kept[name].float()
-        return compensated
+        precise: Tensor = parameter.data.float() + kept[name].float()
+        return precise
 
     def _write(self, parameter: Tensor, stepped: Tensor, step: tuple[int, int]) -> None:
         """Give a parameter its new value, and keep what the next step needs."""

@@ -11,14 +11,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightning_vcppo.checkpointing.format import Keys
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.seeding import stream_seed
+from lightning_vcppo.distributed.sharding import is_sharded
 from lightning_vcppo.models import loading
 from lightning_vcppo.models import lora as adapters
 from lightning_vcppo.models.checks import check_same_tokens, check_vocabulary
 from lightning_vcppo.models.critic import Critic, holds_pretrained_critic, load_critic
 from lightning_vcppo.models.fingerprints import base_of_adapters
+from lightning_vcppo.models.side_critic import SideCritic, build_side_critic
 from lightning_vcppo.settings import LoRASettings, ValueSettings
 
-FIXED = {"freeze": "none", "privileged_prompt": "none"}
+FIXED = {"architecture": "backbone", "freeze": "none", "privileged_prompt": "none"}
 """Settings that a checkpoint fixes, and what they are where it does not state them."""
 
 
@@ -73,12 +75,35 @@ class NetworkLoader:
         self._save_memory("actor", actor, run_seed)
         return actor
 
-    def load_critic(self, run_seed: int) -> Critic:
-        """Load the critic; the seed is that of fresh adapters and of a fresh head."""
+    def load_critic(self, run_seed: int, actor: PreTrainedModel) -> Critic | SideCritic:
+        """Load the critic; the seed is that of fresh adapters and of a fresh head.
+
+        Raises:
+            ValueError: If it is to read an actor that is sharded, or one that cannot be tapped.
+        """
+        if self.value.architecture == "side":
+            require(
+                not is_sharded(actor),
+                "--model.value.architecture: a side critic reads an actor that each process holds "
+                "completely; take --trainer.strategy=ddp, or architecture=backbone",
+            )
+            return build_side_critic(actor, self.value, run_seed)
         critic = load_critic(self.critic, self.value, seed=run_seed)
+        assert isinstance(critic, Critic)
         self._save_memory("critic", critic.model, run_seed)
         critic.head.requires_grad_(True)
         return critic
+
+    def join(
+        self,
+        critic: Critic | SideCritic,
+        actor: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        """Check that a critic knows the actor's tokens; let both hold what is frozen once."""
+        if isinstance(critic, Critic):
+            self.check_tokens(critic.model, tokenizer, "critic")
+            adapters.share_weights(critic.model.base_model, actor.base_model)
 
     def load_reference(self) -> PreTrainedModel:
         """Load the reference policy, frozen."""

@@ -20,7 +20,7 @@ from lightning_vcppo.algorithm.losses import Diagnostics
 from lightning_vcppo.algorithm.policy_losses import POLICY_LOSSES
 from lightning_vcppo.algorithm.policy_terms import POLICY_DIAGNOSTICS
 from lightning_vcppo.algorithm.statistics import Reduce
-from lightning_vcppo.models.critic import Critic
+from lightning_vcppo.models.value_network import ValueNetwork
 from lightning_vcppo.rollouts.rollout import Rollout, pad
 from lightning_vcppo.settings import PolicySettings, ValueSettings
 
@@ -138,7 +138,7 @@ class CriticObjective:
     """The loss of the value head on the targets of decoupled GAE."""
 
     def __init__(
-        self, settings: ValueSettings, critic: Critic, outputs: Callable[[Rollout], Tensor]
+        self, settings: ValueSettings, critic: ValueNetwork, outputs: Callable[[Rollout], Tensor]
     ) -> None:
         """Collect the parts.
 

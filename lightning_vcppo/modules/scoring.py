@@ -15,8 +15,8 @@ from lightning_vcppo.common import places
 from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.distributed.sharding import is_sharded
 from lightning_vcppo.models import forward
-from lightning_vcppo.models.critic import Critic
 from lightning_vcppo.models.packing import reads_packed_rows
+from lightning_vcppo.models.value_network import ValueNetwork
 from lightning_vcppo.modules.micro_batches import token_balanced_micro_batches
 from lightning_vcppo.rollouts.rollout import Rollout, pad
 
@@ -27,7 +27,7 @@ class Scorer:
     def __init__(
         self,
         actor: PreTrainedModel,
-        critic: Critic | None,
+        critic: ValueNetwork | None,
         reference: PreTrainedModel | None,
         *,
         temperature: float,
@@ -115,7 +115,7 @@ class Scorer:
 
     def micro_batch_rows(self, rollout: Rollout) -> list[Tensor]:
         """Return the rows of each micro-batch."""
-        networks = [self.actor] if self.critic is None else [self.actor, self.critic.model]
+        networks = [self.actor] if self.critic is None else [self.actor, self.critic.reader]
         rows = token_balanced_micro_batches(
             rollout.lengths_B.tolist(),
             self.max_tokens,

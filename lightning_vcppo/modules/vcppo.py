@@ -38,6 +38,7 @@ from lightning_vcppo.metrics.rollout import describe_step
 from lightning_vcppo.models import hf_folders, loading
 from lightning_vcppo.models import lora as adapters
 from lightning_vcppo.models.critic import Critic
+from lightning_vcppo.models.side_critic import SideCritic
 from lightning_vcppo.modules.base import PolicyModule
 from lightning_vcppo.modules.consistency import require_consistency
 from lightning_vcppo.modules.estimation import (
@@ -73,6 +74,7 @@ from lightning_vcppo.settings import (
     AdvantageSettings,
     EngineSettings,
     GradingSettings,
+    Kernels,
     LoRASettings,
     MasterWeights,
     OptimizerSettings,
@@ -110,6 +112,7 @@ class VCPPOModule(PolicyModule):
         update: UpdateSettings = UpdateSettings(),
         lora: LoRASettings = LoRASettings(),
         activation_checkpointing: bool = False,
+        kernels: Kernels = "auto",
         master_weights: MasterWeights = "none",
         actor_optimizer: OptimizerSettings = OptimizerSettings(lr=1e-6),
         critic_optimizer: OptimizerSettings = OptimizerSettings(lr=2e-6),
@@ -136,6 +139,8 @@ class VCPPOModule(PolicyModule):
             lora: Train adapters and the value head instead of all weights.
             activation_checkpointing: Keep a layer's input alone and compute the layer again in the
                 backward pass: less memory, a third more arithmetic in an update.
+            kernels: Whose norms, SwiGLU and rotation run on CUDA: Liger's, transformers' (none), or
+                Liger's where it is installed (auto).
             master_weights: What keeps updates that weights under `bf16-true` would round away:
                 copies in float32, what is rounded away (Kahan), or chance (stochastic rounding).
             actor_optimizer: Of the actor.
@@ -145,12 +150,14 @@ class VCPPOModule(PolicyModule):
             ValueError: for settings that contradict each other, or a tokenizer that cannot load.
         """
         super().__init__(actor, loading.load_tokenizer(actor), reward, evaluation, engine, grading)
-        require_consistency(sampling, engine, reward_shaping, advantage, policy, value, update)
+        require_consistency(
+            sampling, engine, reward_shaping, advantage, policy, value, update, critic
+        )
         self.automatic_optimization = False
         self.importance_correction = policy.correction_with(engine)
         self.reward_shaping, self.sampling = reward_shaping, sampling
         self.advantage, self.policy, self.value = advantage, policy, value
-        self.update, self.master_weights = update, master_weights
+        self.update, self.master_weights, self.kernels = update, master_weights, kernels
         self.critic_reads = PrivilegedPrompt(self.tokenizer, value).view
 
         self.loader = NetworkLoader(
@@ -161,7 +168,7 @@ class VCPPOModule(PolicyModule):
             lora,
             activation_checkpointing,
         )
-        self.critic: Critic | None = None
+        self.critic: Critic | SideCritic | None = None
         self.reference: PreTrainedModel | None = None
         adapters.save_trained_alone(self)
         self.updaters = build_updaters(update, actor_optimizer, critic_optimizer)
@@ -413,12 +420,13 @@ class VCPPOModule(PolicyModule):
             return
         if self.advantage.needs_critic:
             self.critic = self.build(self.load_critic)
-            self.loader.check_tokens(self.critic.model, self.tokenizer, "critic")
-            adapters.share_weights(self.critic.model.base_model, self.actor.base_model)
+            self.loader.join(self.critic, self.actor, self.tokenizer)
         if self.loader.reference is not None and self.reference is None:
             self.reference = self.build(self.loader.load_reference)
             self.loader.check_tokens(self.reference, self.tokenizer, "reference")
             adapters.share_weights(self.reference, self.actor)
+        if is_attached(self):
+            self.use_kernels(self.kernels)
         self.scorer = Scorer(
             self.actor,
             self.critic,
@@ -433,9 +441,10 @@ class VCPPOModule(PolicyModule):
         """Load the actor, with adapters if they are on."""
         return self.loader.load_actor(self.run_seed)
 
-    def load_critic(self) -> Critic:
+    def load_critic(self) -> Critic | SideCritic:
         """Load the critic, with adapters if they are on."""
-        return self.loader.load_critic(self.run_seed)
+        assert self.actor is not None
+        return self.loader.load_critic(self.run_seed, self.actor)
 
     @override
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -459,7 +468,7 @@ class VCPPOModule(PolicyModule):
     @override
     def _networks(self, *, training: bool) -> dict[str, PreTrainedModel | Critic]:
         networks = super()._networks(training=training)
-        if training and self.critic is not None:
+        if training and isinstance(self.critic, Critic):
             networks["critic"] = self.critic
         if training and self.reference is not None:
             networks["reference"] = self.reference

@@ -89,6 +89,9 @@ def lasting(run: Run) -> Memory:
         size = ADAPTER_BYTES
         weights += trainable * size
     state = run.state_bytes if run.lora_rank is None else run.moments * size
+    side = run.side_weights
+    weights += side * run.bytes.weight
+    trainable += side
     return Memory(
         weights=weights // run.shards,
         optimizer=state * trainable // run.shards,

@@ -111,11 +111,18 @@ def plan_seconds(run: Run, rates: Rates, devices_per_machine: int) -> Seconds:
     readings = run.logprob_readings + int(run.reference)
     score = readings * forward_flops(run, "policy")
     score += forward_flops(run, "critic") if "critic" in run.networks else 0.0
+    # A side critic reads the actor without gradients, to score and in each of its passes.
+    reading = forward_flops(run, "policy", head=False) if run.side_weights else 0.0
+    score += reading
     link = rates.link if run.shards <= devices_per_machine else rates.network
     return Seconds(
         sampling=_sampling(run, rates, link),
         score=score / rates.update_flops,
-        critic=_updates(run, "critic", rates, link) if "critic" in run.networks else 0.0,
+        critic=(
+            _updates(run, "critic", rates, link)
+            if "critic" in run.networks
+            else run.critic_epochs * reading / rates.update_flops
+        ),
         policy=_updates(run, "policy", rates, link),
     )
 

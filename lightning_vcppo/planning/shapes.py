@@ -89,6 +89,11 @@ class ModelShape:
         biases = self.query_width + 2 * self.key_width if self.qkv_bias else 0
         return self.num_layers * (self.attention_matrices + biases)
 
+    def ladder(self, taps: int, width: int) -> int:
+        """Return the number of weights of a side critic on this model, without its head."""
+        hidden, taps = self.hidden_size, min(taps, self.num_layers)
+        return taps * (hidden + 1 + hidden * width + width + 4 * width**2) + width
+
     @property
     def backbone(self) -> int:
         """Number of weights without a head."""

@@ -168,7 +168,7 @@ def pretraining(runs: Sequence[Run], ending: str, label: str) -> Spec | None:
 
     Args:
         runs: The runs.
-        ending: Ending of the metrics, `loss` or `explained_variance`.
+        ending: Ending of the metrics: `loss`, `r2` or `explained_variance`.
         label: Label of the y axis.
     """
     traces = []

@@ -120,6 +120,15 @@ def _critic(runs: Sequence[Run]) -> Iterator[Figure]:
         " Above 0.3 when the policy starts to move is a rule of thumb of ours. It may fall later:"
         " a policy that errs less leaves less to foresee.",
     )
+    yield _curve(
+        runs,
+        "critic/r2",
+        "R² of the critic",
+        "R²",
+        "1 - mean((R - V)²) / Var(R): the explained variance minus what a constant bias of V costs."
+        " Far below the explained variance, V is not in the range of the returns, and a policy that"
+        " moves by it may collapse. Below 0 the mean return would be a better guess than V.",
+    )
     for ending, title, label, text in (
         (
             "loss",
@@ -130,11 +139,18 @@ def _critic(runs: Sequence[Run]) -> Iterator[Figure]:
             " held-out rollouts rises again, the critic overfits.",
         ),
         (
+            "r2",
+            "Value pretraining: R²",
+            "R²",
+            "On rollouts of the frozen policy. It rises, then levels off: the critic is ready, and"
+            " the phase ends. The critic that is best by it on held-out responses is kept.",
+        ),
+        (
             "explained_variance",
             "Value pretraining: explained variance",
             "explained variance",
-            "On rollouts of the frozen policy. It rises, then levels off: the critic is ready, and"
-            " the phase may end.",
+            "As R², without the cost of a constant bias: the two meet once V is in the range of the"
+            " returns.",
         ),
     ):
         plot = drawing.pretraining(runs, ending, label)

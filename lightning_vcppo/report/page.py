@@ -11,13 +11,13 @@ from typing import Any
 
 import yaml
 
-from lightning_vcppo.report.drawing import color
+from lightning_vcppo.report.drawing import Spec, color
 from lightning_vcppo.report.figures import sections
 from lightning_vcppo.report.reading import Run
 from lightning_vcppo.report.summary import headline
 
 HERE = Path(__file__).parent
-INSTALL = "vcppo report needs plotly and jinja2: pip install 'lightning-vcppo[report]'"
+INSTALL = "the page needs plotly and jinja2: pip install 'lightning-vcppo[report]'"
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -32,13 +32,39 @@ def render(runs: Sequence[Run]) -> str:
     Raises:
         ImportError: If plotly or jinja2 is not installed.
     """
+    found = sections(runs)
+    return offline_page(
+        HERE / "page.html",
+        [panel.spec for part in found for figure in part.figures for panel in figure.panels],
+        runs=runs,
+        colors=[color(place) for place in range(len(runs))],
+        headlines=[headline(run) for run in runs],
+        sections=found,
+        evaluations=[(place, e) for place, run in enumerate(runs) for e in run.evaluations],
+        samples=[_samples(run) for run in runs],
+        differences=differences(runs),
+        configs=[yaml.safe_dump(run.config, sort_keys=False) if run.config else "" for run in runs],
+    )
+
+
+def offline_page(template: Path, plots: Sequence[Spec], **content: Any) -> str:
+    """Fill a template, with plots that the page draws by itself.
+
+    Args:
+        template: The template; it includes style, plots and scripts as `page.html` does.
+        plots: Specifications of plotly, in the order of their `data-plot`.
+        content: Names in the template.
+
+    Raises:
+        ImportError: If plotly or jinja2 is not installed.
+    """
     try:
         import jinja2
         from plotly.offline import get_plotlyjs
     except ImportError:
         raise ImportError(INSTALL) from None
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
+        loader=jinja2.FileSystemLoader(template.parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -47,21 +73,12 @@ def render(runs: Sequence[Run]) -> str:
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters |= {"percent": percent, "signed": signed}
     scripts = [get_plotlyjs(), (HERE / "page.js").read_text(encoding="utf-8")]
-    found = sections(runs)
-    plots = [panel.spec for part in found for figure in part.figures for panel in figure.panels]
-    page: str = environment.get_template("page.html").render(
-        runs=runs,
-        colors=[color(place) for place in range(len(runs))],
-        headlines=[headline(run) for run in runs],
-        sections=found,
+    page: str = environment.get_template(template.name).render(
         plots=plots,
-        evaluations=[(place, e) for place, run in enumerate(runs) for e in run.evaluations],
-        samples=[_samples(run) for run in runs],
-        differences=differences(runs),
-        configs=[yaml.safe_dump(run.config, sort_keys=False) if run.config else "" for run in runs],
         style=(HERE / "page.css").read_text(encoding="utf-8"),
         scripts=scripts,
         script_hashes=[script_hash(script) for script in scripts],
+        **content,
     )
     return page
 
@@ -93,15 +110,16 @@ def _samples(run: Run) -> list[dict[str, Any]]:
 
 def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Return the settings in which the runs differ, each with its value in every run."""
-    flat = [dict(_flatten(run.config)) for run in runs]
+    flat = [dict(flatten(run.config)) for run in runs]
     keys = dict.fromkeys(key for settings in flat for key in settings)
     values = {key: [settings.get(key, "") for settings in flat] for key in keys}
     return [(key, row) for key, row in values.items() if len(set(row)) > 1]
 
 
-def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the leaves of nested settings with their dotted names, each as a text."""
     if isinstance(node, dict) and node:
         for key, value in node.items():
-            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
     elif prefix:
         yield prefix, node if isinstance(node, str) else json.dumps(node, default=str)

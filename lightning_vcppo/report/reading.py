@@ -46,6 +46,7 @@ class Evaluation:
         length: Mean tokens of a response.
         truncation_rate: Share of responses cut off.
         samples: The first right and the first wrong responses, as in the file.
+        rates: Share of right responses of each problem, by its text without extra blanks.
         problem_texts: All problems, to check whether two evaluations can be compared.
         pass_at_k: Share of problems that one of the k responses solves, if logged.
         maj_at_k: Share of problems that the majority of responses solves, if logged.
@@ -61,6 +62,7 @@ class Evaluation:
     length: float
     truncation_rate: float
     samples: list[dict[str, Any]]
+    rates: dict[str, float]
     problem_texts: frozenset[str]
     pass_at_k: float | None = None
     maj_at_k: float | None = None
@@ -297,9 +299,9 @@ def _evaluate(name: str, step: int, responses: list[dict[str, Any]]) -> Evaluati
         # Rows with the same text are samples of one problem, as in the run's own numbers.
         key = " ".join(str(response["problem"]).split()) or response.get("index")
         by_problem.setdefault(key, []).append(bool(response["correct"]))
-    rates = [fmean(graded) for graded in by_problem.values()]
-    accuracy = fmean(rates)
-    spread = 1.96 * stdev(rates) / math.sqrt(len(rates)) if len(rates) > 1 else 1.0
+    rates = {str(key): fmean(graded) for key, graded in by_problem.items()}
+    accuracy = fmean(rates.values())
+    spread = 1.96 * stdev(rates.values()) / math.sqrt(len(rates)) if len(rates) > 1 else 1.0
     samples = [
         response
         for verdict in (True, False)
@@ -316,5 +318,6 @@ def _evaluate(name: str, step: int, responses: list[dict[str, Any]]) -> Evaluati
         length=fmean(float(r.get("length", math.nan)) for r in responses),
         truncation_rate=fmean(not r.get("finished", True) for r in responses),
         samples=samples,
+        rates=rates,
         problem_texts=frozenset(str(r["problem"]) for r in responses),
     )

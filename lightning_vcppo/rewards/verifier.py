@@ -93,6 +93,16 @@ _NUMBER = re.compile(
 )
 _ANSWER_LINE = re.compile(r"answer[\s*_]*:", re.IGNORECASE)
 _ASKS_FOR_LINE = re.compile(r"[\"'`\u2018\u201c*]\s*(?:final )?answer\s*:|^answer\s*:", re.I | re.M)
+_BOX = re.compile(r"\\boxed(?![A-Za-z])")
+_CLAUSE_CHARS = 200
+_CLAUSE_END = re.compile(r"[.;:!?,\n]|\b(?:and|but|then)\b", re.IGNORECASE)
+_DECLINES = re.compile(
+    r"(?:\b(?:do|does|need|must|should|shall|may|can|is|are|have)(?: not|n['\u2019]t)"
+    r"|\b(?:cannot|never))\b(?! (?:forget|fail|omit|hesitate))"
+    r"|\b(?:no need|avoid|instead of|rather than)\b"
+    r"|\bwithout(?: (?:an?|any|the|using|writing|putting|wrapping|it|in))*[\s\"'`$]*$",
+    re.IGNORECASE,
+)
 _FORMULA = re.compile(
     r"\$\$?([^$]+)\$\$?|\\\(((?:[^\\]|\\[^()])+)\\\)|\\\[((?:[^\\]|\\[^\[\]])+)\\\]"
 )
@@ -198,11 +208,20 @@ def asked_style(problem: str) -> Style | None:
     r"""Return the style whose form a problem's own text asks for, if it asks for one.
 
     A box is read by `boxed` and `lenient`, a line `Answer:` by `answer_line` and `lenient`. With
-    another style a response that does as it is asked is wrong.
+    another style a response that does as it is asked is wrong. A form that the text declines ("you
+    do not need \boxed{}") is not asked for.
     """
-    if "\\boxed" in problem:
+    if _asks_for(_BOX, problem):
         return "boxed"
-    return "answer_line" if _ASKS_FOR_LINE.search(problem) else None
+    return "answer_line" if _asks_for(_ASKS_FOR_LINE, problem) else None
+
+
+def _asks_for(form: re.Pattern[str], problem: str) -> bool:
+    """Tell whether a text names a form, at least once without declining it in the same clause."""
+    return any(
+        not _DECLINES.search(_CLAUSE_END.split(problem[max(0, at - _CLAUSE_CHARS) : at])[-1])
+        for at in (found.start() for found in form.finditer(problem))
+    )
 
 
 def reads(style: Style, asked: Style) -> bool:

@@ -16,6 +16,7 @@ from lightning_vcppo.settings.rollouts import (
     SamplingSettings,
 )
 from lightning_vcppo.settings.updates import (
+    Kernels,
     LoRASettings,
     MasterWeights,
     OptimizerSettings,
@@ -27,6 +28,7 @@ __all__ = [
     "AdvantageSettings",
     "EngineSettings",
     "GradingSettings",
+    "Kernels",
     "LoRASettings",
     "LossAggMode",
     "MasterWeights",

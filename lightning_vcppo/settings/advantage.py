@@ -13,8 +13,9 @@ class AdvantageSettings:
     """From rewards and values to advantages and value targets.
 
     Attributes:
-        estimator: "gae", or without a critic "group", GRPO's comparison with the mean of the
-            responses to the prompt, or "rloo", with the mean of the others.
+        estimator: "gae"; or without a critic: "group", GRPO's comparison with the mean of the
+            responses to the prompt; "rloo", with the mean of the others; "batch", with the mean of
+            the rollout, for one response a prompt.
         gamma: Discount.
         lambda_actor: Of the advantages (VC-PPO's decoupled GAE).
         lambda_critic: Of the value targets; 1 makes them Monte-Carlo returns.
@@ -25,7 +26,7 @@ class AdvantageSettings:
         explained_variance_gate: EVPO: use the batch mean as baseline while explained variance <= 0.
     """
 
-    estimator: Literal["gae", "group", "rloo"] = "gae"
+    estimator: Literal["gae", "group", "rloo", "batch"] = "gae"
     gamma: float = 1.0
     lambda_actor: float = 0.99
     lambda_critic: float = 1.0

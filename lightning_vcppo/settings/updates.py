@@ -9,6 +9,8 @@ from lightning_vcppo.common.errors import require
 
 MasterWeights: TypeAlias = Literal["none", "float32", "kahan", "stochastic"]
 """What keeps updates that bfloat16 weights would round away."""
+Kernels: TypeAlias = Literal["auto", "liger", "none"]
+"""Whose kernels compute norms, SwiGLU and rotation on CUDA; "auto" takes what is installed."""
 
 
 @dataclass(frozen=True)

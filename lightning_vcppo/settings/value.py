@@ -14,6 +14,10 @@ class ValueSettings:
     """The critic's head and loss.
 
     Attributes:
+        architecture: "backbone", a model of its own; "side", a small ladder on the actor's
+            activations, whose gradients it leaves alone (valm; side tuning, arXiv 2206.06522).
+        side_taps: Layers of the actor that the ladder reads, evenly spaced, the last among them.
+        side_width: Of the ladder.
         head: "scalar"; "bounded" to (value_min, value_max) by an arctangent (BPCO); "sigmoid", to
             the same range (PACT); "hl_gauss", a histogram of `num_bins` around it (HL-Gauss,
             arXiv 2403.03950).
@@ -45,6 +49,9 @@ class ValueSettings:
         prompt_noise_floor: Its floor.
     """
 
+    architecture: Literal["backbone", "side"] = "backbone"
+    side_taps: int = 4
+    side_width: int = 128
     head: Literal["scalar", "bounded", "sigmoid", "hl_gauss"] = "scalar"
     value_min: float = -1.0
     value_max: float = 1.0
@@ -72,6 +79,15 @@ class ValueSettings:
             f"value_min: expected below value_max, got {self.value_min} and {self.value_max}",
         )
         clip = self.cliprange_value
+        for name in ("side_taps", "side_width"):
+            number = getattr(self, name)
+            require(number >= 1, f"{name}: expected >= 1, got {number}")
+        for name in ("freeze", "privileged_prompt"):
+            require(
+                self.architecture == "backbone" or getattr(self, name) == "none",
+                f"{name}: a side critic has no backbone of its own; set architecture=backbone, or "
+                f"{name}=none",
+            )
         longest = self.privileged_max_length
         require(longest >= 32, f"privileged_max_length: expected >= 32 tokens, got {longest}")
         require(self.huber_delta > 0, f"huber_delta: expected > 0, got {self.huber_delta}")

@@ -12,6 +12,7 @@ from lightning_vcppo.algorithm.advantages import (
     length_adaptive_lambda,
     monte_carlo_returns,
 )
+from lightning_vcppo.algorithm.critic_free import batch_advantages
 from lightning_vcppo.algorithm.statistics import Reduce
 from tests.support.ranks import on_ranks
 
@@ -22,6 +23,28 @@ def test_length_adaptive_lambda_is_clamped() -> None:
     assert_close(lam_B, torch.tensor([0.0, 0.0, 0.0, 1 - 1 / 2, 1 - 1 / 100]))
     with pytest.raises(ValueError, match="length_adaptive_alpha"):
         length_adaptive_lambda(lengths_B, alpha=0.0)
+
+
+def test_batch_advantages_by_hand() -> None:
+    scores_B = torch.tensor([1.0, -1.0, -1.0, -1.0, 9.0])
+    mask_BT = torch.tensor([[1, 1], [1, 0], [1, 1], [0, 1], [0, 0]], dtype=torch.bool)
+    # The last row does not count: mean -0.5.
+    advantages_B = batch_advantages(scores_B, mask_BT)
+    assert_close(advantages_B, torch.tensor([1.5, -0.5, -0.5, -0.5, 0.0]))
+    with pytest.raises(ValueError, match="scores_B"):
+        batch_advantages(scores_B[:2], mask_BT)
+
+
+def test_batch_advantages_over_ranks_are_those_of_the_whole() -> None:
+    torch.manual_seed(0)
+    scores_B = torch.randn(9, dtype=torch.float64)
+    mask_BT = torch.rand(9, 4) < 0.7
+
+    def compute(rows: slice, reduce: Reduce) -> Tensor:
+        return batch_advantages(scores_B[rows], mask_BT[rows], reduce=reduce)
+
+    parts = on_ranks(compute, [slice(0, 2), slice(2, 9)])
+    assert_close(torch.cat(parts), batch_advantages(scores_B, mask_BT))
 
 
 def gate_case() -> tuple[Tensor, Tensor, Tensor, Tensor]:

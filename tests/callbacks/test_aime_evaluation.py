@@ -73,6 +73,26 @@ def test_an_evaluation_is_logged_written_and_printed(
     assert [float(row["accuracy"]) for row in rows] == [0.5, 0, 0.5, 0]
 
 
+def test_levels_are_logged_printed_and_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class WithLevels(InventingModule):
+        def predict_step(self, batch: Any, batch_idx: int) -> list[ResponseRecord]:
+            records = super().predict_step(batch, batch_idx)
+            return [replace(r, level=str(r.index % 2), subject="[b]Algebra") for r in records]
+
+    trainer = make_trainer(tmp_path, AIMEEvaluation())
+    trainer.validate(WithLevels(), [problems(4)], verbose=False)
+    metrics = trainer.callback_metrics
+    assert (metrics["eval/by_level/0"], metrics["eval/by_level/1"]) == (0.5, 0)
+    assert not [key for key in metrics if "subject" in key]  # there is one
+    printed = capsys.readouterr().out
+    assert "level" in printed and "subject" not in printed
+    with next((tmp_path / "evaluation").glob("*_by_group.csv")).open() as file:
+        rows = [(row["by"], row["group"]) for row in csv.DictReader(file)]
+    assert rows == [("level", "0"), ("level", "1"), ("subject", "[b]Algebra")]
+
+
 def test_several_sets_are_evaluated_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

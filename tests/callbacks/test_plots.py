@@ -33,6 +33,7 @@ PLOTS = {
     "accuracy",
     "response_length",
     "explained_variance",
+    "r2",
     "value_by_position",
     "advantage_by_position",
     "value_by_token",

@@ -2,6 +2,7 @@
 
 import re
 from fractions import Fraction
+from itertools import combinations
 
 import pytest
 from hypothesis import given
@@ -29,6 +30,10 @@ def evaluate(question: str) -> int | str:
         r"Start at (\d+) and count (\d+) up\. Which number is reached, modulo 1000\?", question
     ):
         return (int(match[1]) + int(match[2])) % 1000
+    if match := re.fullmatch(r"How many subsets of ([0-9 ]+) sum to (\d+)\?", question):
+        numbers = [int(number) for number in match[1].split()]
+        subsets = (c for n in range(len(numbers) + 1) for c in combinations(numbers, n))
+        return sum(sum(subset) == int(match[2]) for subset in subsets)
     match = re.fullmatch(r"Find the remainder when ([0-9+*^ ]+) is divided by 1000\.", question)
     assert match, question
     return int(eval(match[1].replace("^", "**"))) % 1000
@@ -94,6 +99,7 @@ def test_early_stops_shorten_solutions():
         ({"families": ["sums"]}, "families: 'sums' is not one of sum, product"),
         ({"families": []}, "families: name at least one"),
         ({"min_steps": 4, "max_steps": 3}, "expected 1 <= min_steps <= max_steps, got 4 and 3"),
+        ({"families": ["subsets"], "max_steps": 10}, "at most 9 numbers, got 10"),
         ({"slip_rate": 1.5}, r"slip_rate: expected a probability in \[0, 1\], got 1.5"),
     ],
 )
@@ -106,6 +112,46 @@ def test_a_line_is_worked_digit_by_digit():
     assert Operation("+", 82).micro_step(47, place=0, carry=0) == ("7+2+0", 9)
     assert Operation("*", 7).micro_step(129, place=1, carry=6) == ("2*7+6", 20)
     assert Operation("*", 7).apply(129) == 903
+
+
+def workings(**settings):
+    """Return the lines of worked sums and short recurrences, with the value before each."""
+    families = ("sum", "short_recurrence")
+    problems = generate_problems(
+        300, ProblemSettings(families, min_steps=6, max_steps=14, **settings), seed=0
+    )
+    for problem in problems:
+        value = int(re.search(r"(?:when|a_1 =) (\d+)", problem.problem)[1])
+        lines = problem.solution.splitlines()[1:-2]
+        yield list(_follow(value, lines))
+
+
+def _follow(value, lines):
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        symbol, operand, result = re.fullmatch(r"\??([+*])(\d+):.*>(\d{3})", line).groups()
+        exact = value + int(operand) if symbol == "+" else value * int(operand)
+        yield line, int(result) == exact % 1000
+        if not following.startswith("?"):
+            value = int(result)
+
+
+def test_every_line_of_a_flawless_working_is_right_and_as_many_as_asked_for():
+    for lines in workings():
+        assert 6 <= len(lines) <= 14
+        assert all(right for _, right in lines)
+
+
+def test_second_workings_slips_and_stops_come_at_their_rates():
+    checked = [lines for lines in workings(check_rate=0.25, slip_rate=0.02)]
+    first = [right for lines in checked for line, right in lines if line[0] != "?"]
+    second = [right for lines in checked for line, right in lines if line[0] == "?"]
+    assert len(second) / len(first) == pytest.approx(0.25, abs=0.03)
+    assert all(second)
+    # Three digits a line, and a slip draws the right digit one time in ten.
+    assert 1 - sum(first) / len(first) == pytest.approx(1 - (1 - 0.018) ** 3, abs=0.015)
+    stopped = [len(lines) for lines in workings(early_stop_rate=0.1)]
+    at_first = sum(n == 1 for n in stopped) / len(stopped)
+    assert at_first == pytest.approx(0.1, abs=0.05)
 
 
 def test_a_count_shows_what_is_left_and_its_rough_method_only_at_the_end():
@@ -130,9 +176,9 @@ def test_a_fraction_is_in_lowest_terms_and_worked_line_by_line():
         assert not is_correct(f"\\boxed{{{numerator}}}", problem.answer)
         assert is_correct(rf"\boxed{{{2 * numerator}/{2 * denominator}}}", problem.answer)
         for line in problem.solution.splitlines()[1:-2]:
-            work, _, result = line.partition(":")[2].partition(";")[0].partition("=")
-            top, _, bottom = work.partition("/(")
-            assert Fraction(eval(top), eval(bottom.rstrip(")"))) == Fraction(result)
+            parts = line.partition(":")[2].partition(";")[0].split("=")
+            values = {Fraction(*map(eval, part.split("/", 1))) for part in parts}
+            assert len(parts) == 3 and values == {Fraction(line.rpartition(">")[2])}
 
 
 def test_the_rough_sum_of_fractions_is_wrong():

@@ -80,7 +80,9 @@ def test_the_table_and_the_figures_show_every_arm(tmp_path):
     ]
     lines = ablation_report.table(rows).splitlines()
     assert lines[2].startswith("| `ppo` | 0.0001 | 3 | 7.0 | 1.0 (-1.5 to 3.5) | 200 | -60.0 |")
-    assert lines[3].startswith("| `vcppo` | 0.0001 | 3 | 7.0 | 61.0 (58.5 to 63.5) | 200 |  |")
+    assert lines[3].startswith(
+        "| `vcppo` | 0.0001 | 3 | 7.0 | 61.0 (58.5 to 63.5) | 200 |  |  |  |  |"
+    )
     curves = [
         {"arm": "ppo", "seed": "0", "rollout": r, "accuracy": "0.1", "response_length": "9"}
         for r in ("1", "2")

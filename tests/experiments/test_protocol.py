@@ -8,6 +8,7 @@ from experiments.protocol import read_protocol
 from tests.support.configs import printed
 
 DOSE = read_protocol("dose_response")
+DESIGNS = [read_protocol(name) for name in ("checked_arithmetic", "count_solutions")]
 
 
 @pytest.mark.parametrize("arm", DOSE.arms, ids=lambda arm: arm.name)
@@ -27,6 +28,41 @@ def test_contrasts_compare_arms_at_the_same_dose():
     for contrast in DOSE.contrasts[:3]:
         assert contrast.primary
         assert contrast.arm.split("ratio")[1] == contrast.reference.split("ratio")[1]
+
+
+@pytest.mark.parametrize(
+    ("design", "arm"),
+    [pytest.param(d, arm, id=f"{d.name}-{arm.name}") for d in DESIGNS for arm in d.arms],
+)
+def test_the_arms_of_a_design_have_the_same_budget(design, arm, tmp_path):
+    config = printed(*arm.command(7, tmp_path)[1:])
+    settings, pretraining = config["model"]["init_args"], config["value_pretraining"]
+    responses = config["data"]["prompts_per_rollout"] * settings["sampling"]["num_generations"]
+    assert responses == 64 and settings["update"]["ppo_mini_batch_size"] == 4
+    assert settings["policy"]["loss_agg_mode"] == "token-mean"
+    before = pretraining["max_rollouts"] if pretraining["enabled"] else 0
+    assert (before > 0) is (arm.name in ("ppo_value_pretraining", "vcppo", "one_lambda_of_1"))
+    of_policy = {"checked_arithmetic": 36, "count_solutions": 40}[design.name]
+    trainer = config["trainer"]
+    assert trainer["limit_train_batches"] == trainer["val_check_interval"] == of_policy + before
+    lambdas = {"ppo": (0.95, 0.95), "ppo_value_pretraining": (0.95, 0.95)}
+    lambdas |= {"no_pretraining": (0.95, 1.0), "vcppo": (0.95, 1.0), "one_lambda_of_1": (1.0, 1.0)}
+    advantage = settings["advantage"]
+    if arm.name in lambdas:
+        assert (advantage["lambda_actor"], advantage["lambda_critic"]) == lambdas[arm.name]
+        assert arm.critic_lr == pytest.approx(2 * arm.actor_lr)
+    else:
+        assert advantage["estimator"] == {"grpo": "group", "critic_free": "batch"}[arm.name]
+
+
+@pytest.mark.parametrize("design", DESIGNS, ids=lambda design: design.name)
+def test_a_reported_seed_is_not_run_before_the_pilot_has_set_everything(design):
+    design.check_seeds([200, 201])
+    assert design.to_be_set
+    with pytest.raises(ValueError, match="the pilot must set slip_rate"):
+        design.check_seeds([0])
+    for name in ("cold_start", "reward_model", "rl"):
+        printed(f"--config={design.setting / name}.yaml")
 
 
 def test_only_seeds_and_arms_of_the_protocol_are_run():

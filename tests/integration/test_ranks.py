@@ -183,7 +183,8 @@ def test_shards_are_written_as_an_ordinary_folder(runs, network):
 
 
 @pytest.mark.parametrize(
-    "name", ["cold_start", pytest.param("reward_model", marks=THOROUGH), "saved"]
+    "name",
+    ["cold_start", pytest.param("reward_model", marks=THOROUGH), "saved", "side", "reader"],
 )
 def test_every_module_trains_with_shards(runs, name):
     assert_finite(runs.folder(name))

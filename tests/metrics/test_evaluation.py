@@ -20,6 +20,7 @@ from lightning_vcppo.metrics.evaluation import (
     PROBLEM_COLUMNS,
     bootstrap_intervals,
     by_set,
+    group_metrics,
     group_table,
     majority_vote,
     pass_at_k,
@@ -40,6 +41,8 @@ def record(
     length: int = 10,
     source: str = "test",
     year: int | None = None,
+    level: str | None = None,
+    subject: str | None = None,
     evaluation_set: str = "held_out",
 ) -> ResponseRecord:
     """Make a graded response; one without an answer was truncated."""
@@ -48,6 +51,8 @@ def record(
         sample=sample,
         source=source,
         year=year,
+        level=level,
+        subject=subject,
         evaluation_set=evaluation_set,
         problem=f"problem {index}",
         answer=7,
@@ -229,6 +234,28 @@ def test_the_table_by_year_and_else_by_source() -> None:
     assert (rows[1]["accuracy_low"], rows[1]["accuracy_high"]) == (0, 1)
 
 
+def test_the_table_by_level_and_subject_and_the_accuracies_that_are_logged() -> None:
+    records = [
+        record(0, level="5", subject="Algebra", correct=False),
+        record(1, level="5", subject="Counting & Probability"),
+        record(2, level="10", subject="Algebra"),
+        record(3, source="b.jsonl:3"),
+    ]
+    rows = group_table(records)
+    shown = [(by, name, problems) for _, by, name, problems, *_ in rows]
+    assert shown == [
+        *(("level", "5", 2), ("level", "10", 1)),
+        *(("subject", "Algebra", 2), ("subject", "Counting & Probability", 1)),
+        ("source", "b.jsonl", 1),
+    ]
+    assert group_metrics(rows) == {
+        **{"by_level/5": 0.5, "by_level/10": 1},
+        **{"by_subject/algebra": 0.5, "by_subject/counting_probability": 1},
+    }
+    assert group_metrics(group_table([record(0, year=2024), record(1, year=2024)])) == {}
+    assert group_table([record(i, level=f"{i}.5") for i in range(51)]) == []  # a number of its own
+
+
 def test_sets_stay_in_order() -> None:
     records = [record(i, evaluation_set=name) for name in "ba" for i in range(2)]
     assert {name: len(of_set) for name, of_set in by_set(records).items()} == {"b": 2, "a": 2}
@@ -323,7 +350,7 @@ def test_rows_with_the_same_text_are_samples_of_one_problem(repeats: int) -> Non
     for name in ("accuracy", f"pass_at_{2}" if repeats > 2 else "pass_at_k"):
         assert of_rows.rates[name] == of_samples.rates[name]
     assert len(problem_table(rows)) == 6
-    ((_, _, problems, k, *_),) = group_table(rows)
+    ((_, _, _, problems, k, *_),) = group_table(rows)
     assert (problems, k) == (6, repeats)
 
 

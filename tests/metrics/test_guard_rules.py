@@ -21,7 +21,9 @@ HEALTHY = {
     "rollout/response_length": 100.0,
     "rollout/accuracy": 0.4,
     "rollout/truncation_rate": 0.05,
-    "critic/explained_variance": 0.4,
+    "critic/r2": 0.4,
+    "critic/bias": 0.1,
+    "critic/value_mean": -0.3,
     "policy/clipfrac": 0.1,
     "policy/approx_kl": 0.01,
     MISMATCH_KL: 1e-4,
@@ -44,6 +46,7 @@ def facts(**changes: Any) -> Facts:
         "now": HEALTHY | metrics,
         "seen": 5,
         "start": HEALTHY,
+        "reward_range": (-1.0, 1.0),
     }
     return Facts(**given | {key: value for key, value in changes.items() if "/" not in key})
 
@@ -53,11 +56,11 @@ def advantage(**settings: Any) -> dict[str, AdvantageSettings]:
 
 
 def explained(value: float) -> dict[str, Any]:
-    return {"critic/explained_variance": value}
+    return {"critic/r2": value}
 
 
 NO_CRITIC = {"critic_lr": None}
-HELD_OUT = "value_pretraining/explained_variance"
+HELD_OUT = "value_pretraining/r2"
 LENGTH = "rollout/response_length"
 CASES: list[tuple[str, dict[str, Any], dict[str, Any], tuple[str, ...]]] = [
     # rule, facts that break it, facts nearby that do not, what the message must name
@@ -90,6 +93,36 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], tuple[str, ...]]] = [
         {"pretraining": True, "last": HEALTHY | {HELD_OUT: -0.2}},
         {"pretraining": True, "last": HEALTHY | explained(-0.2) | {HELD_OUT: 0.2}},
         ("-0.20",),
+    ),
+    (
+        "biased_critic",  # as in the demo's PPO: V of -1.46, returns of -0.86
+        {"critic/bias": 0.6, "critic/value_mean": -0.9},
+        {"critic/bias": 0.5},
+        ("0.60 below", "range of 2", "--value_pretraining.max_rollouts"),
+    ),
+    (
+        "biased_critic",
+        {"critic/bias": -0.6, "fits_critic": False},
+        {"critic/bias": -0.6, "reward_range": (-2.0, 1.0)},
+        ("0.60 above", "--value_pretraining.enabled=true"),
+    ),
+    (
+        "biased_critic",  # less than a quarter, but no reward is so low
+        {"critic/value_mean": -1.01},
+        {"critic/value_mean": -1.0},
+        ("-1.01", "-1 to 1"),
+    ),
+    (
+        "biased_critic",  # as the phase ends: on held-out responses, after the fit
+        {"pretraining": True, "last": HEALTHY | {"value_pretraining/bias": 0.6}},
+        {"pretraining": True, "critic/bias": 0.9, "critic/value_mean": -1.4, "last": HEALTHY},
+        ("0.60 below",),
+    ),
+    (
+        "biased_critic",
+        {"critic/bias": 0.9},
+        {"critic/bias": 0.9, "reward_range": (-1.0, -1.0)},
+        ("0.90 below",),
     ),
     (
         "unheard_reward",
@@ -224,7 +257,7 @@ def test_before_anything_was_measured_no_number_is_out_of_range() -> None:
 
 
 def test_limits_can_be_moved() -> None:
-    close = Limits(clipfrac=0.05, approx_kl=0.001, explained_variance=0.5)
+    close = Limits(clipfrac=0.05, approx_kl=0.001, r2=0.5)
     assert set(broken_rules(facts(), close)) == {
         "large_clip_fraction",
         "large_policy_kl",

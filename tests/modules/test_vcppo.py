@@ -299,14 +299,19 @@ def test_leave_one_out_trains_without_a_critic(tiny_actor):
     torch.testing.assert_close(rollout.advantages_BT[:, 0], rollout.scores_B - others_B)
 
 
-def test_the_group_estimator_trains_without_a_critic(tiny_actor):
+@pytest.mark.parametrize("estimator", ["group", "batch"])
+def test_training_without_a_critic(tiny_actor, estimator):
     seed_everything(0)
-    module = make_module(tiny_actor, advantage=AdvantageSettings(estimator="group"))
+    module = make_module(tiny_actor, advantage=AdvantageSettings(estimator=estimator))
     record = fit(module, 2, ValuePretraining())
     assert module.critic is None and record.critics == []
     assert not torch.equal(record.actors[0], record.actors[1])
-    advantages_B = record.rollouts[0].advantages_BT[:, 0].view(-1, 2)
-    torch.testing.assert_close(advantages_B.sum(1), torch.zeros(4))
+    advantages_B = record.rollouts[0].advantages_BT[:, 0]
+    if estimator == "group":
+        torch.testing.assert_close(advantages_B.view(-1, 2).sum(1), torch.zeros(4))
+    else:
+        scores_B = record.rollouts[0].scores_B
+        torch.testing.assert_close(advantages_B, scores_B - scores_B.mean())
     assert "critic/explained_variance" not in record.metrics[1]
 
 

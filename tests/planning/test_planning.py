@@ -148,6 +148,17 @@ def test_a_frozen_part_of_the_critic_is_there_and_is_not_trained():
     assert faster < slower
 
 
+def test_a_side_critic_is_small_and_reads_the_actor():
+    alone = replace(RUN, critic=None)
+    side = replace(alone, side_weights=SMALL.ladder(2, 4))
+    assert side.side_weights == 2 * (8 + 1 + 8 * 4 + 4 + 4 * 16) + 4
+    assert lasting(side).weights == lasting(alone).weights + 4 * side.side_weights
+    assert lasting(side).optimizer == lasting(alone).optimizer + 2 * 4 * side.side_weights
+    assert lasting(side).weights < lasting(RUN).weights
+    none, some, whole = (plan_seconds(r, Rates(1.0, 1.0), 1).critic for r in (alone, side, RUN))
+    assert none == 0 and 3 * some == pytest.approx(whole)
+
+
 def test_activations_of_a_token():
     # 6 hidden, 3 query, 2 key widths, 4 of the MLP, a sum of each head; at the end two more hidden,
     # and cosine and sine of its position

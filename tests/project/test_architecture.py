@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
         *("distributed", "algorithm"),
     },
     "metrics": {"rollouts", "distributed", "rewards", "algorithm"},
+    "comparison": {"metrics", "report"},
     "modules": {
         *("metrics", "rollouts", "generation", "data", "models"),
         *("distributed", "rewards", "checkpointing", "algorithm"),
@@ -55,6 +56,7 @@ NEVER_IN_MODULES = {"datamodule", "loaders", "sources"}
 # What needs no Trainer to be tested: third-party packages that each may import.
 PURE = {
     "algorithm": {"torch"},
+    "comparison/statistics.py": {"numpy", "scipy"},
     "planning": set(),
     "rewards/shaping.py": {"torch"},
     "rewards/verifier.py": {"math_verify"},
@@ -66,7 +68,7 @@ PURE = {
 }
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
-LONGER = {"lightning_vcppo/modules/vcppo.py": 580}
+LONGER = {"lightning_vcppo/modules/vcppo.py": 570}
 """The algorithm is to be read in one piece."""
 ONE_MACHINE = re.compile(r"(?<![\w.~>])/(?:home|root|Users|work|mnt)/\w")
 TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".cfg", ".cff", ""}

@@ -23,9 +23,10 @@ import yaml
 from packaging.requirements import Requirement
 
 import lightning_vcppo
-from lightning_vcppo.cli.commands import plan, regrade, report
+from lightning_vcppo.cli.commands import critic, import_, plan, regrade, report
 from lightning_vcppo.cli.commands.registry import COMMANDS as COMMANDS_OF_VCPPO
 from lightning_vcppo.cli.configs import find_config
+from lightning_vcppo.critic_lab.comparison import read_specs
 from lightning_vcppo.models.critic import load_critic
 from lightning_vcppo.rewards.functions import load_reward
 from lightning_vcppo.settings import ValueSettings
@@ -126,8 +127,23 @@ def check_vcppo(arguments: list[str]) -> None:
         check_stage(["fit", *flags_of_fit])
     elif name == "report":
         check_report(rest)
+    elif name == "import":
+        import_._parser().parse_args(rest)
+    elif name == "critic":
+        check_critic(*rest)
     else:
         check_function(name, rest)
+
+
+def check_critic(action: str, *arguments: str) -> None:
+    """Read the arguments of an action."""
+    if action == "compare":
+        options, arguments = critic.compare_parser().parse_known_args(arguments)
+        read_specs(options.critics)
+    elif action == "evaluate":
+        critic.evaluate_parser().parse_args(arguments)
+    else:
+        critic.fit_parser().parse_args([*arguments])
 
 
 def check_python(arguments: list[str]) -> None:

@@ -76,6 +76,7 @@ def test_a_page_has_every_figure_with_its_data(html):
     anchors = {attrs["id"] for tag, attrs in page.tags if tag == "figure"}
     assert anchors == {
         *("accuracy", "reward_mean", "response_length", "truncation_rate", "explained_variance"),
+        *("r2", "pretraining_r2"),
         *("pretraining_loss", "pretraining_explained_variance", "calibration"),
         *("value_by_position", "advantage_by_position", "bias_by_position", "right_and_wrong"),
         *("reward_decay", "entropy", "approx_kl"),

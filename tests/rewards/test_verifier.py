@@ -153,6 +153,17 @@ def test_a_response_that_does_as_it_is_told_is_read(style):
         ("Remember to put your answer on its own line after 'Answer:'.", "answer_line"),
         ('The last line should be of the form "Answer: $Answer"', "answer_line"),
         ("What is the answer: 3 or 4?", None),
+        (r"What is 30+3? You do not need \boxed{}.", None),
+        (r"You don't have to put the answer in $\boxed{}$.", None),
+        (r"Give the number alone, without \boxed{}; there is no need for a `\boxed{}`.", None),
+        (r"Never use a \boxed{}, but write 'Answer:' on the last line.", "answer_line"),
+        (r"Use \boxed{}. You need not write 'Answer:'.", "boxed"),
+        ("Do not write 'Answer:'.", None),
+        (r"Don't forget to put the answer in \boxed{}.", "boxed"),
+        (r"Do not include units, and put the answer in \boxed{}.", "boxed"),
+        (r"Give the answer without units in \boxed{}.", "boxed"),
+        (r"You do not need a calculator. Put the answer in \boxed{}.", "boxed"),
+        (r"Put it in \boxed{}. Do not use \boxed{} anywhere else.", "boxed"),
     ],
 )
 def test_the_form_that_a_problem_asks_for_is_seen(problem, style):
@@ -236,7 +247,7 @@ def test_thousands_separators_and_long_numbers():
         ("(((((5)+0)+0)+0)+0)+0", "10/2", False),  # nor what is nested deeply
         ("+".join(["1"] * 50), "100/2", True),
         ("+".join(["1"] * 52), "104/2", False),  # nor what is long
-        ("π/2", r"\frac{\pi}{2}", False),
+        ("π/2", r"\frac{\pi}{2}", True),
     ],
 )
 def test_other_answers_are_compared_symbolically(candidate, gold, equal):

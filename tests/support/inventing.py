@@ -63,6 +63,7 @@ class InventingModule(LightningModule):
                 "rollout/accuracy": rollout.correct_B.float().mean(),
                 "rollout/response_length": rollout.response_lengths_B.float().mean(),
                 "critic/explained_variance": 1 - 2 / (1 + self.rollouts_done),
+                "critic/r2": 1 - 3 / (1 + self.rollouts_done),
                 "step": float(self.rollouts_done),
             }
         )

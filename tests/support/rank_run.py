@@ -122,6 +122,16 @@ _UNEQUAL = [
     "--data.prompts_per_rollout=22",
     *("--model.update.ppo_mini_batch_size=8", "--model.update.ppo_max_token_len_per_gpu=1"),
 ]
+COMMANDS["side"] = [
+    *("fit", *_ACTOR, *ROLLOUTS, "--trainer.strategy=ddp", "--model.value.architecture=side"),
+    *("--model.value.side_taps=2", "--model.value.side_width=16"),
+]
+COMMANDS["reader"] = [
+    *("fit", *_ACTOR, *ROLLOUTS, "--model.sampling.num_generations=2"),
+    *("--model.value.freeze=attention", "--model.value.privileged_prompt=siblings"),
+    *("--model.value.head=sigmoid", "--model.value.loss=bce"),
+    "--model.value.privileged_max_length=64",
+]
 COMMANDS |= {
     f"preset_{strategy}": [*_UNEQUAL, f"--trainer.strategy={strategy}"]
     for strategy in ("ddp", "fsdp2")

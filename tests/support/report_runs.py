@@ -43,6 +43,7 @@ def metrics(rollouts: int = ROLLOUTS, pretraining: int = PRETRAINING) -> list[Ro
             "rollout/response_length": LENGTH,
             "rollout/truncation_rate": 0.0,
             "critic/explained_variance": step / 10,
+            "critic/r2": step / 11,
         }
         if pretraining:  # Lightning goes on with the last value of the phase.
             done = min(step, pretraining)
@@ -50,6 +51,7 @@ def metrics(rollouts: int = ROLLOUTS, pretraining: int = PRETRAINING) -> list[Ro
                 "value_pretraining/rollouts": float(done),
                 "value_pretraining/loss": 1 / (1 + done),
                 "value_pretraining/explained_variance": done / 10,
+                "value_pretraining/r2": done / 11,
                 "value_pretraining/train_loss": 1 / (2 + done),
             }
         if step > pretraining:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning_vcppo.common.errors import OneLineArguments, fail
 from lightning_vcppo.common.suggestions import did_you_mean
 from lightning_vcppo.common.terminal import waiting_for
+
+if TYPE_CHECKING:
+    from lightning_vcppo.cli.parser import OneLineParser
 
 USAGE = """\
 vcppo critic fit ROLLOUTS --model NAME --output FOLDER
@@ -46,6 +51,20 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _fit(arguments: Sequence[str]) -> None:
+    parser = fit_parser()
+    options = parser.instantiate_classes(parser.parse_args([*arguments]))
+    from lightning_vcppo.critic_lab.running import fit_critic
+
+    measures = fit_critic(**{k: v for k, v in vars(options).items() if k != "config"})
+    print(
+        f"Held out: R^2 {measures.r2:.3f}, explained variance {measures.explained_variance:.3f}, "
+        f"bias {measures.bias:+.3f}"
+    )
+    print(f"The critic and its card are in {Path(options.output) / 'critic'}")
+
+
+def fit_parser() -> OneLineParser:
+    """Return the parser of `vcppo critic fit`."""
     with waiting_for("Loading"):
         from lightning_vcppo.cli.parser import OneLineParser
         from lightning_vcppo.critic_lab.running import fit_critic
@@ -54,17 +73,25 @@ def _fit(arguments: Sequence[str]) -> None:
     parser.add_argument("rollouts", type=str, help="file, pattern or directory")
     parser.add_function_arguments(fit_critic, skip={"rollouts"}, as_group=False)
     parser.add_argument("--config", action="config", help="a YAML file of these flags")
-    options = parser.instantiate_classes(parser.parse_args([*arguments]))
-    settings = {k: v for k, v in vars(options).items() if k != "config"}
-    measures = fit_critic(**settings)
-    print(
-        f"Held out: R^2 {measures.r2:.3f}, explained variance {measures.explained_variance:.3f}, "
-        f"bias {measures.bias:+.3f}"
-    )
-    print(f"The critic and its card are in {Path(options.output) / 'critic'}")
+    return parser
 
 
 def _compare(arguments: Sequence[str]) -> None:
+    options, flags = compare_parser().parse_known_args(arguments)
+    with waiting_for("Loading"):
+        from lightning_vcppo.critic_lab.comparison import compare_critics, read_specs, table
+    specs = read_specs(options.critics)
+    jobs = options.jobs or _jobs(len(specs))
+    with waiting_for(f"Fitting {len(specs)} critics"):
+        fits = compare_critics(
+            options.rollouts, options.model, specs, options.output, jobs=jobs, flags=flags
+        )
+    print(table(fits))
+    print(f"The page is {options.output / 'compare.html'}")
+
+
+def compare_parser() -> argparse.ArgumentParser:
+    """Return the parser of `vcppo critic compare`; flags that it does not know are those of fit."""
     parser = OneLineArguments(
         "vcppo critic compare", description="Fit several critics and rank them."
     )
@@ -79,25 +106,11 @@ def _compare(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="directory to write to")
     parser.add_argument("--jobs", type=int, help="critics fitted at once; default: the cores")
-    options, flags = parser.parse_known_args(arguments)
-    with waiting_for("Loading"):
-        from lightning_vcppo.critic_lab.comparison import compare_critics, read_specs, table
-    specs = read_specs(options.critics)
-    jobs = options.jobs or _jobs(len(specs))
-    with waiting_for(f"Fitting {len(specs)} critics"):
-        fits = compare_critics(
-            options.rollouts, options.model, specs, options.output, jobs=jobs, flags=flags
-        )
-    print(table(fits))
-    print(f"The page is {options.output / 'compare.html'}")
+    return parser
 
 
 def _evaluate(arguments: Sequence[str]) -> None:
-    parser = OneLineArguments("vcppo critic evaluate", description="Judge a critic.")
-    parser.add_argument("critic", help="directory or hub id")
-    parser.add_argument("rollouts", help="file, pattern or directory")
-    parser.add_argument("--output", type=Path, help="write the measures as JSON, too")
-    options = parser.parse_args(arguments)
+    options = evaluate_parser().parse_args(arguments)
     with waiting_for("Loading"):
         from lightning_vcppo.common.files import complete_file
         from lightning_vcppo.critic_lab.running import measure_critic
@@ -111,6 +124,15 @@ def _evaluate(arguments: Sequence[str]) -> None:
         result = {"ready": ready, "reasons": reasons, "measures": measures.as_json()}
         with complete_file(options.output) as file:
             json.dump(result, file, indent=1)
+
+
+def evaluate_parser() -> argparse.ArgumentParser:
+    """Return the parser of `vcppo critic evaluate`."""
+    parser = OneLineArguments("vcppo critic evaluate", description="Judge a critic.")
+    parser.add_argument("critic", help="directory or hub id")
+    parser.add_argument("rollouts", help="file, pattern or directory")
+    parser.add_argument("--output", type=Path, help="write the measures as JSON, too")
+    return parser
 
 
 def _jobs(critics: int) -> int:

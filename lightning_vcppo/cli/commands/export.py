@@ -138,7 +138,10 @@ def _network(
         if key.startswith(prefix)
     }
     model = hf_folders.rebuild(name, checkpoint[Keys.FOLDERS][name])
-    if (lora := checkpoint.get(Keys.ADAPTERS)) is not None:
+    lora = checkpoint.get(Keys.ADAPTERS)
+    if lora is not None and name not in lora["bases"]:
+        lora = None  # a side critic has no adapters
+    if lora is not None:
         bases = lora["bases"]
         if moved[name] is None and bases[name]["source"] == bases["actor"]["source"]:
             moved = moved | {name: moved["actor"]}

@@ -136,12 +136,15 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
     source = settings.policy.old_logprobs
     recomputed = source == "recomputed" or (source == "auto" and (corrected or not exact))
     targets = settings.lora.target_modules
-    critic = None
-    if settings.advantage.estimator == "gae":
+    critic, side_weights, value = None, 0, settings["value"]
+    if settings.advantage.estimator == "gae" and value.architecture == "side":
+        side_weights = actor.ladder(value.side_taps, value.side_width)
+    elif settings.advantage.estimator == "gae":
         critic = actor if settings.critic is None else shape_from(settings.critic)
     return Run(
         actor=actor,
         critic=critic,
+        side_weights=side_weights,
         reference=bool(settings.policy.kl_coef),
         prompt_length=config.data.max_prompt_length,
         response_length=sampling.max_response_length,
@@ -163,7 +166,7 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
         devices=devices,
         shards=shards,
         moments=_moments(settings.actor_optimizer),
-        critic_frozen=settings["value"].freeze,
+        critic_frozen=value.freeze,
         master_weights=settings.master_weights,
         lora_rank=settings.lora.rank,
         lora_targets=() if isinstance(targets, str) else tuple(targets),

@@ -43,6 +43,7 @@ COMMANDS = {
     "plan": _own("plan", "memory and time of a run, before it is paid for"),
     "export": _own("export", "turn a checkpoint into ordinary Hugging Face folders"),
     "report": _own("report", "one HTML page about one or more runs"),
+    "compare": _own("compare", "whether arms of runs differ: intervals and tests over seeds"),
     "import": _own("import_", "turn the rollouts of another trainer into this project's"),
     "critic": _own("critic", "fit, choose and judge critics on stored rollouts"),
     "regrade": _own("regrade", "grade the responses in a file again"),
@@ -63,7 +64,6 @@ Value-calibrated PPO for the reasoning of language models.
 
 Start here: vcppo doctor; vcppo demo
   vcppo fit --config vcppo --model.actor FOLDER --data.path FILE.jsonl
-
 A command's flags: vcppo COMMAND --help. The model's: vcppo fit --model.help
 What would run: vcppo fit ... --print_config. Trying it out: --trainer.fast_dev_run=true
 Tracebacks: --debug. Version: --version"""

@@ -1,0 +1,1 @@
+"""Checked arithmetic: does PPO collapse without a bias that was put there?"""

@@ -1,0 +1,5 @@
+"""Run or report the experiment; see `protocol.yaml`."""
+
+from experiments.protocol import main
+
+main("checked_arithmetic")

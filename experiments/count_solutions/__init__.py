@@ -1,0 +1,1 @@
+"""Count the solutions: is a critic worth having when errors show long before the reward?"""

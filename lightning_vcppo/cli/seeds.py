@@ -1,0 +1,326 @@
+"""Run one training for several seeds: `vcppo fit --seeds 0..4`, the set that `vcppo compare` reads.
+
+    OUTPUT/seed_N/            the run of a seed, as `vcppo fit --seed_everything=N` leaves it
+    OUTPUT/seed_N/log.txt     what it printed
+    OUTPUT/seed_N/seed.json   its flags, and whether it has finished
+
+Each run is a process of its own. A seed that has finished is skipped, one that was interrupted is
+resumed from its checkpoint, so the same command can be given again. Ctrl-C is passed on: every run
+finishes its rollout and saves.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+
+from lightning_vcppo.common.errors import require
+from lightning_vcppo.common.files import complete_file, remove, whole_lines
+from lightning_vcppo.common.terminal import printable
+
+RECORD, LOG = "seed.json", "log.txt"
+PLACEHOLDER = "{seed}"
+"""In a flag it stands for the seed, as in `--model.actor=runs/start/seed_{seed}/actor`."""
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+POLL_S = 0.2
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Read seeds, as `0..4`, `0,2,5` or `0..2,7`.
+
+    Raises:
+        ValueError: If the text is no such list, a range goes down, or a seed is there twice.
+    """
+    seeds: list[int] = []
+    for part in text.replace(" ", "").strip("[]").split(","):
+        match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
+            raise ValueError(f"--seeds: expected seeds such as 0..4 or 0,2,5, got {text}")
+        seeds += range(first, last + 1)
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds: expected each seed once, got {text}")
+    return seeds
+
+
+def default_jobs(count: int, *, on_cpu: bool, devices: int = 1) -> int:
+    """Return how many runs go side by side: one for each core, on GPUs one after the other.
+
+    Args:
+        count: Number of seeds.
+        on_cpu: Whether the runs compute on the CPU.
+        devices: Processes of each run.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux; elsewhere all cores are ours
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min(count, cores // max(1, devices))) if on_cpu else 1
+
+
+@dataclass
+class SeedRun:
+    """The run of one seed.
+
+    Attributes:
+        seed: The seed.
+        folder: Directory of the run.
+        arguments: Of `vcppo`, without what continues an earlier run.
+        total: Rollouts (or updates) of the run, if they are known.
+        state: waiting, running, finished, skipped, interrupted or failed.
+        reason: The last line of a run that failed.
+    """
+
+    seed: int
+    folder: Path
+    arguments: list[str]
+    total: int | None = None
+    state: str = "waiting"
+    reason: str = ""
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    began: float = 0.0
+    seconds: float = 0.0
+
+    def prepare(self, *, overwrite: bool) -> None:
+        """Skip a finished run; refuse a directory that other flags have made.
+
+        Raises:
+            ValueError: If the directory has a run of other flags, or its record cannot be read.
+        """
+        path = self.folder / RECORD
+        if overwrite:
+            remove(path)
+        if not path.exists():
+            return
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            before, finished = record["arguments"], record["finished"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path}: expected a record of `vcppo fit --seeds`") from None
+        if before != self.arguments:
+            either = dict.fromkeys((*before, *self.arguments))
+            changed = [a for a in either if a not in before or a not in self.arguments]
+            which = ", ".join(changed) or "in another order"
+            raise ValueError(
+                f"{self.folder} holds a run of other flags ({which}); "
+                "name another --trainer.default_root_dir, or replace it by --overwrite"
+            )
+        self.state = "skipped" if finished else self.state
+
+    def start(self, environment: dict[str, str], *, overwrite: bool, record: bool) -> None:
+        """Start the process; an interrupted run is resumed from its last checkpoint."""
+        resumes = (self.folder / RECORD).exists()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if record:
+            self._record(finished=False)
+        command = [sys.executable, "-m", "lightning_vcppo", *self.arguments]
+        if resumes:
+            command.append("--ckpt_path=last")
+        elif overwrite:
+            command.append("--overwrite")
+        with (self.folder / LOG).open("ab" if resumes else "wb") as log:
+            # A session of its own: Ctrl-C in the terminal reaches it once, through us.
+            self.process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.state, self.began = "running", time.monotonic()
+
+    def finish(self, code: int, *, record: bool, interrupted: bool) -> None:
+        """Note how the process has ended."""
+        self.seconds = time.monotonic() - self.began
+        if code == 0:
+            self.state = "interrupted" if interrupted and not self._is_complete() else "finished"
+            if record and self.state == "finished":
+                self._record(finished=True)
+        elif interrupted:
+            self.state = "interrupted"
+        else:
+            self.state = "failed"
+            lines = (self.folder / LOG).read_text(encoding="utf-8", errors="replace").split("\n")
+            self.reason = printable(next((x.strip() for x in reversed(lines) if x.strip()), ""))
+
+    def line(self) -> str:
+        """Describe the run in a line."""
+        place = f"seed {self.seed:<4} {self.state:<11}"
+        if self.state in ("waiting", "skipped"):
+            return place
+        done, accuracy = self._progress()
+        of_total = f" of {self.total}" if self.total else ""
+        text = f"{place} {done}{of_total} done" + (f", accuracy {accuracy}" if accuracy else "")
+        seconds = self.seconds or time.monotonic() - self.began
+        return f"{text}, {seconds:.0f} s" + (f": {self.reason}" if self.reason else "")
+
+    def _is_complete(self) -> bool:
+        return self.total is not None and self._progress()[0] >= self.total
+
+    def _progress(self) -> tuple[int, str]:
+        """Return the last step of metrics.csv and its accuracy."""
+        step, accuracy = 0, ""
+        for row in csv.DictReader(whole_lines(self.folder / "metrics.csv")):
+            step = max(step, int(float(row.get("step") or 0)))
+            found = row.get("rollout/accuracy")
+            accuracy = f"{100 * float(found):.1f} %" if found else accuracy
+        return step, accuracy
+
+    def _record(self, *, finished: bool) -> None:
+        with complete_file(self.folder / RECORD) as file:
+            json.dump({"arguments": self.arguments, "finished": finished}, file, indent=2)
+
+
+def run_seeds(
+    arguments: Sequence[str],
+    seeds: Sequence[int],
+    output: Path,
+    *,
+    jobs: int,
+    overwrite: bool = False,
+    one_thread: bool = True,
+    total: int | None = None,
+    record: bool = True,
+) -> int:
+    """Run a training for several seeds, and print a line for each.
+
+    Args:
+        arguments: Of `vcppo`, beginning with "fit"; "{seed}" in them stands for the seed.
+        seeds: The seeds.
+        output: Directory above the runs.
+        jobs: Number of runs side by side.
+        overwrite: Whether runs that are there are replaced.
+        one_thread: Whether each run gets one thread.
+        total: Rollouts of each run, if they are known.
+        record: Whether runs leave a record by which they are resumed.
+
+    Returns:
+        The exit code: 0 if all have finished, 1 if one has failed, that of the signal after Ctrl-C.
+
+    Raises:
+        ValueError: If `jobs` is below 1, or a directory has a run of other flags.
+    """
+    require(jobs >= 1, f"--jobs: expected >= 1, got {jobs}")
+    runs = [_run_of(seed, arguments, output, total) for seed in seeds]
+    for run in runs:
+        run.prepare(overwrite=overwrite)
+    environment = {**os.environ, **(ONE_THREAD if one_thread else {})}
+    with _passing_on(runs) as signals, _shown(runs) as show:
+        waiting = [run for run in runs if run.state == "waiting"]
+        running: list[SeedRun] = []
+        while running or (waiting and not signals):
+            while waiting and len(running) < jobs and not signals:
+                running.append(waiting.pop(0))
+                running[-1].start(environment, overwrite=overwrite, record=record)
+                show(running[-1])
+            time.sleep(POLL_S)
+            for run in list(running):
+                code = run.process.poll() if run.process else 0
+                if code is not None:
+                    running.remove(run)
+                    run.finish(code, record=record, interrupted=bool(signals))
+                    show(run)
+            show(None)
+    failed = [run for run in runs if run.state == "failed"]
+    for run in failed:
+        print(f"seed {run.seed} failed: {run.reason} (see {run.folder / LOG})", file=sys.stderr)
+    if signals:
+        print("interrupted; the same command resumes the seeds", file=sys.stderr)
+        return 128 + signals[0]
+    if not failed:
+        print(f"To see what the seeds say: vcppo compare {shlex.quote(str(output))}")
+    return 1 if failed else 0
+
+
+def _run_of(seed: int, arguments: Sequence[str], output: Path, total: int | None) -> SeedRun:
+    folder = output / f"seed_{seed}"
+    own = [
+        f"--seed_everything={seed}",
+        f"--trainer.default_root_dir={folder}",
+        "--seeds=null",
+        "--jobs=null",
+    ]
+    filled = [argument.replace(PLACEHOLDER, str(seed)) for argument in _of_one_run(arguments)]
+    return SeedRun(seed, folder, [*filled, *own], total)
+
+
+def _of_one_run(arguments: Sequence[str]) -> Iterator[str]:
+    """Leave out the flags that are about the set of runs."""
+    waiting = [*arguments]
+    while waiting:
+        flag, equals, _ = (argument := waiting.pop(0)).partition("=")
+        if flag not in ("--seeds", "--jobs", "--overwrite", "--keep_overwrite"):
+            yield argument
+        elif not equals and waiting and not waiting[0].startswith("-"):
+            waiting.pop(0)
+
+
+@contextmanager
+def _passing_on(runs: Sequence[SeedRun]) -> Iterator[list[int]]:
+    """Pass Ctrl-C and SIGTERM on to the processes; at the end, none of them is left.
+
+    Yields:
+        The signals that came, in their order.
+    """
+    came: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        for run in runs:
+            if run.process and run.process.poll() is None:
+                run.process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for run in runs:
+            if run.process and run.process.poll() is None:
+                os.killpg(run.process.pid, signal.SIGKILL)
+                run.process.wait()
+
+
+@contextmanager
+def _shown(runs: Sequence[SeedRun]) -> Iterator[Any]:
+    """Show a line for each run: live in a terminal, elsewhere whenever one begins or ends.
+
+    Yields:
+        To be called with a run whose state has changed, or with None.
+    """
+    console = Console()
+    if not console.is_terminal:
+        for run in runs:
+            if run.state == "skipped":
+                print(run.line(), flush=True)
+        yield lambda run: run and print(run.line(), flush=True)
+        return
+
+    def lines() -> Group:
+        return Group(*(run.line() for run in runs))
+
+    with Live(lines(), console=console, auto_refresh=False) as live:
+        shown = [0.0]
+
+        def show(run: SeedRun | None) -> None:
+            if run or time.monotonic() - shown[0] > 1:
+                shown[0] = time.monotonic()
+                live.update(lines(), refresh=True)
+
+        yield show
