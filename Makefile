@@ -45,7 +45,7 @@ test-all: install  ## run these and the long rows: more ranks, kills and random 
 # Which instructions sum, and in how many parts, rounds differently: what holds here holds elsewhere.
 test-numbers: install  ## run the numerical tests without vector instructions, then with two threads
 	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n $(WORKERS) -m "" $(NUMERICAL)
-	TEST_THREADS=2 $(BIN)/python -m pytest -n 1 -m "" $(NUMERICAL)
+	OMP_WAIT_POLICY=passive TEST_THREADS=2 $(BIN)/python -m pytest -n 1 -m "" $(NUMERICAL)
 
 coverage: install  ## run all tests, and list the lines and branches that none of them takes
 	$(BIN)/python -m coverage run -m pytest -n $(WORKERS) -m ""

@@ -42,6 +42,14 @@ class OneLineParser(ArgumentParser):
             super().error(explained, ex)
         fail(explained, ex)
 
+    @override
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Namespace:
+        """Read arguments; jsonargparse hands null on to the parser of a class as the text None."""
+        if not self.exit_on_error and args is not None:
+            args = [f"{text[:-4]}null" if text.endswith("=None") else text for text in args]
+        parsed: Namespace = super().parse_args(args, *rest, **kwargs)
+        return parsed
+
     def _flags(self) -> Iterator[str]:
         """Yield the flags of this parser and of its subcommands."""
         parsers = [self]

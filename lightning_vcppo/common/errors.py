@@ -240,6 +240,11 @@ def explain(
         return _of_a_class(*of_class.groups())
     if named := re.match(r"(--[\w.]+): .*Expected a dot import path string: (\S+)", text):
         flag, name = named.groups()
+        if flag == "--trainer.strategy" and name.islower():
+            return (
+                f"{flag}={name}: a strategy with settings of its own is named by its class, "
+                f"such as {flag}=DDPStrategy or {flag}=FSDP2Strategy"
+            )
         return f"{flag}: no such class {name}{did_you_mean(name, class_names(flag))}"
     lost = r"(--[\w.]+): (?:Unable to load config|File does not exist:) ['\"](.*?)['\"]"
     if missing := re.match(lost, text):

@@ -8,6 +8,24 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+ELSEWHERE = {
+    "learning_rate": "--model.actor_optimizer.lr",
+    "lr": "--model.actor_optimizer.lr",
+    "actor_lr": "--model.actor_optimizer.lr",
+    "critic_lr": "--model.critic_optimizer.lr",
+    "batch_size": "--data.prompts_per_rollout",
+    "train_batch_size": "--data.prompts_per_rollout",
+    "epochs": "--trainer.max_epochs",
+    "num_train_epochs": "--trainer.max_epochs",
+    "output_dir": "--trainer.default_root_dir",
+    "model_name_or_path": "--model.actor",
+    "max_new_tokens": "--model.sampling.max_response_length",
+    "max_completion_length": "--model.sampling.max_response_length",
+    "beta": "--model.policy.kl_coef",
+    "seed": "--seed_everything",
+}
+"""What flags of other trainers are called here."""
+
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that is most like another one, whatever its case, if any is."""
@@ -30,6 +48,8 @@ def nearest_flag(flag: str, known: Iterable[str]) -> str | None:
         known: All flags, such as `--model.advantage.lambda_actor`.
     """
     flags = list(known)
+    if other := ELSEWHERE.get(flag.removeprefix("--")):
+        return other
     last = flag.lstrip("-").split(".")[-1]
     same_end = [other for other in flags if other.lstrip("-").split(".")[-1] == last]
     if same_end:

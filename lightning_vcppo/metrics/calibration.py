@@ -10,6 +10,7 @@ Shapes: R responses of all ranks, P prompts, D bins of probability.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -107,11 +108,15 @@ def join_forecasts(parts: list[Forecasts]) -> Forecasts:
 def calibrate(forecasts: Forecasts, num_bins: int = 10) -> Calibration:
     """Compare forecasts with outcomes, prompt by prompt.
 
+    If one of them is no finite number, neither are the errors, and there are no bins.
+
     Args:
         forecasts: At least one.
         num_bins: Bins of equal width between 0 and 1.
     """
     predicted_P, observed_P = forecasts.predicted_P, forecasts.observed_P
+    if not bool((predicted_P + observed_P).isfinite().all()):
+        return Calibration(len(forecasts), math.nan, math.nan, None, None, [])
     bin_P = (predicted_P * num_bins).long().clamp(max=num_bins - 1)
     count_D = bin_P.bincount(minlength=num_bins)
     mean_D = [
@@ -138,15 +143,20 @@ def calibrate(forecasts: Forecasts, num_bins: int = 10) -> Calibration:
 
 
 def correlation(x: Tensor, y: Tensor) -> float | None:
-    """Return Pearson's correlation, or None if x or y never varies."""
-    if bool((x == x[0]).all()) or bool((y == y[0]).all()):
+    """Return Pearson's correlation, or None if x or y never varies or is not finite."""
+    if not bool((x + y).isfinite().all()) or bool((x == x[0]).all()) or bool((y == y[0]).all()):
         return None
     x, y = x.double() - x.double().mean(), y.double() - y.double().mean()
     return float(x @ y / (x.norm() * y.norm()))
 
 
 def rank_correlation(x: Tensor, y: Tensor) -> float | None:
-    """Return Spearman's correlation: that of the ranks, equal numbers sharing their mean rank."""
+    """Return Spearman's correlation: that of the ranks, equal numbers sharing their mean rank.
+
+    It is None if x or y never varies or is not finite.
+    """
+    if not bool((x + y).isfinite().all()):
+        return None
     return correlation(_ranks(x), _ranks(y))
 
 

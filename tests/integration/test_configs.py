@@ -1,9 +1,15 @@
 """Every shipped config goes through the command line, and every algorithm through a short run."""
 
+import inspect
+from dataclasses import fields, is_dataclass
+from typing import get_args, get_type_hints
+
 import pytest
 import yaml
 
+from lightning_vcppo import VCPPOModule, settings
 from lightning_vcppo.cli.configs import FRAGMENT_FLAGS
+from lightning_vcppo.common.suggestions import ELSEWHERE
 from tests.support.configs import printed
 from tests.support.tiny_runs import CONFIGS, ROLLOUTS, assert_finite, logged, vcppo
 
@@ -89,6 +95,40 @@ def test_references_follow_later_flags(tmp_path):
     for flags, length in (([], 7), (["--model.sampling.max_response_length=9"], 9)):
         model = printed("--config", path, *flags)["model"]["init_args"]
         assert model["evaluation"]["max_response_length"] == length
+
+
+def test_every_optional_setting_takes_null_on_the_command_line():
+    groups = [name for name in settings.__all__ if is_dataclass(getattr(settings, name))]
+    parameters = {
+        name: getattr(settings, type(parameter.default).__name__)
+        for name, parameter in inspect.signature(VCPPOModule).parameters.items()
+        if type(parameter.default).__name__ in groups
+    }
+    optional = {
+        f"{group}.{field.name}": field.default
+        for group, kind in parameters.items()
+        for field in fields(kind)
+        if type(None) in get_args(get_type_hints(kind)[field.name])
+    }
+    assert {"value.cliprange_value", "advantage.length_adaptive_alpha"} < optional.keys()
+    model = printed("--model.actor=x", *(f"--model.{name}=null" for name in optional))["model"]
+    for name in optional:
+        group, field = name.split(".")
+        assert model["init_args"][group][field] is None, name
+
+
+def test_flags_of_other_trainers_are_named_as_here():
+    flags = {*leaves(printed("--model.actor=x"))}
+    assert {flag.removeprefix("--") for flag in ELSEWHERE.values()} <= flags
+
+
+def leaves(config, above=""):
+    """Yield the flags of all fields of a config."""
+    for key, value in config.items():
+        flag = above if key == "init_args" else f"{above}.{key}".lstrip(".")
+        yield flag
+        if isinstance(value, dict):
+            yield from leaves(value, flag)
 
 
 @pytest.mark.parametrize("path", ALGORITHMS, ids=by_name)

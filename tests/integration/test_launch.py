@@ -37,7 +37,7 @@ def test_a_launch_script_runs_what_it_says(script, monkeypatch, capsys):
     assert int(config["trainer"]["devices"]) == GPUS and config["trainer"]["num_nodes"] == NODES
     assert config["trainer"]["precision"] == "bf16-mixed"
     if script.suffix == ".sbatch":
-        assert words[:2] == ["vcppo", "fit"]
+        assert words[:3] == ["--kill-on-bad-exit=1", "vcppo", "fit"]
         assert config["trainer"]["strategy"]["init_args"]["shards"] == GPUS
         asked = [line.split() for line in script.read_text().splitlines()]
         asked = {line[1] for line in asked if line[:1] == ["#SBATCH"]}

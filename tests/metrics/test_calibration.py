@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -105,3 +107,13 @@ def test_an_audit_by_hand() -> None:
     assert audit.correlation == pytest.approx(1)
     # Variances 4/3 and 0 of one outcome, a fourth of that for the mean of four.
     assert audit.standard_error == pytest.approx((1 / 3 / 2) ** 0.5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_forecasts_that_are_no_numbers_have_no_measures(bad: float) -> None:
+    spoilt = calibrate(forecasts([0.25, bad, 0.75], [0.0, 0.5, 1.0]))
+    assert math.isnan(spoilt.ece) and math.isnan(spoilt.brier) and spoilt.prompts == 3
+    assert (spoilt.brier_skill, spoilt.rank_correlation, spoilt.bins) == (None, None, [])
+    values_P, rewards_PM = torch.tensor([0.5, bad]), torch.tensor([[1.0, -1.0], [1.0, 1.0]])
+    audit = audit_values(values_P, rewards_PM)
+    assert audit.correlation is None and not math.isfinite(audit.bias)

@@ -122,7 +122,9 @@ def test_its_folder_is_read_back(trained, tiny_actor, tmp_path, lora):
     module.export_critic(tmp_path / "critic")
     for folder in (tmp_path / "exported" / "critic", tmp_path / "critic"):
         again = load_critic(str(folder), SIDE).attach(module.actor)
-        assert torch.equal(values_of(again), values_of(module.critic))
+        for name, weight in module.critic.state_dict().items():
+            assert torch.equal(again.state_dict()[name], weight), name
+        torch.testing.assert_close(values_of(again), values_of(module.critic))  # sums are rounded
     other = decoder("llama")
     other.config.hidden_size = 48
     with pytest.raises(ValueError, match="2 layers of 32, and the actor has 2 of 48"):

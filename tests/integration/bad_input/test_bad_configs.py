@@ -39,6 +39,14 @@ FLAGS = [
         "--trainer.logger=CSVLoger",
         "--trainer.logger: no such class CSVLoger; did you mean CSVLogger",
     ),
+    (
+        "--learning_rate=1",
+        "--learning_rate: no such option; did you mean --model.actor_optimizer.lr",
+    ),
+    (
+        "--trainer.strategy.timeout=0:10:00",
+        "--trainer.strategy=auto: a strategy with settings of its own is named by its class, such",
+    ),
     ("--trainer.strategy=dpp", "--trainer.strategy=dpp: no such strategy; did you mean ddp?"),
     ("--trainer.accelerator=gpuu", "--trainer.accelerator=gpuu: no such accelerator; did you mean"),
     # Types and choices
