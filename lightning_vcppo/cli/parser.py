@@ -43,7 +43,9 @@ class OneLineParser(ArgumentParser):
         fail(explained, ex)
 
     @override
-    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Namespace:
+    def parse_args(  # type: ignore[override]  # argparse's has overloads
+        self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any
+    ) -> Namespace:
         """Read arguments; jsonargparse hands null on to the parser of a class as the text None."""
         if not self.exit_on_error and args is not None:
             args = [f"{text[:-4]}null" if text.endswith("=None") else text for text in args]
