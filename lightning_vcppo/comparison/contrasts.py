@@ -187,7 +187,8 @@ def compare(runs: Sequence[RunData], options: Options) -> Comparison:
     if name not in by_name:
         raise ValueError(f"--reference: {name!r} is not one of {', '.join(by_name)}")
     reference = by_name[name]
-    metric, axis = options.metric, options.axis
+    metric = ACCURACY if options.metric == "accuracy" else options.metric  # a column of rows
+    axis = options.axis
     end = _common_end(runs, axis)
     pairs = {arm.name: pair(arm, reference) for arm in arms if arm is not reference}
     found = [(run, run.problems_at(metric, axis, end)) for run in runs]
