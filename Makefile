@@ -5,12 +5,14 @@ BIN := $(VENV)/bin
 SEED ?= 0
 RUN ?= runs/demo
 WORKERS ?= 2
+NUMERICAL := tests/algorithm tests/distributed tests/generation tests/metrics tests/models \
+	tests/modules/test_objectives.py tests/modules/test_policy_probe.py tests/rollouts
 VLLM := .venv-vllm
 UV_FLAGS ?=
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 
-.PHONY: help install ablation demo recipes test coverage test-vllm test-min test-latest test-wheel dist docs lint types \
-	smollm2 clean
+.PHONY: help install ablation demo recipes test test-all test-numbers coverage test-vllm test-min test-latest \
+	test-wheel dist docs lint types smollm2 clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,11 +36,19 @@ ablation: install  ## plain PPO, VC-PPO and what is between them, one seed; figu
 recipes: install  ## train every preset on the demo's task, one seed; table and figure in runs/recipes
 	$(BIN)/python -m experiments.recipes
 
-test: install  ## run all tests, in WORKERS processes of one thread each
+test: install  ## run the tests of every kind, in WORKERS processes of one thread each
 	$(BIN)/python -m pytest -n $(WORKERS)
 
+test-all: install  ## run these and the long rows: more ranks, kills and random runs
+	$(BIN)/python -m pytest -n $(WORKERS) -m ""
+
+# Which instructions sum, and in how many parts, rounds differently: what holds here holds elsewhere.
+test-numbers: install  ## run the numerical tests without vector instructions, then with two threads
+	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n $(WORKERS) -m "" $(NUMERICAL)
+	TEST_THREADS=2 $(BIN)/python -m pytest -n 1 -m "" $(NUMERICAL)
+
 coverage: install  ## run all tests, and list the lines and branches that none of them takes
-	$(BIN)/python -m coverage run -m pytest -n $(WORKERS)
+	$(BIN)/python -m coverage run -m pytest -n $(WORKERS) -m ""
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
@@ -56,11 +66,11 @@ $(VLLM)/.installed: pyproject.toml constraints-vllm.txt
 # UV_FLAGS='--torch-backend cpu' keeps the CUDA libraries out.
 test-min:  ## run all tests with the lowest versions that pyproject.toml allows, in .venv-min
 	$(call resolve,.venv-min,--resolution lowest-direct)
-	.venv-min/bin/python -m pytest -n $(WORKERS)
+	.venv-min/bin/python -m pytest -n $(WORKERS) -m ""
 
 test-latest:  ## run all tests with the newest versions that it allows, in .venv-latest
 	$(call resolve,.venv-latest,--upgrade)
-	.venv-latest/bin/python -m pytest -n $(WORKERS)
+	.venv-latest/bin/python -m pytest -n $(WORKERS) -m ""
 
 define resolve
 	$(PYTHON) -m venv --clear $(1)

@@ -131,7 +131,7 @@ def _scalars(profiles: RolloutProfiles) -> dict[str, float]:
     """Return the metrics to log, without deciles that contain no token."""
     deciles = profiles.positions.deciles
     means: dict[str, float | None] = {}
-    if "value" in deciles:  # else every token gets the whole reward
+    if "value" in deciles:  # otherwise every token gets the complete reward
         reach = asdict(profiles.reach)
         means |= {k: v for k, v in reach.items() if k.endswith(("_horizon", "_first", "_mean"))}
     for name in ("value", "advantage"):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 # Before torch is imported: workers with several threads each slow one another down.
 os.environ.update(
-    OMP_NUM_THREADS="1",
-    MKL_NUM_THREADS="1",
+    OMP_NUM_THREADS=os.environ.get("TEST_THREADS", "1"),
+    MKL_NUM_THREADS=os.environ.get("TEST_THREADS", "1"),
     TOKENIZERS_PARALLELISM="false",
     HF_HUB_OFFLINE="1",
     WANDB_MODE="offline",
@@ -30,7 +30,7 @@ from lightning_vcppo.models.hf_folders import write_folder
 from lightning_vcppo.settings import ValueSettings
 from tests.support.tiny_runs import LAUNCHED, TINY_QWEN2
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(autouse=True)

@@ -167,8 +167,12 @@ def _algorithm(rng: random.Random, preset: str) -> list[str]:
         options += [
             ["--model.advantage.bootstrap_truncated=true"],
             ["--model.advantage.explained_variance_gate=true"],
-            ["--model.value.head=scalar", "--model.value.cliprange_value=0.2"],
-            ["--model.value.head=hl_gauss"] if not clips_values else [],
+            [
+                "--model.value.head=scalar",
+                "--model.value.loss=mse",
+                "--model.value.cliprange_value=0.2",
+            ],
+            ["--model.value.head=hl_gauss", "--model.value.loss=mse"] if not clips_values else [],
             ["--model.update.order=actor_first", "--model.value.target_correction=importance"],
             ["--model.update.critic_mini_batch_size=2", "--model.update.critic_epochs=2"],
             [

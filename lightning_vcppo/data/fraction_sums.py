@@ -4,7 +4,7 @@ A line adds one fraction over the product of the denominators, and reduces the s
 common divisor:
 
     exact
-    1/2+1/6:(1*6+1*2)/(2*6)=8/12;gcd 4>2/3
+    1/2+1/6:(1*6+1*2)/(2*6)=(6+2)/12=8/12;gcd 4>2/3
     </think>
     \boxed{\frac{2}{3}}
 
@@ -71,7 +71,9 @@ def fraction_line(
     if rough:
         work, numerator, denominator = f"({a}+{c})/({b}+{d})", a + c, b + d
     else:
-        work, numerator, denominator = f"({a}*{d}+{c}*{b})/({b}*{d})", a * d + c * b, b * d
+        numerator, denominator = a * d + c * b, b * d
+        # One product at a time, for a model that computes nothing in its head
+        work = f"({a}*{d}+{c}*{b})/({b}*{d})=({a * d}+{c * b})/{denominator}"
     if rng.random() < slip_rate:
         numerator = numerator // 10 * 10 + rng.randrange(10)
     divisor = math.gcd(numerator, denominator)

@@ -169,6 +169,8 @@ def _same(ours: Form, gold: Form) -> bool:
         return _same_relation(ours, gold)
     if isinstance(ours, Relation) or isinstance(gold, Relation):
         return _same_as_named(ours, gold)
+    if isinstance(ours, Items) != isinstance(gold, Items):  # 5, 5 is 5
+        ours, gold = (f if isinstance(f, Items) else Items((f,)) for f in (ours, gold))
     if type(ours) is not type(gold):
         return False
     if isinstance(ours, Leaf) and isinstance(gold, Leaf):

@@ -79,6 +79,8 @@ def is_harmless(expression: str) -> bool:
 _INTEGER = r"[0-9]{1,300}"
 _RATIONAL = re.compile(
     rf"(?P<sign>[+-]?)(?:(?P<decimal>(?:{_INTEGER})?\.[0-9]*|{_INTEGER})"
+    rf"|(?P<head>(?:{_INTEGER})?\.[0-9]{{0,300}})\\overline\{{(?P<cycle>[0-9]{{1,30}})\}}"
+    rf"|(?P<ones>{_INTEGER}) (?P<n>{_INTEGER})/(?P<d>{_INTEGER})"
     rf"|(?P<over>{_INTEGER})/(?P<under>{_INTEGER})"
     rf"|(?P<whole>{_INTEGER})?\\frac(?:\{{(?P<top>-?{_INTEGER})\}}|(?P<t>[0-9]))"
     rf"(?:\{{(?P<bottom>-?{_INTEGER})\}}|(?P<b>[0-9])))"
@@ -86,12 +88,21 @@ _RATIONAL = re.compile(
 
 
 def rational(text: str) -> Fraction | None:
-    r"""Return the value of a decimal, a fraction or a mixed number, exactly; None of any other."""
+    r"""Return the exact value of a decimal, a fraction or a mixed number; None of any other."""
     found = _RATIONAL.fullmatch(text)
     if found is None or text.strip("+-") in ("", "."):
         return None
     parts = found.groupdict()
-    if parts["decimal"] is not None:
+    if parts["cycle"] is not None:
+        head, cycle = parts["head"], parts["cycle"]
+        places = len(head.partition(".")[2])
+        value = Fraction("0" + head.rstrip("."))
+        value += Fraction(int(cycle), (10 ** len(cycle) - 1) * 10**places)
+    elif parts["ones"] is not None:
+        if int(parts["d"]) == 0:
+            return None
+        value = int(parts["ones"]) + Fraction(int(parts["n"]), int(parts["d"]))
+    elif parts["decimal"] is not None:
         value = Fraction("0" + parts["decimal"].rstrip("."))
     else:
         top = int(parts["over"] or parts["top"] or parts["t"])
@@ -169,9 +180,19 @@ def parse(expression: str) -> Any | None:
             "no_fallback",
             parsing_timeout=None,
         )
-        return parsed[0] if parsed and hasattr(parsed[0], "free_symbols") else None
+        return _exact(parsed[0]) if parsed and hasattr(parsed[0], "free_symbols") else None
     except Exception:  # sympy raises anything on nonsense, and nonsense must not end a training run
         return None
+
+
+def _exact(parsed: Any) -> Any:
+    """Write the decimals of an expression as fractions, where floats are not exact.
+
+    Not those of exponents: an exact power may have any number of digits.
+    """
+    if any(power.exp.has(sympy.Float) for power in parsed.atoms(sympy.Pow)):
+        return parsed
+    return parsed.xreplace({x: sympy.Rational(str(x)) for x in parsed.atoms(sympy.Float)})
 
 
 def equal(candidate: str, gold: str) -> bool:

@@ -25,10 +25,19 @@ _TIDY = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\(?:left|right|displaystyle|textstyle)(?![A-Za-z])", ""),
+        # Where it is marked, a separator is no comma of a list
+        (r"(?<=[0-9])(?:(?<!\\),\\!\s*|\s*\{,\s*\}\s*)(?=[0-9]{3}(?![0-9]))", ""),
         # A thin space separates thousands; any other one is space, not a part of a number
         (r"(?<!\\),\\!\s*|\s*\{,\s*\}\s*", ","),
         (r"(?<!\\)\\[,!]", ""),
         (r"\u2212", "-"),
+        (r"√\s*(?:\(([^()]*)\)|\{([^{}]*)\}|([0-9]+|[A-Za-z]))", r"\\sqrt{\1\2\3}"),
+        (r"π", r"\\pi "),
+        (r"∞", r"\\infty "),
+        (r"[·⋅]", r"\\cdot "),
+        (r"\u00d7", r"\\times "),
+        (r"\\varnothing(?![A-Za-z])|∅|\\\{\s*\\\}", r"\\emptyset "),
+        (r"(?<=\\pi) (?![A-Za-z])|(?<=\\infty) (?![A-Za-z])|(?<=\\emptyset) (?![A-Za-z])", ""),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
     )
 )
@@ -62,16 +71,18 @@ _TAKING_BACK = (
     "likely either other else instead rather actually wait hmm correct answer guess"
 )
 _UNIT_BLOCKED = frozenset(f"{_NUMBER_WORDS} {_OPERATIONS} {_TAKING_BACK}".split())
-_ALLOWED_PAIRS = re.compile(r"\b(?:square|cubic) (?=[a-z])|(?<=[a-z]) per (?=[a-z])|^seconds?$|^m$")
+_ALLOWED_PAIRS = re.compile(
+    r"\bm(?= per [a-z])|\b(?:square|cubic) (?=[a-z])|(?<=[a-z]) per (?=[a-z])|^seconds?$|^m$"
+)
 _ONE_LETTER_UNITS = frozenset("smghlLNJWVAFC")
 _MAX_UNIT_WORDS = 4
 _UNIT_BEHIND = re.compile(
     rf"(?:\^\s*(?:\{{\s*{_TEXT_COMMAND}\s*\{{\s*(?:st|nd|rd|th)?\s*\}}\s*\}}"
     rf"|{_TEXT_COMMAND}\s*\{{\s*(?:st|nd|rd|th)?\s*\}})"
-    rf"|{_TEXT_COMMAND}\s*\{{(?P<unit>[A-Za-z .]*)\}}(?P<power>\^(?:[23]|\{{[23]\}}))?)$"
+    rf"|{_TEXT_COMMAND}\s*\{{(?P<unit>[A-Za-z ./]*)\}}(?P<power>\^(?:[23]|\{{[23]\}}))?)$"
 )
 UNITS_IN_LETTERS = (
-    r"mm|cm|dm|km|inch(?:es)?|feet|foot|ft|yards?|miles?|met(?:er|re)s?|centimet(?:er|re)s?"
+    r"km/h|m/s|mm|cm|dm|km|inch(?:es)?|feet|foot|ft|yards?|miles?|met(?:er|re)s?|centimet(?:er|re)s?"
     r"|kilomet(?:er|re)s?|grams?|kg|kilograms?|lit(?:er|re)s?|ml|seconds|minutes|hours|days|weeks"
     r"|months|years|degrees?|radians?|dollars?|cents?|euros?|units?|mph|percent|pct"
 )
@@ -80,7 +91,7 @@ UNITS_IN_LETTERS = (
 
 def is_unit(text: str) -> bool:
     """Return whether the text behind a number is a unit: words that leave the number what it is."""
-    words = text.replace(".", " ").split()
+    words = text.replace(".", " ").replace("/", " per ").split()
     if not words:
         return True
     if len(words) == 1 and len(words[0]) == 1:

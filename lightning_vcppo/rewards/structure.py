@@ -87,6 +87,7 @@ Form: TypeAlias = Leaf | Items | Brackets | Union | Matrix | Relation
 
 _NAME = re.compile(r"(?:\\?[A-Za-z]+|[A-Za-z])(?:_(?:\w|\{\w+\}))?(?:\([A-Za-z](?:,[A-Za-z])*\))?")
 _MATRIX = re.compile(r"\\begin\{([pb]?matrix|array)\}(?:\{[lcr|]+\})?(.*)\\end\{\1\}", re.DOTALL)
+_REALS = re.compile(r"\\mathbb ?(?:\{R\}|R)|\\R(?![A-Za-z])|\u211d")
 _CONJUNCTION = re.compile(
     r",?\s*(?:\\(?:text|mbox|mathrm)\{\s*,?\s*(?:or|and)\s*\}|(?<![A-Za-z])(?:or|and)(?![A-Za-z]))\s*|;"
 )
@@ -108,6 +109,8 @@ def read(text: str) -> Form:
     text = _APPROXIMATION.sub("", text).strip().removesuffix(".")
     if member := _MEMBER.fullmatch(text):
         text = member[2]
+    if _REALS.fullmatch(text):
+        return Brackets("(", ")", (Leaf(r"-\infty"), Leaf(r"\infty")))
     if THOUSANDS.fullmatch(text):
         return Leaf(text.replace(",", ""))
     if matrix := _MATRIX.fullmatch(text):

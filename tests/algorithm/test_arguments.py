@@ -38,6 +38,7 @@ TABLE: dict[str, dict[str, Any]] = {
     "monte_carlo_returns": {"rewards_BT": X_BT, "response_mask_BT": MASK_BT},
     "length_adaptive_lambda": {"lengths_B": torch.tensor([3, 4, 5]), "alpha": 0.5},
     "group_advantages": {"rewards_B": X_B, "group_ids_B": IDS_B},
+    "batch_advantages": {"scores_B": X_B, "response_mask_BT": MASK_BT},
     "leave_one_out_advantages": {"rewards_B": X_B, "group_ids_B": IDS_B},
     "importance_corrected_returns": {
         "returns_BT": X_BT,
@@ -118,6 +119,7 @@ ELEMENTWISE |= {"read_tokens", "clipped_loss", "with_bounded_gradient", "sum_ter
 ELEMENTWISE |= {"log_ratio", "masked"}  # of tensors that the functions above have checked
 """Functions in which no two tensors meet, or that no user calls."""
 ALONE = {
+    ("batch_advantages", "response_mask_BT"),
     ("hl_gauss_target", "returns"),
     ("hl_gauss_target", "edges_E"),
     ("hl_gauss_value", "logits"),

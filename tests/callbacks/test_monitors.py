@@ -234,7 +234,7 @@ class Numbers(Rewarded):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         super().training_step(batch, batch_idx)
         self.log("policy/clipfrac", self.clipfracs[self.rollouts_done - 1])
-        self.log("critic/explained_variance", 0.5)
+        self.log("critic/r2", 0.5)
 
 
 def rails(on_violation: Any = "warn", cured_after: int = 2) -> GuardRails:

@@ -210,7 +210,7 @@ def test_bash_completes_commands_flags_and_values(tmp_path):
         "do": ["doctor"],
         "fit --model.advantage.lambda_c": ["--model.advantage.lambda_critic"],
     }
-    asked["fit --model.advantage.estimator "] = ["gae", "group", "rloo"]
+    asked["fit --model.advantage.estimator "] = ["gae", "group", "rloo", "batch"]
     for line, answer in asked.items():
         words = ["vcppo", *line.split(" ")]
         quoted = " ".join(f"'{word}'" for word in words)

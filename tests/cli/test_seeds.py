@@ -156,7 +156,7 @@ def test_a_set_survives_a_seed_that_fails_and_is_compared(
         compare.main([str(runs), str(tmp_path / "again")])
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_ctrl_c_leaves_no_process_and_the_same_command_resumes(tiny_actor, tmp_path):
     flags = [f"--model.actor={tiny_actor}", f"--trainer.default_root_dir={tmp_path / 'runs'}"]
     flags += ["--data.train_size=288", "--trainer.limit_train_batches=24", "--seeds=0"]

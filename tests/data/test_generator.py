@@ -176,9 +176,9 @@ def test_a_fraction_is_in_lowest_terms_and_worked_line_by_line():
         assert not is_correct(f"\\boxed{{{numerator}}}", problem.answer)
         assert is_correct(rf"\boxed{{{2 * numerator}/{2 * denominator}}}", problem.answer)
         for line in problem.solution.splitlines()[1:-2]:
-            work, _, result = line.partition(":")[2].partition(";")[0].partition("=")
-            top, _, bottom = work.partition("/(")
-            assert Fraction(eval(top), eval(bottom.rstrip(")"))) == Fraction(result)
+            parts = line.partition(":")[2].partition(";")[0].split("=")
+            values = {Fraction(*map(eval, part.split("/", 1))) for part in parts}
+            assert len(parts) == 3 and values == {Fraction(line.rpartition(">")[2])}
 
 
 def test_the_rough_sum_of_fractions_is_wrong():

@@ -82,7 +82,11 @@ def trained(cold_start, tmp_path_factory):
     wandb.finish()  # one that another test has left would go on
     folder = tmp_path_factory.mktemp("trained")
     problems = folder / "aime24.jsonl"
-    problems.write_text('{"problem": "1 + 1?", "answer": 2}\n')
+    rows = [
+        {"problem": "1 + 1?", "answer": 2, "year": 2023, "level": 1, "subject": "sums"},
+        {"problem": "2 * 3?", "answer": 6, "year": 2024, "level": 2, "subject": "products"},
+    ]
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
     vcppo(
         *("fit", "--config", CONFIGS / "vcppo.yaml", f"--model.actor={cold_start / 'actor'}"),
         *(*ROLLOUTS, "--loggers=[csv,wandb,tensorboard]", "--trainer.max_epochs=2"),
@@ -126,10 +130,10 @@ def test_a_run_leaves_what_it_promises(trained, cold_start):
     evaluated = records(trained / "evaluation" / "rollouts_000006.jsonl")
     assert [(r["evaluation_set"], r["index"], r["sample"]) for r in evaluated] == [
         *(("held_out", i, sample) for i in range(2) for sample in range(3)),
-        *(("aime24", 0, sample) for sample in range(3)),
+        *(("aime24", i, sample) for i in range(2) for sample in range(3)),
     ]
-    assert {r["year"] for r in evaluated} == {None, 2024}
-    assert len({r["seed"] for r in evaluated}) == 9
+    assert {r["year"] for r in evaluated} == {None, 2023, 2024}
+    assert len({r["seed"] for r in evaluated}) == 12
     assert list((trained / "tensorboard").glob("events.*"))
 
 
@@ -271,7 +275,6 @@ def test_a_resumed_run_goes_on_in_its_run_of_wandb(tiny_actor, tmp_path):
     assert first == resumed != anew
 
 
-@pytest.mark.slow
 def test_two_processes_end_with_equal_weights(tiny_actor, tmp_path):
     shutil.copytree(tiny_actor, tmp_path / "actor")
     command = [sys.executable, "-m", "lightning_vcppo", "fit", *ROLLOUTS, "--loggers=[csv]"]

@@ -2,53 +2,72 @@
 
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.rank_run import COMMANDS, RUNS
+from tests.support.rank_run import RUNS, launch
 from tests.support.tiny_runs import assert_finite, logged
 
-ROOT = Path(__file__).parents[2]
-WHOLE = ["one", "ddp_2", "ddp_4", "fsdp2_2", "fsdp2_4"]
-RESUMED = {
-    "ddp_2": ["ddp_2_pretraining", "ddp_2_waiting"],
-    "fsdp2_2": ["fsdp2_2_pretraining", "fsdp2_2_waiting"],
-}
-ELSEWHERE = ["ddp_2_to_1", "fsdp2_2_to_1", "ddp_2_to_offload_2"]
-SINGLE = ["one_32", "fsdp2_2_32"]
-LATER = ["successors_one", "successors_ddp_2", "successors_fsdp2_2"]
+THOROUGH = pytest.mark.thorough
+MANY = [
+    *("ddp_2", "fsdp2_2"),
+    *(pytest.param(name, marks=THOROUGH) for name in ("ddp_4", "fsdp2_4")),
+]
+RESUMED = [
+    *(("ddp_2", "ddp_2_waiting"), ("fsdp2_2", "fsdp2_2_pretraining")),
+    pytest.param("ddp_2", "ddp_2_pretraining", marks=THOROUGH),
+    pytest.param("fsdp2_2", "fsdp2_2_waiting", marks=THOROUGH),
+]
+ELSEWHERE = [
+    "fsdp2_2_to_1",
+    *(pytest.param(name, marks=THOROUGH) for name in ("ddp_2_to_1", "ddp_2_to_offload_2")),
+]
+NEEDS = {"saved": "predict", "validate": "saved"}
+"""Commands that read what others have left."""
+
+
+class Runs:
+    """Runs that are done when they are first asked for.
+
+    Args:
+        actor: Folder of the tiny actor.
+        folder: Where they write.
+    """
+
+    def __init__(self, actor, folder):
+        self._actor, self._root, self._done = actor, folder, {}
+
+    def folder(self, name):
+        """Return the folder of a run."""
+        if name not in self._done:
+            self._do(name)
+        return self._root / name
+
+    def __getitem__(self, name):
+        """Return what each process of a run had at the end."""
+        folder = self.folder(name)
+        if self._done[name] is None:
+            paths = [folder / f"{rank}.pt" for rank in range(RUNS[name].ranks)]
+            self._done[name] = [torch.load(path, weights_only=True) for path in paths]
+        return self._done[name]
+
+    def _do(self, name):
+        resume = RUNS[name].resume if name in RUNS else None
+        needed = resume[0] if resume else NEEDS.get(name)
+        if needed:
+            self.folder(needed)
+        if not launch(str(self._actor), self._root, name):
+            logs = [path.read_text()[-3000:] for path in (self._root / name).glob("*.log")]
+            pytest.fail("\n".join(["failed or hung", *(x for x in logs if "Traceback" in x)]))
+        self._done[name] = None
 
 
 @pytest.fixture(scope="module")
 def runs(tiny_actor, tmp_path_factory):
-    """Return what each process of each run had at the end, by the run's name."""
-    folder = tmp_path_factory.mktemp("ranks")
-    names = [*WHOLE, *RESUMED["ddp_2"], *RESUMED["fsdp2_2"], *ELSEWHERE, *SINGLE, *LATER]
-    command = [
-        sys.executable,
-        "-m",
-        "tests.support.rank_run",
-        tiny_actor,
-        str(folder),
-        *names,
-        *COMMANDS,
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
-    logs = [path.read_text()[-3000:] for path in folder.glob("*/0.log")]
-    assert done.returncode == 0, "\n".join([done.stderr, *(x for x in logs if "Traceback" in x)])
-    loaded = {
-        name: [
-            torch.load(folder / name / f"{rank}.pt", weights_only=True)
-            for rank in range(RUNS[name].ranks)
-        ]
-        for name in names
-    }
-    return loaded | {"folder": folder}
+    """Return the runs of this file, by name."""
+    return Runs(tiny_actor, tmp_path_factory.mktemp("ranks"))
 
 
 def responses(of_ranks):
@@ -62,7 +81,7 @@ def difference(weights, others):
     return float((weights - others).abs().max() / weights.abs().max())
 
 
-@pytest.mark.parametrize("name", WHOLE[1:])
+@pytest.mark.parametrize("name", MANY)
 def test_all_ranks_hold_the_same_weights(runs, name):
     first, *others = runs[name]
     for other in others:
@@ -70,7 +89,7 @@ def test_all_ranks_hold_the_same_weights(runs, name):
         assert torch.equal(first["critic"], other["critic"])
 
 
-@pytest.mark.parametrize("name", WHOLE[1:])
+@pytest.mark.parametrize("name", MANY)
 def test_ranks_together_sample_the_responses_of_one(runs, name):
     alone = responses(runs["one"])
     assert len(alone) == 4 and responses(runs[name]) == alone
@@ -78,16 +97,18 @@ def test_ranks_together_sample_the_responses_of_one(runs, name):
     assert all(part != parts[0] for part in parts[1:])
 
 
-@pytest.mark.parametrize("name", WHOLE[1:] + ELSEWHERE)
+@pytest.mark.parametrize("name", MANY + ELSEWHERE)
 def test_ranks_reach_the_weights_of_one(runs, name):
     for network in ("actor", "critic"):
         assert difference(runs["one"][0][network], runs[name][0][network]) < 1e-10
 
 
-@pytest.mark.parametrize("name", LATER[1:])
+@pytest.mark.parametrize(
+    "name", ["successors_ddp_2", pytest.param("successors_fsdp2_2", marks=THOROUGH)]
+)
 def test_ranks_reach_the_weights_of_one_with_the_switches_of_later_recipes(runs, name):
-    alone, together = runs[LATER[0]][0], runs[name][0]
-    assert responses(runs[name]) == responses(runs[LATER[0]])
+    alone, together = runs["successors_one"][0], runs[name][0]
+    assert responses(runs[name]) == responses(runs["successors_one"])
     assert difference(alone["actor"], runs["one"][0]["actor"]) > 1e-4
     for network in ("actor", "critic"):
         assert difference(alone[network], together[network]) < 1e-10
@@ -96,14 +117,15 @@ def test_ranks_reach_the_weights_of_one_with_the_switches_of_later_recipes(runs,
             assert together["metrics"][key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
 
 
-@pytest.mark.parametrize("name", SINGLE[1:])
-def test_ranks_reach_the_weights_of_one_in_single_precision(runs, name):
+@THOROUGH
+def test_ranks_reach_the_weights_of_one_in_single_precision(runs):
+    name = "fsdp2_2_32"
     assert responses(runs[name]) == responses(runs["one_32"])
     for network in ("actor", "critic"):
         assert difference(runs["one_32"][0][network], runs[name][0][network]) < 1e-5
 
 
-@pytest.mark.parametrize("name", WHOLE[1:])
+@pytest.mark.parametrize("name", MANY)
 def test_ranks_log_the_metrics_of_one(runs, name):
     alone, together = runs["one"][0]["metrics"], runs[name][0]["metrics"]
     assert alone.keys() == together.keys()
@@ -122,11 +144,10 @@ def numbers(value):
 
 
 @pytest.mark.parametrize("file", ["positions", "calibration"])
-@pytest.mark.parametrize("name", WHOLE[1:])
+@pytest.mark.parametrize("name", MANY)
 def test_ranks_write_the_diagnostics_of_one(runs, name, file):
     alone, together = (
-        (runs["folder"] / run / "diagnostics" / f"{file}.jsonl").read_text()
-        for run in ("one", name)
+        (runs.folder(run) / "diagnostics" / f"{file}.jsonl").read_text() for run in ("one", name)
     )
     assert alone.count("\n") == together.count("\n") == 4
     for line, other in zip(alone.splitlines(), together.splitlines(), strict=True):
@@ -135,25 +156,24 @@ def test_ranks_write_the_diagnostics_of_one(runs, name, file):
         )
 
 
-@pytest.mark.parametrize("whole", RESUMED)
-def test_a_resumed_run_of_as_many_ranks_equals_an_uninterrupted_one(runs, whole):
-    for name in RESUMED[whole]:
-        for rank, resumed in zip(runs[whole], runs[name], strict=True):
-            assert torch.equal(rank["actor"], resumed["actor"])
-            assert torch.equal(rank["critic"], resumed["critic"])
-            assert 1 <= len(resumed["responses"]) < 4
-            assert resumed["responses"] == rank["responses"][-len(resumed["responses"]) :]
+@pytest.mark.parametrize(("whole", "name"), RESUMED)
+def test_a_resumed_run_of_as_many_ranks_equals_an_uninterrupted_one(runs, whole, name):
+    for rank, resumed in zip(runs[whole], runs[name], strict=True):
+        assert torch.equal(rank["actor"], resumed["actor"])
+        assert torch.equal(rank["critic"], resumed["critic"])
+        assert 1 <= len(resumed["responses"]) < 4
+        assert resumed["responses"] == rank["responses"][-len(resumed["responses"]) :]
 
 
 @pytest.mark.parametrize("name", ELSEWHERE[:2])
 def test_a_run_that_goes_on_with_other_ranks_says_so(runs, name):
-    log = (runs["folder"] / name / "0.log").read_text()
+    log = (runs.folder(name) / "0.log").read_text()
     assert "The checkpoint is of 2 processes, and this run has 1: " in log
 
 
 @pytest.mark.parametrize("network", ["actor", "critic"])
 def test_shards_are_written_as_an_ordinary_folder(runs, network):
-    plain, gathered = (runs["folder"] / name / network for name in ("one", "fsdp2_2"))
+    plain, gathered = (runs.folder(name) / network for name in ("one", "fsdp2_2"))
     configs = [json.loads((folder / "config.json").read_text()) for folder in (plain, gathered)]
     assert configs[0] == configs[1]
     plain, gathered = (load_file(folder / "model.safetensors") for folder in (plain, gathered))
@@ -162,24 +182,27 @@ def test_shards_are_written_as_an_ordinary_folder(runs, network):
         torch.testing.assert_close(weight, gathered[name])
 
 
-@pytest.mark.parametrize("name", ["cold_start", "reward_model", "saved", "side", "reader"])
+@pytest.mark.parametrize(
+    "name",
+    ["cold_start", pytest.param("reward_model", marks=THOROUGH), "saved", "side", "reader"],
+)
 def test_every_module_trains_with_shards(runs, name):
-    assert_finite(runs["folder"] / name)
+    assert_finite(runs.folder(name))
 
 
 @pytest.mark.parametrize("name", ["preset_ddp", "preset_fsdp2"])
 def test_ranks_with_other_numbers_of_micro_batches_do_the_same(runs, name):
-    assert_finite(runs["folder"] / name)
-    assert len([row for row in logged(runs["folder"] / name) if "rollout/accuracy" in row]) == 3
+    assert_finite(runs.folder(name))
+    assert len([row for row in logged(runs.folder(name)) if "rollout/accuracy" in row]) == 3
 
 
 def test_shards_predict_and_fit_on_what_they_have_predicted(runs):
-    lines = (runs["folder"] / "rollouts.jsonl").read_text().splitlines()
+    lines = (runs.folder("predict").parent / "rollouts.jsonl").read_text().splitlines()
     assert [json.loads(line)["index"] for line in lines] == list(range(25))
-    saved = [row for row in logged(runs["folder"] / "saved") if "rollout/accuracy" in row]
+    saved = [row for row in logged(runs.folder("saved")) if "rollout/accuracy" in row]
     assert len(saved) == 3 and saved[1]["value_pretraining/generated_tokens"] == 0
 
 
 def test_a_sharded_checkpoint_is_evaluated(runs):
-    (row,) = logged(runs["folder"] / "validate" / "validate")
+    (row,) = logged(runs.folder("validate") / "validate")
     assert (row["step"], row["eval/problems"]) == (3, 2)

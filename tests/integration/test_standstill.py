@@ -10,12 +10,23 @@ import pytest
 
 from tests.support.tiny_runs import ROOT
 
+THOROUGH = pytest.mark.thorough
+
 
 @pytest.fixture(scope="module")
-def cases(tiny_actor, tmp_path_factory):
-    """Return what became of each case, with what its ranks have printed."""
+def cases(request, tiny_actor, tmp_path_factory):
+    """Return what became of each case that is asked for, with what its ranks have printed."""
+    tests = [item for item in request.session.items if item.module is request.module]
+    names = [item.callspec.params["name"] for item in tests]
     folder = tmp_path_factory.mktemp("standstill")
-    command = [sys.executable, "-m", "tests.support.stopping_ranks", tiny_actor, str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.support.stopping_ranks",
+        tiny_actor,
+        str(folder),
+        *names,
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     found = json.loads((folder / "cases.json").read_text())
@@ -25,7 +36,7 @@ def cases(tiny_actor, tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("name", ["waits_ddp", "waits_fsdp2"])
+@pytest.mark.parametrize("name", ["waits_ddp", pytest.param("waits_fsdp2", marks=THOROUGH)])
 def test_a_rank_that_waits_too_long_says_where_and_ends_the_run(cases, name):
     case = cases[name]
     waiting = 1 - case["rank"]
@@ -44,7 +55,7 @@ def test_a_rank_that_waits_too_long_says_where_and_ends_the_run(cases, name):
     assert case["ended"][case["rank"]] < 50
 
 
-@pytest.mark.parametrize("name", ["dies", "raises"])
+@pytest.mark.parametrize("name", ["dies", pytest.param("raises", marks=THOROUGH)])
 def test_a_rank_that_ends_ends_the_other(cases, name):
     case = cases[name]
     other = 1 - case["rank"]
@@ -57,7 +68,8 @@ def test_a_rank_that_ends_ends_the_other(cases, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "number"), [("sigterm", signal.SIGTERM), ("ctrl_c", signal.SIGINT)]
+    ("name", "number"),
+    [("sigterm", signal.SIGTERM), pytest.param("ctrl_c", signal.SIGINT, marks=THOROUGH)],
 )
 def test_a_signal_ends_a_run_that_stands_still_within_seconds(cases, name, number):
     case = cases[name]
@@ -71,7 +83,8 @@ def test_a_signal_ends_a_run_that_stands_still_within_seconds(cases, name, numbe
     )
 
 
-def test_no_rank_outlives_its_launcher(cases):
-    case = cases["orphan"]
+@pytest.mark.parametrize("name", ["orphan"])
+def test_no_rank_outlives_its_launcher(cases, name):
+    case = cases[name]
     assert max(case["ended"]) < 10
     assert any("its launcher has ended" in log for log in case["logs"])

@@ -6,12 +6,14 @@ Python and its libraries have started already, which is most of what a tiny run 
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import random
 import socket
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -95,7 +97,7 @@ def _be_rank(
     log = os.open(logs / f"{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # pytest's have other places
+    _print_here()
     try:
         work(*arguments)
     except SystemExit as end:
@@ -104,6 +106,20 @@ def _be_rank(
         traceback.print_exc()
         _leave(1)
     _leave(0)
+
+
+def _print_here() -> None:
+    """Undo what pytest does to what is printed, logged and warned of."""
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+
+    def show(message: Any, category: Any, path: str, line: int, *rest: object) -> None:
+        sys.stderr.write(warnings.formatwarning(message, category, path, line))
+
+    warnings.showwarning = show
+    for logger in (logging.getLogger(), *logging.Logger.manager.loggerDict.values()):
+        for handler in getattr(logger, "handlers", ()):
+            if isinstance(handler, logging.StreamHandler):
+                handler.setStream(sys.stderr)
 
 
 def _leave(code: int) -> None:

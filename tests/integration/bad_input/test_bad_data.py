@@ -361,7 +361,7 @@ def test_a_long_prompt_says_what_to_do(mistake, problems):
 
 def test_cold_start_needs_solutions(mistake, problems):
     module = ["--model=ColdStartModule", *TINY, "--data.prompts_per_rollout=2"]
-    line = mistake(problems(), base=module, leaves=("run/config.yaml",))
+    line = mistake(problems(), base=module, leaves=("run/config.yaml", "run/start.json"))
     assert line.startswith("problems.jsonl:") and "no worked solution" in line, line
 
 
