@@ -7,7 +7,7 @@ each, is written in four formats. Each is read by `load_problems` in a process o
     mb          the file
     seconds     of reading, imports and start of the process aside
     peak        largest resident set while reading, above what it was before, in sizes of the file
-                (of the text for compressed formats)
+    of text     the same in sizes of the set as JSON Lines, which compressed formats unpack to
 
 The last line is JSON: `jsonl_seconds`, `jsonl_peak`, `jsonl_datasets_seconds`, ...
 """
@@ -102,19 +102,20 @@ def main() -> None:
         text = write(Path(folder), "jsonl", given.rows).stat().st_size
         for kind in FORMATS:
             file = write(Path(folder), kind, given.rows)
-            of = text if kind == "jsonl.gz" else file.stat().st_size
+            size = file.stat().st_size
             ours, theirs = (
                 in_own_process("benchmarks.loading", "--point", file, reader)
                 for reader in ("ours", "datasets")
             )
             assert ours["rows"] == theirs["rows"] == given.rows
-            peak = ours["bytes"] / of
-            table.append([kind, of / 1e6, ours["seconds"], peak, theirs["seconds"]])
+            peak, of_text = ours["bytes"] / size, ours["bytes"] / text
+            table.append([kind, size / 1e6, ours["seconds"], peak, of_text, theirs["seconds"]])
             name = kind.replace(".", "_")
             results |= {f"{name}_seconds": ours["seconds"], f"{name}_peak": peak}
+            results[f"{name}_peak_of_text"] = of_text
             results[f"{name}_datasets_seconds"] = theirs["seconds"]
             file.unlink()
-    header = ["", "mb", "seconds", "peak", "datasets seconds"]
+    header = ["", "mb", "seconds", "peak", "of text", "datasets seconds"]
     print_table(f"{given.rows:,} rows", header, table)
     print_json(results)
 

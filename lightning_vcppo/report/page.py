@@ -13,7 +13,7 @@ import yaml
 
 from lightning_vcppo.report.drawing import Spec, color
 from lightning_vcppo.report.figures import sections
-from lightning_vcppo.report.reading import Run
+from lightning_vcppo.report.reading import Evaluation, Run
 from lightning_vcppo.report.summary import headline
 
 HERE = Path(__file__).parent
@@ -41,6 +41,7 @@ def render(runs: Sequence[Run]) -> str:
         headlines=[headline(run) for run in runs],
         sections=found,
         evaluations=[(place, e) for place, run in enumerate(runs) for e in run.evaluations],
+        grouped=[(place, e) for place, run in enumerate(runs) for e in first_and_last(run)],
         samples=[_samples(run) for run in runs],
         differences=differences(runs),
         configs=[yaml.safe_dump(run.config, sort_keys=False) if run.config else "" for run in runs],
@@ -100,6 +101,15 @@ def script_hash(script: str) -> str:
 
 
 # Tables
+
+
+def first_and_last(run: Run) -> list[Evaluation]:
+    """Return the first and the last evaluation of each set whose problems are in groups."""
+    found: list[Evaluation] = []
+    for name in dict.fromkeys(e.name for e in run.evaluations):
+        of_set = [e for e in run.evaluations if e.name == name and e.groups]
+        found += of_set[:1] + of_set[1:][-1:]
+    return found
 
 
 def _samples(run: Run) -> list[dict[str, Any]]:

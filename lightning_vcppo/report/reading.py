@@ -50,6 +50,8 @@ class Evaluation:
         problem_texts: All problems, to check whether two evaluations can be compared.
         pass_at_k: Share of problems that one of the k responses solves, if logged.
         maj_at_k: Share of problems that the majority of responses solves, if logged.
+        groups: Problems and accuracy of each (grouping, group), such as ("level", "5"), for years,
+            levels and subjects, where there are several.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Evaluation:
     problem_texts: frozenset[str]
     pass_at_k: float | None = None
     maj_at_k: float | None = None
+    groups: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -294,12 +297,10 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
 
 
 def _evaluate(name: str, step: int, responses: list[dict[str, Any]]) -> Evaluation:
-    by_problem: dict[Any, list[bool]] = {}
+    by_problem: dict[str, list[bool]] = {}
     for response in responses:
-        # Rows with the same text are samples of one problem, as in the run's own numbers.
-        key = " ".join(str(response["problem"]).split()) or response.get("index")
-        by_problem.setdefault(key, []).append(bool(response["correct"]))
-    rates = {str(key): fmean(graded) for key, graded in by_problem.items()}
+        by_problem.setdefault(_problem_key(response), []).append(bool(response["correct"]))
+    rates = {key: fmean(graded) for key, graded in by_problem.items()}
     accuracy = fmean(rates.values())
     spread = 1.96 * stdev(rates.values()) / math.sqrt(len(rates)) if len(rates) > 1 else 1.0
     samples = [
@@ -320,4 +321,31 @@ def _evaluate(name: str, step: int, responses: list[dict[str, Any]]) -> Evaluati
         samples=samples,
         rates=rates,
         problem_texts=frozenset(str(r["problem"]) for r in responses),
+        groups=dict(_groups(responses)),
     )
+
+
+GROUPINGS = ("year", "level", "subject")
+MAX_GROUPS = 20
+"""A grouping with more groups than these is not shown."""
+
+
+def _groups(
+    responses: list[dict[str, Any]],
+) -> Iterator[tuple[tuple[str, str], tuple[int, float]]]:
+    for by in GROUPINGS:
+        of_groups: dict[str, dict[str, list[bool]]] = {}
+        for response in responses:
+            if response.get(by) is not None:
+                of_group = of_groups.setdefault(str(response[by]), {})
+                of_group.setdefault(_problem_key(response), []).append(bool(response["correct"]))
+        if 2 <= len(of_groups) <= MAX_GROUPS:
+            # Numbers by value, in front of words
+            for name in sorted(of_groups, key=lambda n: (not n.isdecimal(), n.zfill(9), n)):
+                rates = [fmean(graded) for graded in of_groups[name].values()]
+                yield (by, name), (len(rates), fmean(rates))
+
+
+def _problem_key(response: dict[str, Any]) -> str:
+    """Return what tells problems apart: rows with the same text are samples of one problem."""
+    return " ".join(str(response["problem"]).split()) or str(response.get("index"))

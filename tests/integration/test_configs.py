@@ -12,7 +12,7 @@ ALGORITHMS = sorted(
     for path in CONFIGS.glob("*.yaml")
     if "actor" not in yaml.safe_load(path.read_text())["model"]["init_args"]
 )
-FOLDERS = ("configs", "demo", "smollm2")
+FOLDERS = ("configs", "demo", "fractions", "smollm2")
 SETTINGS = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name in FOLDERS]
 SETTINGS = sorted(set(SETTINGS) - set(ALGORITHMS))
 FRAGMENTS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in FOLDERS)

@@ -19,7 +19,14 @@ from lightning_vcppo.report.drawing import spec
 from lightning_vcppo.report.figures import sections
 from lightning_vcppo.report.page import render
 from lightning_vcppo.report.reading import read_run, read_runs
-from tests.support.report_runs import HOSTILE, metrics, write_csv, write_run
+from tests.support.report_runs import (
+    HOSTILE,
+    metrics,
+    response,
+    write_csv,
+    write_jsonl,
+    write_run,
+)
 from tests.support.tiny_runs import ROOT, run_program
 
 
@@ -219,3 +226,23 @@ def test_a_browser_draws_it_and_runs_nothing_else(html, tmp_path):
     assert len(drawn) == len(Page(html).plots)
     assert done.stdout.count('class="main-svg"') >= len(drawn)
     assert "<title>owned" not in done.stdout
+
+
+def test_levels_and_subjects_are_shown_after_the_first_and_the_last_evaluation(tmp_path):
+    folder = write_run(tmp_path / "run")
+    for step in (4, 8, 12):
+        responses = [
+            response(f"{i}?", i < step // 4, level=str(level), subject="<b>one</b>")
+            for i, level in enumerate((10, 2, 2))
+        ]
+        write_jsonl(folder / "evaluation" / f"rollouts_{step:06d}.jsonl", responses)
+    run = read(folder)
+    assert run.evaluations[-1].groups == {("level", "2"): (2, 1), ("level", "10"): (1, 1)}
+    text = "".join(Page(render([run])).text.split())
+    table = text.partition("Years,levelsandsubjects")[2].partition("Sampleresponses")[0]
+    shown = table.partition("avg@k")[2].split("runheld-out")
+    assert shown == [
+        "",
+        *("4level220.0%", "4level101100.0%"),
+        *("12level22100.0%", "12level101100.0%"),
+    ]
