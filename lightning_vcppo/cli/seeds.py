@@ -29,6 +29,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.text import Text
 
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.files import complete_file, remove, whole_lines
@@ -313,7 +314,7 @@ def _shown(runs: Sequence[SeedRun]) -> Iterator[Any]:
         return
 
     def lines() -> Group:
-        return Group(*(run.line() for run in runs))
+        return Group(*(Text(run.line(), no_wrap=True, overflow="ellipsis") for run in runs))
 
     with Live(lines(), console=console, auto_refresh=False) as live:
         shown = [0.0]

@@ -117,8 +117,8 @@ def pair(arm: Arm, reference: Arm) -> list[tuple[RunData, RunData]]:
 
 def _check_start(run: RunData, other: RunData) -> None:
     """Refuse another start of the policy, and of others that both take from an equal place."""
-    for name in run.starts.keys() & other.starts.keys():
-        if run.starts[name] == other.starts[name]:
+    for name in run.starts:
+        if run.starts[name] == other.starts.get(name, run.starts[name]):
             continue
         setting = f"model.{name}"
         treated = run.settings.get(setting) != other.settings.get(setting)

@@ -108,7 +108,7 @@ class Comparison:
         arms: All arms.
         contrasts: Those of the other arms with the reference.
         settings: Settings in which arms differ, with the value of each arm.
-        problem_level: What the level of problems in the bootstrap is.
+        problem_level: What the bootstrap draws.
         late: Seeds of arms that were run after other arms were complete.
         searched: Seeds on which settings were chosen, too.
     """
@@ -187,7 +187,8 @@ def compare(runs: Sequence[RunData], options: Options) -> Comparison:
     if name not in by_name:
         raise ValueError(f"--reference: {name!r} is not one of {', '.join(by_name)}")
     reference = by_name[name]
-    metric, axis = options.metric, options.axis
+    metric = ACCURACY if options.metric == "accuracy" else options.metric  # a column of rows
+    axis = options.axis
     end = _common_end(runs, axis)
     pairs = {arm.name: pair(arm, reference) for arm in arms if arm is not reference}
     found = [(run, run.problems_at(metric, axis, end)) for run in runs]
@@ -310,13 +311,13 @@ def _problem_level(runs: Sequence[RunData], metric: str, axis: str, end: float) 
     """Say what stands for the second level of the bootstrap."""
     exact = [p for run in runs if (p := run.problems_at(metric, axis, end)) and p.rates]
     if len(exact) == len(runs):
-        return "problems are drawn from each run's own results"
+        return "seeds and, within them, the problems with their results"
     if all(run.measure(metric, axis, end).varies for run in runs):
         return (
-            "results of single problems are missing, so problems are drawn from the binomial of "
-            "their number, independently in both runs of a pair"
+            "seeds and, as results of single problems are missing, the binomial of their number, "
+            "independently in both runs of a pair"
         )
-    return "seeds alone are drawn: the number of problems is not known, or the metric has none"
+    return "seeds alone: the number of problems is not known, or the metric has none"
 
 
 def _array(values: Collection[float]) -> statistics.Array:

@@ -200,8 +200,8 @@ def title(comparison: Comparison) -> str:
 def notes(comparison: Comparison) -> list[str]:
     """Say how the numbers are to be read, a line each."""
     found = [
-        "Intervals are 95 %. The t interval is over seeds; the bootstrap draws seeds and, within "
-        f"them, problems: {comparison.problem_level}. With few seeds the bootstrap is too narrow."
+        "Intervals are 95 %. The t interval is over seeds; the bootstrap draws "
+        f"{comparison.problem_level}. With few seeds the bootstrap is too narrow."
     ]
     if any(arm.areas for arm in comparison.arms):
         axis = comparison.axis.replace("_", " ")

@@ -91,6 +91,19 @@ def test_a_mistake_ends_in_one_line(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_set_that_fails_says_so_in_a_line_each(terminal, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    assert run_seeds(["fitt"], [0, 3], tmp_path, jobs=2) == 1
+    said = capsys.readouterr()
+    for seed in (0, 3):
+        line = f"seed {seed} failed: vcppo: error: fitt: no such command; did you mean fit?"
+        assert line in said.err and f"seed {seed}    failed" in said.out
+    assert said.out.count("\n") >= 4 and "vcppo compare" not in said.out
+
+
 def fit(*flags):
     """Run `vcppo fit` in this process; return its exit code."""
     with pytest.raises(SystemExit) as end:

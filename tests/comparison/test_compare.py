@@ -83,7 +83,7 @@ def test_arms_are_grouped_by_settings_and_paired_by_seed(sets):
     assert contrast.difference.mean == pytest.approx(7 / 3 / PROBLEMS)
     assert contrast.sign_flip.p == 0.25 and contrast.p_holm == contrast.difference.p
     assert contrast.improvement == 1
-    assert found.problem_level.startswith("problems are drawn from each run's own results")
+    assert found.problem_level == "seeds and, within them, the problems with their results"
     assert any(
         line.startswith("fewer than 5 seeds (lambda_critic=0.95 3") for line in warnings(found)
     )
@@ -187,7 +187,7 @@ def test_without_records_problems_are_binomial(tmp_path):
             folder = tmp_path / f"{arm}" / f"seed_{seed}"
             write_seed(folder, seed, 4 + arm, float(arm), records=False)
     found = run([tmp_path / "0", tmp_path / "1"])
-    assert found.problem_level.startswith("results of single problems are missing")
+    assert "results of single problems are missing" in found.problem_level
     assert found.arms[0].bootstrap.low < 0.5 < found.arms[0].bootstrap.high
     assert any("agree better (0) than the choice of problems" in line for line in warnings(found))
 
@@ -319,7 +319,7 @@ def test_numbers_are_written_with_their_units(sets):
     assert output.contrast_rows(found)[0][2] == "+29.2"
     lengths = run(sets, metric="rollout/response_length")
     assert output.arm_rows(lengths)[0][2] == "100"
-    assert lengths.problem_level.startswith("seeds alone are drawn")
+    assert lengths.problem_level.startswith("seeds alone: ")
     assert not math.isnan(lengths.arms[0].iqm)
 
 
