@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_vcppo.common.processes import ONE_THREAD
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -26,10 +28,9 @@ def vcppo(arguments: Sequence[str], run_dir: Path) -> None:
     shutil.rmtree(run_dir, ignore_errors=True)
     command = [*arguments, f"--trainer.default_root_dir={run_dir}", "--loggers=[csv]"]
     print(f"$ vcppo {shlex.join(command)}", flush=True)
-    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "lightning_vcppo", *command],
-        env={**os.environ, **one_thread},
+        env={**os.environ, **ONE_THREAD},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         check=False,

@@ -33,12 +33,12 @@ from rich.text import Text
 
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.files import complete_file, remove, whole_lines
+from lightning_vcppo.common.processes import ONE_THREAD, cores
 from lightning_vcppo.common.terminal import printable
 
 RECORD, LOG = "seed.json", "log.txt"
 PLACEHOLDER = "{seed}"
 """In a flag it stands for the seed, as in `--model.actor=runs/start/seed_{seed}/actor`."""
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 POLL_S = 0.2
 
 
@@ -68,9 +68,7 @@ def default_jobs(count: int, *, on_cpu: bool, devices: int = 1) -> int:
         on_cpu: Whether the runs compute on the CPU.
         devices: Processes of each run.
     """
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux; elsewhere all cores are ours
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, min(count, cores // max(1, devices))) if on_cpu else 1
+    return max(1, min(count, cores() // max(1, devices))) if on_cpu else 1
 
 
 @dataclass

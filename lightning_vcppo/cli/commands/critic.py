@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_vcppo.common.errors import OneLineArguments, fail
+from lightning_vcppo.common.processes import cores
 from lightning_vcppo.common.suggestions import did_you_mean
 from lightning_vcppo.common.terminal import waiting_for
 
@@ -139,5 +139,4 @@ def _jobs(critics: int) -> int:
     """Return how many fits run at once: as many as cores, or one where a GPU is."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return 1 if torch.cuda.is_available() else max(1, min(critics, cores or 1))
+    return 1 if torch.cuda.is_available() else min(critics, cores())

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_vcppo.common.errors import OneLineArguments
+from lightning_vcppo.common.processes import cores
 
 SAVING_S = 30
 """Seconds for a run that is interrupted to save what it has."""
@@ -95,13 +96,6 @@ def demo(seed: int = 0, output: str = "runs/demo", quick: bool = False) -> None:
         _vcppo(["report", str(run_dir), str(runs["plain PPO"][1])])
     else:
         console.print("pip install 'lightning-vcppo[report]' for a page about it", markup=False)
-
-
-def cores() -> int:
-    """Return how many CPU cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _fit(configs: list[str], flags: list[str], run_dir: Path) -> None:
