@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_vcppo.comparison.cautions import warnings
 from lightning_vcppo.comparison.contrasts import ArmResult, Comparison, Contrast
 from lightning_vcppo.comparison.statistics import Interval, share_interval
+from lightning_vcppo.report.drawing import jsonable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,7 +59,7 @@ def to_json(comparison: Comparison) -> str:
         "contrasts": [_contrast(contrast) for contrast in comparison.contrasts],
         "warnings": warnings(comparison),
     }
-    return json.dumps(_finite(whole), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(jsonable(whole), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _arm(arm: ArmResult) -> dict[str, Any]:
@@ -110,14 +111,6 @@ def _contrast(contrast: Contrast) -> dict[str, Any]:
         "area_ci_low": area.interval.low if area else None,
         "area_ci_high": area.interval.high if area else None,
     }
-
-
-def _finite(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {key: _finite(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_finite(value) for value in node]
-    return None if isinstance(node, float) and not math.isfinite(node) else node
 
 
 def to_csv(comparison: Comparison) -> str:

@@ -17,8 +17,10 @@ import yaml
 
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.files import complete_file
+from lightning_vcppo.common.processes import ONE_THREAD
 from lightning_vcppo.common.suggestions import did_you_mean
-from lightning_vcppo.report.drawing import color, spec
+from lightning_vcppo.report.drawing import color, plain, spec
+from lightning_vcppo.report.page import offline_page
 from lightning_vcppo.settings import OptimizerSettings, ValueSettings
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -152,7 +154,7 @@ def compare_critics(
         settings = [f"--{key}={_flag(value)}" for key, value in spec.settings.items()]
         arguments = [rollouts, f"--model={model}", f"--output={folder}", *settings, *flags]
         program = [sys.executable, "-m", "lightning_vcppo", "critic", "fit"]
-        environment = os.environ | ({"OMP_NUM_THREADS": "1"} if jobs > 1 else {})
+        environment = os.environ | (ONE_THREAD if jobs > 1 else {})
         folder.mkdir(exist_ok=True)
         with (folder / "fit.log").open("w", encoding="utf-8") as log:
             done = subprocess.run(
@@ -218,61 +220,57 @@ def _write(output: Path, fits: Sequence[Mapping[str, Any]], rollouts: str, model
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         writer.writerows([read(fit) for read in COLUMNS.values()] for fit in fits)
-    from lightning_vcppo.report.single_page import write_page
-
-    rows = [[_cell(read(fit)) for read in COLUMNS.values()] for fit in fits]
-    notes = [
-        f"{len(fits)} critics on {fits[0]['responses']} responses of {rollouts}; backbone {model}.",
-        "Ranked by R^2 on held-out prompts: 1 is perfect, 0 no better than the mean reward.",
-        f"lambda_actor: {NOT_DECIDED}.",
-    ]
-    write_page(
-        output / "compare.html", "Which critic?", notes, list(COLUMNS), rows, [*_figures(fits)]
+    figures = [*_figures(fits)]
+    page = offline_page(
+        Path(__file__).with_name("critics.html"),
+        [plot for _, _, plot in figures],
+        notes=[
+            f"{len(fits)} critics on {fits[0]['responses']} responses of {rollouts}; "
+            f"backbone {model}.",
+            "Ranked by R^2 on held-out prompts: 1 is perfect, 0 no better than the mean reward.",
+            f"lambda_actor: {NOT_DECIDED}.",
+        ],
+        columns=list(COLUMNS),
+        rows=[[_cell(read(fit)) for read in COLUMNS.values()] for fit in fits],
+        colors={fit["name"]: color(place) for place, fit in enumerate(fits)},
+        figures=[(title, text) for title, text, _ in figures],
     )
+    with complete_file(output / "compare.html") as file:
+        file.write(page)
 
 
 def _figures(fits: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    tenths = [(d + 0.5) / 10 for d in range(10)]
-
-    def lines(read: Any) -> list[dict[str, Any]]:
+    def lines(x: Sequence[Any], read: Callable[[Any], list[Any]]) -> list[dict[str, Any]]:
         return [
             {
-                "x": tenths,
+                "x": x,
                 "y": read(fit["measures"]),
-                "name": fit["name"],
+                "name": plain(fit["name"]),
                 "mode": "lines+markers",
                 "line": {"color": color(place)},
             }
             for place, fit in enumerate(fits)
         ]
 
-    x = "share of the response"
+    tenths = [(d + 0.5) / 10 for d in range(10)]
+    lambdas = [str(a["lam"]) for a in fits[0]["measures"]["advantages"]]
+    along = "share of the response"
     yield (
         "R^2 by position",
         "How much of the reward V explains at each tenth of a response.",
-        spec(lines(lambda m: [d["r2"] for d in m["deciles"]]), x=x, y="R^2"),
+        spec(lines(tenths, lambda m: [d["r2"] for d in m["deciles"]]), x=along, y="R^2"),
     )
     yield (
         "Bias by position",
         "Mean of V - R: a critic that is right on average lies on 0 everywhere.",
-        spec(lines(lambda m: [d["bias"] for d in m["deciles"]]), x=x, y="V - R"),
+        spec(lines(tenths, lambda m: [d["bias"] for d in m["deciles"]]), x=along, y="V - R"),
     )
-    measured = [a["lam"] for a in fits[0]["measures"]["advantages"]]
     yield (
         "Noise of the advantages by lambda",
         "Standard deviation of A within a tenth, over that of R - V. A lower lambda buys less "
         "noise with more trust in V.",
         spec(
-            [
-                {
-                    "x": [str(lam) for lam in measured],
-                    "y": [a["noise"] for a in fit["measures"]["advantages"]],
-                    "name": fit["name"],
-                    "mode": "lines+markers",
-                    "line": {"color": color(place)},
-                }
-                for place, fit in enumerate(fits)
-            ],
+            lines(lambdas, lambda m: [a["noise"] for a in m["advantages"]]),
             x="lambda",
             y="relative noise",
         ),

@@ -20,6 +20,7 @@ from lightning_vcppo.metrics.calibration import (
     forecasts_of_prompts,
     success_probability,
 )
+from lightning_vcppo.report.drawing import jsonable
 
 DECILES = 10
 SHARES = (0.25, 0.5, 0.75)
@@ -104,7 +105,7 @@ class Measures:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values; what is not a number is None."""
-        return dict(_plain(asdict(self)))
+        return dict(jsonable(asdict(self)))
 
     def verdict(self, reward_range: float) -> tuple[bool, list[str]]:
         """Return whether the critic is ready, and the reasons, one a threshold."""
@@ -256,11 +257,3 @@ def _advantages(
             for d in range(DECILES)
         ],
     )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -52,7 +52,7 @@ def offline_page(template: Path, plots: Sequence[Spec], **content: Any) -> str:
     """Fill a template, with plots that the page draws by itself.
 
     Args:
-        template: The template; it includes style, plots and scripts as `page.html` does.
+        template: The template; it extends `base.html`.
         plots: Specifications of plotly, in the order of their `data-plot`.
         content: Names in the template.
 
@@ -65,7 +65,7 @@ def offline_page(template: Path, plots: Sequence[Spec], **content: Any) -> str:
     except ImportError:
         raise ImportError(INSTALL) from None
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template.parent),
+        loader=jinja2.FileSystemLoader([template.parent, HERE]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -78,7 +78,7 @@ def offline_page(template: Path, plots: Sequence[Spec], **content: Any) -> str:
         plots=plots,
         style=(HERE / "page.css").read_text(encoding="utf-8"),
         scripts=scripts,
-        script_hashes=[script_hash(script) for script in scripts],
+        script_hashes=[_hash(script) for script in scripts],
         **content,
     )
     return page
@@ -94,7 +94,7 @@ def signed(number: float, digits: int = 1) -> str:
     return f"{number:+.{digits}f}"
 
 
-def script_hash(script: str) -> str:
+def _hash(script: str) -> str:
     """Return the source expression of a script in the page's content security policy."""
     digest = hashlib.sha256(script.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"
