@@ -269,13 +269,4 @@ class CriticFit(L.LightningModule):
     @property
     def ranks(self) -> Ranks:
         """How this run's ranks agree on numbers."""
-        return Ranks(self._sum, self._max, self.global_rank, self.trainer.world_size)
-
-    def _sum(self, statistics: Tensor) -> Tensor:
-        total = self.trainer.strategy.reduce(statistics.clone(), reduce_op="sum")
-        assert isinstance(total, Tensor)
-        return total
-
-    def _max(self, number: int) -> int:
-        largest = torch.tensor(number, device=self.device)
-        return int(self.trainer.strategy.reduce(largest, reduce_op="max"))
+        return Ranks.of(self)

@@ -33,8 +33,6 @@ from lightning_vcppo.modules.scoring import Scorer
 from lightning_vcppo.rollouts.records import SavedResponse
 from lightning_vcppo.settings import OptimizerSettings, ValueSettings
 
-ALONE = Ranks(lambda total: total, lambda number: number, 0, 1)
-
 
 def read_rollouts(path: str, model: str) -> tuple[TokenStore, dict[str, Any]]:
     """Read stored rollouts of this project or of another trainer, and say where they come from.
@@ -168,7 +166,7 @@ def _trainer(
         max_epochs=max_epochs,
         accelerator=accelerator,
         devices=devices,
-        strategy=_strategy(strategy),
+        strategy=strategy,
         precision=precision,  # type: ignore[arg-type]
         default_root_dir=folder,
         logger=CSVLogger(folder, name="", version="metrics"),
@@ -244,7 +242,7 @@ def measure_critic(
     with torch.no_grad():
         for rows in torch.arange(len(store)).split(512):
             rollout = store.rollout(rows.tolist()).to(place)
-            (values_BT,) = scorer.in_micro_batches(scorer.critic_values, rollout, ALONE)
+            (values_BT,) = scorer.in_micro_batches(scorer.critic_values, rollout, Ranks())
             mask_BT = rollout.response_mask_BT
             values += [values_BT[i][mask_BT[i]].float().cpu().numpy() for i in range(len(rows))]
     low, high = store.reward_range
@@ -263,14 +261,6 @@ def _settings(
         "mini_batch_size": size,
         "seed": seed,
     }
-
-
-def _strategy(name: str) -> Any:
-    if name != "fsdp2":
-        return name
-    from lightning_vcppo.distributed.fsdp2 import FSDP2Strategy
-
-    return FSDP2Strategy()
 
 
 def _tokens(store: TokenStore) -> int:

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from torch import Tensor
 
 from lightning_vcppo.algorithm.statistics import Reduce, identity
 
@@ -37,3 +40,18 @@ class Ranks:
     max: Callable[[int], int] = int
     rank: int = 0
     count: int = 1
+
+    @classmethod
+    def of(cls, module: LightningModule) -> Ranks:
+        """Return those of the run that a module is in; every rank must call what they hold."""
+        strategy, device = module.trainer.strategy, module.device
+
+        def total(statistics: Tensor) -> Tensor:
+            summed = strategy.reduce(statistics.clone(), reduce_op="sum")
+            assert isinstance(summed, Tensor)
+            return summed
+
+        def largest(number: int) -> int:
+            return int(strategy.reduce(torch.tensor(number, device=device), reduce_op="max"))
+
+        return cls(total, largest, module.global_rank, module.trainer.world_size)

@@ -339,17 +339,12 @@ class PolicyModule(L.LightningModule):
     @property
     def ranks(self) -> Ranks:
         """How this run's ranks agree on numbers."""
-        return Ranks(
-            self.sum_over_ranks, self.max_over_ranks, self.global_rank, self.trainer.world_size
-        )
+        return Ranks.of(self)
 
     def sum_over_ranks(self, statistics: Tensor) -> Tensor:
         """Return the sum of a small tensor over all ranks: the `reduce` of the pure functions."""
-        total = self.trainer.strategy.reduce(statistics.clone(), reduce_op="sum")
-        assert isinstance(total, Tensor)
-        return total
+        return self.ranks.sum(statistics)
 
     def max_over_ranks(self, number: int) -> int:
         """Return the largest of one number a rank."""
-        largest = torch.tensor(number, device=self.device)
-        return int(self.trainer.strategy.reduce(largest, reduce_op="max"))
+        return self.ranks.max(number)
