@@ -191,6 +191,26 @@ def render_prompt(
     if instruction and not _asks_itself([text for _, text in messages] + [problem], style):
         problem = f"{problem}\n{instruction}"
     messages.append(("user", problem))
+    return fill_template(tokenizer, template, messages, clock)
+
+
+def fill_template(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    messages: Sequence[Message],
+    clock: Clock,
+) -> str:
+    """Write a chat up to where the assistant's turn begins.
+
+    Args:
+        tokenizer: It fills the template.
+        template: As `chat_template_text` returns it.
+        messages: Role and text of each turn.
+        clock: Tells templates the date.
+
+    Raises:
+        ValueError: The template refuses the messages.
+    """
     if CLOCK in template:
         template, clock.was_read = _STANDING_CLOCK + template, True
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -16,6 +16,7 @@ from lightning_vcppo.interchange.reading import Reading
 from lightning_vcppo.interchange.schemas import ForeignResponse
 from lightning_vcppo.interchange.tokens import RoundTrips, Tokens
 from lightning_vcppo.models.fingerprints import tokenizer_fingerprint
+from lightning_vcppo.rewards.answers import AnswerKind
 from lightning_vcppo.rewards.functions import Grade, Grader
 from lightning_vcppo.rollouts.records import ImportedResponse, ResponseRecord, SavedResponse
 
@@ -128,13 +129,15 @@ class Importer:
         while chunk := list(islice(stream, CHUNK)):
             rows = [response for _, response in chunk]
             ids = self._tokens.ids_of(rows) if self._tokens else [(None, None)] * len(rows)
-            grades = self._grades(chunk)
-            for (place, row), (prompt_ids, response_ids), grade in zip(
-                chunk, ids, grades, strict=True
+            answers, kinds = zip(*map(self._truth, rows), strict=True)
+            grades = self._grades(chunk, answers, kinds)
+            for (place, row), (prompt_ids, response_ids), answer, grade in zip(
+                chunk, ids, answers, grades, strict=True
             ):
                 yield self._record(
                     place,
                     row,
+                    answer,
                     row.prompt_ids if prompt_ids is None else prompt_ids,
                     row.response_ids if response_ids is None else response_ids,
                     grade,
@@ -144,6 +147,7 @@ class Importer:
         self,
         place: str,
         row: ForeignResponse,
+        answers: list[int | str],
         prompt_ids: list[int] | None,
         response_ids: list[int] | None,
         grade: Grade,
@@ -158,7 +162,7 @@ class Importer:
         report.rewards += grade.reward
         report.truncated += finished is False
         report.unknown_end += finished is None
-        answer, *accepted = _answers(self._answer(row)) or [""]
+        answer, *accepted = answers or [""]
         base = ResponseRecord(
             index=index,
             sample=sample,
@@ -187,11 +191,12 @@ class Importer:
             return self._tokens.ends(response_ids)
         return None
 
-    def _answer(self, row: ForeignResponse) -> Any:
-        if row.answer is not None:
-            return row.answer
+    def _truth(self, row: ForeignResponse) -> tuple[list[int | str], AnswerKind | None]:
+        """Return the right answers, and how they are compared."""
         problem = self._problem(row)
-        return None if problem is None else problem.gold
+        kind = problem.answer_kind if problem else None
+        given = problem.gold if problem and row.answer is None else row.answer
+        return _answers(given), kind
 
     def _problem(self, row: ForeignResponse) -> Problem | None:
         if not self._problems:
@@ -201,7 +206,12 @@ class Importer:
             return problem
         return next((p for text, p in self._problems.items() if text in question), None)
 
-    def _grades(self, chunk: list[tuple[str, ForeignResponse]]) -> list[Grade]:
+    def _grades(
+        self,
+        chunk: list[tuple[str, ForeignResponse]],
+        answers: Sequence[list[int | str]],
+        kinds: Sequence[AnswerKind | None],
+    ) -> list[Grade]:
         if self._grader is None:
             for place, row in chunk:
                 require(
@@ -210,15 +220,13 @@ class Importer:
                     "style), or name the field with --reward_field",
                 )
             return [Grade(r.reward or 0.0, (r.reward or 0.0) > 0, True) for _, r in chunk]
-        answers = [self._answer(row) for _, row in chunk]
         for (place, _), answer in zip(chunk, answers, strict=True):
             require(
-                bool(_answers(answer)),
+                bool(answer),
                 f"{place}: no answer to grade by; name the problems with --problems=FILE",
             )
-        kinds = [p.answer_kind if (p := self._problem(row)) else None for _, row in chunk]
         texts = [row.response for _, row in chunk]
-        grades = self._grader.grade_all(texts, [tuple(_answers(a)) for a in answers], kinds)
+        grades = self._grader.grade_all(texts, [tuple(answer) for answer in answers], kinds)
         for (_, row), grade in zip(chunk, grades, strict=True):
             if row.reward is not None:
                 self.report.changed_verdicts += (row.reward > 0) != grade.correct

@@ -151,9 +151,10 @@ def _numbers(file: Path) -> tuple[int, ...]:
 
 def _inputs_first(files: list[Path]) -> list[Path]:
     """Put the input files of batches in front of the outputs, which refer to them."""
-    if len(files) < 2:
+    lines = [file for file in files if format_of(file)[0] == ".jsonl"]  # what batches are
+    if len(lines) < 2:
         return files
-    requests = {file for file in files if (row := _first_row(file)) and _is_request(row)}
+    requests = {file for file in lines if (row := _first_row(file)) and _is_request(row)}
     return sorted(files, key=lambda file: file not in requests)
 
 

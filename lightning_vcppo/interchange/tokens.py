@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from lightning_vcppo.data.prompts import Clock, chat_template_text, fill_template
 from lightning_vcppo.interchange.cells import Prompt
 from lightning_vcppo.interchange.schemas import ForeignResponse
 
@@ -54,6 +55,7 @@ class Tokens:
             max_response_length: Tokens at which responses were truncated; None is not known.
         """
         self._tokenizer, self._limit = tokenizer, max_response_length
+        self._template, self._clock = chat_template_text(tokenizer, "auto"), Clock()
         self._prompts: dict[str, list[int]] = {}
         self.round_trips = RoundTrips()
 
@@ -99,13 +101,13 @@ class Tokens:
     def _render(self, prompt: Prompt) -> list[int]:
         tokenizer = self._tokenizer
         if isinstance(prompt, list):
-            if getattr(tokenizer, "chat_template", None):
+            if self._template is not None:
                 return self._chat_ids(prompt)
             prompt = "\n".join(message["content"] for message in prompt)
         specials = [t for t in tokenizer.all_special_tokens if t]
         if any(token in prompt for token in specials):
             return _ids(tokenizer(prompt, add_special_tokens=False))
-        if getattr(tokenizer, "chat_template", None) and (ids := self._restore(prompt)):
+        if self._template is not None and (ids := self._restore(prompt)):
             self.round_trips.restored += 1
             return ids
         self.round_trips.bare += 1
@@ -132,10 +134,10 @@ class Tokens:
         return None
 
     def _chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
-        rendered: Any = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
-        )
-        return _ids(self._tokenizer(rendered, add_special_tokens=False))
+        assert self._template is not None
+        turns = [(message["role"], message["content"]) for message in messages]
+        text = fill_template(self._tokenizer, self._template, turns, self._clock)
+        return _ids(self._tokenizer(text, add_special_tokens=False))
 
 
 def _ids(encoded: Any) -> list[int]:
