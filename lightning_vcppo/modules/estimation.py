@@ -18,8 +18,29 @@ from lightning_vcppo.algorithm.importance import (
 from lightning_vcppo.algorithm.loss_weights import prompt_noise_weights
 from lightning_vcppo.algorithm.losses import kl_estimate
 from lightning_vcppo.algorithm.statistics import Reduce, whiten
+from lightning_vcppo.rewards.shaping import overlong_penalty
 from lightning_vcppo.rollouts.rollout import Rollout, last_token
-from lightning_vcppo.settings import AdvantageSettings, PolicySettings, ValueSettings
+from lightning_vcppo.settings import (
+    AdvantageSettings,
+    PolicySettings,
+    RewardShapingSettings,
+    ValueSettings,
+)
+
+
+def punish_length(
+    rollout: Rollout, settings: RewardShapingSettings, max_response_length: int
+) -> Rollout:
+    """Add the overlong penalty, if it is on, to the scores."""
+    if settings.overlong_buffer_len == 0:
+        return rollout
+    penalty_B = overlong_penalty(
+        rollout.response_lengths_B,
+        max_response_length=max_response_length,
+        overlong_buffer_len=settings.overlong_buffer_len,
+        penalty_factor=settings.overlong_penalty_factor,
+    )
+    return rollout.with_(scores_B=rollout.scores_B + penalty_B)
 
 
 def place_rewards(rollout: Rollout, settings: PolicySettings) -> Rollout:

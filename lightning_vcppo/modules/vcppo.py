@@ -14,9 +14,7 @@ Shapes: B responses, T response tokens, N masked response tokens, K outputs of t
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +44,7 @@ from lightning_vcppo.modules.estimation import (
     correct_targets,
     estimate_advantages,
     place_rewards,
+    punish_length,
     weigh_prompts,
     whiten_advantages,
 )
@@ -56,6 +55,7 @@ from lightning_vcppo.modules.master_weights import (
 from lightning_vcppo.modules.networks import NetworkLoader
 from lightning_vcppo.modules.objectives import CriticObjective, Objective, PolicyObjective
 from lightning_vcppo.modules.scoring import Scorer
+from lightning_vcppo.modules.stopwatch import Stopwatch
 from lightning_vcppo.modules.updates import (
     Backend,
     Network,
@@ -65,7 +65,6 @@ from lightning_vcppo.modules.updates import (
     restore_state,
 )
 from lightning_vcppo.rewards.functions import RewardFunction
-from lightning_vcppo.rewards.shaping import overlong_penalty
 from lightning_vcppo.rollouts.dynamic_sampling import GroupBuffer
 from lightning_vcppo.rollouts.privileged import PrivilegedPrompt
 from lightning_vcppo.rollouts.rollout import Rollout
@@ -187,22 +186,22 @@ class VCPPOModule(PolicyModule):
         for updater in self.updaters.values():
             updater.updates_done = 0
         self.update_metrics: dict[str, float] = {}
-        self.seconds: dict[str, float] = {}
+        self.stopwatch = Stopwatch(self.grader)
 
     # One rollout ---------------------------------------------------------------------------------
 
     @override
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Do one rollout and the updates that it is worth."""
-        with self.timed("generate"):
+        with self.stopwatch.timing("generate"):
             sampled = self.sample_rollout(batch)
         self.rollout = None
         if sampled is None:
             return
         rollout = self.shape_rewards(sampled)
-        with self.timed("score"):
+        with self.stopwatch.timing("score"):
             rollout = self.estimate_advantages(self.score(rollout))
-        with self.timed("update"):
+        with self.stopwatch.timing("update"):
             if self.phase is Phase.VALUE_PRETRAINING:
                 self.pretrain_critic(rollout)
             else:
@@ -227,16 +226,7 @@ class VCPPOModule(PolicyModule):
 
     def shape_rewards(self, rollout: Rollout) -> Rollout:
         """Add the overlong penalty, if it is on, to the verifier's reward."""
-        shaping = self.reward_shaping
-        if shaping.overlong_buffer_len == 0:
-            return rollout
-        penalty_B = overlong_penalty(
-            rollout.response_lengths_B,
-            max_response_length=self.sampling.max_response_length,
-            overlong_buffer_len=shaping.overlong_buffer_len,
-            penalty_factor=shaping.overlong_penalty_factor,
-        )
-        return rollout.with_(scores_B=rollout.scores_B + penalty_B)
+        return punish_length(rollout, self.reward_shaping, self.sampling.max_response_length)
 
     @torch.no_grad()
     def score(self, rollout: Rollout) -> Rollout:
@@ -538,21 +528,12 @@ class VCPPOModule(PolicyModule):
             return optimizers
         return optimizers[0 if network == "policy" else 1]
 
-    @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        """Add the time of the body to `seconds` of that part of a rollout; grading has its own."""
-        start, graded = time.perf_counter(), self.grader.seconds
-        yield
-        graded = self.grader.seconds - graded
-        taken = time.perf_counter() - start - graded
-        for name, seconds in ((part, taken), ("grade", graded)):
-            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-
     def log_rollout(self, rollout: Rollout) -> None:
         """Log what the rollout was like and what its updates did, over all ranks."""
-        metrics = describe_step(rollout, self.advantage.gamma, self.seconds, self.ranks)
+        seconds = self.stopwatch.take()
+        metrics = describe_step(rollout, self.advantage.gamma, seconds, self.ranks)
         metrics |= self.update_metrics | {"grading/limit_hits": float(self.grader.limit_hits)}
-        self.update_metrics, self.seconds = {}, {}
+        self.update_metrics = {}
         self.log_dict(metrics, batch_size=len(rollout))
         # Lightning counts optimizer steps; the loggers' x-axis counts rollouts.
         self.log("step", float(self.rollouts_done), batch_size=len(rollout))
