@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lightning_vcppo.common.errors import OneLineArguments, fail
 from lightning_vcppo.common.processes import cores
+from lightning_vcppo.common.ranks import own_rank
 from lightning_vcppo.common.suggestions import did_you_mean
 from lightning_vcppo.common.terminal import waiting_for
 
@@ -56,6 +57,8 @@ def _fit(arguments: Sequence[str]) -> None:
     from lightning_vcppo.critic_lab.running import fit_critic
 
     measures = fit_critic(**{k: v for k, v in vars(options).items() if k != "config"})
+    if own_rank() != 0:
+        return
     print(
         f"Held out: R^2 {measures.r2:.3f}, explained variance {measures.explained_variance:.3f}, "
         f"bias {measures.bias:+.3f}"
