@@ -1,4 +1,4 @@
-"""What the site does beyond mkdocs: equations become MathML, files from elsewhere become pages."""
+"""Turn equations into MathML and files from elsewhere into pages, which mkdocs does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the rows of an experiment show: a table of its arms, and the contrasts of its protocol.
+"""Report the rows of an experiment: a table of its arms, and the contrasts of its protocol.
 
 Contrasts are paired by seed. There are none before every arm has every seed: differences that are
 looked at while runs are still to come invite stopping at the right moment. `vcppo compare` has more

@@ -1,4 +1,4 @@
-"""What a part writes, and how it goes on after a failure."""
+"""Write the findings of a part, and go on after a failure."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Findings:
 
 
 def is_poisoned() -> bool:
-    """Tell whether the device no longer answers this process."""
+    """Return whether the device no longer answers this process."""
     if not torch.cuda.is_available():
         return False
     try:

@@ -1,4 +1,4 @@
-"""What transformers itself needs to sample the same number of tokens."""
+"""Time transformers itself as it samples the same number of tokens."""
 
 from __future__ import annotations
 

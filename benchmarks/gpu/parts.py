@@ -103,7 +103,7 @@ class Part:
         self._go.touch()
 
     def is_over(self, until: float) -> bool:
-        """Tell whether it has ended or has to."""
+        """Return whether it has ended or has to."""
         late = time.perf_counter() > min(self._began + self.limit, until)
         return late or self.process.poll() is not None
 

@@ -1,4 +1,4 @@
-"""What the parts share: time, memory, models of a size."""
+"""Helpers of the parts: time, memory, models of a size."""
 
 from __future__ import annotations
 

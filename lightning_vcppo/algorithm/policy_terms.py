@@ -1,4 +1,4 @@
-"""What policy losses are made of: tokens that have been checked, ratios, terms, their sum.
+"""Parts of policy losses: tokens that have been checked, ratios, terms, their sum.
 
 Shape suffixes: B sequences, T response tokens.
 """

@@ -1,4 +1,4 @@
-"""What comes with the package beside its code: configs by short name, and documents.
+"""Files that come with the package beside its code: configs by short name, and documents.
 
 In a checkout they lie beside the package, in a wheel within it.
 """

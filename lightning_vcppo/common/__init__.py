@@ -1,1 +1,1 @@
-"""What every other folder may use; it knows none of them."""
+"""Helpers that every other package may use; they know none of them."""

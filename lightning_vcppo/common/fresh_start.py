@@ -1,4 +1,4 @@
-"""Where one run ends and the next begins, for objects that several runs may use."""
+"""Tell where one run ends and the next begins, for objects that several runs may use."""
 
 from __future__ import annotations
 

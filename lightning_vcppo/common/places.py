@@ -1,4 +1,4 @@
-"""Where this process is in its work, and when it last moved on, for whoever has to say so.
+"""Keep where this process is in its work, and when it last moved on, for messages about it.
 
 The names are for people: "update of the policy". Moving on is cheap, so loops do it each time.
 """

@@ -1,4 +1,4 @@
-"""Which of a run's processes this one is, before they know each other."""
+"""Find the number of this process in its run before the processes know each other."""
 
 import os
 

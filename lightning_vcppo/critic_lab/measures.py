@@ -1,4 +1,4 @@
-"""How good a critic is, from its values on responses that it was not fitted on.
+"""Measure a critic by its values on responses that it was not fitted on.
 
 The target of V at every token of a response is its reward: the Monte-Carlo return with one reward
 at the end and no discount. Shapes: N tokens of a response, R responses, P prompts, D deciles.

@@ -1,4 +1,4 @@
-"""How a source is written in one string: `math-ai/aime25@main:default[test]`.
+"""Read a source that is written as one string: `math-ai/aime25@main:default[test]`.
 
     data/aime24.jsonl           .jsonl .json .txt (JSON Lines too) .csv .tsv .parquet,
                                 each also behind .gz, .xz or .zst

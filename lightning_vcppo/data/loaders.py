@@ -1,4 +1,4 @@
-"""Which prompts a process sees when: the batches of training and of evaluation.
+"""Deal prompts out to processes: the batches of training and of evaluation.
 
 The loaders are plain iterables of `PromptBatch`, not `torch.utils.data.DataLoader`s: prompts are in
 memory and need no workers, and Lightning leaves such iterables alone (it injects no sampler).

@@ -1,4 +1,4 @@
-"""How a problem is put to a model: the text that it is asked to continue, and its token ids.
+"""Put a problem to a model: the text that it is asked to continue, and its token ids.
 
 The text is a function of the problem and of settings alone. Chat templates that write the date get
 it from a `Clock` that stands still, so a run that is resumed tomorrow has the prompts of today.

@@ -1,4 +1,4 @@
-"""What the Trainer's precision means outside of its own steps, and for small updates."""
+"""Apply the Trainer's precision outside of its own steps, and judge it for small updates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the strategy flag needs beyond Lightning when two networks are trained in turn.
+"""Adapt the strategies of Lightning to two networks that are trained in turn.
 
 * DDP is told to expect that the actor's parameters are not in the critic's backward pass.
 * FSDP2 shards (fsdp2.py), and three things follow. Reading a part of a network has to look like a

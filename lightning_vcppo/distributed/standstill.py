@@ -1,4 +1,4 @@
-"""How a run of several processes ends when one of them dies or stands still.
+"""End a run of several processes when one of them dies or stands still.
 
 1. A collective that waits longer than the strategy's timeout ends its process; torch sees to that.
    `in_place` turns torch's message into one line that names the rank and what it was doing.

@@ -1,4 +1,4 @@
-"""Whether sampling takes Triton's kernel: on CUDA, where a trial agrees with torch."""
+"""Choose Triton's kernel for sampling: on CUDA, where a trial agrees with torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each metric means and which values are healthy: the only place where they are defined.
+"""Define each metric and its healthy values; they are defined nowhere else.
 
 The tables of docs/metrics.md are these, word for word, which a test checks. Texts are Markdown.
 """

@@ -1,4 +1,4 @@
-"""What tends to go wrong in a run of PPO on language models, as rules that a number can break.
+"""Rules against the usual faults of a run of PPO on language models; a number breaks them.
 
 Each rule is a function of `Facts`. It returns None, or one line with the number that it saw and the
 flag to change. docs/metrics.md has a table of them.

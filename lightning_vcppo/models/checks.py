@@ -1,4 +1,4 @@
-"""Is a folder's model whole, and does it fit the tokenizer and the texts?
+"""Check that a folder's model is complete and fits the tokenizer and the texts.
 
 transformers fills what a file lacks with random numbers and only mentions it; a token beyond the
 embedding ends in an index error somewhere in the run. Both are refused here.

@@ -1,4 +1,4 @@
-"""What a language model says of responses that are there: hidden states, log-probabilities.
+"""Read a language model at given responses: hidden states, log-probabilities.
 
 Shapes: B sequences, L tokens of prompt + response, T response tokens, N masked response tokens,
 H hidden.

@@ -1,4 +1,4 @@
-"""Whether `token_logprobs` takes Triton's kernels: on CUDA, where a trial agrees with torch."""
+"""Choose Triton's kernels for `token_logprobs`: on CUDA, where a trial agrees with torch."""
 
 from __future__ import annotations
 

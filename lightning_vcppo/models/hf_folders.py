@@ -1,4 +1,4 @@
-"""What a checkpoint says of its networks, for folders to be written from it without the run.
+"""Describe networks in a checkpoint, so that folders can be written from it without the run.
 
 A checkpoint has weights and no architecture. So the other files of each network's Hugging Face
 folder, its config above all, go along: a few kilobytes, and the tokenizer once.

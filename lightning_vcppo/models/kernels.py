@@ -47,7 +47,7 @@ def require_kernels(kernels: Kernels, device: torch.device) -> None:
 
 
 def is_installed() -> bool:
-    """Tell whether Liger is there."""
+    """Return whether Liger is installed."""
     return importlib.util.find_spec("liger_kernel") is not None
 
 

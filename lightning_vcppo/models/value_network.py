@@ -1,4 +1,4 @@
-"""What every value function shares: a linear head, and how its outputs become values.
+"""Base of every value function: a linear head, and the values that its outputs become.
 
 Shapes: N masked response tokens, K outputs of the head, H hidden, E = K + 1 edges.
 """
@@ -117,7 +117,7 @@ def describe_head(settings: ValueSettings) -> dict[str, Any]:
 
 
 def is_head(held: Mapping[str, Any], settings: ValueSettings) -> bool:
-    """Tell whether a folder's description is that of the head that the settings ask for.
+    """Return whether a folder's description is that of the head that the settings ask for.
 
     Folders from before the width of the targets could be set do not state it.
     """

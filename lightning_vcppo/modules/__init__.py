@@ -1,1 +1,1 @@
-"""What a Trainer takes: VC-PPO, cold start and reward model, and their collaborators."""
+"""Modules that a Trainer takes (VC-PPO, cold start, reward model) and their collaborators."""

@@ -1,4 +1,4 @@
-"""What the modules of the collection share: an actor that samples responses and has them graded."""
+"""Base of all modules: an actor that samples responses and has them graded."""
 
 from __future__ import annotations
 

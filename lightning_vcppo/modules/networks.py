@@ -1,4 +1,4 @@
-"""How actor, critic and reference are loaded, and what checkpoints say of them."""
+"""Load actor, critic and reference, and describe them in checkpoints."""
 
 from __future__ import annotations
 

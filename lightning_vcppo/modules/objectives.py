@@ -1,4 +1,4 @@
-"""What an update minimises: for each network the weights of its tokens and its loss.
+"""Objectives of an update: for each network the weights of its tokens and its loss.
 
 Every loss is a weighted sum over tokens, whose weights are fixed for a mini-batch before it is cut
 into micro-batches, so that losses and gradients of the parts add up.

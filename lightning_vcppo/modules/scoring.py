@@ -1,4 +1,4 @@
-"""What the networks say of responses that are there: log-probabilities, entropy and values.
+"""Read the networks at given responses: log-probabilities, entropy and values.
 
 Shapes: B responses, T response tokens, N masked response tokens.
 """

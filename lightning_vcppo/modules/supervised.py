@@ -1,4 +1,4 @@
-"""What cold start and reward model share: one optimizer under automatic optimization.
+"""Base of cold start and reward model: one optimizer under automatic optimization.
 
 Shapes: B sequences, L tokens of prompt + response.
 """

@@ -1,4 +1,4 @@
-"""How a network is updated: epochs, mini-batches over all ranks, micro-batches, one step."""
+"""Update a network: epochs, mini-batches over all ranks, micro-batches, one step."""
 
 from __future__ import annotations
 

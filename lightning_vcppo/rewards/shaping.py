@@ -1,4 +1,4 @@
-"""What is added to the reward of the verifier."""
+"""Terms that are added to the reward of the verifier."""
 
 from __future__ import annotations
 

@@ -217,7 +217,7 @@ def asked_style(problem: str) -> Style | None:
 
 
 def _asks_for(form: re.Pattern[str], problem: str) -> bool:
-    """Tell whether a text names a form, at least once without declining it in the same clause."""
+    """Return whether a text names a form, at least once without declining it in the same clause."""
     return any(
         not _DECLINES.search(_CLAUSE_END.split(problem[max(0, at - _CLAUSE_CHARS) : at])[-1])
         for at in (found.start() for found in form.finditer(problem))

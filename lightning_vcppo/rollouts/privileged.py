@@ -1,4 +1,4 @@
-"""What the critic reads before a prompt and the actor does not (BPCO, piPPO).
+"""Prepend to a prompt what the critic reads and the actor does not (BPCO, piPPO).
 
 A value function may know more than the policy: the baseline of a response stays one as long as it
 does not depend on the response's own tokens. So the critic gets rows of its own, in which a hint

@@ -1,4 +1,4 @@
-"""What one rollout produced: the single record that everything after generation reads.
+"""Hold what one rollout produced: the record that everything after generation reads.
 
 Shapes: B responses, L tokens of prompt + response, T response tokens, N masked response tokens.
 Rows hold prompt and response without a gap, padded on the right, so that causal attention needs no

@@ -1,4 +1,4 @@
-"""How the losses of tokens become one number."""
+"""Ways in which the losses of tokens become one number."""
 
 from __future__ import annotations
 
