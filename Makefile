@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SEED ?= 0
 RUN ?= runs/demo
+DEMO ?=
 WORKERS ?= 2
 NUMERICAL := tests/algorithm tests/distributed tests/generation tests/metrics tests/models \
 	tests/modules/test_objectives.py tests/modules/test_policy_probe.py tests/rollouts
@@ -27,7 +28,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install  ## plain PPO and VC-PPO from the same start, in one report
-	$(BIN)/python -m lightning_vcppo.cli.commands.demo --seed $(SEED) --output $(RUN)
+	$(BIN)/vcppo demo --seed $(SEED) --output $(RUN) $(DEMO)
 
 ablation: install  ## plain PPO, VC-PPO and what is between them, one seed; figures in runs/ablation
 	$(BIN)/python -m experiments.ablation --results runs/ablation/ablation.csv

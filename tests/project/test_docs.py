@@ -157,10 +157,19 @@ def check_python(arguments: list[str]) -> None:
     place = ROOT.joinpath(*name.split("."))
     file = place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
     source = file.read_text()
+    assert file.name == "__main__.py" or 'if __name__ == "__main__":' in source, "not a program"
     if "from experiments.protocol import main" in source:  # which reads the flags
         source += (ROOT / "experiments" / "protocol.py").read_text()
     for text in rest:
         assert not text.startswith("--") or text.partition("=")[0].lstrip("-") in source, text
+
+
+def test_what_the_makefile_runs_of_ours_is_a_program() -> None:
+    ours = r"python -m ((?:benchmarks|experiments|lightning_vcppo)[\w.]*)"
+    names = re.findall(ours, makefile())
+    assert names
+    for name in names:
+        check_python(["-m", name])
 
 
 def check_make(arguments: list[str]) -> None:
