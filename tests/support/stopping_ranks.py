@@ -109,10 +109,10 @@ def launch(actor: str, place: Path, case: Case) -> None:
 
 
 def is_there(pid: int) -> bool:
-    """Tell whether a process is there and not only waits for its parent to hear of its end."""
+    """Return whether a process is there and not only waits for its parent to hear of its end."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone before it was opened, or read
         return False
 
 
