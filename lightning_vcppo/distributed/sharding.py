@@ -1,6 +1,6 @@
 """Adapt the strategies of Lightning to two networks that are trained in turn.
 
-* DDP is told to expect that the actor's parameters are not in the critic's backward pass.
+* DDP wraps them apart, and sums the gradients of the one that is updated (ddp.py).
 * FSDP2 shards (fsdp2.py), and three things follow. Reading a part of a network has to look like a
   forward pass (`as_forward`). Sampling, many small passes that differ between ranks, gathers the
   weights once (`gathered`). Whoever needs plain tensors asks for them (`full_state_dict`).

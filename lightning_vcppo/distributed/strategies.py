@@ -13,10 +13,12 @@ from lightning.pytorch.strategies import (
     ModelParallelStrategy,
     Strategy,
 )
+from torch.optim import Optimizer
 
 from lightning_vcppo.checkpointing.format import is_sharded_checkpoint
 from lightning_vcppo.common.errors import require
-from lightning_vcppo.common.lightning_compat import before_ddp_wraps, look_for_unused_parameters
+from lightning_vcppo.common.lightning_compat import look_for_unused_parameters
+from lightning_vcppo.distributed.ddp import NetworksDDPStrategy, wrap_apart
 
 REFUSED = {
     "deepspeed": (
@@ -80,10 +82,10 @@ def _is_fsdp2(strategy: object) -> bool:
 def prepare_strategy(strategy: Strategy, settle_types: Callable[[], None]) -> None:
     """Make a strategy fit for actor and critic.
 
-    DDP, as it comes, expects every parameter in every backward pass. Here the actor's are not in
-    the critic's, so DDP is told to look for the unused ones. It remembers the type of each
-    parameter as it wraps the model, so what is to be in another type than the precision's has to
-    be so before.
+    DDP, as it comes, expects every parameter in every backward pass. Here it wraps actor and critic
+    apart, and is told to look for parameters that a pass leaves out: where there is one wrapper all
+    the same, those are the other network's. It remembers the type of each parameter as it wraps, so
+    what is to be in another type than the precision's has to be so before.
 
     Args:
         strategy: Before its setup.
@@ -91,15 +93,19 @@ def prepare_strategy(strategy: Strategy, settle_types: Callable[[], None]) -> No
     """
     if isinstance(strategy, DDPStrategy):
         look_for_unused_parameters(strategy)
-        before_ddp_wraps(strategy, settle_types)
+        wrap_apart(strategy, settle_types)
 
 
-def sum_gradients_once(strategy: Strategy, *, is_last: bool) -> AbstractContextManager[None]:
+def sum_gradients_once(
+    strategy: Strategy, optimizer: Optimizer, *, is_last: bool
+) -> AbstractContextManager[None]:
     """Return the context of one of several backward passes whose gradients add up.
 
-    DDP sums them over ranks in the last, those of all networks. Shards are summed in each: a rank
-    has no room for whole gradients.
+    DDP sums them over ranks in the last, those of the network that the optimizer is of. Shards are
+    summed in each: a rank has no room for whole gradients.
     """
     if isinstance(strategy, DDPStrategy) and not is_last:
         return strategy.block_backward_sync()
+    if isinstance(strategy, NetworksDDPStrategy):
+        return strategy.exchanging(optimizer)
     return nullcontext()
