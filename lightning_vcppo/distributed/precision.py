@@ -1,4 +1,4 @@
-"""Apply the Trainer's precision outside of its own steps, and judge it for small updates."""
+"""Apply the Trainer's precision outside its steps, and check whether it keeps small updates."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch.distributed.tensor import DTensor
 from lightning_vcppo.common.lightning_compat import is_attached
 
 LOST_SHARE = 0.5
-"""More of the weights than this may not lose their updates without a warning."""
+"""Share of the weights that may lose their updates without a warning."""
 
 
 def step_precision(module: LightningModule) -> AbstractContextManager[None]:
     """Return the context in which a module's steps run: autocast under bf16-mixed.
 
-    Lightning enters it for its own steps. Callbacks that read a network enter it themselves: else
-    they would read in float32, at several times the cost.
+    Lightning enters it for its own steps. Callbacks that run a network enter it themselves;
+    otherwise they would compute in float32, at several times the cost.
 
     Args:
-        module: Attached to a Trainer; without one the context does nothing.
+        module: A module; without a Trainer the context does nothing.
     """
     if not is_attached(module):
         return nullcontext()
@@ -33,14 +33,14 @@ def step_precision(module: LightningModule) -> AbstractContextManager[None]:
 
 @torch.no_grad()
 def lost_share(parameters: Iterable[Tensor], lr: float) -> float:
-    """Return the share of bfloat16 weights that a step of size `lr` leaves as they are.
+    """Return the share of bfloat16 weights that a step of size `lr` does not change.
 
-    Adam's steps are about as large as the learning rate. A bfloat16 number has 8 bits, so what is
-    added is rounded away if it is less than 2^-9 of the weight.
+    Adam's steps are about as large as the learning rate. A bfloat16 number has 8 bits, so a step
+    is rounded away if it is less than 2^-9 of the weight.
 
     Args:
-        parameters: Trained; only matrices are looked at, at 10,000 places of each, and of a sharded
-            one only this rank's part.
+        parameters: Trained parameters; only matrices count, with 10,000 entries of each, and of a
+            sharded matrix only this rank's part.
         lr: Learning rate.
     """
     lost = looked_at = 0

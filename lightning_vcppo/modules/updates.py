@@ -18,7 +18,7 @@ from lightning_vcppo.algorithm.losses import combine, is_extreme
 from lightning_vcppo.common import places
 from lightning_vcppo.common.seeding import stream, stream_seed
 from lightning_vcppo.distributed.collectives import Ranks
-from lightning_vcppo.distributed.sharding import full_scalar, load_whole_or_sharded
+from lightning_vcppo.distributed.sharding import full_scalar, load_complete_or_sharded
 from lightning_vcppo.distributed.strategies import sum_gradients_once
 from lightning_vcppo.modules.objectives import Objective
 from lightning_vcppo.modules.optimizers import build_optimizer, warmed_up_lr
@@ -248,4 +248,4 @@ def restore_state(network: nn.Module, optimizer: Any, state: dict[str, Any]) -> 
     """Restore what `copy_state` has returned."""
     # Lightning's wrapper returns the wrapped optimizer's state, but would load only into itself.
     wrapped = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-    load_whole_or_sharded(network, wrapped, state["weights"], state["optimizer"])
+    load_complete_or_sharded(network, wrapped, state["weights"], state["optimizer"])

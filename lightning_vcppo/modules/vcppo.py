@@ -169,7 +169,7 @@ class VCPPOModule(PolicyModule):
         )
         self.critic: Critic | SideCritic | None = None
         self.reference: PreTrainedModel | None = None
-        adapters.save_trained_alone(self)
+        adapters.save_only_trained(self)
         self.updaters = build_updaters(update, actor_optimizer, critic_optimizer)
         self.health = {network: updater.health for network, updater in self.updaters.items()}
         self.begin_run()
@@ -312,7 +312,7 @@ class VCPPOModule(PolicyModule):
         self.rollout_store.add(self.critic_reads(rollout), reduce=self.sum_over_ranks)
         # Monte-Carlo returns do not change; other targets, and a clipped loss, need V again.
         needs_values = self.advantage.bootstrap_truncated or self.value.cliprange_value is not None
-        for epoch, stored in enumerate(self.rollout_store.lessons()):
+        for epoch, stored in enumerate(self.rollout_store.rollouts_to_fit()):
             rollout = stored.to(self.device)
             rollout = self.estimate_advantages(self.score(rollout)) if needs_values else rollout
             self.update_network("critic", rollout, [epoch])

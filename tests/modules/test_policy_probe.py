@@ -212,7 +212,9 @@ def test_lengths_past_a_change_of_rotary_factors_are_refused(limit, fits, rope):
     if fits:
         check_rotary(model, 8, limit, "sampling.max_response_length")
     else:
-        with pytest.raises(ValueError, match="pass 16 positions, where the model's rotary factors"):
+        with pytest.raises(
+            ValueError, match="exceed 16 positions, where the model's rotary factors"
+        ):
             check_rotary(model, 8, limit, "sampling.max_response_length")
 
 

@@ -128,7 +128,7 @@ FLAGS = [
     ),
     (
         "--model.sampling.max_response_length=1024",
-        "--model.sampling.max_response_length: 1024 tokens behind a prompt of ",
+        "--model.sampling.max_response_length: 1024 tokens after a prompt of ",
     ),
     (
         "--trainer.gradient_clip_val=1",
