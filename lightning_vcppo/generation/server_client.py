@@ -99,8 +99,9 @@ class ServerClient:
         body = {"method": "take_weight_files", "args": [folder]}
         answer = self._call("POST", "/collective_rpc", body, self._work_timeout_s)
         for of_worker in _field(answer, "results", list):
-            if isinstance(of_worker, dict) and "refused" in of_worker:
-                raise ServerRefusal(str(of_worker["refused"]))
+            for key, kind in (("refused", ServerRefusal), ("fault", ServerFault)):
+                if isinstance(of_worker, dict) and key in of_worker:
+                    raise kind(str(of_worker[key]))
         self._call("POST", f"/update_weight_version?v={quote(version)}", {"new_version": version})
         self._call("POST", "/resume")
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
+import threading
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +26,39 @@ if TYPE_CHECKING:
     Send = Callable[[Message], Awaitable[None]]
     App = Callable[[Message, Receive, Send], Awaitable[None]]
 
+SERVER_PID = "VCPPO_SERVER_PID"
+"""Environment variable that tells the processes of a server which is the first of them."""
 OPEN_PATH = "/health"
 """Says whether the server runs, and nothing else: monitors ask it without a token."""
+
+
+def end_with_server(server: int) -> None:
+    """End this process, and the one that started it, soon after a server is gone.
+
+    If the first process of a server is killed, vLLM's others stay, and keep the device's memory.
+
+    Args:
+        server: Its first process; if that is this one, nothing happens.
+    """
+    starter = os.getppid()
+
+    def watch() -> None:
+        while _is_there(server):
+            time.sleep(0.5)
+        if starter not in (1, server) and os.getppid() == starter:
+            os.kill(starter, signal.SIGKILL)
+        os._exit(1)
+
+    if server != os.getpid():
+        threading.Thread(target=watch, name="end with server", daemon=True).start()
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 class WeightsFromFiles:
@@ -37,11 +71,14 @@ class WeightsFromFiles:
         """Replace all weights by those in a directory.
 
         Returns:
-            What is wrong with them, under "refused", or nothing. vLLM itself only warns of weights
-            that are missing, and samples on with those that it has.
+            What is wrong: with the directory, under "fault", or with the weights, under "refused".
+            vLLM itself only warns of weights that are missing, and samples on with those it has.
         """
         expected = _shapes(self.vllm_config.model_config.hf_config)
-        given = read_shapes(folder)
+        try:
+            given = read_shapes(folder)
+        except OSError as error:
+            return {"fault": str(error)}
         different = {
             name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name)
         }
@@ -88,3 +125,7 @@ class RequireToken:
             await send({"type": "http.response.body", "body": b'{"error": "Unauthorized"}'})
         else:
             await send({"type": "websocket.close", "code": 1008})
+
+
+if SERVER_PID in os.environ:  # vLLM imports this file in a worker, and calls nothing in it yet
+    end_with_server(int(os.environ[SERVER_PID]))

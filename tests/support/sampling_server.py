@@ -6,6 +6,7 @@ It samples with the transformers engine, so what comes over the wire can be comp
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import torch
 
 from lightning_vcppo.generation import TransformersEngine
 from lightning_vcppo.generation.weight_files import read_shapes, read_weights
+from lightning_vcppo.models import loading
 from lightning_vcppo.settings import SamplingSettings
 
 TOKEN = "open sesame"
@@ -85,7 +87,7 @@ class SamplingServer:
         return {"choices": [choice]}
 
     def answer(self, path: str, body: dict) -> dict:
-        if path == "/weight_info":
+        if path in ("/health", "/weight_info"):
             return {"weight_version": self.version}
         if path == "/v1/models":
             return {"data": [{"id": "actor", "max_model_len": self.max_model_len}]}
@@ -126,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if owner.fault(self, path):
             return
-        if self.headers["Authorization"] != f"Bearer {TOKEN}":
+        if path != "/health" and self.headers["Authorization"] != f"Bearer {TOKEN}":
             self.reply(b'{"error": "Unauthorized"}', 401)
             return
         with torch.no_grad():
@@ -178,3 +180,14 @@ def at(path: str, fault: Fault, times: int) -> Fault:
         return fault(handler, asked)
 
     return limited
+
+
+def main(actor: str, port: str) -> None:
+    """Serve in a process of its own, until it is killed."""
+    torch.set_num_threads(1)
+    SamplingServer(loading.load_actor(actor), port=int(port))
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -49,6 +49,7 @@ def main(arguments: Sequence[str]) -> None:
     config = config_for_vllm(config, loading.class_name(config), untie=on_cpu)
     token, file = make_token(own.token_file)
     os.environ |= {VARIABLE: token, "VLLM_API_KEY": token, "VLLM_SERVER_DEV_MODE": "1"}
+    os.environ["VCPPO_SERVER_PID"] = str(os.getpid())
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     with tempfile.TemporaryDirectory(prefix="vcppo-serve-") as folder:
         config.save_pretrained(folder)
@@ -90,6 +91,7 @@ def flags_for_vllm(
         "host": own.host,
         "port": own.port,
         "served_model_name": "actor",
+        "enable_scale_out": True,  # the endpoint of token ids
         "load_format": "dummy",  # the weights come from the trainer
         "skip_tokenizer_init": True,
         "generation_config": "vllm",  # no defaults of the model's for what a request leaves open
