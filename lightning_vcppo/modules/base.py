@@ -38,6 +38,7 @@ from lightning_vcppo.models.checks import (
 from lightning_vcppo.models.critic import Critic
 from lightning_vcppo.models.hf_folders import write_folder
 from lightning_vcppo.models.kernels import use_kernels
+from lightning_vcppo.modules.lost_engine import together
 from lightning_vcppo.modules.policy_probe import language_model, probe_policy
 from lightning_vcppo.modules.update_health import NotFiniteError, UpdateHealth
 from lightning_vcppo.rewards.functions import Grader, RewardFunction
@@ -153,10 +154,11 @@ class PolicyModule(L.LightningModule):
         self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Any]:
         """Sample and grade responses, with the same random numbers at every evaluation."""
-        if not len(batch):
+        with together(self.sampler.settings, self.max_over_ranks):
+            if len(batch):
+                return {"records": self.evaluator.evaluate(batch)}
             self.sampler.attend(self._weights_version())
-            return {"records": []}
-        return {"records": self.evaluator.evaluate(batch)}
+        return {"records": []}
 
     @override
     def test_step(
@@ -251,7 +253,8 @@ class PolicyModule(L.LightningModule):
             settings: Sampling settings.
             stream: Names the random streams, together with problem and sample.
         """
-        with in_place("sampling"), step_precision(self):
+        agreed = together(self.sampler.settings, self.max_over_ranks)
+        with in_place("sampling"), step_precision(self), agreed:
             return self.sampler.sample(
                 batch,
                 settings,
