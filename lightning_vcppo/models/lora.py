@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from lightning_vcppo.common.errors import require
+from lightning_vcppo.distributed.precision import multiplies_precisely
 from lightning_vcppo.models.value_network import ValueNetwork
 from lightning_vcppo.settings import LoRASettings
 
@@ -88,20 +89,17 @@ def merged_weight(layer: Any, base: Tensor, lora_A: Tensor, lora_B: Tensor) -> T
 def merged_linear(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     """Return weight and bias that do what a linear layer does, or None.
 
-    None is for layers of another kind, and for adapters where arithmetic is in bfloat16: rounded to
-    it, a sum with the base loses what they add, as long as that is less than 1/512 of a weight.
+    None is for layers of another kind, and for adapters where products are in bfloat16 or TF32:
+    rounded to bfloat16, a sum with the base loses what they add, as long as that is less than 1/512
+    of a weight.
     """
     if type(layer) is nn.Linear:
         return layer.weight, layer.bias
     base = getattr(layer, "base_layer", None)
-    if is_adapted(layer) and type(base) is nn.Linear and _is_precise(base.weight):
+    if is_adapted(layer) and type(base) is nn.Linear and multiplies_precisely(base.weight):
         lora_A, lora_B = (getattr(layer, f"lora_{x}")[NAME].weight for x in "AB")
         return merged_weight(layer, base.weight, lora_A, lora_B), base.bias
     return None
-
-
-def _is_precise(weight: Tensor) -> bool:
-    return weight.dtype.itemsize >= 4 and not torch.is_autocast_enabled(weight.device.type)
 
 
 @torch.no_grad()

@@ -62,7 +62,7 @@ def probe_policy(
     Args:
         networks: By name, the actor first.
         sample: Samples from the actor; None where an engine with weights of its own does.
-        half: Whether the arithmetic is in a type of two bytes.
+        half: Whether products are in a type of two bytes, or in TF32.
         agree: Returns the largest of one number a rank.
 
     Returns:
