@@ -36,7 +36,16 @@ class Generations:
 
 
 class GenerationEngine(Protocol):
-    """Samples responses to tokenised prompts; the whole contract between engines and the rest."""
+    """Samples responses to tokenised prompts; the whole contract between engines and the rest.
+
+    Attributes:
+        detached: True where responses come from a copy of the weights outside of the trained model
+            that training does not touch: then `generate` may run in another thread while the model
+            trains, one call at a time. It calls no collective, so ranks need not agree on when.
+            False where sampling and training share the model, its memory or its process.
+    """
+
+    detached: bool
 
     def take_weights(self, version: object) -> None:
         """Make the next responses those of the actor as it is now; called on every rank.

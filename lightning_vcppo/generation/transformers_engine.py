@@ -42,6 +42,8 @@ class TransformersEngine:
             None means where that is faster and possible.
     """
 
+    detached = False
+
     def __init__(
         self,
         model: PreTrainedModel,

@@ -47,6 +47,8 @@ class VLLMEngine:
     what it has sampled from. With a smaller `top_p` they are NaN.
     """
 
+    detached = False  # shares the process, its random state and the device's memory
+
     def __init__(
         self,
         actor: PreTrainedModel,
