@@ -22,7 +22,7 @@ from lightning_vcppo.common.lightning_compat import is_attached
 from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.distributed.fsdp2 import build
-from lightning_vcppo.distributed.precision import step_precision
+from lightning_vcppo.distributed.precision import multiplies_precisely, step_precision
 from lightning_vcppo.distributed.sharding import full_state_dict
 from lightning_vcppo.distributed.standstill import FILES_S, in_place, unwatch, watch
 from lightning_vcppo.distributed.strategies import refuse_strategy
@@ -238,7 +238,8 @@ class PolicyModule(L.LightningModule):
             self.sampler_agrees = probe_policy(
                 self._networks(training=training),
                 self.generate if samples else None,
-                half=self.actor.dtype.itemsize < 4 or "16" in str(self.trainer.precision),
+                half="16" in str(self.trainer.precision)
+                or not multiplies_precisely(next(self.actor.parameters())),
                 agree=self.max_over_ranks,
             )
         self._probed = True
