@@ -78,8 +78,10 @@ class UpdateSettings:
     """How a rollout is cut into updates.
 
     Attributes:
-        order: Which network a rollout updates first. Advantages and targets are read before both,
-            so that it matters only with `value.target_correction`.
+        order: Which network a rollout updates first; or both "together": a side critic learns in
+            the policy's own forward passes, which saves as many passes of the actor. Advantages and
+            targets are read before both, so the order matters with `value.target_correction`, and
+            to a side critic: it reads the actor before its updates, after them, or before each.
         ppo_epochs: Passes of the policy over a rollout.
         ppo_mini_batch_size: Responses, over all ranks, of one policy update.
         critic_epochs: Passes of the critic; None means `ppo_epochs`.
@@ -87,7 +89,7 @@ class UpdateSettings:
         ppo_max_token_len_per_gpu: Tokens of one forward pass on one device (a micro-batch).
     """
 
-    order: Literal["critic_first", "actor_first"] = "critic_first"
+    order: Literal["critic_first", "actor_first", "together"] = "critic_first"
     ppo_epochs: int = 1
     ppo_mini_batch_size: int = 512
     critic_epochs: int | None = None

@@ -145,6 +145,7 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
         actor=actor,
         critic=critic,
         side_weights=side_weights,
+        side_together=update.order == "together",
         reference=bool(settings.policy.kl_coef),
         prompt_length=config.data.max_prompt_length,
         response_length=sampling.max_response_length,
