@@ -1,4 +1,4 @@
-"""`vcppo report`: write one HTML page about one or more runs. It starts without torch."""
+"""Run `vcppo report`: write one HTML page about one or more runs, without torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def main(args: Sequence[str]) -> None:
     """Run `vcppo report`.
 
     Args:
-        args: What follows the command.
+        args: Arguments after the command's name.
 
     Raises:
         ValueError: As `write_report`.
@@ -23,8 +23,10 @@ def main(args: Sequence[str]) -> None:
     parser = OneLineArguments(
         "vcppo report", description="Write one HTML page about one or more runs."
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER")
-    parser.add_argument("--output", type=Path, help="the page; default: report.html in the first")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument(
+        "--output", type=Path, help="HTML file; default: report.html in the first run"
+    )
     arguments = parser.parse_args(args)
     with waiting_for("Drawing the report"):
         page = write_report(arguments.runs, arguments.output)
