@@ -1,6 +1,6 @@
 """Adapt the strategies of Lightning to two networks that are trained in turn.
 
-* DDP must expect that the actor's parameters are not in the critic's backward pass.
+* DDP wraps them separately, and sums the gradients of the one that is updated (ddp.py).
 * FSDP2 shards (fsdp2.py), with three consequences. Running a part of a network must be wrapped as a
   forward pass (`as_forward`). Sampling, with many small passes that differ between ranks, gathers
   the weights once (`gathered`). Code that needs unsharded tensors calls `full_state_dict`.

@@ -13,10 +13,12 @@ from lightning.pytorch.strategies import (
     ModelParallelStrategy,
     Strategy,
 )
+from torch.optim import Optimizer
 
 from lightning_vcppo.checkpointing.format import is_sharded_checkpoint
 from lightning_vcppo.common.errors import require
-from lightning_vcppo.common.lightning_compat import before_ddp_wraps, look_for_unused_parameters
+from lightning_vcppo.common.lightning_compat import look_for_unused_parameters
+from lightning_vcppo.distributed.ddp import NetworksDDPStrategy, wrap_apart
 
 REFUSED = {
     "deepspeed": (
@@ -80,9 +82,10 @@ def _is_fsdp2(strategy: object) -> bool:
 def prepare_strategy(strategy: Strategy, settle_types: Callable[[], None]) -> None:
     """Prepare a strategy for actor and critic.
 
-    By default DDP expects every parameter in every backward pass. Here the actor's are not in the
-    critic's, so DDP must look for unused parameters. It stores the type of each parameter when it
-    wraps the model, so parameters of another type than the precision's must be cast before.
+    By default DDP expects every parameter in every backward pass. Here it wraps actor and critic
+    separately, and looks for unused parameters: under a single wrapper, those are the other
+    network's. It stores the type of each parameter when it wraps a network, so parameters of
+    another type than the precision's must be cast before.
 
     Args:
         strategy: A strategy before its setup.
@@ -90,15 +93,19 @@ def prepare_strategy(strategy: Strategy, settle_types: Callable[[], None]) -> No
     """
     if isinstance(strategy, DDPStrategy):
         look_for_unused_parameters(strategy)
-        before_ddp_wraps(strategy, settle_types)
+        wrap_apart(strategy, settle_types)
 
 
-def sum_gradients_once(strategy: Strategy, *, is_last: bool) -> AbstractContextManager[None]:
+def sum_gradients_once(
+    strategy: Strategy, optimizer: Optimizer, *, is_last: bool
+) -> AbstractContextManager[None]:
     """Return the context of one of several backward passes whose gradients add up.
 
-    DDP sums them over ranks in the last pass, for all networks. Shards are summed in each pass,
-    because a rank has no memory for complete gradients.
+    DDP sums them over ranks in the last pass, for the network of the optimizer. Shards are summed
+    in each pass, because a rank has no memory for complete gradients.
     """
     if isinstance(strategy, DDPStrategy) and not is_last:
         return strategy.block_backward_sync()
+    if isinstance(strategy, NetworksDDPStrategy):
+        return strategy.exchanging(optimizer)
     return nullcontext()

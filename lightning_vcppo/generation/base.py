@@ -36,7 +36,16 @@ class Generations:
 
 
 class GenerationEngine(Protocol):
-    """Samples responses to tokenized prompts; all that other packages know of an engine."""
+    """Samples responses to tokenized prompts; all that other packages know of an engine.
+
+    Attributes:
+        detached: True if responses come from a copy of the weights outside the trained model that
+            training does not touch: then `generate` may run in another thread while the model
+            trains, one call at a time. It calls no collective, so ranks need not call it together.
+            False if sampling and training share the model, its memory or its process.
+    """
+
+    detached: bool
 
     def take_weights(self, version: object) -> None:
         """Use the actor's present weights for the next responses; called on every rank.

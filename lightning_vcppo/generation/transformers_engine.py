@@ -42,6 +42,8 @@ class TransformersEngine:
             None means if that is possible and faster.
     """
 
+    detached = False
+
     def __init__(
         self,
         model: PreTrainedModel,

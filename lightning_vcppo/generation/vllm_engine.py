@@ -47,6 +47,8 @@ class VLLMEngine:
     1.
     """
 
+    detached = False  # shares the process, its random state and the device's memory
+
     def __init__(
         self,
         actor: PreTrainedModel,

@@ -37,13 +37,14 @@ class Backend:
     Attributes:
         ranks: Ranks of the run.
         run_backward: Runs the backward pass of this rank's share of a loss summed over ranks.
-        summing: Returns the context of one of several backward passes; pass True for the last.
+        summing: Returns the context of one of several backward passes of an optimizer's network;
+            pass True for the last.
         device: Device of losses and metrics.
     """
 
     ranks: Ranks
     run_backward: Callable[[Tensor], None]
-    summing: Callable[[bool], AbstractContextManager[None]]
+    summing: Callable[[Any, bool], AbstractContextManager[None]]
     device: torch.device
 
     @classmethod
@@ -54,7 +55,9 @@ class Backend:
             ranks,
             # Strategies average over ranks; the loss of a mini-batch is the sum over ranks.
             run_backward=lambda loss: module.manual_backward(loss * ranks.count),
-            summing=lambda is_last: sum_gradients_once(strategy, is_last=is_last),
+            summing=lambda optimizer, is_last: sum_gradients_once(
+                strategy, optimizer, is_last=is_last
+            ),
             device=module.device,
         )
 
@@ -117,7 +120,7 @@ class Updater:
             weighed = objective.weigh(mini_batch, backend.ranks.sum)
             pieces = list(scorer.micro_batches(weighed, rollout, backend.ranks))
             for left, micro_batch in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
-                with backend.summing(left == 0):
+                with backend.summing(optimizer, left == 0):
                     loss, parts = objective.loss(micro_batch)
                     backend.run_backward(loss)
                 parts = {"loss": loss, **parts}

@@ -171,6 +171,11 @@ def test_a_run_that_goes_on_with_other_ranks_says_so(runs, name):
     assert "The checkpoint was written by 2 processes, and this run has 1: " in log
 
 
+def test_ddp_exchanges_the_gradients_of_the_network_that_is_updated_alone(runs):
+    exchanged, expected = runs["ddp_2_waiting"][0]["exchanged"]
+    assert exchanged == expected and min(expected.values()) > 0
+
+
 @pytest.mark.parametrize("network", ["actor", "critic"])
 def test_shards_are_written_as_an_ordinary_folder(runs, network):
     plain, gathered = (runs.folder(name) / network for name in ("one", "fsdp2_2"))
