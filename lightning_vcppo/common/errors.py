@@ -74,6 +74,10 @@ class UserError(ValueError):
     """A user's mistake whose message is already one line for the user."""
 
 
+class EngineLostError(UserError):
+    """No sampling server answers any more; the message says which, and what was tried."""
+
+
 def debugging() -> bool:
     """Return whether tracebacks are wanted: `--debug`, or VCPPO_DEBUG in the environment."""
     return bool(os.environ.get("VCPPO_DEBUG"))

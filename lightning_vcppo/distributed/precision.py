@@ -1,17 +1,20 @@
-"""Apply the Trainer's precision outside its steps, and check whether it keeps small updates."""
+"""Apply the Trainer's precision outside its steps, and check what it rounds away."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal, TypeAlias
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lightning_vcppo.common.lightning_compat import is_attached
 
+Float32Matmul: TypeAlias = Literal["auto", "highest", "high", "medium"]
 LOST_SHARE = 0.5
 """Share of the weights that may lose their updates without a warning."""
 
@@ -29,6 +32,59 @@ def step_precision(module: LightningModule) -> AbstractContextManager[None]:
         return nullcontext()
     context: AbstractContextManager[None] = module.trainer.precision_plugin.forward_context()
     return context
+
+
+def multiplies_precisely(weight: Tensor) -> bool:
+    """Return whether matrix products with a weight are in float32 or better, now.
+
+    They are not under autocast, nor on CUDA where float32 is multiplied in TF32.
+    """
+    if weight.dtype.itemsize < 4 or torch.is_autocast_enabled(weight.device.type):
+        return False
+    return weight.dtype != torch.float32 or not (weight.is_cuda and multiplies_in_tf32())
+
+
+def multiplies_in_tf32() -> bool:
+    """Return whether CUDA rounds the inputs of float32 products to 10 bits in this process."""
+    cublas = torch.backends.cuda.matmul
+    kind = getattr(cublas, "fp32_precision", None)  # since torch 2.9
+    return bool(cublas.allow_tf32) if kind is None else kind == "tf32"
+
+
+@contextmanager
+def float32_products(choice: Float32Matmul, trainer: Trainer) -> Iterator[None]:
+    """Set how CUDA multiplies float32 matrices during a run.
+
+    Args:
+        choice: One of torch's names, for any run; "auto" is "high", TF32, for a run on CUDA that
+            has float32 throughout, unless the process has chosen something itself.
+        trainer: Of the run; on a CPU nothing changes.
+    """
+    before = _matmul_precision()
+    is_float32 = str(trainer.precision) == "32-true"
+    if choice == "auto":
+        choice = "high" if is_float32 and before == "highest" else "auto"
+    if choice == "auto" or before is None or trainer.strategy.root_device.type != "cuda":
+        yield
+        return
+    torch.set_float32_matmul_precision(choice)
+    if is_float32 and multiplies_in_tf32():
+        rank_zero_info(
+            "float32 products are in TF32, whose inputs have 10 bits; "
+            "--float32_matmul_precision=highest keeps all 23"
+        )
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _matmul_precision() -> str | None:
+    """Return torch's name of the present choice; None if it was made by the newer flags."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch does not translate them
+        return None
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Adapt the strategies of Lightning to two networks that are trained in turn.
 
-* DDP wraps them separately, and sums the gradients of the one that is updated (ddp.py).
+* DDP wraps them apart, and sums the gradients of the network that is updated (ddp.py).
 * FSDP2 shards (fsdp2.py), with three consequences. Running a part of a network must be wrapped as a
   forward pass (`as_forward`). Sampling, with many small passes that differ between ranks, gathers
   the weights once (`gathered`). Code that needs unsharded tensors calls `full_state_dict`.

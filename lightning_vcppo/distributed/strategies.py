@@ -83,9 +83,9 @@ def prepare_strategy(strategy: Strategy, settle_types: Callable[[], None]) -> No
     """Prepare a strategy for actor and critic.
 
     By default DDP expects every parameter in every backward pass. Here it wraps actor and critic
-    separately, and looks for unused parameters: under a single wrapper, those are the other
-    network's. It stores the type of each parameter when it wraps a network, so parameters of
-    another type than the precision's must be cast before.
+    apart, and must look for unused parameters: with one wrapper around both, those of the other
+    network. It stores the type of each parameter when it wraps, so parameters of another type than
+    the precision's must be cast before.
 
     Args:
         strategy: A strategy before its setup.

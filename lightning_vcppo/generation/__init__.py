@@ -2,6 +2,7 @@
 
 from lightning_vcppo.generation.base import GenerationEngine, Generations
 from lightning_vcppo.generation.build import build_engine
+from lightning_vcppo.generation.server_engine import VLLMServerEngine
 from lightning_vcppo.generation.transformers_engine import TransformersEngine
 from lightning_vcppo.generation.vllm_engine import VLLMEngine
 
@@ -10,5 +11,6 @@ __all__ = [
     "Generations",
     "TransformersEngine",
     "VLLMEngine",
+    "VLLMServerEngine",
     "build_engine",
 ]

@@ -39,10 +39,10 @@ class GenerationEngine(Protocol):
     """Samples responses to tokenized prompts; all that other packages know of an engine.
 
     Attributes:
-        detached: True if responses come from a copy of the weights outside the trained model that
-            training does not touch: then `generate` may run in another thread while the model
-            trains, one call at a time. It calls no collective, so ranks need not call it together.
-            False if sampling and training share the model, its memory or its process.
+        detached: True if responses come from a copy of the weights that training does not touch:
+            `generate` may then run in another thread while the model trains, one call at a time. It
+            calls no collective, so ranks need not agree on when. False if sampling and training
+            share the model, its memory or its process.
     """
 
     detached: bool

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from transformers import PreTrainedModel
 
 from lightning_vcppo.generation.base import GenerationEngine
+from lightning_vcppo.generation.server_engine import VLLMServerEngine
 from lightning_vcppo.generation.transformers_engine import TransformersEngine
 from lightning_vcppo.generation.vllm_engine import VLLMEngine
 from lightning_vcppo.settings import EngineSettings
@@ -29,12 +30,19 @@ def _vllm(
     return VLLMEngine(actor, settings, pad_token_id=pad_token_id, eos_token_ids=eos_token_ids)
 
 
+def _vllm_server(
+    actor: PreTrainedModel, settings: EngineSettings, pad_token_id: int, eos_token_ids: set[int]
+) -> GenerationEngine:
+    return VLLMServerEngine(actor, settings, pad_token_id=pad_token_id, eos_token_ids=eos_token_ids)
+
+
 ENGINES: dict[str, Callable[..., GenerationEngine]] = {
     "transformers": _transformers,
     "vllm": _vllm,
+    "vllm_server": _vllm_server,
 }
 """Builders of engines, by `--model.engine.name`."""
-GATHERS_SHARDS = {"vllm"}
+GATHERS_SHARDS = {"vllm", "vllm_server"}
 """Engines that gather sharded weights one by one; the others need complete weights."""
 
 

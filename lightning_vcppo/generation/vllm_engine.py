@@ -36,6 +36,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.generation.base import Generations
+from lightning_vcppo.generation.padding import pad
 from lightning_vcppo.models.lora import plain_weights
 from lightning_vcppo.settings import EngineSettings, SamplingSettings
 
@@ -150,7 +151,14 @@ class VLLMEngine:
                 use_tqdm=False,
             )
             self.sleep()
-        return self._pack([result.outputs[0] for result in results])
+        completions = [result.outputs[0] for result in results]
+        return pad(
+            [completion.token_ids for completion in completions],
+            [c.logprobs.logprobs if c.logprobs else None for c in completions],
+            [completion.finish_reason == "stop" for completion in completions],
+            self._pad,
+            self._device,
+        )
 
     def _parameters(self, seed: int, settings: SamplingSettings) -> Any:
         """Return vLLM's `SamplingParams` of one sequence."""
@@ -167,25 +175,6 @@ class VLLMEngine:
             flat_logprobs=True,
             detokenize=False,
         )
-
-    def _pack(self, completions: Sequence[Any]) -> Generations:
-        """Pad what vLLM returned."""
-        lengths_B = torch.tensor([len(completion.token_ids) for completion in completions])
-        mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
-        ids_BT = torch.full(mask_BT.shape, self._pad)
-        logprobs_BT = torch.zeros(mask_BT.shape, dtype=torch.float32)
-        for row, completion in enumerate(completions):
-            ids_BT[row, mask_BT[row]] = torch.tensor(list(completion.token_ids))
-            # The default dtype may be that of the trainer's precision, so it is stated.
-            logprobs_BT[row, mask_BT[row]] = torch.tensor(
-                completion.logprobs.logprobs if completion.logprobs else float("nan"),
-                dtype=torch.float32,
-            )
-        finished_B = torch.tensor(
-            [completion.finish_reason == "stop" for completion in completions]
-        )
-        tensors = (ids_BT, mask_BT, logprobs_BT, finished_B)
-        return Generations(*(tensor.to(self._device) for tensor in tensors))
 
 
 def product_type(actor: PreTrainedModel) -> torch.dtype:
@@ -224,7 +213,9 @@ def _build(
             warnings.simplefilter("ignore", FutureWarning)
             from vllm import LLM
 
-            _config_for_vllm(actor, untie=on_cpu).save_pretrained(folder)
+            classes = (c for c in type(actor).__mro__ if c.__module__.startswith("transformers."))
+            name = next(classes).__name__  # FSDP2 puts a class of its own before
+            config_for_vllm(actor.config, name, untie=on_cpu).save_pretrained(folder)
             llm = LLM(folder, **arguments)
     except (ValueError, TypeError, RuntimeError, NotImplementedError, ImportError) as error:
         raise ValueError(f"--model.engine.name=vllm: vLLM cannot be started: {error}") from error
@@ -237,15 +228,19 @@ def _build(
     return llm
 
 
-def _config_for_vllm(actor: PreTrainedModel, *, untie: bool) -> PreTrainedConfig:
-    """Return the actor's config, with the name of its class.
+def config_for_vllm(config: PreTrainedConfig, name: str, *, untie: bool) -> PreTrainedConfig:
+    """Return a copy of an actor's config from which vLLM builds a model that can be reloaded.
 
     On the CPU vLLM packs the matrix of the output layer and, if it is tied to the embedding, does
     not pack it again when weights are reloaded. So both are passed, untied.
+
+    Args:
+        config: Config of the actor.
+        name: Name of the actor's class.
+        untie: Whether to untie the two matrices.
     """
-    config = copy.deepcopy(actor.config)
-    of_transformers = (c for c in type(actor).__mro__ if c.__module__.startswith("transformers."))
-    config.architectures = [next(of_transformers).__name__]  # FSDP2 puts its own class first
+    config = copy.deepcopy(config)
+    config.architectures = [name]
     if untie:
         config.tie_word_embeddings = False
     return config

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from typing_extensions import override
@@ -79,6 +80,22 @@ def holds_pretrained_critic(source: str | Mapping[str, Any]) -> bool:
     return isinstance(source, str) and hasattr(load_config(source), "value_head")
 
 
+def holds_value_head(source: str) -> bool:
+    """Return whether a folder holds a critic, of ours or of others, or a reward model."""
+    config = load_config(source)
+    return hasattr(config, "value_head") or _has_plain_head(config) or _has_reward_head(config)
+
+
+def _has_plain_head(config: PreTrainedConfig) -> bool:
+    """Return whether a model is a critic as other trainers write them."""
+    architecture = (config.architectures or [""])[0]
+    return architecture.endswith("ForTokenClassification") and config.num_labels == 1
+
+
+def _has_reward_head(config: PreTrainedConfig) -> bool:
+    return (config.architectures or [""])[0].endswith("ForSequenceClassification")
+
+
 def load_critic(
     source: str | Mapping[str, Any], settings: ValueSettings, *, seed: int = 0
 ) -> Critic | SideCritic:
@@ -113,13 +130,9 @@ def load_critic(
         raise ValueError(f"critic: {source} was trained with value head {held}, not {wanted}")
     if isinstance(config, LadderConfig):
         return SideCritic(Ladder.from_pretrained(source), settings)
-    architecture = (config.architectures or [""])[0]
     is_scalar = settings.head == "scalar" and held is None
-    is_reward_model = is_scalar and architecture.endswith("ForSequenceClassification")
-    # The format in which other trainers write their critics.
-    is_plain_critic = is_scalar and architecture.endswith("ForTokenClassification")
-    is_plain_critic = is_plain_critic and config.num_labels == 1
-    has_head = held is not None or is_reward_model or is_plain_critic
+    is_reward_model = is_scalar and _has_reward_head(config)
+    has_head = held is not None or is_reward_model or (is_scalar and _has_plain_head(config))
     # A reward model's head has no bias.
     new = "score.bias" if is_reward_model else "" if has_head else "score."
     outputs = num_outputs(settings)

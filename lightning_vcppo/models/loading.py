@@ -115,6 +115,12 @@ def load_config(name_or_path: str) -> PreTrainedConfig:
     return config
 
 
+def class_name(config: PreTrainedConfig) -> str:
+    """Return the name of the class of causal language models that a config is of."""
+    with torch.device("meta"):
+        return type(AutoModelForCausalLM.from_config(config)).__name__
+
+
 def disable_dropout(model: nn.Module) -> None:
     """Set every dropout to 0, because importance ratios need the same policy twice."""
     for module in model.modules():

@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from lightning_vcppo.common.errors import require
+from lightning_vcppo.distributed.precision import multiplies_precisely
 from lightning_vcppo.models.value_network import ValueNetwork
 from lightning_vcppo.settings import LoRASettings
 
@@ -88,20 +89,16 @@ def merged_weight(layer: Any, base: Tensor, lora_A: Tensor, lora_B: Tensor) -> T
 def merged_linear(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     """Return weight and bias of a linear layer with its adapter merged, or None.
 
-    None is for other layers, and for adapters in bfloat16 arithmetic: rounded to bfloat16, a merged
-    weight loses an adapter's change of less than 1/512 of the weight.
+    None is for other layers, and for adapters where products are in bfloat16 or TF32: rounded, a
+    merged weight loses an adapter's change of less than 1/512 (bfloat16) of the weight.
     """
     if type(layer) is nn.Linear:
         return layer.weight, layer.bias
     base = getattr(layer, "base_layer", None)
-    if is_adapted(layer) and type(base) is nn.Linear and _is_precise(base.weight):
+    if is_adapted(layer) and type(base) is nn.Linear and multiplies_precisely(base.weight):
         lora_A, lora_B = (getattr(layer, f"lora_{x}")[NAME].weight for x in "AB")
         return merged_weight(layer, base.weight, lora_A, lora_B), base.bias
     return None
-
-
-def _is_precise(weight: Tensor) -> bool:
-    return weight.dtype.itemsize >= 4 and not torch.is_autocast_enabled(weight.device.type)
 
 
 @torch.no_grad()

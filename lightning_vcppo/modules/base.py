@@ -22,7 +22,7 @@ from lightning_vcppo.common.lightning_compat import is_attached
 from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.distributed.fsdp2 import build
-from lightning_vcppo.distributed.precision import step_precision
+from lightning_vcppo.distributed.precision import multiplies_precisely, step_precision
 from lightning_vcppo.distributed.sharding import full_state_dict
 from lightning_vcppo.distributed.standstill import FILES_S, in_place, unwatch, watch
 from lightning_vcppo.distributed.strategies import refuse_strategy
@@ -38,6 +38,7 @@ from lightning_vcppo.models.checks import (
 from lightning_vcppo.models.critic import Critic
 from lightning_vcppo.models.hf_folders import write_folder
 from lightning_vcppo.models.kernels import use_kernels
+from lightning_vcppo.modules.lost_engine import together
 from lightning_vcppo.modules.policy_probe import language_model, probe_policy
 from lightning_vcppo.modules.update_health import NotFiniteError, UpdateHealth
 from lightning_vcppo.rewards.functions import Grader, RewardFunction
@@ -153,10 +154,11 @@ class PolicyModule(L.LightningModule):
         self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Any]:
         """Sample and grade responses, with the same random numbers at every evaluation."""
-        if not len(batch):
+        with together(self.sampler.settings, self.max_over_ranks):
+            if len(batch):
+                return {"records": self.evaluator.evaluate(batch)}
             self.sampler.attend(self._weights_version())
-            return {"records": []}
-        return {"records": self.evaluator.evaluate(batch)}
+        return {"records": []}
 
     @override
     def test_step(
@@ -236,7 +238,8 @@ class PolicyModule(L.LightningModule):
             self.sampler_agrees = probe_policy(
                 self._networks(training=training),
                 self.generate if samples else None,
-                half=self.actor.dtype.itemsize < 4 or "16" in str(self.trainer.precision),
+                half="16" in str(self.trainer.precision)
+                or not multiplies_precisely(next(self.actor.parameters())),
                 agree=self.max_over_ranks,
             )
         self._probed = True
@@ -251,7 +254,8 @@ class PolicyModule(L.LightningModule):
             settings: Sampling settings.
             stream: Names the random streams, together with problem and sample.
         """
-        with in_place("sampling"), step_precision(self):
+        agreed = together(self.sampler.settings, self.max_over_ranks)
+        with in_place("sampling"), step_precision(self), agreed:
             return self.sampler.sample(
                 batch,
                 settings,

@@ -53,7 +53,7 @@ def require_consistency(
     correction = policy.correction_with(engine)
     reads_sampler = correction != "off" or policy.old_logprobs == "sampler"
     require(
-        engine.name != "vllm" or not reads_sampler or sampling.top_p == 1,
+        not engine.is_vllm or not reads_sampler or sampling.top_p == 1,
         f"sampling.top_p: with {sampling.top_p}, vLLM's log-probs are those of the truncated "
         "distribution; set sampling.top_p=1, or policy.importance_correction=off and "
         "policy.old_logprobs=recomputed",

@@ -62,7 +62,7 @@ def probe_policy(
     Args:
         networks: Networks by name, the actor first.
         sample: Samples from the actor; None if an engine with its own weights does.
-        half: Whether the arithmetic is in a 16-bit type.
+        half: Whether products are in a 16-bit type or in TF32.
         agree: Returns the largest of the ranks' numbers.
 
     Returns:

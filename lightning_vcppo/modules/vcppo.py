@@ -14,7 +14,7 @@ Shapes: B responses, T response tokens, N masked response tokens, K outputs of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from lightning_vcppo.common.files import is_trial
 from lightning_vcppo.common.lightning_compat import forget_logged, is_attached, lift_step_limit
 from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.distributed.collectives import gather
-from lightning_vcppo.distributed.precision import step_precision
+from lightning_vcppo.distributed.precision import multiplies_precisely, step_precision
 from lightning_vcppo.distributed.standstill import in_place
 from lightning_vcppo.distributed.strategies import prepare_strategy
 from lightning_vcppo.metrics.rollout import describe_step
@@ -37,23 +37,16 @@ from lightning_vcppo.models import hf_folders, loading
 from lightning_vcppo.models import lora as adapters
 from lightning_vcppo.models.critic import Critic
 from lightning_vcppo.models.side_critic import SideCritic
+from lightning_vcppo.modules import estimation
 from lightning_vcppo.modules.base import PolicyModule
 from lightning_vcppo.modules.consistency import require_consistency
-from lightning_vcppo.modules.estimation import (
-    correct_mismatch,
-    correct_targets,
-    estimate_advantages,
-    place_rewards,
-    punish_length,
-    weigh_prompts,
-    whiten_advantages,
-)
 from lightning_vcppo.modules.master_weights import (
     require_master_weights,
     require_same_master_weights,
 )
 from lightning_vcppo.modules.networks import NetworkLoader
 from lightning_vcppo.modules.objectives import CriticObjective, Objective, PolicyObjective
+from lightning_vcppo.modules.offload import Offloader, require_offload
 from lightning_vcppo.modules.scoring import Scorer
 from lightning_vcppo.modules.stopwatch import Stopwatch
 from lightning_vcppo.modules.updates import (
@@ -76,6 +69,7 @@ from lightning_vcppo.settings import (
     Kernels,
     LoRASettings,
     MasterWeights,
+    Offload,
     OptimizerSettings,
     PolicySettings,
     RewardShapingSettings,
@@ -113,6 +107,7 @@ class VCPPOModule(PolicyModule):
         activation_checkpointing: bool = False,
         kernels: Kernels = "auto",
         master_weights: MasterWeights = "none",
+        offload: Sequence[Offload] = (),
         actor_optimizer: OptimizerSettings = OptimizerSettings(lr=1e-6),
         critic_optimizer: OptimizerSettings = OptimizerSettings(lr=2e-6),
     ) -> None:
@@ -136,12 +131,10 @@ class VCPPOModule(PolicyModule):
             value: The critic's head and loss.
             update: Epochs, mini-batches, micro-batches.
             lora: Train adapters and the value head instead of all weights.
-            activation_checkpointing: Keep only a layer's input and compute the layer again in the
-                backward pass: less memory, a third more arithmetic in an update.
-            kernels: Norms, SwiGLU and rotation on CUDA: Liger's, transformers' (none), or Liger's
-                if it is installed (auto).
-            master_weights: Way to keep updates that weights under `bf16-true` would round away:
-                copies in float32, the rounding error (Kahan), or stochastic rounding.
+            activation_checkpointing: Compute each layer again in the backward pass, to save memory.
+            kernels: Norms, SwiGLU and rotation on CUDA; auto takes Liger's if it is installed.
+            master_weights: Way to keep updates that weights under `bf16-true` would round away.
+            offload: Parts that are kept on the host while they are not in use (offload.py).
             actor_optimizer: Optimizer of the actor.
             critic_optimizer: Optimizer of the critic.
 
@@ -154,9 +147,10 @@ class VCPPOModule(PolicyModule):
         )
         self.automatic_optimization = False
         self.importance_correction = policy.correction_with(engine)
-        self.reward_shaping, self.sampling = reward_shaping, sampling
-        self.advantage, self.policy, self.value = advantage, policy, value
-        self.update, self.master_weights, self.kernels = update, master_weights, kernels
+        self.reward_shaping, self.sampling, self.advantage = reward_shaping, sampling, advantage
+        self.policy, self.value, self.update = policy, value, update
+        self.master_weights, self.kernels = master_weights, kernels
+        self.offloader = Offloader(offload, lambda: self.device)
         self.critic_reads = PrivilegedPrompt(self.tokenizer, value).view
 
         self.loader = NetworkLoader(
@@ -226,7 +220,8 @@ class VCPPOModule(PolicyModule):
 
     def shape_rewards(self, rollout: Rollout) -> Rollout:
         """Add the overlong penalty, if it is on, to the verifier's reward."""
-        return punish_length(rollout, self.reward_shaping, self.sampling.max_response_length)
+        limit = self.sampling.max_response_length
+        return estimation.punish_length(rollout, self.reward_shaping, limit)
 
     @torch.no_grad()
     def score(self, rollout: Rollout) -> Rollout:
@@ -243,8 +238,8 @@ class VCPPOModule(PolicyModule):
         if self.advantage.needs_critic:
             (values_BT,) = self.read(self.scorer.critic_values, self.critic_reads(rollout))
             rollout = rollout.with_(values_BT=values_BT)
-            rollout = weigh_prompts(rollout, self.value, reduce=self.sum_over_ranks)
-        return place_rewards(rollout, self.policy)
+            rollout = estimation.weigh_prompts(rollout, self.value, reduce=self.sum_over_ranks)
+        return estimation.place_rewards(rollout, self.policy)
 
     def sampler_is_exact(self) -> bool:
         """Return whether the sampler's log-probabilities are the policy's, except for rounding."""
@@ -253,8 +248,7 @@ class VCPPOModule(PolicyModule):
             self.policy.old_logprobs == "auto"
             and self.sampler_agrees
             and self.importance_correction == "off"
-            and self.actor.dtype.itemsize >= 4
-            and not torch.is_autocast_enabled(self.device.type)
+            and multiplies_precisely(self.actor.get_output_embeddings().weight)
         )
 
     @torch.no_grad()
@@ -265,7 +259,7 @@ class VCPPOModule(PolicyModule):
         bootstrap_B = None
         if self.advantage.needs_critic and self.advantage.bootstrap_truncated:
             bootstrap_B = self.scorer.bootstrap(self.critic_reads(rollout), self.ranks)
-        return estimate_advantages(
+        return estimation.estimate_advantages(
             rollout,
             self.advantage,
             lambda_critic=1.0 if pretraining else self.advantage.lambda_critic,
@@ -286,12 +280,12 @@ class VCPPOModule(PolicyModule):
     def prepare_policy_update(self, rollout: Rollout) -> Rollout:
         """Whiten the advantages and correct for differences between sampler and policy."""
         if self.importance_correction != "off":
-            rollout, metrics = correct_mismatch(
+            rollout, metrics = estimation.correct_mismatch(
                 rollout, self.importance_correction, self.policy, reduce=self.sum_over_ranks
             )
             self.update_metrics |= metrics
         if self.advantage.whiten:
-            rollout = whiten_advantages(rollout, reduce=self.sum_over_ranks)
+            rollout = estimation.whiten_advantages(rollout, reduce=self.sum_over_ranks)
         return rollout
 
     @torch.no_grad()
@@ -300,7 +294,7 @@ class VCPPOModule(PolicyModule):
         if self.value.target_correction == "none":
             return rollout
         logprobs_BT, _ = self.read(self.scorer.actor_logprobs, rollout)
-        rollout, metrics = correct_targets(
+        rollout, metrics = estimation.correct_targets(
             rollout, logprobs_BT, self.value, reduce=self.sum_over_ranks
         )
         self.update_metrics |= metrics
@@ -387,6 +381,7 @@ class VCPPOModule(PolicyModule):
     def restore_critic(self, state: dict[str, Any]) -> None:
         """Restore what `critic_state` has returned."""
         assert self.critic is not None
+        self.offloader.bring("critic")
         restore_state(self.critic, self._optimizer("critic"), state)
 
     # Lightning's hooks ---------------------------------------------------------------------------
@@ -396,9 +391,9 @@ class VCPPOModule(PolicyModule):
         """Prepare the strategy; evaluation loads only the actor, so a checkpoint has more keys."""
         super().setup(stage)
         require_master_weights(self.master_weights, self.trainer)
-        prepare_strategy(
-            self.trainer.strategy, lambda: adapters.keep_precise(self, self.loader.restored)
-        )
+        strategy = self.trainer.strategy
+        require_offload(self.offloader.kinds, self.policy, self.advantage, self.value, strategy)
+        prepare_strategy(strategy, lambda: adapters.keep_precise(self, self.loader.restored))
         self.strict_loading = stage == "fit"
 
     @override
@@ -417,6 +412,8 @@ class VCPPOModule(PolicyModule):
             adapters.share_weights(self.reference, self.actor)
         if is_attached(self):
             self.use_kernels(self.kernels)
+            self.offloader.watch_networks(self.actor, self.critic, self.reference)
+            self.sampler.attach(self.actor, self.offloader.make_room)
         self.scorer = Scorer(
             self.actor,
             self.critic,
@@ -441,7 +438,9 @@ class VCPPOModule(PolicyModule):
         """Return one optimizer for the actor and, if there is one, one for the critic."""
         adapters.keep_precise(self, self.loader.restored)
         networks: dict[Network, nn.Module | None] = {"policy": self.actor, "critic": self.critic}
-        return build_optimizers(self.updaters, networks, self.master_weights, self.run_seed)
+        built = build_optimizers(self.updaters, networks, self.master_weights, self.run_seed)
+        self.offloader.watch_optimizers(*built)
+        return built
 
     @override
     def on_fit_start(self) -> None:
@@ -524,9 +523,7 @@ class VCPPOModule(PolicyModule):
 
     def _optimizer(self, network: Network) -> Any:
         optimizers = self.optimizers()
-        if not isinstance(optimizers, list):
-            return optimizers
-        return optimizers[0 if network == "policy" else 1]
+        return optimizers[network == "critic"] if isinstance(optimizers, list) else optimizers
 
     def log_rollout(self, rollout: Rollout) -> None:
         """Log metrics of the rollout and of its updates, over all ranks."""

@@ -5,6 +5,7 @@ Shapes: B responses, T response tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
@@ -43,8 +44,14 @@ class Sampler:
         self._actor: PreTrainedModel | None = None
         self._engine: GenerationEngine | None = None
 
-    def attach(self, actor: PreTrainedModel) -> None:
-        """Sample from this actor from now on."""
+    def attach(self, actor: PreTrainedModel, make_room: Callable[[], None] = lambda: None) -> None:
+        """Sample from this actor from now on.
+
+        Args:
+            actor: Of the engine.
+            make_room: Called before the engine reads it.
+        """
+        self._make_room = make_room
         if actor is not self._actor:
             self._actor, self._engine = actor, None
 
@@ -172,6 +179,7 @@ class Sampler:
     def _weights(self) -> AbstractContextManager[None]:
         """Return the context in which the engine can read the actor's weights."""
         assert self._actor is not None, "attach an actor first"
+        self._make_room()
         return nullcontext() if self.settings.name in GATHERS_SHARDS else gathered(self._actor)
 
     # Texts ---------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ COMMANDS = {
     "predict": Command("write a model's graded responses to a file", _LIGHTNING, True),
     "demo": _own("demo", "plain PPO and VC-PPO from the same start, on a CPU"),
     "plan": _own("plan", "estimate memory and time of a run"),
+    "serve": _own("serve", "run vLLM's server for --model.engine.name=vllm_server"),
     "export": _own("export", "write a checkpoint as ordinary Hugging Face directories"),
     "report": _own("report", "one HTML page about one or more runs"),
     "compare": _own("compare", "compare arms of runs: intervals and tests over seeds"),
@@ -57,8 +58,7 @@ def overview() -> str:
     """Return the output of `vcppo --help`, which fits a screen of 80 by 24."""
     commands = "\n".join(f"  {name:<11} {command.does}" for name, command in COMMANDS.items())
     return f"""\
-vcppo COMMAND [--flag=value ...]
-Value-calibrated PPO for the reasoning of language models.
+vcppo COMMAND [--flag=value ...]: value-calibrated PPO for language models that reason
 
 {commands}
 
