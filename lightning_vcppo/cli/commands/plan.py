@@ -129,9 +129,7 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
     memory = own.gpu_memory * GB if own.gpu_memory else _memory(own, on_gpu, devices)
     strategy, shards = _strategy(trainer.strategy, devices)
     precision = PRECISION_NAMES.get(trainer.precision, str(trainer.precision))
-    require(
-        precision in PRECISIONS, f"--trainer.precision: vcppo plan does not support {precision}"
-    )
+    require(precision in PRECISIONS, f"--trainer.precision: vcppo plan cannot use {precision}")
     uses_vllm = engine.name == "vllm"
     exact = precision in ("32-true", "64-true") and not uses_vllm
     corrected = settings.policy.importance_correction not in ("auto", "off")
