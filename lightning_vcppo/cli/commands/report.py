@@ -1,4 +1,4 @@
-"""`vcppo report`: write one HTML page about one or more runs. It starts without torch."""
+"""Run `vcppo report`: write one HTML page about one or more runs, without torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def main(args: Sequence[str]) -> None:
     """Run `vcppo report`.
 
     Args:
-        args: What follows the command.
+        args: Arguments after the command's name.
 
     Raises:
         ValueError: As `write_report`.
@@ -39,18 +39,18 @@ def _parser() -> argparse.ArgumentParser:
         "runs",
         nargs="+",
         type=Path,
-        metavar="RUN_FOLDER",
-        help="of `vcppo fit`, or with the rollouts that another trainer dumped over its steps",
+        metavar="RUN",
+        help="directory of `vcppo fit`, or of rollouts that another trainer dumped over its steps",
     )
-    parser.add_argument("--output", type=Path, help="the page; default: report.html in the first")
-    parser.add_argument("--model", help="whose tokenizer counts the tokens of dumps without ids")
+    parser.add_argument("--output", type=Path, help="HTML file; default: report.html in the first")
+    parser.add_argument("--model", help="model whose tokenizer counts tokens of dumps without ids")
     for name in ("prompt", "response", "reward"):
         parser.add_argument(f"--{name}_field", help=f"name of the field with the {name} in dumps")
     return parser
 
 
 def _reader(arguments: argparse.Namespace) -> Callable[[Path, str], Run]:
-    """Return what reads a run: of this project, or the dumps of another trainer."""
+    """Return a function that reads a run, or the dumps of another trainer."""
     fields = Fields(arguments.prompt_field, arguments.response_field, arguments.reward_field)
     count = _counter(arguments.model) if arguments.model else None
 
@@ -63,7 +63,7 @@ def _reader(arguments: argparse.Namespace) -> Callable[[Path, str], Run]:
 
 
 def _counter(model: str) -> CountTokens:
-    with waiting_for("Loading"):  # what follows imports torch
+    with waiting_for("Loading"):  # the import includes torch
         from lightning_vcppo.models.loading import load_tokenizer
     tokenizer = load_tokenizer(model)
 
