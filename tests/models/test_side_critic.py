@@ -159,7 +159,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(tiny_actor):
         with pytest.raises(ValueError, match=r"critic: a side critic .* --model\.critic null"):
             make_module(tiny_actor, value=SIDE, **changes)
     for name, value in (("freeze", "attention"), ("privileged_prompt", "answer")):
-        with pytest.raises(ValueError, match=f"{name}: a side critic has no backbone of its own"):
+        with pytest.raises(ValueError, match=f"{name}: a side critic has no backbone"):
             replace(SIDE, **{name: value})
     with pytest.raises(ValueError, match="gpt2 has none"):
         build_side_critic(decoder("gpt2"), SIDE, 0)
