@@ -107,6 +107,7 @@ def curves(
         if evaluations:
             traces += _evaluations(run, place)
     unit = "rollouts" if has(runs, "rollout/response_length") else "updates"
+    unit = "training steps" if any(run.trainer for run in runs) else unit
     return spec(
         traces,
         x=unit,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from lightning_vcppo.report import drawing, positions
 from lightning_vcppo.report.drawing import Spec
 from lightning_vcppo.report.reading import Run
-from lightning_vcppo.report.summary import reach
+from lightning_vcppo.report.summary import last_length, reach
 
 
 class Panel(NamedTuple):
@@ -99,6 +99,15 @@ def _results(runs: Sequence[Run]) -> Iterator[Figure]:
         " paper describes (5000 to 1100 tokens within 80 steps); accuracy follows it down.",
         form=".1f",
     )
+    if drawing.has(runs, "rollout/response_characters"):
+        yield _curve(
+            runs,
+            "rollout/response_characters",
+            "Response length in characters",
+            "mean characters of a response",
+            "In place of tokens, which these dumps do not count.",
+            form=".1f",
+        )
     yield _curve(
         runs,
         "rollout/truncation_rate",
@@ -201,7 +210,21 @@ def _along_the_response(runs: Sequence[Run]) -> Iterator[Figure]:
             Panel(plot, place) for place, plot in positions.by_position(runs, quantity, label)
         ]
         text = f"Pale lines are early in the run, strong ones late. {text}"
-        yield Figure(f"{quantity}_by_position", title, text, panels, missing=_no_positions(panels))
+        missing = _no_values(runs, panels, "advantages" if quantity == "advantage" else "values")
+        yield Figure(f"{quantity}_by_position", title, text, panels, missing=missing)
+    if any(run.trainer for run in runs):
+        panels = [
+            Panel(plot, place)
+            for place, plot in positions.by_position(
+                runs, "accuracy_by_length", "share of right answers", x=positions.LENGTHS
+            )
+        ]
+        text = (
+            "Responses of a step from the shortest to the longest. A steep fall to the right means"
+            " that long responses fail, often because they are cut off; then the reward pushes"
+            " towards short ones."
+        )
+        yield Figure("accuracy_by_length", "Accuracy by length", text, panels)
     plot = positions.right_and_wrong(runs)
     yield Figure(
         "right_and_wrong",
@@ -210,7 +233,7 @@ def _along_the_response(runs: Sequence[Run]) -> Iterator[Figure]:
         " the run. Where the lines part, the critic foresees the outcome of a response. Lines that"
         " stay together up to the end mean that it judges only the problem.",
         _panels(plot),
-        missing=_no_positions(_panels(plot)),
+        missing=_no_values(runs, _panels(plot)),
     )
     plot = positions.reward_decay(runs)
     yield Figure(
@@ -269,8 +292,11 @@ def _panels(plot: Spec | None) -> list[Panel]:
     return [Panel(plot)] if plot else []
 
 
-def _no_positions(panels: Sequence[Panel]) -> str:
-    return "" if panels else "no diagnostics/positions.jsonl"
+def _no_values(runs: Sequence[Run], panels: Sequence[Panel], what: str = "values") -> str:
+    if panels:
+        return ""
+    dumped = all(run.trainer for run in runs)
+    return f"the dumps have no {what}" if dumped else "no diagnostics/positions.jsonl"
 
 
 def _calibration_facts(runs: Sequence[Run]) -> list[str]:
@@ -299,5 +325,11 @@ def _reach_facts(runs: Sequence[Run]) -> list[str]:
             facts.append(
                 f"{run.name}: of the reward, {actor:.2%} reach the first of {found.length:.0f}"
                 f" tokens with the actor's lambda, {critic:.2%} with the critic's"
+            )
+        elif run.trainer and (length := last_length(run)):
+            shares = (f"{lam ** (length - 1):.2%} with {lam:g}" for lam in positions.DECAY_LAMBDAS)
+            facts.append(
+                f"{run.name}: of the reward, {', '.join(shares)} reach the first of {length:.0f}"
+                " tokens; dumps do not say their lambda (1 loses nothing)"
             )
     return facts
