@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from lightning_vcppo.report.drawing import GREY, Spec, Trace, color, plain, spec
+from lightning_vcppo.report.plotting import DECAY_LAMBDAS, POSITION
 from lightning_vcppo.report.reading import DECILES, Run
 from lightning_vcppo.report.summary import (
     LAST_PART,
@@ -17,11 +18,8 @@ from lightning_vcppo.report.summary import (
 )
 
 CENTERS = [100 * (i + 0.5) / DECILES for i in range(DECILES)]
-POSITION = "position in the response (% of its length)"
 LENGTHS = "responses from the shortest to the longest (%)"
 PERCENT: Spec = {"range": [0, 100], "dtick": 20}
-DECAY_LAMBDAS = (0.9, 0.95, 0.99, 0.999)
-"""Lambdas to compare with those of a run."""
 
 
 def by_position(

@@ -82,12 +82,6 @@ def _ends(run: Run, key: str, where: str) -> Change | None:
     return Change(fmean(values[:part]), fmean(values[-part:]), where) if values else None
 
 
-def smooth(values: Sequence[float]) -> list[float]:
-    """Return the moving average over the last tenth of a curve's points."""
-    window = max(1, len(values) // 10)
-    return [fmean(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))]
-
-
 # Along the response
 
 

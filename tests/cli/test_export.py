@@ -115,7 +115,9 @@ def test_the_base_of_adapters_is_looked_for_and_compared(lora, tmp_path, monkeyp
     moved = shutil.copytree(base, tmp_path / "moved")
     base.rename(path.parent / "away")
     try:
-        with pytest.raises(ValueError, match=r"no such folder .*; --actor says where the base of"):
+        with pytest.raises(
+            ValueError, match=r"no such directory .*; --actor says where the base of"
+        ):
             export(str(path), str(tmp_path / "out"))
         assert not list((tmp_path / "out").iterdir())
         export(str(path), str(tmp_path / "out"), actor=str(moved))
