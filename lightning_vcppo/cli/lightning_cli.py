@@ -36,6 +36,7 @@ from lightning_vcppo.common.places import OUTSIDE
 from lightning_vcppo.common.suggestions import did_you_mean, name_flag
 from lightning_vcppo.dashboards import loggers
 from lightning_vcppo.data.datamodule import AIMEDataModule
+from lightning_vcppo.distributed.precision import Float32Matmul, float32_products
 from lightning_vcppo.distributed.standstill import in_place, watch
 from lightning_vcppo.distributed.strategies import refuse_checkpoint, refuse_strategy
 from lightning_vcppo.modules import cold_start, reward_model, vcppo  # noqa: F401 (class names)
@@ -81,6 +82,12 @@ class VCPPOCLI(LightningCLI):
             type=int | None,
             default=None,
             help="CPU threads of PyTorch; None is its default.",
+        )
+        parser.add_argument(
+            "--float32_matmul_precision",
+            type=Float32Matmul,
+            default="auto",
+            help="Of products on CUDA, as torch names it; auto is high (TF32) under 32-true.",
         )
         parser.add_argument(
             "--overwrite",
@@ -210,7 +217,8 @@ class VCPPOCLI(LightningCLI):
     @override
     def _run_subcommand(self, subcommand: str) -> None:
         """Run fit, validate, test or predict."""
-        with self._told_by_flag(), in_place(OUTSIDE):
+        kind = self._get(self.config, "float32_matmul_precision")
+        with self._told_by_flag(), in_place(OUTSIDE), float32_products(kind, self.trainer):
             watch(self.trainer.strategy)  # before the processes meet
             super()._run_subcommand(subcommand)
 

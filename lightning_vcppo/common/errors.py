@@ -75,6 +75,10 @@ class UserError(ValueError):
     """A mistake that has been put into words already."""
 
 
+class EngineLostError(UserError):
+    """No sampling server answers any more; the message says which, and what was tried."""
+
+
 def debugging() -> bool:
     """Return whether tracebacks are wanted: `--debug`, or VCPPO_DEBUG in the environment."""
     return bool(os.environ.get("VCPPO_DEBUG"))

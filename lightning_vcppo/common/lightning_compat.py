@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lightning.pytorch import LightningModule, Trainer
@@ -34,20 +34,6 @@ def look_for_unused_parameters(strategy: DDPStrategy) -> None:
     The argument is given when the strategy is built, from a flag, and read when it wraps the model.
     """
     strategy._ddp_kwargs["find_unused_parameters"] = True
-
-
-def before_ddp_wraps(strategy: DDPStrategy, action: Callable[[], None]) -> None:
-    """Do something when the optimizers are there and DDP has not wrapped the model yet.
-
-    Lightning has no hook in between.
-    """
-    wrap = strategy.configure_ddp
-
-    def configure_ddp() -> None:
-        action()
-        wrap()
-
-    strategy.configure_ddp = configure_ddp  # type: ignore[method-assign]
 
 
 def epoch_is_over(trainer: Trainer) -> bool:

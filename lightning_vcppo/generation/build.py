@@ -1,4 +1,4 @@
-"""The only list of engines, and how each is built."""
+"""Build engines by name; this is the only list of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from transformers import PreTrainedModel
 
 from lightning_vcppo.generation.base import GenerationEngine
+from lightning_vcppo.generation.server_engine import VLLMServerEngine
 from lightning_vcppo.generation.transformers_engine import TransformersEngine
 from lightning_vcppo.generation.vllm_engine import VLLMEngine
 from lightning_vcppo.settings import EngineSettings
@@ -29,13 +30,20 @@ def _vllm(
     return VLLMEngine(actor, settings, pad_token_id=pad_token_id, eos_token_ids=eos_token_ids)
 
 
+def _vllm_server(
+    actor: PreTrainedModel, settings: EngineSettings, pad_token_id: int, eos_token_ids: set[int]
+) -> GenerationEngine:
+    return VLLMServerEngine(actor, settings, pad_token_id=pad_token_id, eos_token_ids=eos_token_ids)
+
+
 ENGINES: dict[str, Callable[..., GenerationEngine]] = {
     "transformers": _transformers,
     "vllm": _vllm,
+    "vllm_server": _vllm_server,
 }
-"""How the engine of each `--model.engine.name` is built."""
-GATHERS_SHARDS = {"vllm"}
-"""Engines that take sharded weights one by one; the others read them whole."""
+"""Builders of engines, by `--model.engine.name`."""
+GATHERS_SHARDS = {"vllm", "vllm_server"}
+"""Engines that gather sharded weights one by one; the others need complete weights."""
 
 
 def require_installed(settings: EngineSettings) -> None:
@@ -58,9 +66,9 @@ def build_engine(
     """Build the engine that the settings name.
 
     Args:
-        actor: The model that is trained; an engine reads it, or copies its weights when told to.
+        actor: The trained model; an engine reads it, or copies its weights in `take_weights`.
         settings: Name and arguments of the engine.
-        pad_token_id: Filler behind finished responses.
+        pad_token_id: Token id that fills finished responses.
         eos_token_ids: Tokens that end a response.
     """
     return ENGINES[settings.name](actor, settings, pad_token_id, eos_token_ids)

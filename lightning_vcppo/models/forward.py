@@ -1,4 +1,4 @@
-"""Read a language model at given responses: hidden states, log-probabilities.
+"""Compute a language model's hidden states and log-probabilities of given responses.
 
 Shapes: B sequences, L tokens of prompt + response, T response tokens, N masked response tokens,
 H hidden.
@@ -25,12 +25,12 @@ def response_hidden(
 
     Args:
         backbone: A transformers base model.
-        input_ids_BL: Prompt and response, padded on the right alone.
-        prompt_lengths_B: Tokens of each prompt, at least 1.
-        mask_BT: True on the response tokens wanted; may be one token wider than the responses.
+        input_ids_BL: Prompt and response, padded only on the right.
+        prompt_lengths_B: Number of tokens of each prompt, at least 1.
+        mask_BT: True on the wanted response tokens; may be one token wider than the responses.
 
     Returns:
-        (N, H), in row order: for response token t the state of prompt + tokens before t.
+        States (N, H), in row order: for response token t the state of prompt + tokens before t.
     """
     inputs, index = _lay_out(backbone, input_ids_BL, prompt_lengths_B, mask_BT)
     hidden: Tensor = backbone(**inputs, use_cache=False).last_hidden_state
@@ -44,17 +44,17 @@ def response_layers(
     mask_BT: Tensor,
     layers: Sequence[int],
 ) -> Tensor:
-    """Do the same as `response_hidden` for the states behind some layers.
+    """Do the same as `response_hidden` for the states after some layers.
 
     Args:
         backbone: A transformers base model with its layers in `layers`.
-        input_ids_BL: Prompt and response, padded on the right alone.
-        prompt_lengths_B: Tokens of each prompt, at least 1.
-        mask_BT: True on the response tokens wanted.
-        layers: Which, counted from 1, ascending.
+        input_ids_BL: Prompt and response, padded only on the right.
+        prompt_lengths_B: Number of tokens of each prompt, at least 1.
+        mask_BT: True on the wanted response tokens.
+        layers: Numbers of the layers, from 1, ascending.
 
     Returns:
-        (N, K, H), before the norm that follows the last layer.
+        States (N, K, H), before the norm that follows the last layer.
     """
     inputs, index = _lay_out(backbone, input_ids_BL, prompt_lengths_B, mask_BT)
     tapped: list[Tensor] = []
@@ -76,13 +76,13 @@ def response_layers(
 def _lay_out(
     backbone: nn.Module, input_ids_BL: Tensor, prompt_lengths_B: Tensor, mask_BT: Tensor
 ) -> tuple[dict[str, Any], tuple[Any, Tensor]]:
-    """Return a model's arguments, and where in its output the states wanted are."""
+    """Return a model's arguments, and the index of the wanted states in its output."""
     row_N, token_N = mask_BT.nonzero(as_tuple=True)
     before_N = prompt_lengths_B[row_N] - 1 + token_N
     if not reads_packed_rows(backbone):
-        # Padding stands on the right of every row, so causal attention needs no mask.
+        # Rows are padded on the right, so causal attention needs no mask.
         return {"input_ids": input_ids_BL}, (row_N, before_N)
-    # What follows the last state wanted is not read.
+    # Tokens after the last wanted state are not read.
     place_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
     last_B = torch.where(mask_BT, place_T, 0).amax(1)
     lengths_B = prompt_lengths_B + last_B
@@ -103,12 +103,12 @@ def response_logprobs(
     """Return log pi of the masked response tokens and the entropy of pi before them.
 
     Args:
-        model: A language model, sharded or not.
-        input_ids_BL: Prompt and response, padded on the right alone.
-        prompt_lengths_B: Tokens of each prompt, at least 1.
-        mask_BT: True on the response tokens wanted.
-        targets_N: Their ids, in row order.
-        temperature: Of the sampler.
+        model: A language model, which may be sharded.
+        input_ids_BL: Prompt and response, padded only on the right.
+        prompt_lengths_B: Number of tokens of each prompt, at least 1.
+        mask_BT: True on the wanted response tokens.
+        targets_N: Ids of these tokens, in row order.
+        temperature: Temperature of the sampler.
 
     Returns:
         (logprobs_N, entropy_N), as from `token_logprobs`.

@@ -1,4 +1,4 @@
-"""Refuse settings that are right alone and contradict each other."""
+"""Refuse settings that are valid one by one and contradict each other."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def require_consistency(
     update: UpdateSettings,
     critic: object = None,
 ) -> None:
-    """Refuse settings that are possible one by one, but not together.
+    """Refuse settings that contradict each other.
 
     Raises:
         ValueError: The message names the setting to change.
     """
-    require(sampling.temperature > 0, "sampling.temperature: training needs more than 0")
+    require(sampling.temperature > 0, "sampling.temperature: expected more than 0 for training")
     require(
         not advantage.needs_groups or sampling.num_generations > 1,
         f"sampling.num_generations: the {advantage.estimator} estimator compares responses to the "
@@ -37,7 +37,7 @@ def require_consistency(
     )
     require(
         not sampling.dynamic_sampling or sampling.num_generations > 1,
-        "sampling.dynamic_sampling: a group of one is all right or all wrong; "
+        "sampling.dynamic_sampling: it drops groups whose responses all have the same reward; "
         "sampling.num_generations must be at least 2",
     )
     require(
@@ -53,7 +53,7 @@ def require_consistency(
     correction = policy.correction_with(engine)
     reads_sampler = correction != "off" or policy.old_logprobs == "sampler"
     require(
-        engine.name != "vllm" or not reads_sampler or sampling.top_p == 1,
+        not engine.is_vllm or not reads_sampler or sampling.top_p == 1,
         f"sampling.top_p: with {sampling.top_p}, vLLM's log-probs are those of the truncated "
         "distribution; set sampling.top_p=1, or policy.importance_correction=off and "
         "policy.old_logprobs=recomputed",

@@ -1,4 +1,4 @@
-"""Update a network: epochs, mini-batches over all ranks, micro-batches, one step."""
+"""Update a network: epochs, mini-batches over all ranks, micro-batches, one step each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_vcppo.algorithm.losses import combine, is_extreme
 from lightning_vcppo.common import places
 from lightning_vcppo.common.seeding import stream, stream_seed
 from lightning_vcppo.distributed.collectives import Ranks
-from lightning_vcppo.distributed.sharding import full_scalar, load_whole_or_sharded
+from lightning_vcppo.distributed.sharding import full_scalar, load_complete_or_sharded
 from lightning_vcppo.distributed.strategies import sum_gradients_once
 from lightning_vcppo.modules.objectives import Objective
 from lightning_vcppo.modules.optimizers import build_optimizer, warmed_up_lr
@@ -32,29 +32,32 @@ Network = Literal["policy", "critic"]
 
 @dataclass(frozen=True)
 class Backend:
-    """What an update needs of the Trainer.
+    """Functions of the Trainer that an update needs.
 
     Attributes:
-        ranks: Of the run.
-        run_backward: Runs the backward pass of a loss that is this rank's share of the ranks' sum.
-        summing: Returns the context of one of several backward passes; True for the last.
-        device: Of losses and metrics.
+        ranks: Ranks of the run.
+        run_backward: Runs the backward pass of this rank's share of a loss summed over ranks.
+        summing: Returns the context of one of several backward passes of an optimizer's network;
+            pass True for the last.
+        device: Device of losses and metrics.
     """
 
     ranks: Ranks
     run_backward: Callable[[Tensor], None]
-    summing: Callable[[bool], AbstractContextManager[None]]
+    summing: Callable[[Any, bool], AbstractContextManager[None]]
     device: torch.device
 
     @classmethod
     def of(cls, module: LightningModule, ranks: Ranks) -> Backend:
-        """Return that of a module with a Trainer."""
+        """Return the backend of a module with a Trainer."""
         strategy = module.trainer.strategy
         return cls(
             ranks,
-            # Strategies average over ranks; the loss of a mini-batch is the ranks' sum.
+            # Strategies average over ranks; the loss of a mini-batch is the sum over ranks.
             run_backward=lambda loss: module.manual_backward(loss * ranks.count),
-            summing=lambda is_last: sum_gradients_once(strategy, is_last=is_last),
+            summing=lambda optimizer, is_last: sum_gradients_once(
+                strategy, optimizer, is_last=is_last
+            ),
             device=module.device,
         )
 
@@ -75,8 +78,8 @@ class Updater:
         Args:
             network: Name of the network, which names its random streams.
             settings: Learning rate, warm-up, clipping.
-            passes: Over a rollout.
-            mini_batch_size: Responses of an update, over all ranks.
+            passes: Number of passes over a rollout.
+            mini_batch_size: Responses per update, over all ranks.
         """
         self.network, self.settings = network, settings
         self.passes, self.mini_batch_size = passes, mini_batch_size
@@ -95,19 +98,19 @@ class Updater:
         seed: tuple[int, int],
         epochs: list[int] | None = None,
     ) -> dict[str, float]:
-        """Do all updates that a rollout is worth: epochs x mini-batches x micro-batches.
+        """Do all updates on a rollout: epochs x mini-batches x micro-batches.
 
         Args:
-            rollout: What to learn from, with its targets.
+            rollout: Rollout to learn from, with its targets.
             objective: The network's loss.
-            scorer: Cuts mini-batches.
-            optimizer: Of the network, as Lightning wraps it.
-            backend: What an update needs of the Trainer.
-            seed: Seed of the run and number of the rollout: they name the order of rows.
-            epochs: Numbers of the passes, each with its own order; None takes the settings' count.
+            scorer: Cuts mini-batches into micro-batches.
+            optimizer: Optimizer of the network, as Lightning wraps it.
+            backend: Functions of the Trainer.
+            seed: Seed of the run and number of the rollout, which determine the order of rows.
+            epochs: Numbers of the passes, each with its own order; None means `passes` of them.
 
         Returns:
-            Means over the updates, by their logged names.
+            Means over the updates, by logged name.
         """
         history: list[dict[str, float]] = []
         numbers = range(self.passes) if epochs is None else epochs
@@ -117,7 +120,7 @@ class Updater:
             weighed = objective.weigh(mini_batch, backend.ranks.sum)
             pieces = list(scorer.micro_batches(weighed, rollout, backend.ranks))
             for left, micro_batch in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
-                with backend.summing(left == 0):
+                with backend.summing(optimizer, left == 0):
                     loss, parts = objective.loss(micro_batch)
                     backend.run_backward(loss)
                 parts = {"loss": loss, **parts}
@@ -132,11 +135,11 @@ class Updater:
         return self._means(history)
 
     def _means(self, history: list[dict[str, float]]) -> dict[str, float]:
-        # A skipped update would make the means of all others NaN, so it counts only if all are.
+        # A skipped update would make all means NaN, so it counts only if all were skipped.
         made = [u for u in history if math.isfinite(u["loss"]) and math.isfinite(u["grad_norm"])]
         history = made or history
         return {
-            f"{self.network}/{key}": _of_all(key, [update[key] for update in history])
+            f"{self.network}/{key}": _combine_numbers(key, [update[key] for update in history])
             for key in history[0]
         }
 
@@ -152,7 +155,7 @@ class Updater:
         )
         broken = not (math.isfinite(grad_norm) and math.isfinite(float(totals["loss"])))
         totals = totals | {"broken": totals["loss"].new_tensor(float(broken))}
-        summed = _of_all_ranks(totals, ranks)
+        summed = _combine_ranks(totals, ranks)
         broken_ranks = summed.pop("broken")
         if not broken_ranks:
             optimizer.step()
@@ -174,21 +177,21 @@ class Updater:
                 yield rollout.select(mine_B.nonzero()[:, 0])
 
 
-def _of_all_ranks(totals: dict[str, Tensor], ranks: Ranks) -> dict[str, float]:
-    """Combine the numbers of all ranks in one sum, in which an extreme has a place for each."""
+def _combine_ranks(totals: dict[str, Tensor], ranks: Ranks) -> dict[str, float]:
+    """Combine the numbers of all ranks in one sum; an extreme has one entry per rank."""
     rows = []
     for name, total in totals.items():
         rows.append(total.new_zeros(ranks.count if is_extreme(name) else 1))
         rows[-1][ranks.rank if is_extreme(name) else 0] = total
     numbers = iter(ranks.sum(torch.cat(rows)).tolist())
     return {
-        name: _of_all(name, [next(numbers) for _ in row])
+        name: _combine_numbers(name, [next(numbers) for _ in row])
         for name, row in zip(totals, rows, strict=True)
     }
 
 
-def _of_all(name: str, numbers: list[float]) -> float:
-    """Return the mean of some numbers of that name, or their extreme."""
+def _combine_numbers(name: str, numbers: list[float]) -> float:
+    """Return the mean of the numbers, or their extreme if the name is that of one."""
     if is_extreme(name):
         return min(numbers) if name.endswith("_min") else max(numbers)
     return sum(numbers) / len(numbers)
@@ -197,7 +200,7 @@ def _of_all(name: str, numbers: list[float]) -> float:
 def build_updaters(
     update: UpdateSettings, actor: OptimizerSettings, critic: OptimizerSettings
 ) -> dict[Network, Updater]:
-    """Return the updaters of actor and critic; the critic has the actor's numbers by default."""
+    """Return the updaters of actor and critic; the critic's sizes default to the actor's."""
     passes, size = update.ppo_epochs, update.ppo_mini_batch_size
     return {
         "policy": Updater("policy", actor, passes=passes, mini_batch_size=size),
@@ -216,7 +219,7 @@ def build_optimizers(
     master_weights: MasterWeights,
     run_seed: int,
 ) -> list[torch.optim.Optimizer]:
-    """Return one optimizer for each network that there is, in the order of `networks`."""
+    """Return one optimizer for each network that is not None, in the order of `networks`."""
     return [
         build_optimizer(
             updaters[name].settings,
@@ -232,7 +235,7 @@ def build_optimizers(
 def copy_state(network: nn.Module, optimizer: Any) -> dict[str, Any]:
     """Return a copy, on the CPU, of a network's weights and of its optimizer's state.
 
-    If they are sharded, a rank's copy is of its own part.
+    If they are sharded, each rank copies its own part.
     """
     state = {"weights": network.state_dict(), "optimizer": optimizer.state_dict()}
     copied: dict[str, Any] = apply_to_collection(
@@ -242,7 +245,7 @@ def copy_state(network: nn.Module, optimizer: Any) -> dict[str, Any]:
 
 
 def restore_state(network: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
-    """Go back to what `copy_state` has returned."""
-    # Lightning's wrapper reads the state of what it wraps, but would load into itself alone.
+    """Restore what `copy_state` has returned."""
+    # Lightning's wrapper returns the wrapped optimizer's state, but would load only into itself.
     wrapped = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-    load_whole_or_sharded(network, wrapped, state["weights"], state["optimizer"])
+    load_complete_or_sharded(network, wrapped, state["weights"], state["optimizer"])

@@ -81,6 +81,7 @@ class Run:
         lora_rank: Rank of the adapters; None trains all weights.
         lora_targets: Projections with adapters; empty is all.
         checkpointing: Whether layers are computed again in the backward pass.
+        offload: What is on the host while it is not in use.
         logprob_readings: How often the actor reads log-probabilities, its updates aside: before
             them, and after them to correct the critic's targets.
         device: "cpu" or "cuda".
@@ -116,6 +117,7 @@ class Run:
     lora_rank: int | None = None
     lora_targets: tuple[str, ...] = ()
     checkpointing: bool = False
+    offload: tuple[str, ...] = ()
     logprob_readings: int = 0
     device: Literal["cpu", "cuda"] = "cpu"
     memory: int = 80 * GB

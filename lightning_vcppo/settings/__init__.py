@@ -19,6 +19,7 @@ from lightning_vcppo.settings.updates import (
     Kernels,
     LoRASettings,
     MasterWeights,
+    Offload,
     OptimizerSettings,
     UpdateSettings,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "LoRASettings",
     "LossAggMode",
     "MasterWeights",
+    "Offload",
     "OptimizerSettings",
     "PolicySettings",
     "RewardShapingSettings",

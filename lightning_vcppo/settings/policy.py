@@ -111,4 +111,4 @@ class PolicySettings:
             return self.importance_correction
         if self.old_logprobs == "sampler":
             return "off"
-        return "truncate" if engine.name == "vllm" else "off"
+        return "truncate" if engine.is_vllm else "off"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lightning_vcppo.common.errors import require
+
+EngineName = Literal["transformers", "vllm", "vllm_server"]
 
 
 @dataclass(frozen=True)
@@ -46,26 +49,52 @@ class EngineSettings:
 
     Attributes:
         name: "transformers", the trained model itself; "vllm", a copy of it in the same process
-            that takes the new weights over after each update.
-        max_num_seqs: Responses that are sampled at the same time; memory of the key-value cache
-            grows with them.
+            that takes the new weights over after each update; "vllm_server", copies in servers that
+            `vcppo serve` has started.
+        max_num_seqs: Responses that are sampled at the same time, by each server if there are
+            some; memory of the key-value cache grows with them.
         gpu_memory_utilization: vLLM's share of the device's memory, for its weights and cache (on
             the CPU a share of main memory, taken for good).
         max_model_len: Most tokens of a prompt and its response; None is the model's own limit.
         sleep: Give vLLM's memory back to the trainer between rollouts (on the GPU; the CPU cannot).
         init_args: Other arguments of `vllm.LLM`, such as dtype (by default the type in which
             the actor computes: bfloat16 under bf16-mixed).
+        urls: Addresses of the servers, such as http://127.0.0.1:8000; the prompts are spread over
+            them.
+        token_file: File of the servers' token; None looks for VCPPO_SERVER_TOKEN in the
+            environment, then where `vcppo serve` writes it by default.
+        weights_dir: Directory that trainer and servers see under the same name, for the weights;
+            None is that for temporary files, which is enough on one machine.
+        timeout_s: Seconds without an answer to a question that needs no work, after which a server
+            counts as hanging.
+        response_timeout_s: Seconds that a response, or taking weights over, may take a server.
+        retry_s: Seconds until a server that has failed is tried again; doubled each time, up to 30.
+        patience_s: Seconds for which a server is tried again before it is given up. Without any
+            server the run ends, with a checkpoint.
     """
 
-    name: Literal["transformers", "vllm"] = "transformers"
+    name: EngineName = "transformers"
     max_num_seqs: int = 256
     gpu_memory_utilization: float = 0.3
     max_model_len: int | None = None
     sleep: bool = True
     init_args: dict[str, Any] = field(default_factory=dict)
+    urls: list[str] = field(default_factory=list)
+    token_file: str | None = None
+    weights_dir: str | None = None
+    timeout_s: float = 60.0
+    response_timeout_s: float = 3600.0
+    retry_s: float = 1.0
+    patience_s: float = 600.0
+
+    @property
+    def is_vllm(self) -> bool:
+        """Whether vLLM samples, here or elsewhere: with arithmetic of its own."""
+        return self.name != "transformers"
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
+        self._check_servers()
         share, length = self.gpu_memory_utilization, self.max_model_len
         require(self.max_num_seqs >= 1, f"max_num_seqs: expected >= 1, got {self.max_num_seqs}")
         require(0 < share <= 1, f"gpu_memory_utilization: expected a share in (0, 1], got {share}")
@@ -78,6 +107,25 @@ class EngineSettings:
                 "with a vLLM of its own, which cannot be shared; shard with fsdp2 to train a "
                 "larger model",
             )
+
+    def _check_servers(self) -> None:
+        """Refuse servers that are missing or not meant, and times that are none."""
+        require(
+            bool(self.urls) == (self.name == "vllm_server"),
+            "urls: name=vllm_server needs the address of at least one `vcppo serve`, such as "
+            '["http://127.0.0.1:8000"]; other engines have none',
+        )
+        for url in self.urls:
+            right = re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", url)
+            require(
+                right is not None, f"urls: expected an address like http://HOST:PORT, got {url}"
+            )
+        plain = [url.rstrip("/") for url in self.urls]
+        require(len({*plain}) == len(plain), "urls: the same address twice")
+        for name in ("timeout_s", "response_timeout_s", "retry_s"):
+            value = getattr(self, name)
+            require(value > 0, f"{name}: expected more than 0 seconds, got {value}")
+        require(self.patience_s >= 0, f"patience_s: expected >= 0 seconds, got {self.patience_s}")
 
 
 @dataclass(frozen=True)

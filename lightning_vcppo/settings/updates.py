@@ -12,6 +12,9 @@ MasterWeights: TypeAlias = Literal["none", "float32", "kahan", "stochastic"]
 Kernels: TypeAlias = Literal["auto", "liger", "none"]
 """Whose kernels compute norms, SwiGLU and rotation on CUDA; "auto" takes what is installed."""
 
+Offload: TypeAlias = Literal["reference", "idle_optimizer", "idle_network"]
+"""What is kept on the host while it is not in use."""
+
 
 @dataclass(frozen=True)
 class OptimizerSettings:

@@ -168,7 +168,12 @@ def test_a_resumed_run_of_as_many_ranks_equals_an_uninterrupted_one(runs, whole,
 @pytest.mark.parametrize("name", ELSEWHERE[:2])
 def test_a_run_that_goes_on_with_other_ranks_says_so(runs, name):
     log = (runs.folder(name) / "0.log").read_text()
-    assert "The checkpoint is of 2 processes, and this run has 1: " in log
+    assert "The checkpoint was written by 2 processes, and this run has 1: " in log
+
+
+def test_ddp_exchanges_the_gradients_of_the_network_that_is_updated_alone(runs):
+    exchanged, expected = runs["ddp_2_waiting"][0]["exchanged"]
+    assert exchanged == expected and min(expected.values()) > 0
 
 
 @pytest.mark.parametrize("network", ["actor", "critic"])

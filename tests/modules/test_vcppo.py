@@ -420,7 +420,7 @@ def test_learning_rates_warm_up(tiny_actor):
         ),
         ({"value": ValueSettings(target_correction="importance")}, "update.order=actor_first"),
         ({"sampling": SamplingSettings(temperature=0.0)}, "temperature"),
-        ({"sampling": SamplingSettings(dynamic_sampling=True)}, "a group of one"),
+        ({"sampling": SamplingSettings(dynamic_sampling=True)}, "it drops groups"),
         ({"reward": "no_such_package.fn"}, "no_such_package"),
     ],
 )

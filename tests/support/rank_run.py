@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.strategies import StrategyRegistry
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from lightning_vcppo import AIMEDataModule
 from lightning_vcppo.callbacks import (
@@ -58,6 +59,7 @@ class Run:
         nodes: Machines that the processes believe to be on.
         resume: Name of a run and of its checkpoint.
         successors: Train with the switches of later recipes, the actor first.
+        counted: Count the numbers that DDP sums over ranks.
     """
 
     strategy: str = "auto"
@@ -66,6 +68,7 @@ class Run:
     nodes: int = 1
     resume: tuple[str, str] | None = None
     successors: bool = False
+    counted: bool = False
 
 
 RUNS = {
@@ -84,7 +87,7 @@ RUNS = {
     "fsdp2_2_bf16": Run("fsdp2", 2, "bf16-true"),
     "fsdp2_2_mixed": Run("fsdp2", 2, "bf16-mixed"),
     "ddp_2_pretraining": Run("ddp", 2, resume=("ddp_2", "pretraining")),
-    "ddp_2_waiting": Run("ddp", 2, resume=("ddp_2", "waiting")),
+    "ddp_2_waiting": Run("ddp", 2, resume=("ddp_2", "waiting"), counted=True),
     "fsdp2_2_pretraining": Run("fsdp2", 2, resume=("fsdp2_2", "pretraining")),
     "fsdp2_2_waiting": Run("fsdp2", 2, resume=("fsdp2_2", "waiting")),
     "ddp_2_to_1": Run(resume=("ddp_2", "pretraining")),
@@ -140,6 +143,30 @@ COMMANDS |= {
 micro-batches."""
 
 
+class Traffic(Callback):
+    """Count the numbers that DDP sums over ranks, by network."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.exchanged = {}
+        self.before = dict(pl_module.updates_done)
+        for name, wrapper in trainer.strategy.wrappers.items():
+            self.exchanged[name] = 0
+            wrapper.register_comm_hook(name, self.exchange)
+
+    def exchange(self, name, bucket):
+        """Do what DDP does without a hook."""
+        self.exchanged[name] += bucket.buffer().numel()
+        return allreduce_hook(None, bucket)
+
+    def on_train_end(self, trainer, pl_module):
+        networks = {"actor": "policy", "critic": "critic"}
+        self.expected = {
+            name: sum(p.numel() for p in getattr(pl_module, name).parameters())
+            * (pl_module.updates_done[network] - self.before[network])
+            for name, network in networks.items()
+        }
+
+
 def train(actor: str, folder: Path, name: str) -> None:
     """Do one run, as one of its processes."""
     run = RUNS[name]
@@ -187,6 +214,7 @@ def train(actor: str, folder: Path, name: str) -> None:
             AIMEEvaluation(),
             recorder,
             *saving,
+            *([traffic := Traffic()] if run.counted else []),
         ],
     )
     data = AIMEDataModule(train_size=60, val_size=3, val_batch_size=1, prompts_per_rollout=8)
@@ -200,6 +228,8 @@ def train(actor: str, folder: Path, name: str) -> None:
         "responses": [list(r.responses) for r in recorder.rollouts if r is not None],
         "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()},
     }
+    if run.counted:
+        result["exchanged"] = [traffic.exchanged, traffic.expected]
     torch.save(result, folder / name / f"{trainer.global_rank}.pt")
 
 

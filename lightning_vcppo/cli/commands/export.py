@@ -1,4 +1,4 @@
-"""`vcppo export`: from a checkpoint to ordinary Hugging Face folders.
+"""`vcppo export`: from a checkpoint to ordinary Hugging Face folders, or a critic to others'.
 
 A checkpoint is one file, or a folder of shards (torch.distributed.checkpoint), which is read
 without a process group. Nothing in it is executed: tensors, numbers and text alone are read.
@@ -7,8 +7,10 @@ without a process group. Nothing in it is executed: tensors, numbers and text al
 from __future__ import annotations
 
 import shutil
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_vcppo.checkpointing.format import (
     META_FILE,
@@ -30,7 +32,8 @@ from lightning_vcppo.checkpointing.safe_loading import refuse_code_in
 from lightning_vcppo.cli.parser import run_function
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.models import hf_folders, loading
-from lightning_vcppo.models.critic import load_critic
+from lightning_vcppo.models.critic import holds_value_head, load_critic
+from lightning_vcppo.models.critic_layouts import PLACES, Layout, how_to_load, write_layout
 from lightning_vcppo.models.fingerprints import model_fingerprint
 from lightning_vcppo.models.hf_folders import write_folder
 from lightning_vcppo.models.lora import adapt
@@ -52,41 +55,88 @@ def export(
     overwrite: bool = False,
     actor: str | None = None,
     critic: str | None = None,
+    layout: Layout | None = None,
 ) -> None:
     """Write the networks of a checkpoint as Hugging Face folders: `actor/`, `critic/`.
 
     Adapters are added to the weights. The folders appear when all of them are complete.
 
     Args:
-        ckpt_path: File or folder of a checkpoint, of any strategy.
+        ckpt_path: File or folder of a checkpoint, of any strategy; with a layout also the folder of
+            a critic.
         output: Where the folders go.
         overwrite: Replace folders that are there.
         actor: Base of the actor's adapters, if it is no longer where the run found it.
         critic: The same for the critic's; None is `actor`, if the two were one.
+        layout: Write the critic alone, in the form in which this trainer loads it.
 
     Raises:
-        ValueError: If there is no such checkpoint, something is there already, or the base of the
-            adapters is missing or another.
+        ValueError: If there is no such checkpoint, something is there already, the base of the
+            adapters is missing or another, or the critic is none that the trainer can load.
     """
-    checkpoint = read_checkpoint(Path(ckpt_path).expanduser())
-    target, staging = Path(output).expanduser(), Path(output).expanduser() / ".partial"
+    source, target = Path(ckpt_path).expanduser(), Path(output).expanduser()
+    moved = {"actor": actor, "critic": critic}
+    if layout is not None:
+        _export_critic(source, target, layout, overwrite, moved)
+        return
+    require(
+        not (source / "config.json").exists(),
+        f"--ckpt_path: {source} is a Hugging Face folder already; --layout={'|'.join(PLACES)} "
+        "writes its critic for another trainer",
+    )
+    checkpoint = read_checkpoint(source)
     names = list(checkpoint[Keys.FOLDERS])
+    with _staged(target, names, overwrite) as staging:
+        tokenizer = _tokenizer(checkpoint)
+        for name in names:
+            write_folder(staging / name, _network(name, checkpoint, moved), tokenizer)
+    print("\n".join(str(target / name) for name in names))
+
+
+def _export_critic(
+    source: Path, target: Path, layout: Layout, overwrite: bool, moved: dict[str, str | None]
+) -> None:
+    """Write the critic of a checkpoint or of a folder, and print how to load it."""
+    place = PLACES[layout]
+    with _staged(target, [place], overwrite) as staging:
+        if (source / "config.json").exists():
+            require(
+                holds_value_head(str(source)),
+                f"--ckpt_path: {source} holds no critic: its model has no head of one number",
+            )
+            described = getattr(loading.load_config(str(source)), "value_head", None) or {}
+            critic = load_critic(str(source), ValueSettings(**described)).model
+            tokenizer = loading.load_tokenizer(str(source))
+        else:
+            checkpoint = read_checkpoint(source)
+            require("critic" in checkpoint[Keys.FOLDERS], f"--ckpt_path: {source} has no critic")
+            critic = _network("critic", checkpoint, moved)
+            tokenizer = _tokenizer(checkpoint)
+        write_layout(staging / place, critic, tokenizer, layout)
+    print(how_to_load(target / place, layout))
+
+
+def _tokenizer(checkpoint: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    with tempfile.TemporaryDirectory() as folder:
+        hf_folders.put_files(checkpoint[Keys.TOKENIZER], Path(folder))
+        return loading.load_tokenizer(folder)
+
+
+@contextmanager
+def _staged(target: Path, names: Sequence[str], overwrite: bool) -> Iterator[Path]:
+    """Give a directory for folders that appear together, once the body has ended well."""
+    staging = target / ".partial"
     taken = [str(target / name) for name in names if (target / name).exists()]
     require(overwrite or not taken, f"{taken and taken[0]} exists; --overwrite replaces it")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        hf_folders.put_files(checkpoint[Keys.TOKENIZER], staging / "tokenizer")
-        tokenizer = loading.load_tokenizer(str(staging / "tokenizer"))
-        for name in names:
-            model = _network(name, checkpoint, {"actor": actor, "critic": critic})
-            write_folder(staging / name, model, tokenizer)
+        yield staging
         for name in names:
             shutil.rmtree(target / name, ignore_errors=True)
             (staging / name).rename(target / name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    print("\n".join(str(target / name) for name in names))
 
 
 def read_checkpoint(path: Path) -> Any:

@@ -29,7 +29,7 @@ from lightning_vcppo.generation import TransformersEngine
 from lightning_vcppo.models import forward, loading
 from lightning_vcppo.models.packing import enable_packing
 from lightning_vcppo.planning.advice import advise, fits
-from lightning_vcppo.planning.memory import Memory, engine_needs, plan_memory
+from lightning_vcppo.planning.memory import Memory, engine_needs, offloaded, plan_memory
 from lightning_vcppo.planning.run import GB, PRECISIONS, Run
 from lightning_vcppo.planning.seconds import DEVICES, Rates, plan_seconds
 from lightning_vcppo.planning.shapes import PUBLISHED, ModelShape
@@ -74,9 +74,9 @@ def main(args: Sequence[str]) -> None:
         given = getattr(own, flag)
         require(given is None or given > 0, f"--{flag}: expected more than 0, got {given}")
     run = read_run(config, own)
-    rates = (
-        measured_rates(run) if run.device == "cpu" else DEVICES[_device(own)].rates(run.precision)
-    )
+    tf32, device = config.float32_matmul_precision != "highest", DEVICES[_device(own)]
+    on_cpu = run.device == "cpu"
+    rates = measured_rates(run) if on_cpu else device.rates(run.precision, tf32=tf32)
     print_plan(run, rates, own.gpus_per_node)
 
 
@@ -171,6 +171,7 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
         lora_rank=settings.lora.rank,
         lora_targets=() if isinstance(targets, str) else tuple(targets),
         checkpointing=settings.activation_checkpointing,
+        offload=tuple(settings.offload),
         logprob_readings=int(recomputed) + (settings.value.target_correction == "importance"),
         device="cuda" if on_gpu else "cpu",
         memory=int(memory),
@@ -328,6 +329,8 @@ def print_plan(run: Run, rates: Rates, gpus_per_node: int) -> None:
     phases = plan_memory(run)
     console.print(_memory_table(run, phases))
     console.print(_time_table(run, rates, gpus_per_node))
+    if host := sum(offloaded(run).values()):
+        console.print(f"{host / GB:.3g} GB in the host's memory for what is offloaded, each.")
     if fits(run):
         most = max(memory.total for memory in phases.values())
         console.print(f"It fits: {most / run.memory:.0%} of a device's memory at the most.")

@@ -41,6 +41,7 @@ COMMANDS = {
     "predict": Command("write a model's graded responses to a file", _LIGHTNING, True),
     "demo": _own("demo", "plain PPO and VC-PPO from the same start, on a CPU"),
     "plan": _own("plan", "memory and time of a run, before it is paid for"),
+    "serve": _own("serve", "run vLLM's server for --model.engine.name=vllm_server"),
     "export": _own("export", "turn a checkpoint into ordinary Hugging Face folders"),
     "report": _own("report", "one HTML page about one or more runs"),
     "compare": _own("compare", "whether arms of runs differ: intervals and tests over seeds"),
@@ -57,8 +58,7 @@ def overview() -> str:
     """Return what `vcppo --help` prints: a screen of 80 by 24."""
     commands = "\n".join(f"  {name:<11} {command.does}" for name, command in COMMANDS.items())
     return f"""\
-vcppo COMMAND [--flag=value ...]
-Value-calibrated PPO for the reasoning of language models.
+vcppo COMMAND [--flag=value ...]: value-calibrated PPO for language models that reason
 
 {commands}
 

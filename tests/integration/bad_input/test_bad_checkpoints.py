@@ -106,7 +106,7 @@ def test_a_sharded_checkpoint_needs_its_strategy(mistake, tmp_path):
     (tmp_path / "x.ckpt").mkdir()
     (tmp_path / "x.ckpt" / "meta.pt").touch()
     line = mistake("--ckpt_path=x.ckpt")
-    assert line.startswith("x.ckpt: a sharded checkpoint; go on with --trainer.strategy=fsdp2")
+    assert line.startswith("x.ckpt: a sharded checkpoint; resume with --trainer.strategy=fsdp2")
 
 
 def test_a_checkpoint_of_another_model(mistake, checkpoint, tmp_path, tiny_actor):

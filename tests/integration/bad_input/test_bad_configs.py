@@ -113,8 +113,11 @@ FLAGS = [
     ),
     ("--model.value.target_max_ratio=1", "--model.value.target_max_ratio: expected > 1, got 1.0"),
     ("--model.value.prompt_noise_floor=0", "--model.value.prompt_noise_floor: expected > 0, got "),
-    ("--model.sampling.dynamic_sampling=true", "--model.sampling.dynamic_sampling: a group of one"),
-    ("--model.sampling.temperature=0", "--model.sampling.temperature: training needs more than 0"),
+    (
+        "--model.sampling.dynamic_sampling=true",
+        "--model.sampling.dynamic_sampling: it drops groups",
+    ),
+    ("--model.sampling.temperature=0", "--model.sampling.temperature: expected more than 0"),
     (
         "--model.advantage.length_adaptive_alpha=0.05",
         "--model.advantage.length_adaptive_alpha: with 0.05, lambda_actor = 1 - 1 / (alpha le",
@@ -125,7 +128,7 @@ FLAGS = [
     ),
     (
         "--model.sampling.max_response_length=1024",
-        "--model.sampling.max_response_length: 1024 tokens behind a prompt of ",
+        "--model.sampling.max_response_length: 1024 tokens after a prompt of ",
     ),
     (
         "--trainer.gradient_clip_val=1",
