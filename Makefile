@@ -8,6 +8,11 @@ DEMO ?=
 WORKERS ?= 2
 NUMERICAL := tests/algorithm tests/distributed tests/generation tests/metrics tests/models \
 	tests/modules/test_objectives.py tests/modules/test_policy_probe.py tests/rollouts
+ifdef QUICK  # sums, packing, log-probabilities, losses and sampling; no complete runs
+NUMERICAL := tests/algorithm tests/distributed tests/metrics tests/modules/test_objectives.py \
+	tests/models/test_packing.py tests/models/test_logprobs.py tests/models/test_attention.py tests/generation/test_transformers_engine.py \
+	tests/models/test_lora.py::test_packed_rows_give_the_gradients_of_padded_ones
+endif
 VLLM := .venv-vllm
 UV_FLAGS ?=
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
@@ -44,7 +49,7 @@ test-all: install  ## run these and the long rows: more ranks, kills and random 
 	$(BIN)/python -m pytest -n $(WORKERS) -m ""
 
 # Which instructions sum, and in how many parts, rounds differently: what holds here holds elsewhere.
-test-numbers: install  ## run the numerical tests without vector instructions, then with two threads
+test-numbers: install  ## run the numerical tests without vector instructions, then with two threads; QUICK=1
 	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n $(WORKERS) -m "" $(NUMERICAL)
 	OMP_WAIT_POLICY=passive TEST_THREADS=2 $(BIN)/python -m pytest -n 1 -m "" $(NUMERICAL)
 

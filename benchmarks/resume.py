@@ -267,30 +267,37 @@ def _equal(a: Any, b: Any) -> bool:
 class Ring:
     """The runs that are never killed, and those that are."""
 
-    def __init__(self, folder: Path) -> None:
-        """Make the first model and the reference runs.
+    def __init__(self, folder: Path, batches: int | None = None) -> None:
+        """Make the first model.
 
         Args:
             folder: Directory of all runs.
+            batches: Batches of an epoch instead of those in `RUNS`.
         """
         self._folder = folder
+        self._shorter = [f"--trainer.limit_train_batches={batches}"] if batches else []
         torch.manual_seed(0)
         write_actor(folder / "actor", TINY)
         self._stages: dict[str, dict[str, list[float]]] = {}
-        for name in RUNS:
-            root = folder / f"{name}_never_killed"
+
+    def _arguments(self, name: str, root: Path, *more: str) -> list[str]:
+        actor = f"--model.actor={self._folder / 'actor'}"
+        place = f"--trainer.default_root_dir={root}"
+        return ["fit", *RUNS[name], *self._shorter, actor, place, *more]
+
+    def _stages_of(self, name: str) -> dict[str, list[float]]:
+        """Return how long each stage took in the run that is never killed; do it the first time."""
+        if name not in self._stages:
+            root = self._folder / f"{name}_never_killed"
             code = run(self._arguments(name, root), log := root.with_suffix(".log"))
             if code:
                 raise RuntimeError(f"the reference run failed:\n{log.read_text()[-3000:]}")
             self._stages[name] = json.loads((root / "stages.json").read_text())
-
-    def _arguments(self, name: str, root: Path, *more: str) -> list[str]:
-        actor = f"--model.actor={self._folder / 'actor'}"
-        return ["fit", *RUNS[name], actor, f"--trainer.default_root_dir={root}", *more]
+        return self._stages[name]
 
     def kill(self, index: int, name: str, rng: random.Random, number: int) -> tuple[str, list[str]]:
         """Kill a run and resume it; return the stage of the kill, and the differences."""
-        stages = {stage: times for stage, times in self._stages[name].items() if times}
+        stages = {stage: times for stage, times in self._stages_of(name).items() if times}
         stage = rng.choice(sorted(stages))
         occurrence = rng.randrange(len(stages[stage]))
         delay = rng.uniform(0, stages[stage][occurrence])
@@ -319,6 +326,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--signal", default="KILL", choices=["KILL", "TERM", "INT"])
+    parser.add_argument("--batches", type=int, help="of an epoch, for shorter runs")
     parser.add_argument("--output", type=Path, help="directory to keep; by default a temporary one")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -326,7 +334,7 @@ def main() -> None:
     folder = args.output or Path(tempfile.mkdtemp(prefix="vcppo_resume_"))
     folder.mkdir(parents=True, exist_ok=True)
     began_at = time.perf_counter()
-    rng, ring = random.Random(args.seed), Ring(folder)
+    rng, ring = random.Random(args.seed), Ring(folder, args.batches)
     hit: Counter[str] = Counter()
     identical = 0
     for index in range(args.kills):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -65,6 +66,24 @@ def run_path(trainer: Trainer, *parts: str | Path, given: str | None = None) -> 
     if given is not None:
         return local_path(given, "dirpath")
     return Path(local_path(trainer.default_root_dir, "--trainer.default_root_dir"), *parts)
+
+
+def check_place(folder: Path) -> None:
+    """Check that a directory can be made, or is there and can be written to; make nothing.
+
+    Raises:
+        OSError: As making it would, and if it cannot be written to.
+    """
+    folder = folder.absolute()
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    effective = os.access in os.supports_effective_ids
+    if not nearest.is_dir():
+        code = errno.EEXIST if nearest == folder else errno.ENOTDIR
+    elif not os.access(nearest, os.W_OK | os.X_OK, effective_ids=effective):
+        code = errno.EACCES
+    else:
+        return
+    raise OSError(code, os.strerror(code), str(folder))
 
 
 @contextlib.contextmanager

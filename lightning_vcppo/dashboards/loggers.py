@@ -10,18 +10,19 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from lightning_vcppo.checkpointing.format import Keys
 from lightning_vcppo.common.errors import require
-from lightning_vcppo.common.files import complete_file, may_write, run_path
+from lightning_vcppo.common.files import check_place, complete_file, may_write, run_path
 from lightning_vcppo.common.fresh_start import begins_anew
 from lightning_vcppo.common.starts import START, start_fingerprints
 from lightning_vcppo.dashboards.metrics_csv import MetricsFile
@@ -71,7 +72,10 @@ class ConfigLogger(SaveConfigCallback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget an earlier run; write nothing yet."""
+        """Forget an earlier run, and let loggers open from now on; write nothing yet."""
+        for logger in trainer.loggers:
+            if isinstance(logger, OpensLate):
+                logger.may_open = True
         if stage == "fit" and begins_anew(trainer):
             self._rows = 0
 
@@ -136,11 +140,13 @@ def build_logger(name: str, run_dir: str, part: str = "") -> Logger:
 
     Raises:
         ValueError: If WANDB_MODE needs an account and there is none.
+        OSError: If the run's directory cannot be made.
     """
+    check_place(Path(run_dir))  # now: the files are opened when the networks are loaded
     if name == "csv":
         return RunCSVLogger(run_dir, name="", version=part, flush_logs_every_n_steps=1)
     if name == "tensorboard":
-        return TensorBoardLogger(run_dir, name=part, version="tensorboard")
+        return RunTensorBoardLogger(run_dir, name=part, version="tensorboard")
     mode = os.environ.get("WANDB_MODE")
     require(
         mode != "online" or has_account() or "WANDB_IDENTITY_TOKEN_FILE" in os.environ,
@@ -148,30 +154,73 @@ def build_logger(name: str, run_dir: str, part: str = "") -> Logger:
         "set WANDB_MODE=offline",
     )
     offline = mode == "offline" or (mode is None and not has_account())
-    Path(run_dir).mkdir(parents=True, exist_ok=True)
-    logger = WandbLogger(
+    logger = RunWandbLogger(
         project="lightning-vcppo", name=Path(run_dir, part).name, save_dir=run_dir, offline=offline
     )
     logger._wandb_init.pop("anonymous", None)  # W&B warns about it, whatever its value is
     return logger
 
 
-class RunCSVLogger(CSVLogger):
+class OpensLate(Logger):
+    """Base of loggers that create their files when something is logged, and not before.
+
+    Lightning opens all loggers before it reads data; a run that fails there, or at its model or
+    checkpoint, would leave an empty run on the dashboard.
+
+    Attributes:
+        may_open: Whether Lightning has passed that point. Until then there is no experiment.
+    """
+
+    may_open = False
+    _experiment: Any
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """Return what the logger writes to, opened if need be; None while it may not open."""
+        return super().experiment if self.may_open else None  # type: ignore[misc]
+
+    @override
+    @rank_zero_only
+    def save(self) -> None:
+        """Write what was logged, if anything was."""
+        if self._experiment is not None:
+            super().save()
+
+
+class RunWandbLogger(OpensLate, WandbLogger):
+    """A Weights & Biases logger that creates its run when something is logged."""
+
+    @property
+    @override
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """Return the run."""
+        if self.may_open:
+            Path(self._wandb_init["dir"]).mkdir(parents=True, exist_ok=True)  # W&B would go to /tmp
+        return super().experiment
+
+
+class RunTensorBoardLogger(OpensLate, TensorBoardLogger):
+    """A TensorBoard logger that creates its file when something is logged."""
+
+
+class RunCSVLogger(OpensLate, CSVLogger):
     """A CSV logger that appends to an existing `metrics.csv`."""
 
     @property
     @override
     @rank_zero_experiment
-    def experiment(self) -> MetricsFile:
+    def experiment(self) -> MetricsFile | None:
         """Return the writer."""
-        if self._experiment is None:
+        if self._experiment is None and self.may_open:
             self._experiment = MetricsFile(self.log_dir)
-        assert isinstance(self._experiment, MetricsFile)
-        return self._experiment
+        return cast("MetricsFile | None", self._experiment)
 
 
 def _metrics_files(trainer: Trainer) -> list[MetricsFile]:
     """Return the writer of metrics.csv in this process; only the first rank may have one."""
     if not trainer.is_global_zero:
         return []
-    return [logger.experiment for logger in trainer.loggers if isinstance(logger, RunCSVLogger)]
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, RunCSVLogger)]
+    return [file for logger in loggers if (file := logger.experiment) is not None]

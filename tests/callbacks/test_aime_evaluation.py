@@ -192,33 +192,28 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 # Dashboards --------------------------------------------------------------------------------------
 
 
-def test_tensorboard_gets_tables_and_figures(tmp_path: Path) -> None:
+def test_tensorboard_and_wandb_get_tables_and_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    logger = TensorBoardLogger(tmp_path)
-    fit(
-        make_trainer(tmp_path, AIMEEvaluation(), LearningCurves(), logger=logger), InventingModule()
-    )
-    events = EventAccumulator(logger.log_dir).Reload()
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    board = TensorBoardLogger(tmp_path)
+    run = WandbLogger(project="test", save_dir=tmp_path, offline=True)
+    try:
+        curves = LearningCurves()
+        trainer = make_trainer(tmp_path, AIMEEvaluation(), curves, logger=[board, run])
+        fit(trainer, InventingModule())
+        assert run.experiment.summary["eval/samples"]["nrows"] == 4
+        assert run.experiment.summary["plots/reward"]["count"] == 1
+        assert run.experiment.summary["decay/advantage_heat_map"]["count"] == 1
+    finally:
+        wandb.finish()
+    events = EventAccumulator(board.log_dir).Reload()
     assert {"plots/reward", "decay/value_heat_map"} <= set(events.Tags()["images"])
     (first, _) = events.Tensors("eval/samples/text_summary")
     assert "Is 0 even \\| odd?" in first.tensor_proto.string_val[0].decode()
-
-
-def test_wandb_gets_tables_and_figures_offline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    logger = WandbLogger(project="test", save_dir=tmp_path, offline=True)
-    try:
-        trainer = make_trainer(tmp_path, AIMEEvaluation(), LearningCurves(), logger=logger)
-        fit(trainer, InventingModule())
-        assert logger.experiment.summary["eval/samples"]["nrows"] == 4
-        assert logger.experiment.summary["plots/reward"]["count"] == 1
-        assert logger.experiment.summary["decay/advantage_heat_map"]["count"] == 1
-    finally:
-        wandb.finish()
 
 
 def test_an_evaluation_without_a_response_is_refused(tmp_path: Path) -> None:

@@ -51,8 +51,18 @@ PLOTS = {
 }
 
 
-def test_learning_curves_are_drawn(tmp_path: Path) -> None:
-    fit(make_trainer(tmp_path, AIMEEvaluation(), LearningCurves()), InventingModule())
+def test_learning_curves_are_drawn_while_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Watcher(Callback):
+        seen: ClassVar[list[bool]] = []
+
+        def on_train_batch_start(self, *args: Any) -> None:
+            self.seen.append((tmp_path / "plots" / "reward.png").exists())
+
+    monkeypatch.setattr("lightning_vcppo.callbacks.plots.DRAWING_SHARE", 1e9)
+    fit(make_trainer(tmp_path, AIMEEvaluation(), LearningCurves(), Watcher()), InventingModule())
+    assert Watcher.seen == [False, False, True, True]  # drawn after the evaluation of rollout 2
     pictures = {path.stem: imread(path) for path in (tmp_path / "plots").glob("*.png")}
     assert set(pictures) == PLOTS
     for picture in pictures.values():
@@ -68,15 +78,17 @@ def test_learning_curves_that_are_switched_off_are_not_drawn(tmp_path: Path) -> 
 
 
 def test_learning_curves_go_on_after_a_resume(tmp_path: Path) -> None:
-    whole = LearningCurves()
+    """What is drawn is kept alike if nothing is."""
+    whole = LearningCurves(enabled=False)
     fit(make_trainer(tmp_path / "whole", AIMEEvaluation(), whole), InventingModule())
 
     checkpoint = ModelCheckpoint(tmp_path, monitor="eval/accuracy", save_top_k=-1)
+    curves = LearningCurves(enabled=False)
     first_half = make_trainer(
-        tmp_path / "half", AIMEEvaluation(), LearningCurves(), checkpoint, limit_train_batches=2
+        tmp_path / "half", AIMEEvaluation(), curves, checkpoint, limit_train_batches=2
     )
     fit(first_half, InventingModule())
-    resumed = LearningCurves()
+    resumed = LearningCurves(enabled=False)
     second_half = make_trainer(
         tmp_path / "half", AIMEEvaluation(), resumed, limit_train_batches=2, max_epochs=2
     )
@@ -88,7 +100,7 @@ def test_learning_curves_go_on_after_a_resume(tmp_path: Path) -> None:
 
 
 def test_profiles_start_anew_when_a_resumed_run_has_other_bins(tmp_path: Path) -> None:
-    first, second = LearningCurves(), LearningCurves()
+    first, second = LearningCurves(enabled=False), LearningCurves()
     trainer = make_trainer(tmp_path, first, limit_train_batches=2)
     fit(trainer, InventingModule())
     trainer.save_checkpoint(tmp_path / "two.ckpt")
@@ -105,7 +117,7 @@ def test_profiles_start_anew_when_a_resumed_run_has_other_bins(tmp_path: Path) -
 
 
 def test_a_rollout_belongs_to_the_phase_in_which_it_began(tmp_path: Path) -> None:
-    curves = LearningCurves()
+    curves = LearningCurves(enabled=False)
     fit(make_trainer(tmp_path, PretrainTwice(), curves), InventingModule())
     assert curves.state_dict()["phases"] == ["value_pretraining"] * 2 + ["policy_optimization"] * 2
 
@@ -117,17 +129,3 @@ def test_learning_curves_without_a_critic(tmp_path: Path) -> None:
     drawn = {path.stem for path in (tmp_path / "pictures").iterdir()}
     assert drawn == PLOTS - {"value_by_position", "value_by_token", "reward_decay"}
     assert curves.state_dict()["by_decile"]["value"] == [[None] * 10] * 4
-
-
-def test_pictures_are_there_while_the_run_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Watcher(Callback):
-        seen: ClassVar[list[bool]] = []
-
-        def on_train_batch_start(self, *args: Any) -> None:
-            self.seen.append((tmp_path / "plots" / "reward.png").exists())
-
-    monkeypatch.setattr("lightning_vcppo.callbacks.plots.DRAWING_SHARE", 1e9)
-    fit(make_trainer(tmp_path, AIMEEvaluation(), LearningCurves(), Watcher()), InventingModule())
-    assert Watcher.seen == [False, False, True, True]  # drawn after the evaluation of rollout 2

@@ -186,6 +186,13 @@ def test_the_doctor_finds_what_is_missing(monkeypatch):
     assert printed("doctor")[1] == 1
 
 
+def test_the_doctor_does_not_promise_to_train_on_apples_gpu(monkeypatch):
+    here = doctor._torch() | {"mps": True, "gpus": []}
+    monkeypatch.setattr(doctor, "_torch", lambda: here)
+    (row,) = [row for row in doctor.examine()["works"] if row["what"] == "train on a GPU"]
+    assert not row["ok"] and "float64" in row["note"]
+
+
 def test_a_finding_that_fails_does_not_end_the_examination(monkeypatch):
     def broken(name):
         raise metadata.PackageNotFoundError(name)

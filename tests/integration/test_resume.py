@@ -44,10 +44,13 @@ def rows(folder: Path) -> list[dict[str, float]]:
 # Killed and resumed
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.thorough)])
-def test_a_killed_run_ends_as_one_never_killed(kills):
+@pytest.mark.parametrize(
+    ("kills", "batches"), [(1, 3), pytest.param(3, 7, marks=pytest.mark.thorough)]
+)
+def test_a_killed_run_ends_as_one_never_killed(kills, batches):
     """Some of the kills of `python -m benchmarks.resume`."""
     command = [sys.executable, "-m", "benchmarks.resume", f"--kills={kills}", "--seed=6"]
+    command += [f"--batches={batches}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     summary = json.loads(done.stdout.splitlines()[-1])
     assert (summary["kills"], summary["identical"]) == (kills, kills), done.stdout

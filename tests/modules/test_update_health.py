@@ -1,11 +1,6 @@
-"""Updates that are not finite: left out on all ranks alike, counted, and too many end the run.
-
-As a program, `-m tests.modules.test_update_health ACTOR FOLDER`, it is two ranks, one poisoned.
-"""
+"""Updates that are not finite: left out on all ranks alike, counted, and too many end the run."""
 
 import math
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +11,8 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning_vcppo import AIMEDataModule, ColdStartModule, VCPPOModule
 from lightning_vcppo.modules.update_health import NotFiniteError, UpdateHealth
 from lightning_vcppo.settings import OptimizerSettings, UpdateSettings
-from tests.support.tiny_runs import CONFIGS, ROLLOUTS, ROOT, logged, run_program
+from tests.support.forks import run_ranks
+from tests.support.tiny_runs import CONFIGS, ROLLOUTS, logged, run_program
 from tests.support.training import SAMPLING, fit, weights
 
 FLAGS = {
@@ -193,15 +189,9 @@ def test_too_many_end_the_cold_start(tiny_actor, tmp_path):
 
 
 def test_ranks_leave_the_same_update_out(tiny_actor, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "tests.modules.test_update_health",
-        str(tiny_actor),
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
+    logs = tmp_path / "logs"
+    ended_well = run_ranks(as_rank, tiny_actor, tmp_path, ranks=2, logs=logs)
+    assert ended_well, [path.read_text()[-2000:] for path in logs.iterdir()]
     first, second = (torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in (0, 1))
     for rank in (first, second):
         assert torch.equal(rank["critics"][0], rank["critics"][1])
@@ -210,7 +200,7 @@ def test_ranks_leave_the_same_update_out(tiny_actor, tmp_path):
     assert torch.equal(first["critics"][2], second["critics"][2])
 
 
-def main(actor: str, folder: Path) -> None:
+def as_rank(actor: Path, folder: Path) -> None:
     """Train for three rollouts on two ranks; the second has a loss that the first cannot see."""
     torch.set_num_threads(1)
     seed_everything(0)
@@ -220,7 +210,3 @@ def main(actor: str, folder: Path) -> None:
     trainer.fit(module, AIMEDataModule(train_size=40, val_size=4, prompts_per_rollout=8))
     skipped = [metrics["update/skipped_critic"] for metrics in watch.metrics]
     torch.save({"critics": watch.critics, "skipped": skipped}, folder / f"{trainer.global_rank}.pt")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))

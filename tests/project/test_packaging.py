@@ -42,6 +42,13 @@ def pins(file: str = "constraints.txt") -> dict[str, str]:
     }
 
 
+def test_extras_are_written_with_hyphens() -> None:
+    """Older versions of pip look for them as they are written."""
+    extras = {extra for requirement in direct_requirements() for extra in requirement.extras}
+    assert "antlr4-13-2" in extras
+    assert extras == set(map(canonicalize_name, extras))
+
+
 def folder_of(package: str) -> Path:
     """Return a package's folder in the checkout."""
     return ROOT.joinpath(*package.split("."))

@@ -31,6 +31,11 @@ def files(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
 
 
+def folders(folder: Path) -> set[str]:
+    """Return all folders below a folder."""
+    return {str(path) for path in folder.rglob("*") if path.is_dir()}
+
+
 def the_line(error: str) -> str:
     """Check that a program's last words are one line of ours; return what it says."""
     assert "Traceback" not in error and error.count(ERROR) == 1, error
@@ -43,13 +48,16 @@ def the_line(error: str) -> str:
 def mistake(tiny_actor, capfd):
     """Return a function that runs `vcppo` and returns the line with which it ends.
 
-    It checks the exit code, and that no file has been written or touched.
+    It checks the exit code, and that no file has been written or touched, whatever loggers there
+    are.
     """
 
     def run(*arguments, command="fit", base=ROLLOUTS, actor=tiny_actor, leaves=()):
         given = [command, *([f"--model.actor={actor}"] if actor else []), *base]
-        given += ["--loggers=[csv]", "--trainer.default_root_dir=run", *map(str, arguments)]
-        before = files(Path())  # seen from within: as another user, not from the root
+        loggers = "[csv]" if leaves else "[csv,wandb,tensorboard]"  # which W&B would take time for
+        given += [f"--loggers={loggers}", "--trainer.default_root_dir=run", *map(str, arguments)]
+        # Seen from within: as another user, not from the root.
+        before, were = files(Path()), folders(Path())
         with pytest.raises(SystemExit) as end:
             run_program(*given)
         line = the_line(capfd.readouterr().err)
@@ -58,6 +66,7 @@ def mistake(tiny_actor, capfd):
         written = [path for path, state in after.items() if before.get(path) != state]
         strange = [path for path in written if not any(name in path for name in leaves)]
         assert strange == [] and before.keys() <= after.keys(), line
+        assert leaves or folders(Path()) == were, line
         return line
 
     return run

@@ -122,7 +122,7 @@ def test_an_account_that_is_asked_for_and_missing(mistake, monkeypatch, tmp_path
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    line = mistake(*ONE, "--loggers=[wandb]", leaves=("run/",))
+    line = mistake(*ONE, "--loggers=[wandb]")
     assert line.startswith("--loggers=[wandb]: "), line
     assert line.endswith("run `wandb login`, or set WANDB_MODE=offline"), line
 
