@@ -104,7 +104,7 @@ class Watch(threading.Thread):
             timeout_s: Of the collectives.
         """
         super().__init__(name="standstill", daemon=True)
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._launcher = os.getppid() if _has_launcher() else None
         self._signals: list[int] = []
         self._told = False
@@ -149,7 +149,7 @@ class Watch(threading.Thread):
 
     def _tell(self) -> None:
         """Say once that the process has not moved on for as long as a collective may wait."""
-        stands_still = places.idle_s() > self._timeout_s
+        stands_still = places.idle_s() > self.timeout_s
         if stands_still and not self._told:
             _say("")
         self._told = stands_still
@@ -202,6 +202,11 @@ def watch(strategy: Strategy) -> None:
     if together or _has_launcher():
         timeout = getattr(strategy, "_timeout", None) or TIMEOUT
         _watch = Watch(timeout.total_seconds())
+
+
+def collective_timeout() -> timedelta:
+    """Return how long a collective of this run may wait."""
+    return TIMEOUT if _watch is None else timedelta(seconds=_watch.timeout_s)
 
 
 def unwatch() -> None:
