@@ -375,10 +375,10 @@ class VCPPOModule(PolicyModule):
         self.phase = Phase.POLICY_OPTIMIZATION
         self.rollout_store = self.saved_rollout = None
 
-    def critic_state(self) -> dict[str, Any]:
+    def critic_state(self, into: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return a copy, on the CPU, of the critic's weights and of its optimizer's state."""
         assert self.critic is not None
-        return copy_state(self.critic, self._optimizer("critic"))
+        return copy_state(self.critic, self._optimizer("critic"), into)
 
     def restore_critic(self, state: dict[str, Any]) -> None:
         """Restore what `critic_state` has returned."""
