@@ -1,4 +1,4 @@
-"""Generation engines: token ids in, sampled token ids and their log-probabilities out."""
+"""Engines that sample token ids and their log-probabilities for tokenized prompts."""
 
 from lightning_vcppo.generation.base import GenerationEngine, Generations
 from lightning_vcppo.generation.build import build_engine

@@ -1,4 +1,4 @@
-"""The only list of engines, and how each is built."""
+"""Build engines by name; this is the only list of them."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ ENGINES: dict[str, Callable[..., GenerationEngine]] = {
     "vllm": _vllm,
     "vllm_server": _vllm_server,
 }
-"""How the engine of each `--model.engine.name` is built."""
+"""Builders of engines, by `--model.engine.name`."""
 GATHERS_SHARDS = {"vllm", "vllm_server"}
-"""Engines that take sharded weights one by one; the others read them whole."""
+"""Engines that gather sharded weights one by one; the others need complete weights."""
 
 
 def require_installed(settings: EngineSettings) -> None:
@@ -66,9 +66,9 @@ def build_engine(
     """Build the engine that the settings name.
 
     Args:
-        actor: The model that is trained; an engine reads it, or copies its weights when told to.
+        actor: The trained model; an engine reads it, or copies its weights in `take_weights`.
         settings: Name and arguments of the engine.
-        pad_token_id: Filler behind finished responses.
+        pad_token_id: Token id that fills finished responses.
         eos_token_ids: Tokens that end a response.
     """
     return ENGINES[settings.name](actor, settings, pad_token_id, eos_token_ids)
