@@ -1,20 +1,30 @@
 """Keep where this process is in its work, and when it last moved on, for messages about it.
 
-The names are for people: "update of the policy". Moving on is cheap, so loops do it each time.
+The names are for people: "update of the policy". Moving on is cheap, so loops do it each time. A
+thread that works aside has no place: it moves the process on only while it is waited for, and it
+ends where it would move on once it has been told to.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 OUTSIDE = "the work between training steps"
 """The place of a process that is in none."""
+SAMPLING = "sampling"
+"""The place of a process that samples, or waits for a thread that does."""
 
 _names: list[str] = []
 _moved_at = time.monotonic()
 _longest: dict[str, float] = {}
+_aside = threading.local()  # in a thread that works aside: `told_to_end`, an Event
+
+
+class EndedError(Exception):
+    """A thread was told to end its work."""
 
 
 @contextmanager
@@ -35,9 +45,33 @@ def place(name: str, patience_s: float = 0.0) -> Iterator[None]:
         _names.pop()
 
 
+@contextmanager
+def aside(told_to_end: threading.Event) -> Iterator[None]:
+    """Work in another thread than the one whose place is kept, while the body runs.
+
+    Args:
+        told_to_end: Set to end the work: the next `move_on` raises `EndedError`.
+    """
+    _aside.told_to_end = told_to_end
+    try:
+        yield
+    finally:
+        del _aside.told_to_end
+
+
 def move_on() -> None:
-    """Note that the work goes on."""
+    """Note that the work goes on.
+
+    Raises:
+        EndedError: In a thread that works aside and has been told to end.
+    """
     global _moved_at
+    told_to_end: threading.Event | None = getattr(_aside, "told_to_end", None)
+    if told_to_end is not None:
+        if told_to_end.is_set():
+            raise EndedError
+        if current() != SAMPLING:
+            return
     now = time.monotonic()
     name = current()
     _longest[name] = max(_longest.get(name, 0.0), now - _moved_at)

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 from transformers import PreTrainedModel
 
+from lightning_vcppo.common.errors import require
 from lightning_vcppo.generation.base import GenerationEngine
+from lightning_vcppo.generation.transformers_copy import TransformersCopyEngine
 from lightning_vcppo.generation.transformers_engine import TransformersEngine
 from lightning_vcppo.generation.vllm_engine import VLLMEngine
 from lightning_vcppo.settings import EngineSettings
@@ -29,11 +31,26 @@ def _vllm(
     return VLLMEngine(actor, settings, pad_token_id=pad_token_id, eos_token_ids=eos_token_ids)
 
 
+def _transformers_copy(
+    actor: PreTrainedModel, settings: EngineSettings, pad_token_id: int, eos_token_ids: set[int]
+) -> GenerationEngine:
+    return TransformersCopyEngine(
+        actor, settings, pad_token_id=pad_token_id, eos_token_ids=eos_token_ids
+    )
+
+
 ENGINES: dict[str, Callable[..., GenerationEngine]] = {
     "transformers": _transformers,
+    "transformers_copy": _transformers_copy,
     "vllm": _vllm,
 }
 """How the engine of each `--model.engine.name` is built."""
+DETACHED = {
+    "transformers": TransformersEngine.detached,
+    "transformers_copy": TransformersCopyEngine.detached,
+    "vllm": VLLMEngine.detached,
+}
+"""Whether the engine of each name samples from a copy that training does not touch."""
 GATHERS_SHARDS = {"vllm"}
 """Engines that take sharded weights one by one; the others read them whole."""
 
@@ -46,6 +63,21 @@ def require_installed(settings: EngineSettings) -> None:
     """
     if settings.name == "vllm":
         VLLMEngine.require_installed()
+
+
+def require_detached(settings: EngineSettings) -> None:
+    """Refuse to sample ahead with an engine that shares something with training.
+
+    Raises:
+        ValueError: If rollouts are to be sampled ahead, and training would be in the way.
+    """
+    able = [name for name, detached in DETACHED.items() if detached]
+    require(
+        settings.rollouts_ahead == 0 or settings.name in able,
+        f"--model.engine.rollouts_ahead: {settings.name} shares the model or its device with "
+        f"training, so it cannot sample meanwhile; set --model.engine.name to {' or '.join(able)}, "
+        "or rollouts_ahead to 0",
+    )
 
 
 def build_engine(

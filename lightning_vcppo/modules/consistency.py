@@ -53,6 +53,12 @@ def require_consistency(
     correction = policy.correction_with(engine)
     reads_sampler = correction != "off" or policy.old_logprobs == "sampler"
     require(
+        engine.rollouts_ahead == 0 or reads_sampler,
+        f"policy.importance_correction: with engine.rollouts_ahead={engine.rollouts_ahead} older "
+        "weights sample than learn, and nothing would correct for it; expected truncate or mask, "
+        "or policy.old_logprobs=sampler, where the loss itself does, got off",
+    )
+    require(
         engine.name != "vllm" or not reads_sampler or sampling.top_p == 1,
         f"sampling.top_p: with {sampling.top_p}, vLLM's log-probs are those of the truncated "
         "distribution; set sampling.top_p=1, or policy.importance_correction=off and "

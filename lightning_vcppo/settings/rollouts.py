@@ -45,19 +45,24 @@ class EngineSettings:
     """What samples the responses.
 
     Attributes:
-        name: "transformers", the trained model itself; "vllm", a copy of it in the same process
-            that takes the new weights over after each update.
+        name: "transformers", the trained model itself; "transformers_copy", a copy of it, on the
+            same device or another; "vllm", a copy in the same process, in vLLM's arithmetic. Copies
+            take the new weights over after each rollout's updates.
+        rollouts_ahead: Rollouts that are sampled, by an engine with a copy of its own, while others
+            are learned from. Up to so many updates of the policy, counted in rollouts, lie between
+            the weights that sample and those that learn; 0 samples and learns in turn.
         max_num_seqs: Responses that are sampled at the same time; memory of the key-value cache
             grows with them.
         gpu_memory_utilization: vLLM's share of the device's memory, for its weights and cache (on
             the CPU a share of main memory, taken for good).
         max_model_len: Most tokens of a prompt and its response; None is the model's own limit.
         sleep: Give vLLM's memory back to the trainer between rollouts (on the GPU; the CPU cannot).
-        init_args: Other arguments of `vllm.LLM`, such as dtype (by default the type in which
-            the actor computes: bfloat16 under bf16-mixed).
+        init_args: Other arguments of the engine: of `vllm.LLM`, such as dtype (by default the type
+            in which the actor computes: bfloat16 under bf16-mixed); of transformers_copy: device.
     """
 
-    name: Literal["transformers", "vllm"] = "transformers"
+    name: Literal["transformers", "transformers_copy", "vllm"] = "transformers"
+    rollouts_ahead: int = 0
     max_num_seqs: int = 256
     gpu_memory_utilization: float = 0.3
     max_model_len: int | None = None
@@ -67,6 +72,8 @@ class EngineSettings:
     def __post_init__(self) -> None:
         """Refuse impossible values."""
         share, length = self.gpu_memory_utilization, self.max_model_len
+        ahead = self.rollouts_ahead
+        require(ahead >= 0, f"rollouts_ahead: expected >= 0 rollouts, got {ahead}")
         require(self.max_num_seqs >= 1, f"max_num_seqs: expected >= 1, got {self.max_num_seqs}")
         require(0 < share <= 1, f"gpu_memory_utilization: expected a share in (0, 1], got {share}")
         require(length is None or length >= 2, f"max_model_len: expected >= 2 tokens, got {length}")

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import grading, iteration, measure, plan, update
+from benchmarks import grading, iteration, measure, overlap, plan, update
 
 
 @pytest.mark.parametrize("name", ["W", "W-tail"])
@@ -43,3 +43,12 @@ def test_the_responses_that_are_graded_get_their_verdicts() -> None:
     assert grading.seconds_with(0, texts, golds, right) > 0
     with pytest.raises(AssertionError, match="wrong verdicts"):
         grading.seconds_with(0, texts, golds, [not r for r in right])
+
+
+def test_rollouts_of_set_times_overlap(tmp_path):
+    measure.write_actor(tmp_path / "actor", measure.actor_fields("model/tiny_qwen2"))
+    times = {"sample_s": (0.2,), "train_s": 0.2, "rollouts": 2}
+    seconds, share = overlap.run(str(tmp_path / "actor"), 0, **times)
+    assert seconds > 0.4 and share < 0.01
+    seconds, share = overlap.run(str(tmp_path / "actor"), 1, **times)
+    assert seconds > 0.2 and share > 0.1
