@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
-from statistics import fmean
+from itertools import compress
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -23,43 +23,25 @@ from lightning_vcppo.metrics.positions import (
     absolute_bins,
     actor_lambda,
     profile_rollout,
-    reward_weights,
 )
 from lightning_vcppo.metrics.rollout import range_alignment_end
-from lightning_vcppo.report.plotting import open_figure, stages, tidy
+from lightning_vcppo.report import pictures
+from lightning_vcppo.report.plotting import CURVES
 
 from .base import RolloutCallback
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from lightning_vcppo.modules.vcppo import VCPPOModule
     from lightning_vcppo.rollouts.rollout import Rollout
     from lightning_vcppo.settings import AdvantageSettings
 
-BLUE, ORANGE, GREY, SHADE = "#0072B2", "#D55E00", "#666666", "#F1E4C3"
-DECAY_LAMBDAS = (0.9, 0.95, 0.99, 0.999, 1.0)
 DRAWING_SHARE = 0.005
 """Share of the time of a run that may be spent on drawing before its end."""
 MAX_BINS = 50
 """Maximum number of points of a line over tokens."""
 PROFILED = ("value", "advantage")
-BESIDE: dict[str, Any] = {"frameon": False, "loc": "center left", "bbox_to_anchor": (1, 0.5)}
-"""Options of a legend next to the axes, where it hides no line."""
-
-LEARNING_CURVES = {
-    "reward": ("rollout/reward_mean", "Reward", "mean reward of a rollout"),
-    "accuracy": ("rollout/accuracy", "Accuracy", "share of right responses"),
-    "response_length": ("rollout/response_length", "Response length", "mean length (tokens)"),
-    "explained_variance": (
-        "critic/explained_variance",
-        "Critic: explained variance of the returns",
-        "explained variance (1 is perfect)",
-    ),
-    "r2": ("critic/r2", "Critic: R² of the returns", "R² (1 is perfect)"),
-}
-"""File name -> metric key, title and label."""
 
 PRETRAINING = ("loss", "train_loss", "r2", "train_r2", "explained_variance", "bias")
 """The metrics of value pretraining that are drawn, without their group."""
@@ -72,7 +54,7 @@ class _History:
     rollouts: list[int] = field(default_factory=list)
     phases: list[str] = field(default_factory=list)
     scalars: dict[str, list[float]] = field(
-        default_factory=lambda: {key: [] for key, _, _ in LEARNING_CURVES.values()}
+        default_factory=lambda: {curve.key: [] for curve in CURVES.values()}
     )
     pretraining: dict[str, list[float]] = field(
         default_factory=lambda: {name: [] for name in PRETRAINING}
@@ -211,136 +193,48 @@ class LearningCurves(RolloutCallback):
 
 def _draw(history: _History, settings: AdvantageSettings) -> Iterator[tuple[str, Figure]]:
     """Draw the figures for which the history has data."""
-    for name, (key, title, label) in LEARNING_CURVES.items():
-        if not all(map(math.isnan, history.scalars[key])):
-            figure, ax = open_figure(title, "rollouts", label)
-            _shade_value_pretraining(ax, history)
-            _curve(ax, history.rollouts, history.scalars[key], label="training")
-            if name == "accuracy" and history.evaluations:
-                rollouts, accuracies = zip(*history.evaluations, strict=True)
-                ax.plot(rollouts, accuracies, "o-", color=ORANGE, label="evaluation (avg@k)")
-            if name in ("explained_variance", "r2"):
-                ax.set_ylim(bottom=max(ax.get_ylim()[0], -1.0), top=1.02)
-            if name == "accuracy":
-                ax.set_ylim(bottom=0)
-            ax.legend(frameon=False)
-            yield name, figure
-    if not all(map(math.isnan, history.pretraining["loss"])):
-        yield "value_pretraining", _draw_value_pretraining(history)
+    pretraining = [phase == Phase.VALUE_PRETRAINING for phase in history.phases]
+    for name, curve in CURVES.items():
+        values = history.scalars[curve.key]
+        if not all(map(math.isnan, values)):
+            yield (
+                name,
+                pictures.learning_curve(
+                    curve,
+                    history.rollouts,
+                    values,
+                    pretraining=pretraining,
+                    evaluations=history.evaluations if name == "accuracy" else (),
+                ),
+            )
+    curves = history.pretraining
+    if not all(map(math.isnan, curves["loss"])):
+        aligned = range_alignment_end(curves["loss"], curves["bias"])
+        rollouts = list(compress(history.rollouts, pretraining))
+        yield "value_pretraining", pictures.value_pretraining(rollouts, curves, aligned)
     for place, kept, width, unit in (
         ("position", history.by_decile, 100 / NUM_DECILES, "% of its length"),
         ("token", history.by_token, history.bins[0], "tokens"),
     ):
-        for name, profiles in kept.items():
-            if any(mean is not None for profile in profiles for mean in profile):
-                figure, ax = open_figure(
-                    f"{name.capitalize()} by {place}",
-                    f"position in the response ({unit})",
-                    f"mean {name}",
+        for name, rows in kept.items():
+            means_RP = np.array(rows, dtype=float)  # None becomes NaN
+            if not np.isnan(means_RP).all():
+                yield (
+                    f"{name}_by_{place}",
+                    pictures.profiles(
+                        name,
+                        history.rollouts,
+                        means_RP,
+                        bin_width=width,
+                        title=f"{name.capitalize()} by {place}",
+                        xlabel=f"position in the response ({unit})",
+                    ),
                 )
-                _draw_profiles(ax, history.rollouts, profiles, width)
-                yield f"{name}_by_{place}", figure
-    lengths = [x for x in history.scalars["rollout/response_length"] if not math.isnan(x)]
+    lengths = [x for x in history.scalars[CURVES["response_length"].key] if not math.isnan(x)]
     if lengths and settings.needs_critic:
-        yield "reward_decay", _draw_reward_decay(round(lengths[-1]), settings)
-
-
-def _curve(ax: Axes, x: Sequence[int], y: Sequence[float], *, label: str) -> None:
-    """Draw the curve faintly, and its moving average over 5 % of the run."""
-    window = max(1, len(y) // 20)
-    smooth = [fmean(y[max(0, i + 1 - window) : i + 1]) for i in range(len(y))]
-    if window > 1:
-        ax.plot(x, y, color=BLUE, alpha=0.25, linewidth=1)
-        label = f"{label} (mean of last {window} rollouts)"
-    ax.plot(x, smooth, color=BLUE, linewidth=2, label=label, marker="." if len(x) < 3 else None)
-
-
-def _shade_value_pretraining(ax: Axes, history: _History) -> None:
-    """Mark the rollouts in which only the critic learned."""
-    label: str | None = "value pretraining"
-    for phase, run in groupby(zip(history.phases, history.rollouts, strict=True), lambda r: r[0]):
-        rollouts = [rollout for _, rollout in run]
-        if phase == Phase.VALUE_PRETRAINING:
-            ax.axvspan(rollouts[0] - 0.5, rollouts[-1] + 0.5, color=SHADE, lw=0, label=label)
-            label = None
-
-
-def _draw_value_pretraining(history: _History) -> Figure:
-    """Draw loss and R^2 on both parts, with the range alignment shaded."""
-    from matplotlib.figure import Figure
-
-    curves = history.pretraining
-    rollouts = [
-        rollout
-        for rollout, phase in zip(history.rollouts, history.phases, strict=True)
-        if phase == Phase.VALUE_PRETRAINING
-    ]
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.subplots(2, 1, sharex=True)
-    figure.suptitle("Value pretraining: first the range, then the knowledge")
-    end = range_alignment_end(curves["loss"], curves["bias"])
-    aligned = rollouts[-1] if end is None else rollouts[end]
-    for ax, name, label in (
-        (axes[0], "loss", "½ (V - R)²"),
-        (axes[1], "r2", "R²"),
-    ):
-        tidy(ax, ylabel=label)
-        ax.axvspan(rollouts[0] - 0.5, aligned, color=SHADE, lw=0, label="range alignment")
-        ax.plot(rollouts, curves[f"train_{name}"], ".-", color=ORANGE, label="fitted on")
-        ax.plot(rollouts, curves[name], ".-", color=BLUE, linewidth=2, label="held out")
-    explained = curves["explained_variance"]
-    axes[1].plot(rollouts, explained, ":", color=BLUE, label="explained variance, held out")
-    axes[0].set_ylim(bottom=0)
-    axes[0].legend(**BESIDE)
-    axes[1].set_xlim(rollouts[0] - 0.5, rollouts[-1] + 0.5)
-    axes[1].locator_params(axis="x", integer=True)
-    axes[1].set_xlabel("rollouts")
-    return figure
-
-
-def _draw_profiles(
-    ax: Axes, rollouts: Sequence[int], profiles: Sequence[Sequence[float | None]], width: float
-) -> None:
-    """Draw mean profiles of the run's stages, from light (early) to dark (late)."""
-    from matplotlib import colormaps
-
-    ax.axhline(0, color=GREY, linewidth=0.8)
-    numbers = [[math.nan if mean is None else mean for mean in profile] for profile in profiles]
-    centers = [width * (i + 0.5) for i in range(len(profiles[0]))]
-    cut = stages(rollouts)
-    for stage, (span, part) in enumerate(cut):
-        mean = torch.tensor(numbers[part]).nanmean(0).tolist()
-        color = colormaps["viridis_r"](0.15 + 0.85 * stage / max(1, len(cut) - 1))
-        ax.plot(centers, mean, ".-", color=color, linewidth=1.8, label=f"rollouts {span}")
-    ax.set_xlim(0, width * len(centers))
-    ax.legend(**BESIDE)
-
-
-def _draw_reward_decay(length: int, settings: AdvantageSettings) -> Figure:
-    """Draw the weight of the terminal reward along a response of the run's mean length."""
-    from matplotlib import colormaps
-
-    figure, ax = open_figure(
-        f"Reach of the terminal reward over {length} tokens",
-        "position in the response (tokens)",
-        "weight of the reward, (γλ)$^{T-t}$",
-    )
-    mask_BT = torch.ones(1, max(1, length), dtype=torch.bool)
-    position = range(1, mask_BT.shape[1] + 1)
-    for i, lam in enumerate(DECAY_LAMBDAS):
-        weights = reward_weights(mask_BT, lam, gamma=settings.gamma)[0].tolist()
-        color = colormaps["viridis_r"](0.15 + 0.85 * i / (len(DECAY_LAMBDAS) - 1))
-        ax.plot(position, weights, color=color, linewidth=1.5, label=f"λ = {lam:g}")
-    ours = actor_lambda(torch.tensor([length]), settings)
-    weights = reward_weights(mask_BT, ours, gamma=settings.gamma)[0].tolist()
-    ax.plot(
-        position,
-        weights,
-        "--",
-        color=ORANGE,
-        linewidth=2.5,
-        label=f"this actor: λ = {ours.item():.4g}",
-    )
-    ax.set_ylim(-0.02, 1.05)
-    ax.legend(**BESIDE)
-    return figure
+        length = round(lengths[-1])
+        lam = actor_lambda(torch.tensor([length]), settings).item()
+        yield (
+            "reward_decay",
+            pictures.reward_decay(length, gamma=settings.gamma, lambda_actor=lam),
+        )

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from lightning_vcppo.checkpointing.interruptions import Interruptions, exit_code
 from lightning_vcppo.checkpointing.run_directory import CHECKPOINTS, LAST, find_last
+from lightning_vcppo.common.errors import EngineLostError
 from lightning_vcppo.common.files import UNFINISHED, is_trial, put_in_place, remove, run_path
 from lightning_vcppo.common.lightning_compat import between_steps, epoch_is_over, steps_done
 from lightning_vcppo.distributed.standstill import FILES_S, in_place
@@ -127,6 +128,26 @@ class RolloutCheckpoint(RunCallback, ModelCheckpoint):
                 self._save(trainer)
 
     @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Save if sampling has lost its servers; the rollout that needs them has changed nothing.
+
+        Where an evaluation has lost them, the last checkpoint stays: it has that evaluation before
+        it.
+        """
+        if not isinstance(exception, EngineLostError) or is_trial(trainer):
+            return
+        if trainer.training and steps_done(trainer) != self._saved_after:
+            with between_steps(trainer):
+                self._save(trainer)
+        if self._path.exists() and trainer.is_global_zero:
+            _tell(
+                f"{self._path} has all rollouts so far; when the servers are back, the same "
+                "command with --ckpt_path=last resumes the run."
+            )
+
+    @override
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
         """Return the checkpoint from which `Trainer.fit(ckpt_path="last")` resumes."""
         path = find_last(run_path(trainer))
@@ -160,11 +181,12 @@ class RolloutCheckpoint(RunCallback, ModelCheckpoint):
             raise SystemExit(0)
         rollouts = isinstance(pl_module, LearnsFromRollouts)
         done = pl_module.rollouts_done if rollouts else steps_done(trainer)
-        get_console().print(
+        _tell(
             f"{signal.Signals(number).name}: saved after {'rollout' if rollouts else 'update'} "
-            f"{done}; the same command with --ckpt_path=last resumes the run.",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+            f"{done}; the same command with --ckpt_path=last resumes the run."
         )
         raise SystemExit(exit_code(number))
+
+
+def _tell(message: str) -> None:
+    get_console().print(message, markup=False, highlight=False, soft_wrap=True)

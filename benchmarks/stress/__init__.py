@@ -1,1 +1,1 @@
-"""Try to break the package: fuzzing, mutation tests."""
+"""Try to break the package: fuzzing, mutation tests, ranks, kills."""

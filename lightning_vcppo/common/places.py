@@ -1,8 +1,8 @@
-"""Keep where this process is in its work, and when it last moved on, for messages about it.
+"""Record this process's current work and when it last made progress, for messages.
 
-The names are for people: "update of the policy". Moving on is cheap, so loops do it each time. A
-thread that works aside has no place: it moves the process on only while it is waited for, and it
-ends where it would move on once it has been told to.
+Names are for messages: "update of the policy". `move_on` is cheap, so loops call it each time. A
+thread that works aside has no place: it records progress only while it is waited for, and it ends
+at its next `move_on` once it has been told to.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 OUTSIDE = "the work between training steps"
-"""The place of a process that is in none."""
+"""Place of a process outside of all named ones."""
 SAMPLING = "sampling"
-"""The place of a process that samples, or waits for a thread that does."""
+"""Place of a process that samples, or waits for a thread that does."""
 
 _names: list[str] = []
 _moved_at = time.monotonic()
@@ -29,11 +29,11 @@ class EndedError(Exception):
 
 @contextmanager
 def place(name: str, patience_s: float = 0.0) -> Iterator[None]:
-    """Be in a place while the body runs; it may be within another.
+    """Set the process's place while the body runs; places may be nested.
 
     Args:
-        name: Completes "waits in ...".
-        patience_s: What may well pass there before the work goes on.
+        name: Name of the work, which completes "waits in ...".
+        patience_s: Seconds without progress that are normal there.
     """
     move_on()
     _longest[name] = max(_longest.get(name, 0.0), patience_s)
@@ -60,7 +60,7 @@ def aside(told_to_end: threading.Event) -> Iterator[None]:
 
 
 def move_on() -> None:
-    """Note that the work goes on.
+    """Record progress.
 
     Raises:
         EndedError: In a thread that works aside and has been told to end.
@@ -84,13 +84,13 @@ def current() -> str:
 
 
 def idle_s() -> float:
-    """Return the seconds since the work last went on."""
+    """Return the seconds since the last progress."""
     return time.monotonic() - _moved_at
 
 
 def longest_s() -> float:
-    """Return the longest time, in seconds, after which the work has gone on in this place.
+    """Return the longest time between two progresses in this place so far, in seconds.
 
-    Outside of all places it is 0: what happens there is too different for it to say anything.
+    Outside of all places it is 0, because work there varies too much.
     """
     return 0.0 if current() == OUTSIDE else _longest.get(current(), 0.0)

@@ -45,7 +45,19 @@ critic = AutoModelForTokenClassification.from_pretrained("{name}", num_labels={l
 {head}
 
 * lightning-vcppo: `vcppo fit --config vcppo --model.critic {name} ...`
-* verl, where the head is scalar: `critic.model.path={name}`
+{others}
+"""
+_OTHERS = """\
+* verl: `vcppo export --ckpt_path {name} --output verl --layout verl`, then
+  `critic.model.path=verl/critic`
+* NeMo-RL: `vcppo export --ckpt_path {name} --output nemo --layout nemo`, then
+  `ppo.warm_start_value_checkpoint=nemo/step_0`
+* OpenRLHF: `vcppo export --ckpt_path {name} --output openrlhf --layout openrlhf`, then
+  `--critic.model_name_or_path openrlhf/critic`, and the flag that the command names
+"""
+_NO_OTHERS = """\
+* verl, NeMo-RL and OpenRLHF read one number a token and cannot load this head; `value.head: scalar`
+  fits one that they can.
 """
 _HEADS = {
     "scalar": "The output is V of the state *after* each token.",
@@ -88,6 +100,7 @@ def write_card(
         settings=", ".join(f"{key}={value}" for key, value in settings.items()),
         head=_HEADS.get(head, ""),
         labels=labels,
+        others=(_OTHERS.format(name=folder.name) if head == "scalar" else _NO_OTHERS).rstrip(),
     )
     (folder / "README.md").write_text(
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n{text}", encoding="utf-8"

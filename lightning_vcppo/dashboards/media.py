@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
-from lightning_vcppo.report.plotting import open_figure, stages
+from lightning_vcppo.report import pictures
+from lightning_vcppo.report.plotting import POSITION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,15 +69,10 @@ def log_positions(trainer: Trainer, rows: Sequence[Mapping[str, Any]], *, step: 
     for quantity in rows[-1]["deciles"]:
         with_it = [row for row in rows if quantity in row["deciles"]]
         rollouts = [int(row["rollout"]) for row in with_it]
-        means_RD = torch.tensor(
-            [
-                [torch.nan if mean is None else mean for mean in row["deciles"][quantity]["all"]]
-                for row in with_it
-            ]
-        )
-        if means_RD.isnan().all():
+        means_RD = np.array([row["deciles"][quantity]["all"] for row in with_it], dtype=float)
+        if np.isnan(means_RD).all():
             continue
-        figure = _heat_map(quantity, rollouts, means_RD)
+        figure = pictures.heat_map(quantity, rollouts, means_RD)
         log_figure(trainer, f"decay/{quantity}_heat_map", figure, step=step)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
@@ -84,39 +80,18 @@ def log_positions(trainer: Trainer, rows: Sequence[Mapping[str, Any]], *, step: 
                 logger.log_metrics({f"decay/{quantity}_lines": chart}, step)
 
 
-def _heat_map(quantity: str, rollouts: Sequence[int], means_RD: torch.Tensor) -> Figure:
-    """Draw R rollouts from left to right, the D deciles of the response from bottom to top."""
-    figure, ax = open_figure(
-        f"{quantity.capitalize()} by position",
-        "rollouts",
-        "position in the response (% of its length)",
-    )
-    largest = float(means_RD.nan_to_num().abs().max()) or 1.0
-    signed = bool((means_RD < 0).any())
-    mesh = ax.pcolormesh(
-        [*(rollout - 0.5 for rollout in rollouts), rollouts[-1] + 0.5],
-        [100 * i / means_RD.shape[1] for i in range(means_RD.shape[1] + 1)],
-        means_RD.T.numpy(),
-        cmap="RdBu" if signed else "viridis",
-        vmin=-largest if signed else 0.0,
-        vmax=largest,
-    )
-    figure.colorbar(mesh, label=f"mean {quantity}")
-    return figure
-
-
-def _stage_lines(quantity: str, rollouts: Sequence[int], means_RD: torch.Tensor) -> Any:
+def _stage_lines(quantity: str, rollouts: Sequence[int], means_RD: np.ndarray) -> Any:
     """Return a chart of Weights & Biases: the mean profile of each stage of the run."""
     import wandb
 
     deciles = means_RD.shape[1]
-    cut = stages(rollouts)
+    lines = pictures.stage_means(rollouts, means_RD)
     return wandb.plot.line_series(
         xs=[100 * (i + 0.5) / deciles for i in range(deciles)],
-        ys=[means_RD[part].nanmean(0).tolist() for _, part in cut],
-        keys=[f"rollouts {span}" for span, _ in cut],
+        ys=[mean for _, mean in lines],
+        keys=[f"rollouts {span}" for span, _ in lines],
         title=f"{quantity.capitalize()} by position",
-        xname="position in the response (% of its length)",
+        xname=POSITION,
     )
 
 

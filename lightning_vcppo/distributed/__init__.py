@@ -1,1 +1,1 @@
-"""Several ranks: collectives, sharding, strategies."""
+"""Run on several ranks: collectives, sharding, strategies."""

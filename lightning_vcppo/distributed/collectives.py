@@ -1,4 +1,4 @@
-"""Exchange between ranks."""
+"""Exchange objects and numbers between ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def gather(mine: T) -> list[T]:
-    """Return what each rank has, in the order of ranks. Every rank must call it."""
+    """Return the arguments of all ranks, in the order of ranks. Every rank must call it."""
     if not (dist.is_available() and dist.is_initialized()):
         return [mine]
     of_ranks: list[T] = [mine] * dist.get_world_size()
@@ -27,13 +27,13 @@ def gather(mine: T) -> list[T]:
 
 @dataclass(frozen=True)
 class Ranks:
-    """How the ranks of a run agree on numbers; as it is, there is one rank.
+    """Collectives of a run on numbers; the default is a run of one rank.
 
     Attributes:
         sum: Returns the sum of a small tensor over ranks.
-        max: Returns the largest of one number a rank.
-        rank: Number of this one.
-        count: How many there are.
+        max: Returns the largest of the ranks' numbers.
+        rank: Number of this rank.
+        count: Number of ranks.
     """
 
     sum: Reduce = identity
@@ -43,7 +43,7 @@ class Ranks:
 
     @classmethod
     def of(cls, module: LightningModule) -> Ranks:
-        """Return those of the run that a module is in; every rank must call what they hold."""
+        """Return the collectives of a module's run; every rank must call them."""
         strategy, device = module.trainer.strategy, module.device
 
         def total(statistics: Tensor) -> Tensor:

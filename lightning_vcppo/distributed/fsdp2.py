@@ -1,11 +1,11 @@
-"""The strategy `fsdp2`: every network sharded over the ranks, one transformer layer a unit.
+"""Shard every network over the ranks, one transformer layer per unit: strategy `fsdp2`.
 
-1. Networks are built without memory, sharded, and filled from the first rank, tensor by tensor.
-2. A network gathers a layer when it is read and gives it back at once, in the forward pass and in
-   the backward pass (ZeRO-3). Gradients and the optimizer's state are sharded as the weights are.
-3. Checkpoints are folders of torch.distributed.checkpoint; any number of ranks can go on from them.
+1. Networks are built on the meta device, sharded, and filled from the first rank, tensor by tensor.
+2. A network gathers each layer when it is used and frees it at once, in the forward and in the
+   backward pass (ZeRO-3). Gradients and optimizer state are sharded like the weights.
+3. Checkpoints are directories of torch.distributed.checkpoint; any number of ranks can resume.
 
-Lightning's ModelParallelStrategy does the launching and the collectives.
+Lightning's ModelParallelStrategy launches processes and runs collectives.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ PRECISIONS = {
     "bf16-true": MixedPrecisionPolicy(reduce_dtype=torch.float32),
     "bf16-mixed": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32),
 }
-"""What fsdp2 gathers weights and sums gradients in, by the Trainer's precision."""
+"""Types in which weights are gathered and gradients summed, by the Trainer's precision."""
 _KEPT = "sharded tensor"
 
 
@@ -70,11 +70,11 @@ class FSDP2Strategy(ModelParallelStrategy):
     """Shard the weights, gradients and optimizer state of every network over the ranks.
 
     Args:
-        shards: Ranks that share one copy of the weights; None is all of them. With fewer, say the
-            GPUs of a node, there are several copies, one for each so many ranks (HSDP).
-        cpu_offload: Keep what is sharded in the host's memory while it is not in use.
-        process_group_backend: Of torch.distributed; None chooses by the device.
-        timeout: How long a collective may wait for other ranks before the run ends.
+        shards: Number of ranks that share one copy of the weights; None means all. With fewer,
+            such as the GPUs of a node, there is one copy for each group of ranks (HSDP).
+        cpu_offload: Keep shards in the host's memory while they are not in use.
+        process_group_backend: Backend of torch.distributed; None chooses by the device.
+        timeout: Longest time that a collective waits for other ranks before the run ends.
     """
 
     def __init__(
@@ -84,10 +84,10 @@ class FSDP2Strategy(ModelParallelStrategy):
         process_group_backend: str | None = None,
         timeout: timedelta | None = TIMEOUT,
     ) -> None:
-        """Keep the sizes; the mesh is made when the processes have found one another.
+        """Keep the sizes; the mesh is made once the processes are connected.
 
         Raises:
-            ValueError: for a number of shards below 1.
+            ValueError: For a number of shards below 1.
         """
         super().__init__(process_group_backend=process_group_backend, timeout=timeout)
         require(shards is None or shards >= 1, f"shards: expected >= 1 ranks, got {shards}")
@@ -99,27 +99,27 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @override
     def setup_environment(self) -> None:
-        """Form the mesh: copies x shards, or shards alone.
+        """Form the mesh: copies x shards, or only shards.
 
         Raises:
-            ValueError: if the ranks cannot be divided so, or for a precision that needs to know of
-                the shards.
+            ValueError: If the number of ranks is not a multiple of the shards, or for a precision
+                that does not support shards.
         """
         precision = str(self.precision_plugin.precision)
         require(
             precision in PRECISIONS,
-            f"--trainer.precision={precision}: fsdp2 takes one of {', '.join(PRECISIONS)}",
+            f"--trainer.precision={precision}: fsdp2 supports {', '.join(PRECISIONS)}",
         )
         ranks = self.world_size
         shards = ranks if self._shards is None else self._shards
         require(
             ranks % shards == 0,
-            f"--trainer.strategy.shards={shards}: {ranks} processes are no multiple of it",
+            f"--trainer.strategy.shards={shards}: the {ranks} processes are not a multiple of it",
         )
         self._data_parallel_size, self._tensor_parallel_size = ranks, 1
         device = self.root_device.type
         if self._cpu_offload and device == "cuda" and self._process_group_backend is None:
-            self._process_group_backend = "cpu:gloo,cuda:nccl"  # norms of gradients on the host
+            self._process_group_backend = "cpu:gloo,cuda:nccl"  # for gradient norms on the host
         super().setup_environment()
         self._mesh = (
             self.device_mesh["data_parallel"]
@@ -129,28 +129,29 @@ class FSDP2Strategy(ModelParallelStrategy):
             )
         )
         for mesh in {self.device_mesh, self._mesh}:
-            for group in mesh.get_all_groups():  # torch gives them a timeout of its own
+            for group in mesh.get_all_groups():  # torch sets its own timeout
                 _set_pg_timeout(self._timeout or TIMEOUT, group)
 
     @override
     def model_to_device(self) -> None:
         """Leave offloaded shards on the host."""
         if self._cpu_offload and self.lightning_module is not None:
-            self.lightning_module._device = self.root_device  # what `.to` would have noted
+            self.lightning_module._device = self.root_device  # which `.to` would have set
         else:
             super().model_to_device()
 
     def shard(self, build: Callable[[], Network]) -> Network:
-        """Build a network of which each rank has its shard alone; every rank must call it.
+        """Build a network of which each rank holds only its shard; every rank must call it.
 
-        The first rank builds it on the host and sends each tensor to all, once. This takes whatever
-        `from_pretrained` can read, and reads it once. The other ranks build it without memory.
+        The first rank builds it on the host and sends each tensor to all ranks once. So all that
+        `from_pretrained` supports works, and is read once. The other ranks build it on the meta
+        device.
 
         Args:
-            build: Returns the network; called once more in the context of the meta device.
+            build: Returns the network; also called in the context of the meta device.
 
         Raises:
-            ValueError: On every rank, where it is raised on the first.
+            ValueError: On every rank, if `build` raises it on the first.
         """
         assert self._mesh is not None
         source, failure = None, ""
@@ -169,8 +170,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         policy = PRECISIONS[str(self.precision_plugin.precision)]
         units: list[nn.Module] = [*layers(network), network]
         for unit in units:
-            # The root too gives its weights back after a forward pass: what is left in place would
-            # be read again after an update.
+            # The root also frees its weights after a forward pass: otherwise the stale gathered
+            # weights would be used after an update.
             fully_shard(
                 unit,
                 mesh=self._mesh,
@@ -185,9 +186,9 @@ class FSDP2Strategy(ModelParallelStrategy):
         return network
 
     def _fill(self, network: nn.Module, source: nn.Module | None) -> None:
-        """Send the weights and buffers of the first rank's `source` to the shards of all."""
+        """Send the weights and buffers of the first rank's `source` to the shards of all ranks."""
         weights: dict[str, Any] = {}
-        if source is not None:  # frozen weights, too, which a state may leave out
+        if source is not None:  # including frozen weights, which a state dict may lack
             named = source.named_parameters(remove_duplicate=False)
             weights = {**source.state_dict(), **{name: w.detach() for name, w in named}}
         options = StateDictOptions(
@@ -196,7 +197,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         set_model_state_dict(network, dict(weights), options=options)
         buffers = {} if source is None else dict(source.named_buffers())
         for name, module in network.named_modules():
-            if hasattr(module, "generation_config"):  # which tokens end a response, say
+            if hasattr(module, "generation_config"):  # for example the tokens that end a response
                 mine = None if source is None else source.get_submodule(name).generation_config
                 module.generation_config = self.broadcast(mine)
         for path, module in network.named_modules():
@@ -212,9 +213,9 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     @override
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Return an optimizer's state by the names of parameters; nothing before its first step.
+        """Return an optimizer's state by the names of parameters; empty before its first step.
 
-        torch would make a state by stepping, and so count an update that never was.
+        torch would create a state by a step, and count an update that was not made.
         """
         return super().optimizer_state(optimizer) if optimizer.state else {}
 
@@ -222,14 +223,14 @@ class FSDP2Strategy(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
     ) -> None:
-        """Write a folder: the shards of each rank, and all the rest in `meta.pt`.
+        """Write a directory: the shards of each rank, and everything else in `meta.pt`.
 
-        Whatever is sharded is written as shards, wherever in the checkpoint it is.
+        Sharded tensors anywhere in the checkpoint are written as shards.
         """
         path = Path(self.broadcast(filepath))
         path.mkdir(parents=True, exist_ok=True)
         if self.is_global_zero:
-            (path / META_FILE).unlink(missing_ok=True)  # without it the folder is no checkpoint
+            (path / META_FILE).unlink(missing_ok=True)  # marks a complete checkpoint
         optimizers = enumerate(checkpoint.pop(Keys.OPTIMIZERS, []))
         sharded = {Keys.WEIGHTS: checkpoint.pop(Keys.WEIGHTS)}
         sharded |= {f"optimizer_{i}": state for i, state in optimizers if state}
@@ -249,7 +250,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         strict = self.lightning_module.strict_loading
         if path.is_file():
             return self._load_unsharded(path, strict, weights_only)
-        require(is_sharded_checkpoint(path), f"{path}: expected a checkpoint, file or folder")
+        require(is_sharded_checkpoint(path), f"{path}: expected a checkpoint, file or directory")
         refuse_code_in(path)
         with reading_shards(path):
             return self._load_parts(path, strict, weights_only)
@@ -302,7 +303,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         return checkpoint
 
     def _empty_like(self, saved: Any) -> Tensor:
-        """Return a tensor on the host, sharded as parameters are, for one of a checkpoint."""
+        """Return an empty tensor, sharded like parameters, for one of a checkpoint."""
         assert self._mesh is not None
         placements = [*[Replicate()] * (self._mesh.ndim - 1), Shard(0)]
         return zeros(
@@ -314,19 +315,19 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 
 def build(make: Callable[[], Network], strategy: Strategy | None) -> Network:
-    """Build a network as a strategy, if there is one, wants it: this rank's shard or the whole."""
+    """Build a network for a strategy, or without one: this rank's shard, or complete."""
     if isinstance(strategy, FSDP2Strategy):
         return strategy.shard(make)
-    # Lightning restores weights before it converts them: those in float64 have to have room.
+    # Lightning restores weights before it converts them, so float64 must be set before.
     network = make()
     is_double = strategy and isinstance(strategy.precision_plugin, DoublePrecision)
     return network.double() if is_double else network
 
 
 def layers(network: nn.Module) -> list[nn.Module]:
-    """Return what is gathered as one: transformer layers, and what a network names itself.
+    """Return the units to gather: transformer layers, and modules that a network names itself.
 
-    transformers lists the classes of layers as those not to be split between devices.
+    transformers lists the classes of layers as modules that are not split between devices.
     """
     models = [module for module in network.modules() if isinstance(module, PreTrainedModel)]
     kinds = {kind for model in models for kind in model._no_split_modules or ()}
@@ -335,7 +336,7 @@ def layers(network: nn.Module) -> list[nn.Module]:
 
 
 def _take_out(value: Any, kept: dict[str, Tensor]) -> Any:
-    """Move all sharded tensors of nested dicts and lists to `kept`, and leave their names."""
+    """Move all sharded tensors of nested dicts and lists to `kept`, and leave names instead."""
     if isinstance(value, DTensor):
         name = str(len(kept))
         kept[name] = value

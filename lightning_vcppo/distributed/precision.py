@@ -1,29 +1,32 @@
-"""Apply the Trainer's precision outside of its own steps, and judge it for small updates."""
+"""Apply the Trainer's precision outside its steps, and check what it rounds away."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal, TypeAlias
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lightning_vcppo.common.lightning_compat import is_attached
 
+Float32Matmul: TypeAlias = Literal["auto", "highest", "high", "medium"]
 LOST_SHARE = 0.5
-"""More of the weights than this may not lose their updates without a warning."""
+"""Share of the weights that may lose their updates without a warning."""
 
 
 def step_precision(module: LightningModule) -> AbstractContextManager[None]:
     """Return the context in which a module's steps run: autocast under bf16-mixed.
 
-    Lightning enters it for its own steps. Callbacks that read a network enter it themselves: else
-    they would read in float32, at several times the cost.
+    Lightning enters it for its own steps. Callbacks that run a network enter it themselves;
+    otherwise they would compute in float32, at several times the cost.
 
     Args:
-        module: Attached to a Trainer; without one the context does nothing.
+        module: A module; without a Trainer the context does nothing.
     """
     if not is_attached(module):
         return nullcontext()
@@ -31,16 +34,69 @@ def step_precision(module: LightningModule) -> AbstractContextManager[None]:
     return context
 
 
-@torch.no_grad()
-def lost_share(parameters: Iterable[Tensor], lr: float) -> float:
-    """Return the share of bfloat16 weights that a step of size `lr` leaves as they are.
+def multiplies_precisely(weight: Tensor) -> bool:
+    """Return whether matrix products with a weight are in float32 or better, now.
 
-    Adam's steps are about as large as the learning rate. A bfloat16 number has 8 bits, so what is
-    added is rounded away if it is less than 2^-9 of the weight.
+    They are not under autocast, nor on CUDA where float32 is multiplied in TF32.
+    """
+    if weight.dtype.itemsize < 4 or torch.is_autocast_enabled(weight.device.type):
+        return False
+    return weight.dtype != torch.float32 or not (weight.is_cuda and multiplies_in_tf32())
+
+
+def multiplies_in_tf32() -> bool:
+    """Return whether CUDA rounds the inputs of float32 products to 10 bits in this process."""
+    cublas = torch.backends.cuda.matmul
+    kind = getattr(cublas, "fp32_precision", None)  # since torch 2.9
+    return bool(cublas.allow_tf32) if kind is None else kind == "tf32"
+
+
+@contextmanager
+def float32_products(choice: Float32Matmul, trainer: Trainer) -> Iterator[None]:
+    """Set how CUDA multiplies float32 matrices during a run.
 
     Args:
-        parameters: Trained; only matrices are looked at, at 10,000 places of each, and of a sharded
-            one only this rank's part.
+        choice: One of torch's names, for any run; "auto" is "high", TF32, for a run on CUDA that
+            has float32 throughout, unless the process has chosen something itself.
+        trainer: Of the run; on a CPU nothing changes.
+    """
+    before = _matmul_precision()
+    is_float32 = str(trainer.precision) == "32-true"
+    if choice == "auto":
+        choice = "high" if is_float32 and before == "highest" else "auto"
+    if choice == "auto" or before is None or trainer.strategy.root_device.type != "cuda":
+        yield
+        return
+    torch.set_float32_matmul_precision(choice)
+    if is_float32 and multiplies_in_tf32():
+        rank_zero_info(
+            "float32 products are in TF32, whose inputs have 10 bits; "
+            "--float32_matmul_precision=highest keeps all 23"
+        )
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _matmul_precision() -> str | None:
+    """Return torch's name of the present choice; None if it was made by the newer flags."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch does not translate them
+        return None
+
+
+@torch.no_grad()
+def lost_share(parameters: Iterable[Tensor], lr: float) -> float:
+    """Return the share of bfloat16 weights that a step of size `lr` does not change.
+
+    Adam's steps are about as large as the learning rate. A bfloat16 number has 8 bits, so a step
+    is rounded away if it is less than 2^-9 of the weight.
+
+    Args:
+        parameters: Trained parameters; only matrices count, with 10,000 entries of each, and of a
+            sharded matrix only this rank's part.
         lr: Learning rate.
     """
     lost = looked_at = 0

@@ -1,12 +1,12 @@
 """Adapt the strategies of Lightning to two networks that are trained in turn.
 
-* DDP is told to expect that the actor's parameters are not in the critic's backward pass.
-* FSDP2 shards (fsdp2.py), and three things follow. Reading a part of a network has to look like a
-  forward pass (`as_forward`). Sampling, many small passes that differ between ranks, gathers the
-  weights once (`gathered`). Whoever needs plain tensors asks for them (`full_state_dict`).
-* The others cannot work, and are refused with the reason (`refuse_strategy`).
+* DDP wraps them apart, and sums the gradients of the network that is updated (ddp.py).
+* FSDP2 shards (fsdp2.py), with three consequences. Running a part of a network must be wrapped as a
+  forward pass (`as_forward`). Sampling, with many small passes that differ between ranks, gathers
+  the weights once (`gathered`). Code that needs unsharded tensors calls `full_state_dict`.
+* Other strategies cannot work, and are refused with the reason (`refuse_strategy`).
 
-With weights that are not sharded, all of it does nothing.
+With unsharded weights, all these functions do nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 Result = TypeVar("Result")
 AS_FORWARD = "as_forward"
-"""The method of a sharded network that runs what it is given as a forward pass."""
+"""Name of the method of a sharded network that runs a function as a forward pass."""
 
 
 class HasOwnShards(nn.Module):
@@ -35,14 +35,14 @@ class HasOwnShards(nn.Module):
 
 
 def is_sharded(network: nn.Module) -> bool:
-    """Return whether a rank has only a part of the weights, now: not while they are `gathered`."""
+    """Return whether a rank has only a part of the weights now; False while they are `gathered`."""
     return any(isinstance(parameter, DTensor) for parameter in network.parameters())
 
 
 def as_forward(network: nn.Module, compute: Callable[[], Result]) -> Result:
     """Run `compute` as if it were the forward pass of `network`.
 
-    A sharded network gathers its embedding and head for its own forward pass alone, not when a part
+    A sharded network gathers its embedding and head only for its own forward pass, not when a part
     of it is called.
     """
     if isinstance(network, FSDPModule):
@@ -54,8 +54,8 @@ def as_forward(network: nn.Module, compute: Callable[[], Result]) -> Result:
 def gathered(network: nn.Module) -> Iterator[None]:
     """Hold all weights of a network on every rank, for passes that differ between ranks.
 
-    Every rank must call it. The weights are in the type that the strategy computes in; to change
-    them is of no effect.
+    Every rank must call it. The weights are in the type in which the strategy computes; changes to
+    them are lost.
     """
     if not is_sharded(network):
         yield
@@ -74,9 +74,9 @@ def gathered(network: nn.Module) -> Iterator[None]:
 
 
 def full_state_dict(network: nn.Module) -> dict[str, Any]:
-    """Return all weights of a network; if it is sharded, on the host of the first rank alone.
+    """Return all weights of a network; if it is sharded, only on the first rank, on its host.
 
-    Every rank must call it; with a sharded network the others get nothing.
+    Every rank must call it; with a sharded network the other ranks get an empty dict.
     """
     if not is_sharded(network):
         return dict(network.state_dict())
@@ -90,34 +90,34 @@ def full_state_dict(network: nn.Module) -> dict[str, Any]:
     return weights
 
 
-def load_whole_or_sharded(
+def load_complete_or_sharded(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     weights: dict[str, Tensor],
     state: dict[str, Any],
 ) -> None:
-    """Load states of a network and its optimizer, sharded or not, whichever the network is.
+    """Load states of a network and its optimizer; states and network may be sharded or not.
 
     Args:
-        network: Plain or sharded.
-        optimizer: Of all its parameters.
-        weights: What `network.state_dict()` has returned, in this run or in another.
-        state: The same of the optimizer.
+        network: A network, unsharded or sharded.
+        optimizer: Optimizer of all its parameters.
+        weights: State dict of the network, from this run or another.
+        state: State dict of the optimizer.
     """
     own = network.state_dict()
-    network.load_state_dict({key: _laid_out(value, own[key]) for key, value in weights.items()})
+    network.load_state_dict({key: _sharded_like(value, own[key]) for key, value in weights.items()})
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     by_parameter = {
-        i: {key: _laid_out(value, parameters[i]) for key, value in values.items()}
+        i: {key: _sharded_like(value, parameters[i]) for key, value in values.items()}
         for i, values in state["state"].items()
     }
     optimizer.load_state_dict(state | {"state": by_parameter})
 
 
-def _laid_out(value: Any, parameter: Tensor) -> Any:
-    """Shard a whole tensor that belongs to a sharded parameter; return anything else as it is."""
-    whole = isinstance(value, Tensor) and not isinstance(value, DTensor)
-    if isinstance(parameter, DTensor) and whole and value.shape == parameter.shape:
+def _sharded_like(value: Any, parameter: Tensor) -> Any:
+    """Shard a complete tensor like its sharded parameter; return anything else unchanged."""
+    complete = isinstance(value, Tensor) and not isinstance(value, DTensor)
+    if isinstance(parameter, DTensor) and complete and value.shape == parameter.shape:
         value = value.to(parameter.device_mesh.device_type)
         return distribute_tensor(
             value, parameter.device_mesh, parameter.placements, src_data_rank=None

@@ -1,8 +1,8 @@
-"""Lightning's strategies with two networks that are trained in turn: refused, or prepared."""
+"""Refuse or prepare Lightning's strategies for two networks that are trained in turn."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -13,17 +13,19 @@ from lightning.pytorch.strategies import (
     ModelParallelStrategy,
     Strategy,
 )
+from torch.optim import Optimizer
 
 from lightning_vcppo.checkpointing.format import is_sharded_checkpoint
 from lightning_vcppo.common.errors import require
-from lightning_vcppo.common.lightning_compat import before_ddp_wraps, look_for_unused_parameters
+from lightning_vcppo.common.lightning_compat import look_for_unused_parameters
+from lightning_vcppo.distributed.ddp import NetworksDDPStrategy, wrap_apart
 
 REFUSED = {
     "deepspeed": (
-        "Lightning's DeepSpeed strategy takes one optimizer, and actor and critic have one each"
+        "Lightning's DeepSpeed strategy supports one optimizer, and actor and critic have one each"
     ),
     "fsdp": "FSDP1 does not work with two networks in one module",
-    "model_parallel": "this strategy leaves the sharding to the module, and fsdp2 does it for you",
+    "model_parallel": "this strategy leaves the sharding to the module, and fsdp2 does it",
 }
 """Strategies that cannot train two networks with two optimizers, and why."""
 _CLASSES = {
@@ -34,13 +36,13 @@ _CLASSES = {
 
 
 def refuse_strategy(strategy: object) -> None:
-    """Refuse a strategy by its flag, before Lightning looks for its library or for a GPU.
+    """Refuse a strategy by its name, before Lightning looks for its library or for a GPU.
 
     Args:
         strategy: A registered name, the path of a class, or a strategy.
 
     Raises:
-        ValueError: for the strategies of `REFUSED` and their variants (`deepspeed_stage_2`).
+        ValueError: For the strategies of `REFUSED` and their variants (`deepspeed_stage_2`).
     """
     if isinstance(strategy, Strategy):
         name = _CLASSES.get(type(strategy), "")
@@ -57,18 +59,18 @@ def refuse_strategy(strategy: object) -> None:
 
 
 def refuse_checkpoint(path: object, strategy: object) -> None:
-    """Refuse a sharded checkpoint where nothing is sharded.
+    """Refuse a sharded checkpoint under another strategy than `fsdp2`.
 
     Args:
-        path: Of a checkpoint, if any.
+        path: Path of a checkpoint, if any.
         strategy: A registered name or the path of a class.
 
     Raises:
-        ValueError: if the checkpoint is a folder of `fsdp2` and the strategy another.
+        ValueError: If the checkpoint is a directory of `fsdp2` and the strategy another.
     """
     require(
         path is None or not is_sharded_checkpoint(Path(str(path))) or _is_fsdp2(strategy),
-        f"{path}: a sharded checkpoint; go on with --trainer.strategy=fsdp2, on any number of "
+        f"{path}: a sharded checkpoint; resume with --trainer.strategy=fsdp2, on any number of "
         "processes",
     )
 
@@ -78,28 +80,32 @@ def _is_fsdp2(strategy: object) -> bool:
 
 
 def prepare_strategy(strategy: Strategy, settle_types: Callable[[], None]) -> None:
-    """Make a strategy fit for actor and critic.
+    """Prepare a strategy for actor and critic.
 
-    DDP, as it comes, expects every parameter in every backward pass. Here the actor's are not in
-    the critic's, so DDP is told to look for the unused ones. It remembers the type of each
-    parameter as it wraps the model, so what is to be in another type than the precision's has to
-    be so before.
+    By default DDP expects every parameter in every backward pass. Here it wraps actor and critic
+    apart, and must look for unused parameters: with one wrapper around both, those of the other
+    network. It stores the type of each parameter when it wraps, so parameters of another type than
+    the precision's must be cast before.
 
     Args:
-        strategy: Before its setup.
-        settle_types: Gives parameters the types that they are trained in; may be called twice.
+        strategy: A strategy before its setup.
+        settle_types: Casts parameters to the types in which they are trained; may be called twice.
     """
     if isinstance(strategy, DDPStrategy):
         look_for_unused_parameters(strategy)
-        before_ddp_wraps(strategy, settle_types)
+        wrap_apart(strategy, settle_types)
 
 
-def sum_gradients_once(strategy: Strategy, *, is_last: bool) -> AbstractContextManager[None]:
+def sum_gradients_once(
+    strategy: Strategy, optimizers: Sequence[Optimizer], *, is_last: bool
+) -> AbstractContextManager[None]:
     """Return the context of one of several backward passes whose gradients add up.
 
-    DDP sums them over ranks in the last, those of all networks. Shards are summed in each: a rank
-    has no room for whole gradients.
+    DDP sums them over ranks in the last pass, for the networks of the optimizers. Shards are summed
+    in each pass, because a rank has no memory for complete gradients.
     """
     if isinstance(strategy, DDPStrategy) and not is_last:
         return strategy.block_backward_sync()
+    if isinstance(strategy, NetworksDDPStrategy):
+        return strategy.exchanging(optimizers)
     return nullcontext()

@@ -1,7 +1,8 @@
-"""Generation engines: token ids in, sampled token ids and their log-probabilities out."""
+"""Engines that sample token ids and their log-probabilities for tokenized prompts."""
 
 from lightning_vcppo.generation.base import GenerationEngine, Generations
 from lightning_vcppo.generation.build import build_engine
+from lightning_vcppo.generation.server_engine import VLLMServerEngine
 from lightning_vcppo.generation.transformers_copy import TransformersCopyEngine
 from lightning_vcppo.generation.transformers_engine import TransformersEngine
 from lightning_vcppo.generation.vllm_engine import VLLMEngine
@@ -12,5 +13,6 @@ __all__ = [
     "TransformersCopyEngine",
     "TransformersEngine",
     "VLLMEngine",
+    "VLLMServerEngine",
     "build_engine",
 ]

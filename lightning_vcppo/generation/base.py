@@ -1,4 +1,4 @@
-"""The protocol behind which every generation engine stands.
+"""Define the protocol that every generation engine implements.
 
 Shapes: B sequences, T response tokens.
 """
@@ -21,11 +21,11 @@ class Generations:
     Attributes:
         response_ids_BT: Sampled tokens, the end-of-sequence token included.
         response_mask_BT: True on sampled tokens.
-        logprobs_BT: Log-probability of each under the sampler at the sampling temperature, before
-            top-p took the tail away; 0 on padding.
+        logprobs_BT: Log-probability of each token under the sampler at the sampling temperature,
+            before top-p; 0 on padding.
         finished_B: True where the end-of-sequence token was sampled.
-        entropy_BT: Entropy of the distribution it was drawn from, in nats, before top-p; 0 on
-            padding. None from an engine that does not know it.
+        entropy_BT: Entropy of the distribution that each token was drawn from, in nats, before
+            top-p; 0 on padding. None from an engine that does not return it.
     """
 
     response_ids_BT: Tensor
@@ -36,22 +36,22 @@ class Generations:
 
 
 class GenerationEngine(Protocol):
-    """Samples responses to tokenised prompts; the whole contract between engines and the rest.
+    """Samples responses to tokenized prompts; all that other packages know of an engine.
 
     Attributes:
-        detached: True where responses come from a copy of the weights outside of the trained model
-            that training does not touch: then `generate` may run in another thread while the model
-            trains, one call at a time. It calls no collective, so ranks need not agree on when.
-            False where sampling and training share the model, its memory or its process.
+        detached: True if responses come from a copy of the weights that training does not touch:
+            `generate` may then run in another thread while the model trains, one call at a time. It
+            calls no collective, so ranks need not agree on when. False if sampling and training
+            share the model, its memory or its process.
     """
 
     detached: bool
 
     def take_weights(self, version: object) -> None:
-        """Make the next responses those of the actor as it is now; called on every rank.
+        """Use the actor's present weights for the next responses; called on every rank.
 
         Args:
-            version: Equal if and only if the weights are those of the last call.
+            version: Key of the weights: equal to the last call's only if they are the same.
         """
         ...
 
@@ -60,18 +60,18 @@ class GenerationEngine(Protocol):
         ...
 
     def sleep(self) -> None:
-        """Give memory back until responses are asked for again."""
+        """Release memory until responses are sampled again."""
         ...
 
     def generate(
         self, prompt_ids: Sequence[Sequence[int]], seeds: Sequence[int], settings: SamplingSettings
     ) -> Generations:
-        """Sample one response a prompt.
+        """Sample one response per prompt.
 
         Args:
-            prompt_ids: B >= 1 prompts of at least one token; repeat one to sample it more often.
+            prompt_ids: B >= 1 prompts of at least one token; repeat a prompt to sample it again.
             seeds: B seeds. The same prompt and seed give the same response, whatever else is in the
                 batch, up to the rounding of the matrix products.
-            settings: Temperature, top-p, length limit. `num_generations` is the caller's business.
+            settings: Temperature, top-p, length limit. The caller handles `num_generations`.
         """
         ...

@@ -1,4 +1,4 @@
-"""The only list of engines, and how each is built."""
+"""Build engines by name; this is the only list of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.generation.base import GenerationEngine
+from lightning_vcppo.generation.server_engine import VLLMServerEngine
 from lightning_vcppo.generation.transformers_copy import TransformersCopyEngine
 from lightning_vcppo.generation.transformers_engine import TransformersEngine
 from lightning_vcppo.generation.vllm_engine import VLLMEngine
@@ -39,20 +40,28 @@ def _transformers_copy(
     )
 
 
+def _vllm_server(
+    actor: PreTrainedModel, settings: EngineSettings, pad_token_id: int, eos_token_ids: set[int]
+) -> GenerationEngine:
+    return VLLMServerEngine(actor, settings, pad_token_id=pad_token_id, eos_token_ids=eos_token_ids)
+
+
 ENGINES: dict[str, Callable[..., GenerationEngine]] = {
     "transformers": _transformers,
     "transformers_copy": _transformers_copy,
     "vllm": _vllm,
+    "vllm_server": _vllm_server,
 }
-"""How the engine of each `--model.engine.name` is built."""
+"""Builders of engines, by `--model.engine.name`."""
 DETACHED = {
     "transformers": TransformersEngine.detached,
     "transformers_copy": TransformersCopyEngine.detached,
     "vllm": VLLMEngine.detached,
+    "vllm_server": VLLMServerEngine.detached,
 }
 """Whether the engine of each name samples from a copy that training does not touch."""
-GATHERS_SHARDS = {"vllm"}
-"""Engines that take sharded weights one by one; the others read them whole."""
+GATHERS_SHARDS = {"vllm", "vllm_server"}
+"""Engines that gather sharded weights one by one; the others need complete weights."""
 
 
 def require_installed(settings: EngineSettings) -> None:
@@ -90,9 +99,9 @@ def build_engine(
     """Build the engine that the settings name.
 
     Args:
-        actor: The model that is trained; an engine reads it, or copies its weights when told to.
+        actor: The trained model; an engine reads it, or copies its weights in `take_weights`.
         settings: Name and arguments of the engine.
-        pad_token_id: Filler behind finished responses.
+        pad_token_id: Token id that fills finished responses.
         eos_token_ids: Tokens that end a response.
     """
     return ENGINES[settings.name](actor, settings, pad_token_id, eos_token_ids)

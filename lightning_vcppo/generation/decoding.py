@@ -1,4 +1,4 @@
-"""The forward passes of generation: of whole prompts, and of one token a row.
+"""Run the forward passes of generation: over prompts, and over one token per row.
 
 Shapes: R rows, U prompts, N tokens of all prompts, V vocabulary, H key-value heads, D size of a
 head, E hidden.
@@ -23,20 +23,20 @@ Linear: TypeAlias = tuple[Tensor, Tensor | None]
 Decode: TypeAlias = Callable[[PreTrainedModel, SlotCache, Tensor, Tensor], Tensor]
 
 LEAN_FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
-"""Decoders whose layer is: norm, q k v, rotation, attention, o; norm, MLP."""
+"""Decoders whose layers are: norm, q k v, rotation, attention, o; norm, MLP."""
 
 STACKED_WIDTH = 1024
-"""Above this hidden size arithmetic outweighs the calls, and a copy of the weights costs memory."""
+"""Largest hidden size for stacked copies: above it calls matter less, and copies cost memory."""
 
 
 @dataclass(frozen=True)
 class PrefilledPrompt:
-    """What the responses to a prompt begin with.
+    """Keys, values and logits of a prompt, from which its responses continue.
 
     Attributes:
-        keys: Of each layer, (tokens, H, D).
-        values: Of each layer, (tokens, H, D).
-        logits_V: Of the first response token.
+        keys: Keys of each layer, (tokens, H, D).
+        values: Values of each layer, (tokens, H, D).
+        logits_V: Logits of the first response token.
     """
 
     keys: list[Tensor]
@@ -44,7 +44,7 @@ class PrefilledPrompt:
     logits_V: Tensor
 
     def __len__(self) -> int:
-        """Tokens of the prompt."""
+        """Number of tokens of the prompt."""
         return len(self.keys[0])
 
 
@@ -93,25 +93,25 @@ def prefill(
 
 
 def decoder_of(model: PreTrainedModel) -> Decode:
-    """Return the fastest way of decoding that a model allows.
+    """Return the fastest decoding function for a model.
 
-    Walking through the layers ourselves saves a quarter of the time of a small model. Not with
-    sharded weights: they are gathered by the hooks of whole layers.
+    Calling the layers' modules directly saves a quarter of the time of a small model. It does not
+    work with sharded weights, which the hooks of complete layers gather.
     """
     return LeanDecoder(model) if walks_layers(model) else decode
 
 
 def walks_layers(model: PreTrainedModel) -> bool:
-    """Return whether we know a model's layers and have their weights."""
+    """Return whether a model's layers are of a known family and not sharded."""
     sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
     return model.config.model_type in LEAN_FAMILIES and not sharded
 
 
 def decode(model: PreTrainedModel, cache: SlotCache, token_R: Tensor, position_R: Tensor) -> Tensor:
-    """Read one token a row into the cache's present column and return the next one's logits.
+    """Read one token per row into the cache's present column and return the next token's logits.
 
     Returns:
-        (R, V).
+        Logits (R, V).
     """
     by_kind = {
         "full_attention" if window is None else "sliding_attention": mask
@@ -128,10 +128,10 @@ def decode(model: PreTrainedModel, cache: SlotCache, token_R: Tensor, position_R
 
 
 class LeanDecoder:
-    """Does what `decode` does with the model's modules, but without its forward's bookkeeping.
+    """Does the same as `decode`, but calls the model's modules directly.
 
-    In a small model the calls cost as much as the arithmetic, so projections of the same input
-    become one, and adapters are added to the weights, with a copy of them as they are now.
+    In a small model the calls cost as much as the arithmetic. So projections of the same input are
+    stacked into one, with adapters merged, in a copy of the present weights.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -152,7 +152,7 @@ class LeanDecoder:
     def __call__(
         self, model: PreTrainedModel, cache: SlotCache, token_R: Tensor, position_R: Tensor
     ) -> Tensor:
-        """Read one token a row and return the next one's logits, (R, V)."""
+        """Read one token per row and return the next token's logits, (R, V)."""
         decoder, rows = model.get_decoder(), len(token_R)
         masks = cache.masks()
         hidden_RE = decoder.embed_tokens(token_R)
@@ -175,7 +175,7 @@ class LeanDecoder:
                     query_key = torch.cat((attention.q_norm(query), attention.k_norm(key)), dim=1)
                 query_key = _rotate(query_key, cos_R1D, sin_R1D)
                 keys, values = slots.append(query_key[:, -shared:], value)
-                # The query heads that share a key head go along the dimension of time.
+                # The query heads that share a key head are laid along the time dimension.
                 attended = torch.nn.functional.scaled_dot_product_attention(
                     query_key[:, :-shared].unflatten(1, (shared, -1)),
                     keys,
@@ -195,10 +195,10 @@ class LeanDecoder:
 
 
 def stack(*layers: Any) -> Linear | None:
-    """Return weight and bias of one projection instead of several, with their adapters.
+    """Return weight and bias of one projection in place of several, with their adapters.
 
-    None if they are not linear layers, with a bias or all without. The weight of one layer without
-    an adapter is no copy.
+    Return None unless all are linear layers, either all with a bias or all without. The weight of
+    a single layer without an adapter is not copied.
     """
     linear = [found for layer in layers if (found := merged_linear(layer)) is not None]
     biases = [bias for _, bias in linear if bias is not None]

@@ -1,7 +1,7 @@
-"""A function of fixed shapes and addresses, repeated on CUDA as one graph instead of many launches.
+"""Repeat a function of fixed shapes and addresses on CUDA as one graph instead of many launches.
 
-A decoding step of a small model is some hundred short kernels, and starting each from Python costs
-more than running it: 14 ms against 3 (measured on an H100). A graph starts them all at once.
+A decoding step of a small model is some hundred short kernels. Launching them from Python takes
+longer than running them: 14 ms against 3 (measured on an H100). A graph launches all at once.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from lightning.pytorch.utilities import rank_zero_info
 
 
 class CapturedStep:
-    """Runs a step eagerly once, then as a graph; for good eagerly where that fails.
+    """Runs a step eagerly once, then as a graph; always eagerly if the capture fails.
 
-    The step must read and write the same tensors whenever it is called, return nothing, and never
-    wait for the device.
+    The step must read and write the same tensors in each call, return nothing, and never wait for
+    the device.
     """
 
     enabled = True
-    """False runs every step eagerly, in this process."""
+    """Whether graphs are used in this process; False runs every step eagerly."""
 
     def __init__(self, step: Callable[[], None], device: torch.device) -> None:
-        """Capture nothing yet."""
+        """Keep the step; nothing is captured yet."""
         self._step = step
         self._captures = device.type == "cuda" and self.enabled
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -40,7 +40,7 @@ class CapturedStep:
             self._capture()
 
     def changed(self) -> None:
-        """Forget the graph, except for its memory: the step's tensors are others now."""
+        """Drop the graph, but keep its memory, because the step's tensors have been replaced."""
         self._graph, self._stale = None, self._graph or self._stale
 
     @property
@@ -52,7 +52,7 @@ class CapturedStep:
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         torch.cuda.synchronize()
         collects = gc.isenabled()
-        torch.clear_autocast_cache()  # what is captured must not outlive the graph there
+        torch.clear_autocast_cache()  # captured tensors must not outlive the graph there
         gc.disable()  # freeing a tensor of another stream would break the capture
         try:
             with torch.cuda.stream(stream):
@@ -68,7 +68,7 @@ class CapturedStep:
         except RuntimeError as error:
             self._captures = CapturedStep.enabled = False
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            rank_zero_info(f"decoding: no CUDA graph, each kernel is launched alone ({reason})")
+            rank_zero_info(f"decoding: no CUDA graph, kernels are launched one by one ({reason})")
         finally:
             torch.clear_autocast_cache()
             if collects:

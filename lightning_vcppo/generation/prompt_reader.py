@@ -1,4 +1,4 @@
-"""Prompts are read once, whatever the number of their samples, and some ahead of their turn."""
+"""Read each prompt once, whatever the number of its samples, and some prompts ahead."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from transformers import PreTrainedModel
 from lightning_vcppo.generation.decoding import PrefilledPrompt, prefill
 
 PREFILL_TOKENS = 16384
-"""Prompts are read in passes of at most so many tokens."""
+"""Largest number of tokens of a forward pass over prompts."""
 READ_AHEAD_TOKENS = 2048
-"""When prompts are read, those that will be next are read with them, up to so many tokens."""
+"""Largest number of tokens up to which the next prompts are read in the same pass."""
 
 Prompt = tuple[int, ...]
 
 
 class PromptReader:
-    """Holds the keys and values of prompts until their last sample has begun."""
+    """Keeps the keys and values of prompts until their last sample has begun."""
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Prompt], pad: int) -> None:
-        """Read nothing yet.
+        """Keep the prompts; none is read yet.
 
         Args:
-            model: Reads them.
-            prompts: Of all sequences that will be sampled; equal ones are read once.
-            pad: Filler token, for models that read no packed rows.
+            model: The model that reads them.
+            prompts: Prompts of all sequences to sample; equal ones are read once.
+            pad: Padding token id, for models that cannot read packed rows.
         """
         self._model, self._pad = model, pad
         self._unread = Counter(prompts)
         self._prefilled: dict[Prompt, PrefilledPrompt] = {}
 
     def take(self, prompts: Sequence[Prompt], later: Iterable[Prompt]) -> list[PrefilledPrompt]:
-        """Return what each of these sequences begins with; `later` will be asked for next."""
+        """Return the prefilled prompt of each sequence; those in `later` will be taken next."""
         self._read(prompts, later)
         taken = [self._prefilled[ids] for ids in prompts]
         for ids in prompts:

@@ -1,4 +1,4 @@
-"""From logits to tokens, one random stream a sequence.
+"""Sample tokens from logits, with one random stream per sequence.
 
 Shapes: B sequences, R rows of a decoding step, T response tokens, V vocabulary.
 """
@@ -19,7 +19,7 @@ from lightning_vcppo.settings import SamplingSettings
 def sample_tokens(
     logits_RV: Tensor, uniform_R: Tensor, settings: SamplingSettings
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Turn one uniform number a row into a token, by the inverse of the cumulative distribution.
+    """Turn one uniform number per row into a token, by the inverse cumulative distribution.
 
     Args:
         logits_RV: Logits of the next token.
@@ -34,7 +34,7 @@ def sample_tokens(
         sampled: tuple[Tensor, Tensor, Tensor]
         sampled = kernel.sample(logits_RV, uniform_R, settings.temperature)
         return sampled
-    with torch.autocast(logits_RV.device.type, enabled=False):  # which rounds products of vectors
+    with torch.autocast(logits_RV.device.type, enabled=False):  # it would round products
         return _sample(logits_RV.to(float_dtype(logits_RV)), uniform_R, settings)
 
 
@@ -61,10 +61,10 @@ def _sample(
 
 
 def within_nucleus(token_R: Tensor, probs_RV: Tensor) -> Tensor:
-    """Replace tokens without probability by the most probable one.
+    """Replace tokens of probability 0 by the most probable token.
 
-    A parallel sum need not grow monotonously: rounding may lift it a little in the tail, where the
-    probabilities are zero.
+    A parallel cumulative sum need not be monotonic: rounding may raise it slightly in the tail,
+    where the probabilities are 0.
     """
     possible_R = probs_RV.gather(-1, token_R[:, None])[:, 0] > 0
     return torch.where(possible_R, token_R, probs_RV.argmax(-1))

@@ -1,17 +1,17 @@
-"""The state of a decoding batch: one column a step, one row a running sequence.
+"""Keep the state of a decoding batch: one column per step, one row per running sequence.
 
-All rows of a batch write their next token into the same column, whenever they began. A prompt that
-joins later is written to the columns just before, so a row is a sequence that ends at the present:
+All rows write their next token into the same column, whenever they began. A prompt that joins later
+is written to the columns just before it, so every row ends at the present column:
 
     row 0   . . p p p r r r r r r        p prompt, r response, . hidden by the mask
     row 1   . . . . . . p p r r r        first = 2, column = 11
     row 2   . . . . p p p p p r r
 
-Hence a step writes keys and values with a slice, not a scatter, and rows join and leave at any
+So a step writes keys and values with a slice, not a scatter, and rows join and leave at any
 time. When the columns are used up, the live ones move to the front of new storage.
 
-Fused attention kernels read the mask 16 bytes at a time: what a step reads begins at an aligned
-column, and so does each row of the mask. The mask hides the columns that are read for that alone.
+Fused attention kernels read the mask 16 bytes at a time. So a step reads from an aligned column on,
+and each row of the mask is aligned. The mask hides columns that are read only for alignment.
 
 Shapes: R rows, C columns, H key-value heads, D size of a head, M tokens written at once.
 """
@@ -28,20 +28,20 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from lightning_vcppo.models.attention import aligned_down, aligned_up
 
 GROWTH = 256
-"""New storage has room for at least this many steps."""
+"""Minimum number of steps for which new storage has room."""
 
 
 class Columns:
-    """Where the batch stands.
+    """The columns of a batch that are in use.
 
     Attributes:
-        first: No running row began before it, and fused kernels can read from it (aligned).
-        column: Where the next tokens' keys and values go.
-        capacity: Columns of the storage.
+        first: Aligned column before which no running row begins.
+        column: Column of the next tokens' keys and values.
+        capacity: Number of columns of the storage.
     """
 
     def __init__(self, column: int, capacity: int) -> None:
-        """Begin with `column` columns that hold nothing yet."""
+        """Begin with `column` empty columns."""
         self.first = column
         self.column = column
         self.capacity = capacity
@@ -54,7 +54,7 @@ class SlotLayer(DynamicLayer):
     values: Tensor
 
     def __init__(self, columns: Columns, rows: int, window: int | None) -> None:
-        """Allocate nothing yet: the first keys tell their shape and type."""
+        """Allocate nothing yet: the first keys determine shape and type."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.columns, self.rows, self.window = columns, rows, window
 
@@ -71,7 +71,7 @@ class SlotLayer(DynamicLayer):
         self.values[rows_M, :, columns_M] = values_MHD
 
     def append(self, keys_RHD: Tensor, values_RHD: Tensor) -> tuple[Tensor, Tensor]:
-        """Write one token a row and return what it may attend to, (R, H, columns, D)."""
+        """Write one token per row; return the keys and values to attend to, (R, H, columns, D)."""
         self.keys[:, :, self.columns.column] = keys_RHD
         self.values[:, :, self.columns.column] = values_RHD
         seen = self.seen()
@@ -84,7 +84,7 @@ class SlotLayer(DynamicLayer):
         return self.append(key_states[:, :, 0], value_states[:, :, 0])
 
     def seen(self) -> slice:
-        """Return the columns that the present token may attend to; rows hide some by the mask."""
+        """Return the columns that the present token may attend to, before the rows' mask."""
         end = self.columns.column + 1
         first = self.columns.first
         if self.window is not None:
@@ -92,7 +92,7 @@ class SlotLayer(DynamicLayer):
         return slice(first, end)
 
     def hidden(self) -> int:
-        """Return how many of the columns seen lie before the window."""
+        """Return how many of these columns lie before the window."""
         if self.window is None:
             return 0
         end = self.columns.column + 1
@@ -110,7 +110,7 @@ class SlotLayer(DynamicLayer):
 
 
 class SlotCache(Cache):
-    """A key-value cache whose rows come and go, with the mask that belongs to it."""
+    """A key-value cache, with its mask, whose rows can be replaced at any step."""
 
     def __init__(
         self, config: PreTrainedConfig, rows: int, prompt_width: int, limit: int, like: Tensor
@@ -118,23 +118,23 @@ class SlotCache(Cache):
         """Make room for `rows` sequences.
 
         Args:
-            config: Of the model.
-            rows: Sequences that run at the same time.
-            prompt_width: Tokens of the longest prompt that will ever join.
-            limit: Tokens of the longest response.
-            like: Gives type and device of the mask.
+            config: Config of the model.
+            rows: Number of sequences that run at the same time.
+            prompt_width: Number of tokens of the longest prompt.
+            limit: Largest number of tokens of a response.
+            like: Tensor of the mask's type and device.
 
         Raises:
-            ValueError: if the model has layers of another kind than attention over all, or the
-                last so many, tokens.
+            ValueError: If the model has other layers than attention over all tokens or over a
+                sliding window.
         """
         self.columns = Columns(prompt_width, aligned_up(prompt_width + min(limit, GROWTH)))
         kinds = (DynamicLayer, DynamicSlidingWindowLayer)
         layers = DynamicCache(config=config).layers
         if odd := sorted({type(x).__name__ for x in layers if type(x) not in kinds}):
             raise ValueError(
-                f"{config.model_type}: the transformers engine does not know how to cache "
-                f"{', '.join(odd)}; use a model with ordinary attention, or another engine"
+                f"{config.model_type}: the transformers engine cannot cache {', '.join(odd)}; use "
+                "a model with ordinary attention, or another engine"
             )
         self.slots = [
             SlotLayer(self.columns, rows, getattr(layer, "sliding_window", None))
@@ -157,7 +157,7 @@ class SlotCache(Cache):
         return mask_RC[:, None, None]
 
     def join(self, rows: Sequence[int], lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Begin prompts of the given lengths in some rows.
+        """Begin prompts of the given lengths in the given rows.
 
         Returns:
             Row and column of each of their tokens, (M,) each, for `SlotLayer.write`.
@@ -173,17 +173,17 @@ class SlotCache(Cache):
         return rows_R[row_M], column_M
 
     def make_room(self, first: int) -> int:
-        """Forget the columns before `first`, and have room for a next one.
+        """Free the columns before `first`, and make room for the next one.
 
         Returns:
-            By how much the columns that are left have moved to the right.
+            Number of columns by which the remaining ones have moved to the right.
         """
         columns = self.columns
         first = columns.first = aligned_down(first)
         if columns.column < columns.capacity:
             return 0
         live = columns.column - first
-        # A prompt must fit before it, and what is live stays aligned.
+        # A prompt must fit before it, and the live columns stay aligned.
         column = live + aligned_up(max(0, self.prompt_width - live))
         capacity = aligned_up(column + max(GROWTH, live // 2))
         source, target = slice(first, columns.column), slice(column - live, column)
@@ -203,7 +203,7 @@ class SlotCache(Cache):
 
 
 def _moved(storage: Tensor, source: slice, target: slice, capacity: int, dim: int) -> Tensor:
-    """Return new storage with `source` of the old one at `target`, zero elsewhere."""
+    """Return new storage with the old one's `source` at `target`, and 0 elsewhere."""
     shape = list(storage.shape)
     shape[dim] = capacity
     new = storage.new_zeros(shape)

@@ -1,8 +1,8 @@
-"""Decoding with static shapes: what runs on CUDA for the models that `StaticDecoder` knows.
+"""Decode with static shapes, on CUDA, for the models that `StaticDecoder` supports.
 
-It samples what the transformers engine samples (transformers_engine.py), token for token. Here a
-step is all on the device: it samples, stores what it sampled, and notices which rows have ended.
-The host looks only every few steps. A row that ended in between repeats its last token, unread.
+It samples the same tokens as the batch in transformers_engine.py. Here a complete step runs on the
+device: it samples, stores the tokens, and marks the rows that have ended. The host synchronizes
+only every few steps. Until then a row that has ended repeats its last token, which is not stored.
 
 Shapes: B sequences, R rows, T response tokens.
 """
@@ -24,16 +24,16 @@ from lightning_vcppo.generation.sampling import sample_tokens, uniform_numbers
 from lightning_vcppo.generation.static_decoder import StaticDecoder
 from lightning_vcppo.settings import SamplingSettings
 
-STEPS_BETWEEN_LOOKS = 8
-"""The host waits for the device once in so many steps."""
+STEPS_BETWEEN_SYNCS = 8
+"""Number of steps after which the host waits for the device."""
 ROOM = 512
-"""Storage begins with room for so many response tokens, and doubles."""
+"""Number of response tokens for which storage has room at first; it doubles when full."""
 FEWEST_ROWS = 8
-"""Rows are halved, as sequences end, down to this."""
+"""Number of rows down to which they are halved as sequences end."""
 
 
 class StaticBatch:
-    """Sequences that run, wait or have ended."""
+    """A batch of sequences that are running, waiting or finished."""
 
     def __init__(
         self,
@@ -52,12 +52,12 @@ class StaticBatch:
         self._reader = PromptReader(model, self._prompts, pad)
         self._waiting = deque(range(len(self._prompts)))
         self._running: dict[int, int] = {}  # row -> sequence
-        self._steps_done: dict[int, int] = {}  # row -> response tokens, if it is still running
+        self._steps_done: dict[int, int] = {}  # row -> number of response tokens while it runs
         self._limit = settings.max_response_length
         size, device = len(self._prompts), model.device
         rows = min(size, max_num_seqs)
 
-        # Rows that run nothing write to places of their own, behind those of the sequences.
+        # Free rows write to their own rows of the storage, behind those of the sequences.
         dtype = torch.promote_types(model.dtype, torch.float32)
         shape = (size + rows, self._limit)
         self._ids_BT = torch.zeros(shape, dtype=torch.long, device=device)
@@ -85,15 +85,15 @@ class StaticBatch:
             if self._should_refill():
                 self._refill()
             self._make_room()
-            steps = min(STEPS_BETWEEN_LOOKS, self._limit - min(self._steps_done.values()))
+            steps = min(STEPS_BETWEEN_SYNCS, self._limit - min(self._steps_done.values()))
             for _ in range(steps):
                 self._step()
-            self._look(steps)
+            self._synchronize(steps)
         return self._generations()
 
     @property
     def is_captured(self) -> bool:
-        """Whether steps are replayed as a graph now."""
+        """Whether steps are replayed as a graph."""
         return self._step.is_captured
 
     def _advance(self) -> None:
@@ -107,7 +107,7 @@ class StaticBatch:
         self._place_R.copy_(place_R)
         self._token_R.copy_(torch.where(running_R, sampled[0], self._token_R))
         self._running_R.copy_(running_R & ~self._ends(sampled[0], place_R))
-        self._position_R.add_(self._running_R)  # a row that ended writes no further
+        self._position_R.add_(self._running_R)  # a row that has ended stays where it is
 
     def _note(
         self,
@@ -116,7 +116,7 @@ class StaticBatch:
         running_R: Tensor,
         sampled: tuple[Tensor, Tensor, Tensor],
     ) -> None:
-        """Store what running rows sampled."""
+        """Store the tokens that running rows sampled."""
         results = (self._ids_BT, self._logprobs_BT, self._entropy_BT)
         for result_BT, new_R in zip(results, sampled, strict=True):
             old_R = result_BT[sequence_R, place_R]
@@ -132,7 +132,7 @@ class StaticBatch:
         return self._is_eos(token_R) | (place_R == self._limit - 1)
 
     def _should_refill(self) -> bool:
-        """Return whether enough rows are free to make reading new prompts worth a forward pass."""
+        """Return whether enough rows are free for a forward pass over new prompts."""
         free = len(self._token_R) - len(self._running)
         return bool(self._waiting) and (
             not self._running or free >= max(1, len(self._token_R) // 8)
@@ -164,8 +164,8 @@ class StaticBatch:
         self._running |= dict(joining)
         self._steps_done |= dict.fromkeys(rows, 1)
 
-    def _look(self, steps: int) -> None:
-        """Wait for the device and take out the rows that have ended."""
+    def _synchronize(self, steps: int) -> None:
+        """Wait for the device and free the rows that have ended."""
         for row in self._steps_done:
             self._steps_done[row] += steps
         running = self._running_R.tolist()
@@ -173,15 +173,15 @@ class StaticBatch:
             del self._running[row], self._steps_done[row]
 
     def _make_room(self) -> None:
-        """Have room for the next steps; have fewer rows if half of them run nothing."""
+        """Make room for the next steps; drop rows if half of them are free."""
         rows, capacity = len(self._token_R), self._decoder.capacity
         tokens = max(
             len(self._prompts[sequence]) + self._steps_done[row]
             for row, sequence in self._running.items()
         )
-        if tokens + STEPS_BETWEEN_LOOKS > capacity:
+        if tokens + STEPS_BETWEEN_SYNCS > capacity:
             longest = max(map(len, self._prompts)) + self._limit
-            capacity = max(tokens + STEPS_BETWEEN_LOOKS, min(2 * capacity, longest))
+            capacity = max(tokens + STEPS_BETWEEN_SYNCS, min(2 * capacity, longest))
         fewer = rows
         while not self._waiting and len(self._running) <= fewer // 2 and fewer > FEWEST_ROWS:
             fewer = max(FEWEST_ROWS, -(-fewer // 2))
@@ -198,11 +198,11 @@ class StaticBatch:
         moved = {old: new for new, old in enumerate(kept)}
         self._running = {moved[row]: sequence for row, sequence in self._running.items()}
         self._steps_done = {moved[row]: steps for row, steps in self._steps_done.items()}
-        self._step.changed()  # first, for the graph holds the old storage
+        self._step.changed()  # first, because the graph holds the old storage
         self._decoder.resize(kept_R, capacity)
 
     def _generations(self) -> Generations:
-        """Return what all sequences sampled."""
+        """Return the responses of all sequences."""
         size = len(self._prompts)
         lengths_B = self._lengths_B[:size]
         longest = int(lengths_B.max())

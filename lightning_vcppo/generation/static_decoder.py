@@ -1,14 +1,14 @@
-"""One decoding step whose shapes and addresses never change, so that a CUDA graph can repeat it.
+"""Run a decoding step whose shapes and addresses never change, so that a CUDA graph can repeat it.
 
-It does what `LeanDecoder` does, for the same models, with three differences:
+It computes the same as `LeanDecoder`, for the same models, with three differences:
 
 1. Each row has its own storage for keys and values, from column 0, and writes its token at a
    position that is read on the device.
-2. Attention reads as many keys of a row as the row has, where the device has a kernel for that
-   (attention.py); elsewhere the whole storage, behind a mask.
-3. Under autocast the weights of linear layers are copied in autocast's type once, rather than at
-   each step, and keys and values are stored in it. Both round what autocast would round, where it
-   would: the results are those of autocast.
+2. Attention reads only the used keys of each row if the device has a kernel for that
+   (attention.py), and otherwise the complete storage with a mask.
+3. Under autocast the weights of linear layers are copied once in autocast's type, not at each
+   step, and keys and values are stored in it. Both round the same numbers as autocast, so the
+   results are the same.
 
 Shapes: R rows, C columns of storage, H query heads, K key-value heads, D size of a head, E hidden,
 V vocabulary, M tokens of prompts.
@@ -37,7 +37,7 @@ from lightning_vcppo.models.logprobs import float32_product
 
 @dataclass
 class Projection:
-    """Linear layers that read the same input; a copy of their weights, or themselves."""
+    """Linear layers that read the same input: a stacked copy of their weights, or themselves."""
 
     layers: tuple[Any, ...]
     copied: Linear | None
@@ -53,7 +53,7 @@ class Projection:
         return cls(layers, (weight.to(dtype), None if bias is None else bias.to(dtype)))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Apply them and return their outputs side by side."""
+        """Apply the layers and return their concatenated outputs."""
         if self.copied is not None:
             return torch.nn.functional.linear(x, *self.copied)
         outputs = [layer(x) for layer in self.layers]
@@ -62,7 +62,7 @@ class Projection:
 
 @dataclass
 class Layer:
-    """What a step needs of one layer of the model, and the keys and values of its rows."""
+    """Modules and projections of one layer of the model, with the keys and values of its rows."""
 
     module: Any
     qkv: Projection
@@ -78,12 +78,12 @@ class StaticDecoder:
     """The weights, storage and arithmetic of decoding steps of a fixed number of rows."""
 
     def __init__(self, model: PreTrainedModel, rows: int, capacity: int) -> None:
-        """Copy weights where that pays, and allocate storage.
+        """Copy weights where that saves time, and allocate storage.
 
         Args:
-            model: One whose layers we know (`walks_layers`).
-            rows: Sequences that run at the same time.
-            capacity: Tokens that each has room for; rounded up.
+            model: A model with known layers (`walks_layers`).
+            rows: Number of sequences that run at the same time.
+            capacity: Number of tokens for which each row has room; rounded up.
         """
         decoder: Any = model.get_decoder()
         head: Any = model.get_output_embeddings()
@@ -120,7 +120,7 @@ class StaticDecoder:
         self._lay_out(device)
 
     def __call__(self, token_R: Tensor, position_R: Tensor) -> Tensor:
-        """Read one token a row, each at its position, and return the next one's logits, (R, V)."""
+        """Read one token per row at its position; return the next token's logits, (R, V)."""
         hidden_RE = self._decoder.embed_tokens(token_R)
         cos_R1D, sin_R1D = self._decoder.rotary_emb(hidden_RE, position_R[:, None])
         masks = self._masks(position_R) if self._by_length is None else {}
@@ -143,7 +143,7 @@ class StaticDecoder:
         return self._logits(_norm(self._decoder.norm, hidden_RE))
 
     def write(self, rows: Sequence[int], prompts: Sequence[PrefilledPrompt]) -> None:
-        """Write keys and values of prompts into rows, from the first column on."""
+        """Write keys and values of prompts into rows, starting at the first column."""
         device = self._row_R.device
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         row_M = torch.tensor(rows, device=device).repeat_interleave(lengths)
@@ -158,7 +158,7 @@ class StaticDecoder:
             layer.values_RCKD[row_M, column_M] = values.to(layer.values_RCKD.dtype)
 
     def resize(self, rows: Tensor, capacity: int) -> None:
-        """Keep some rows, in the order given, and have room for so many tokens of each."""
+        """Keep some rows, in the order given, with room for `capacity` tokens each."""
         self.rows, self.capacity = len(rows), aligned_up(capacity)
         for layer in self.layers:
             layer.keys_RCKD = _resized(layer.keys_RCKD, rows, self.capacity)
@@ -174,11 +174,11 @@ class StaticDecoder:
     def _logits(self, x_RE: Tensor) -> Tensor:
         weight: Tensor = (self._head.copied or (self._head.layers[0].weight, None))[0]
         if x_RE.is_cuda and weight.dtype in (torch.bfloat16, torch.float16):
-            return float32_product(x_RE.to(weight.dtype), weight.T)  # as they are read for updates
+            return float32_product(x_RE.to(weight.dtype), weight.T)  # as in the updates
         return self._head(x_RE)
 
     def _split(self, attention: Any, layer: Layer, heads: Tensor) -> tuple[Tensor, Tensor]:
-        """Return queries and keys, normalised where the model does that, and values."""
+        """Return queries and keys, normalized if the model does that, and values."""
         shared = layer.keys_RCKD.shape[2]
         query_key, value = heads[:, :-shared], heads[:, -shared:]
         if hasattr(attention, "q_norm"):
@@ -209,7 +209,7 @@ class StaticDecoder:
                 used_keys=used_R,
             )
             return attended.flatten(1)
-        # The query heads that share a key head go along the dimension of time.
+        # The query heads that share a key head are laid along the time dimension.
         shared = layer.keys_RCKD.shape[2]
         attended = torch.nn.functional.scaled_dot_product_attention(
             query_RHD.unflatten(1, (shared, -1)),
@@ -221,7 +221,7 @@ class StaticDecoder:
         return attended.reshape(self.rows, -1)
 
     def _masks(self, position_R: Tensor) -> dict[int | None, Tensor]:
-        """Return what each row may not see, (R, 1, 1, C), additive, by window."""
+        """Return the additive attention masks, (R, 1, 1, C), by window."""
         masks = {}
         for window in {layer.window for layer in self.layers}:
             behind_RC = position_R[:, None] - self._column_C
@@ -234,7 +234,7 @@ class StaticDecoder:
 
 
 def _product_type(weight: Tensor) -> torch.dtype:
-    """Return the type in which linear layers compute now."""
+    """Return the type in which linear layers compute at present."""
     device = weight.device.type
     if torch.is_autocast_enabled(device) and weight.dtype == torch.float32:
         return torch.get_autocast_dtype(device)
@@ -242,9 +242,9 @@ def _product_type(weight: Tensor) -> torch.dtype:
 
 
 def _norm(module: nn.Module, x: Tensor) -> Tensor:
-    """Apply an RMS norm with one kernel; transformers' own has about seven.
+    """Apply an RMS norm with one kernel; transformers' own needs about seven.
 
-    Not in float64, for theirs computes in float32.
+    In float64 use transformers' own, which computes in float32.
     """
     epsilon, weight = getattr(module, "variance_epsilon", None), module.weight
     if epsilon is None or not isinstance(weight, Tensor) or weight.dtype == torch.float64:

@@ -1,11 +1,11 @@
-"""Sampling from a transformers model with continuous batching.
+"""Sample from a transformers model with continuous batching.
 
-1. A fixed number of rows decodes together. A finished sequence leaves its row, a waiting one takes
-   it: responses of very different lengths, the normal case, do not wait for the longest.
+1. A fixed number of rows decodes together. When a sequence ends, a waiting one takes its row, so
+   responses of different lengths do not wait for the longest.
 2. A prompt is read once, whatever the number of its samples (prompt_reader.py).
-3. Each sequence draws its tokens from a random stream of its own.
-4. On CUDA the shapes of a step are static, and it is repeated as a graph (static_batch.py). Here is
-   what runs elsewhere, and with models whose layers we do not know.
+3. Each sequence draws its tokens from its own random stream.
+4. On CUDA the shapes of a step are static, and it is repeated as a graph (static_batch.py). The
+   batch in this file is for other devices, and for models of other families.
 
 Shapes: B sequences, R rows, C columns (see slots.py), T response tokens, V vocabulary.
 """
@@ -31,15 +31,15 @@ from lightning_vcppo.settings import SamplingSettings
 
 
 class TransformersEngine:
-    """Samples from the very model that is trained; nothing has to be copied or kept in step.
+    """Samples directly from the trained model, without a copy of its weights.
 
     Args:
         model: A causal language model.
-        pad_token_id: Filler behind finished responses.
+        pad_token_id: Token id that fills finished responses.
         eos_token_ids: Tokens that end a response.
-        max_num_seqs: Rows that decode together.
+        max_num_seqs: Largest number of rows that decode together.
         static: Whether steps have static shapes and are captured as CUDA graphs (static_batch.py);
-            None means where that is faster and possible.
+            None means if that is possible and faster.
     """
 
     detached = False
@@ -61,19 +61,19 @@ class TransformersEngine:
         self._max_num_seqs, self._static = max_num_seqs, static
 
     def take_weights(self, version: object) -> None:
-        """Do nothing: the weights are the trained ones."""
+        """Do nothing, because the weights are the trained ones."""
 
     def forget_weights(self) -> None:
-        """Do nothing: there is no copy."""
+        """Do nothing, because there is no copy."""
 
     def sleep(self) -> None:
-        """Do nothing: memory is held only while responses are sampled."""
+        """Do nothing, because memory is held only while responses are sampled."""
 
     @torch.no_grad()
     def generate(
         self, prompt_ids: Sequence[Sequence[int]], seeds: Sequence[int], settings: SamplingSettings
     ) -> Generations:
-        """Sample one response a prompt, see `GenerationEngine.generate`."""
+        """Sample one response per prompt, see `GenerationEngine.generate`."""
         training = self._model.training
         self._model.eval()  # a layer with activation checkpointing reads no cache in training mode
         kind = StaticBatch if self._is_static() else _Batch
@@ -91,14 +91,14 @@ class TransformersEngine:
         return generations
 
     def _is_static(self) -> bool:
-        """Return whether shapes are static: on CUDA, where launches cost more than padding."""
+        """Return whether shapes are static: on CUDA, where launches cost more than padding does."""
         if self._static is not None:
             return self._static
         return self._model.device.type == "cuda" and walks_layers(self._model)
 
 
 class _Batch:
-    """Sequences that run, wait or have ended."""
+    """A batch of sequences that are running, waiting or finished."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class _Batch:
         weight: Tensor = model.get_output_embeddings().weight
         self.cache = SlotCache(model.config, self.rows, width, self.limit, weight)
         columns = self.cache.columns.capacity + 1
-        # What was sampled, each token in the column into which it will be read.
+        # Sampled tokens, each in the column into which it will be read.
         self.ids_RC = torch.zeros(self.rows, columns, dtype=torch.long, device=self.device)
         self.logprobs_RC = torch.zeros(self.rows, columns, dtype=dtype, device=self.device)
         self.entropy_RC = torch.zeros_like(self.logprobs_RC)
@@ -155,7 +155,7 @@ class _Batch:
         return self.generations()
 
     def should_refill(self) -> bool:
-        """Return whether enough rows are free to make reading new prompts worth a forward pass."""
+        """Return whether enough rows are free for a forward pass over new prompts."""
         free = self.rows - len(self.running)
         return bool(self.waiting) and (not self.running or free >= max(1, self.rows // 8))
 
@@ -213,7 +213,7 @@ class _Batch:
         self._retire(column + 1)
 
     def generations(self) -> Generations:
-        """Return what all sequences sampled."""
+        """Return the responses of all sequences."""
         lengths_B = torch.tensor(self.lengths, device=self.device)
         longest = max(self.lengths)
         mask_BT = torch.arange(longest, device=self.device) < lengths_B[:, None]
@@ -226,7 +226,7 @@ class _Batch:
         )
 
     def _retire(self, column: int) -> None:
-        """Take out the rows whose newest token, in `column`, is their last."""
+        """Free the rows whose newest token, in `column`, is their last."""
         newest_R = self.ids_RC[:, column]
         ended_R = self.running_R & torch.isin(newest_R, self.eos)
         full = [row for row in self.running if column - self.begins[row] + 1 == self.limit]
@@ -251,7 +251,7 @@ class _Batch:
         self.first = min(starts, default=self.cache.columns.column)
 
     def _make_room(self) -> None:
-        """Have a column for the next token, wherever that moves the running rows."""
+        """Make room for the next token, which may move the running rows."""
         moved = self.cache.make_room(self.first if self.running else self.cache.columns.column)
         if not moved and self.ids_RC.shape[1] == self.cache.columns.capacity + 1:
             return

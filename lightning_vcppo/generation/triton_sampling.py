@@ -1,8 +1,8 @@
-"""A Triton kernel of `sample_tokens`: it reads the logits twice, where torch's operations take ten.
+"""Sample with a Triton kernel that reads the logits twice; torch's operations need ten passes.
 
-One program samples a row. It sums the softmax in a first pass over the vocabulary, and in a second
-one finds the token in which the cumulative sum passes the uniform number.
-Chosen by fused_sampling.py; only that file imports this one, for there may be no Triton.
+One program samples one row. Its first pass over the vocabulary sums the softmax, its second finds
+the token at which the cumulative sum passes the uniform number.
+Chosen by fused_sampling.py; only that file imports this one, because Triton may be missing.
 """
 
 # Triton reads annotations as code: only compile-time constants of a kernel have one.
@@ -17,7 +17,7 @@ import triton.language as tl  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor
 
 COLUMNS = 4096
-"""Token ids that a program reads at a time."""
+"""Number of token ids that a program reads at a time."""
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
@@ -73,10 +73,10 @@ def _sample_kernel(
 def sample(
     logits_RV: Tensor, uniform_R: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Do what `sample_tokens` does without top-p, at a positive temperature.
+    """Compute `sample_tokens` without top-p, at a positive temperature.
 
     Args:
-        logits_RV: Of the next token, of any floating type; rows may lie apart.
+        logits_RV: Logits of the next token, of any floating type and row stride.
         uniform_R: Numbers in [0, 1), float32.
         temperature: Divides the logits.
     """

@@ -1,15 +1,15 @@
-"""Sampling with vLLM, in the trainer's own process and on its device.
+"""Sample with vLLM, in the trainer's own process and on its device.
 
-How the two live together:
+How they share the device:
 
 1. vLLM's model is built from the actor's config with random weights. Its weights always come from
    the trainer's memory, tensor by tensor; no weight is ever written to a file.
-2. Every rank has an engine of its own for its own prompts. Sharded weights are gathered one tensor
-   at a time, so that there is never a second full copy besides vLLM's.
+2. Every rank has its own engine for its own prompts. Sharded weights are gathered one tensor at a
+   time, so that there is never a second complete copy besides vLLM's.
 3. On the GPU vLLM sleeps between rollouts: weights and cache are dropped, the trainer has the
-   memory, and the weights come anew with the next rollout. On the CPU vLLM cannot sleep.
+   memory, and the weights are copied again for the next rollout. On the CPU vLLM cannot sleep.
 
-Written against vLLM 0.32; what is used beyond `LLM.generate` is `sleep`, `wake_up`,
+Written for vLLM 0.32; besides `LLM.generate` it uses `sleep`, `wake_up`,
 `reset_prefix_cache` and the worker's `reload_weights`.
 
 Shapes: B sequences, T response tokens.
@@ -36,6 +36,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.generation.base import Generations
+from lightning_vcppo.generation.padding import pad
 from lightning_vcppo.models.lora import plain_weights
 from lightning_vcppo.settings import EngineSettings, SamplingSettings
 
@@ -43,8 +44,8 @@ from lightning_vcppo.settings import EngineSettings, SamplingSettings
 class VLLMEngine:
     """Samples from a copy of the actor that vLLM holds.
 
-    Its log-probabilities are of the untruncated distribution only while `top_p` is 1: vLLM reports
-    what it has sampled from. With a smaller `top_p` they are NaN.
+    vLLM reports log-probabilities of the truncated distribution, so they are NaN unless `top_p` is
+    1.
     """
 
     detached = False  # shares the process, its random state and the device's memory
@@ -57,16 +58,16 @@ class VLLMEngine:
         pad_token_id: int,
         eos_token_ids: set[int],
     ) -> None:
-        """Build the engine; called on every rank, for vLLM forms process groups of its own.
+        """Build the engine; called on every rank, because vLLM forms its own process groups.
 
         Args:
-            actor: The model that is trained; plain, or sharded by FSDP2.
-            settings: Memory, lengths, vLLM's own arguments.
-            pad_token_id: Filler of shorter responses.
-            eos_token_ids: The tokens that end a response.
+            actor: The trained model, unsharded or sharded by FSDP2.
+            settings: Engine settings: memory, lengths, vLLM's own arguments.
+            pad_token_id: Token id that fills shorter responses.
+            eos_token_ids: Tokens that end a response.
 
         Raises:
-            ValueError: if vLLM is missing or refuses the model or an argument.
+            ValueError: If vLLM is missing or refuses the model or an argument.
         """
         self.require_installed()
         self._actor = actor
@@ -77,7 +78,7 @@ class VLLMEngine:
         self._can_sleep = settings.sleep and self._device.type == "cuda"
         self._asleep = False
         dtype = product_type(actor)  # before autocast is switched off
-        gc.collect()  # an engine that nobody uses any more clears what it shares with this one
+        gc.collect()  # an unused engine clears the state that it shares with this one
         with _apart_from_training(self._device), _as_launched_rank(self._device):
             self._llm = _build(actor, settings, dtype, enable_sleep_mode=self._can_sleep)
         self._max_model_len: int = self._llm.model_config.max_model_len
@@ -87,26 +88,26 @@ class VLLMEngine:
         """Check that vLLM can be imported.
 
         Raises:
-            ValueError: if it cannot.
+            ValueError: If vLLM cannot be imported.
         """
         found = importlib.util.find_spec("vllm")
         require(
-            found is not None and found.origin is not None,  # not just a folder of that name
+            found is not None and found.origin is not None,  # not only a directory of that name
             "--model.engine.name=vllm: vLLM is not installed; pip install 'lightning-vcppo[vllm]' "
-            "(Python 3.11 or newer), or leave the flag out to sample with transformers",
+            "(Python 3.11 or newer), or omit the flag to sample with transformers",
         )
 
     def take_weights(self, version: object) -> None:
-        """Take over the actor's weights, unless they are there already; called on every rank.
+        """Copy the actor's weights unless vLLM has them already; called on every rank.
 
         Args:
-            version: Names the state of the actor; equal versions mean equal weights.
+            version: Key of the actor's weights; equal versions mean equal weights.
         """
         if version == self._version:
             return
         with _apart_from_training(self._device):
             if self._asleep:
-                torch.cuda.empty_cache()  # what the trainer has freed but not given back
+                torch.cuda.empty_cache()  # memory that the trainer has freed but torch still caches
                 self._llm.wake_up(tags=["weights"])
             self._llm.collective_rpc(
                 "reload_weights", kwargs={"weights_iterator": plain_weights(self._actor)}
@@ -116,11 +117,11 @@ class VLLMEngine:
         self._version, self._asleep = version, False
 
     def forget_weights(self) -> None:
-        """Have the weights taken over anew next time, whatever their version."""
+        """Copy the weights again next time, whatever their version."""
         self._version = None
 
     def sleep(self) -> None:
-        """Give the memory back until weights are taken over again; nothing happens on the CPU."""
+        """Release memory until the next `take_weights`; do nothing on the CPU."""
         if self._can_sleep and not self._asleep:
             self._llm.sleep(level=2)  # drops the weights: the trainer has them
             self._version, self._asleep = None, True
@@ -128,10 +129,10 @@ class VLLMEngine:
     def generate(
         self, prompt_ids: Sequence[Sequence[int]], seeds: Sequence[int], settings: SamplingSettings
     ) -> Generations:
-        """Sample one response a prompt, see `GenerationEngine.generate`.
+        """Sample one response per prompt, see `GenerationEngine.generate`.
 
         Raises:
-            ValueError: if a prompt and its response might not fit into `max_model_len`.
+            ValueError: If a prompt and its response might not fit into `max_model_len`.
         """
         assert self._version is not None, "take_weights comes first"
         longest, limit = max(map(len, prompt_ids)), settings.max_response_length
@@ -141,8 +142,8 @@ class VLLMEngine:
             f"{limit} do not fit into {self._max_model_len}",
         )
         with _apart_from_training(self._device):
-            # Nothing computed with other weights is reused, nor anything that a resumed run, which
-            # begins with an empty cache, would have to compute.
+            # Reuse nothing computed with other weights, nor anything that a resumed run, whose
+            # cache is empty at first, would have to compute.
             self._llm.reset_prefix_cache()
             results = self._llm.generate(
                 [{"prompt_token_ids": list(ids)} for ids in prompt_ids],
@@ -150,7 +151,14 @@ class VLLMEngine:
                 use_tqdm=False,
             )
             self.sleep()
-        return self._pack([result.outputs[0] for result in results])
+        completions = [result.outputs[0] for result in results]
+        return pad(
+            [completion.token_ids for completion in completions],
+            [c.logprobs.logprobs if c.logprobs else None for c in completions],
+            [completion.finish_reason == "stop" for completion in completions],
+            self._pad,
+            self._device,
+        )
 
     def _parameters(self, seed: int, settings: SamplingSettings) -> Any:
         """Return vLLM's `SamplingParams` of one sequence."""
@@ -162,34 +170,15 @@ class VLLMEngine:
             max_tokens=settings.max_response_length,
             seed=seed,
             stop_token_ids=self._eos,
-            ignore_eos=True,  # of vLLM's own choice: the list above is complete
-            logprobs=0 if settings.top_p == 1 else None,  # of the sampled token alone
+            ignore_eos=True,  # vLLM's own choice: the list above is complete
+            logprobs=0 if settings.top_p == 1 else None,  # only of the sampled token
             flat_logprobs=True,
             detokenize=False,
         )
 
-    def _pack(self, completions: Sequence[Any]) -> Generations:
-        """Pad what vLLM returned."""
-        lengths_B = torch.tensor([len(completion.token_ids) for completion in completions])
-        mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
-        ids_BT = torch.full(mask_BT.shape, self._pad)
-        logprobs_BT = torch.zeros(mask_BT.shape, dtype=torch.float32)
-        for row, completion in enumerate(completions):
-            ids_BT[row, mask_BT[row]] = torch.tensor(list(completion.token_ids))
-            # The default dtype may be that of the trainer's precision, so it has to be named.
-            logprobs_BT[row, mask_BT[row]] = torch.tensor(
-                completion.logprobs.logprobs if completion.logprobs else float("nan"),
-                dtype=torch.float32,
-            )
-        finished_B = torch.tensor(
-            [completion.finish_reason == "stop" for completion in completions]
-        )
-        tensors = (ids_BT, mask_BT, logprobs_BT, finished_B)
-        return Generations(*(tensor.to(self._device) for tensor in tensors))
-
 
 def product_type(actor: PreTrainedModel) -> torch.dtype:
-    """Return the type in which an actor computes now, float32 instead of float64."""
+    """Return the type in which an actor computes at present, float32 instead of float64."""
     if actor.dtype == torch.float32 and torch.is_autocast_enabled(actor.device.type):
         return torch.get_autocast_dtype(actor.device.type)
     return torch.float32 if actor.dtype == torch.float64 else actor.dtype
@@ -213,7 +202,7 @@ def _build(
         "logprobs_mode": "processed_logprobs",  # at the sampling temperature
         "distributed_executor_backend": "external_launcher",
         "enable_sleep_mode": enable_sleep_mode,
-        "enforce_eager": on_cpu,  # compiling does not pay there, and needs a compiler
+        "enforce_eager": on_cpu,  # compiling saves no time there, and needs a compiler
         "gpu_memory_utilization": settings.gpu_memory_utilization,
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.max_num_seqs,
@@ -224,12 +213,14 @@ def _build(
             warnings.simplefilter("ignore", FutureWarning)
             from vllm import LLM
 
-            _config_for_vllm(actor, untie=on_cpu).save_pretrained(folder)
+            classes = (c for c in type(actor).__mro__ if c.__module__.startswith("transformers."))
+            name = next(classes).__name__  # FSDP2 puts a class of its own before
+            config_for_vllm(actor.config, name, untie=on_cpu).save_pretrained(folder)
             llm = LLM(folder, **arguments)
     except (ValueError, TypeError, RuntimeError, NotImplementedError, ImportError) as error:
         raise ValueError(f"--model.engine.name=vllm: vLLM cannot be started: {error}") from error
-    # vLLM takes the process for its own: in the end it would destroy the trainer's process group,
-    # and what is in memory now would never be collected.
+    # vLLM assumes that the process is its own: at exit it would destroy the trainer's process
+    # group, and it excludes all present objects from garbage collection.
     core = llm.llm_engine.engine_core
     core._finalizer.detach()
     weakref.finalize(core, core.engine_core.model_executor.shutdown)
@@ -237,15 +228,19 @@ def _build(
     return llm
 
 
-def _config_for_vllm(actor: PreTrainedModel, *, untie: bool) -> PreTrainedConfig:
-    """Return the actor's config, with the name of its class.
+def config_for_vllm(config: PreTrainedConfig, name: str, *, untie: bool) -> PreTrainedConfig:
+    """Return a copy of an actor's config from which vLLM builds a model that can be reloaded.
 
     On the CPU vLLM packs the matrix of the output layer and, if it is tied to the embedding, does
-    not pack it anew when weights are reloaded. So it is given both.
+    not pack it again when weights are reloaded. So both are passed, untied.
+
+    Args:
+        config: Config of the actor.
+        name: Name of the actor's class.
+        untie: Whether to untie the two matrices.
     """
-    config = copy.deepcopy(actor.config)
-    of_transformers = (c for c in type(actor).__mro__ if c.__module__.startswith("transformers."))
-    config.architectures = [next(of_transformers).__name__]  # FSDP2 puts a class of its own before
+    config = copy.deepcopy(config)
+    config.architectures = [name]
     if untie:
         config.tie_word_embeddings = False
     return config
@@ -275,14 +270,14 @@ def _apart_from_training(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _as_launched_rank(device: torch.device) -> Iterator[None]:
-    """Tell vLLM, by the variables of torchrun, which rank it is and which device is its own."""
+    """Set torchrun's variables, from which vLLM reads its rank and device."""
     launched = dist.is_available() and dist.is_initialized()
     variables = {
         "RANK": str(dist.get_rank() if launched else 0),
         "WORLD_SIZE": str(dist.get_world_size() if launched else 1),
         "LOCAL_RANK": str(device.index or 0),
     }
-    if not launched:  # vLLM forms a group of one process, and Lightning suspects several
+    if not launched:  # vLLM forms a group of one process, for which Lightning warns
         warnings.filterwarnings("ignore", ".*It is recommended to use `self.log")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

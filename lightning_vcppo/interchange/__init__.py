@@ -1,9 +1,25 @@
-"""Rollouts and critics of other trainers: files that they write, and directories that they load."""
+"""Rollouts of other trainers: their files, their schemas, and what becomes of them here."""
 
 from __future__ import annotations
 
-from lightning_vcppo.interchange.importing import Importer, ImportReport
-from lightning_vcppo.interchange.reading import read_responses
-from lightning_vcppo.interchange.schemas import ForeignResponse
+from typing import TYPE_CHECKING
 
-__all__ = ["ForeignResponse", "ImportReport", "Importer", "read_responses"]
+from lightning_vcppo.common.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from lightning_vcppo.interchange.importing import Importer, ImportReport
+    from lightning_vcppo.interchange.reading import read_responses
+    from lightning_vcppo.interchange.schemas import Fields, ForeignResponse
+
+__all__ = ["Fields", "ForeignResponse", "ImportReport", "Importer", "read_responses"]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "Importer": "importing",
+        "ImportReport": "importing",
+        "read_responses": "reading",
+        "Fields": "schemas",
+        "ForeignResponse": "schemas",
+    },
+)

@@ -50,6 +50,14 @@ def prompt(value: object, name: str) -> Prompt:
     return messages(found, name) if is_chat else text(value, name)
 
 
+def question(prompt: Prompt) -> str:
+    """Return the last message of the user, or the whole prompt."""
+    if isinstance(prompt, str):
+        return prompt
+    asked = [message["content"] for message in prompt if message["role"] == "user"]
+    return asked[-1] if asked else prompt[-1]["content"] if prompt else ""
+
+
 def reply(value: object, name: str) -> str:
     """Return a response, given as a text or as a chat with one message of the assistant.
 

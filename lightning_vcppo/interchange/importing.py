@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.data.problem import Problem
-from lightning_vcppo.interchange.cells import Prompt
+from lightning_vcppo.interchange.cells import question
 from lightning_vcppo.interchange.reading import Reading
 from lightning_vcppo.interchange.schemas import ForeignResponse
 from lightning_vcppo.interchange.tokens import RoundTrips, Tokens
@@ -167,7 +167,7 @@ class Importer:
             index=index,
             sample=sample,
             source=place,
-            problem=_question(row.prompt),
+            problem=question(row.prompt),
             answer=answer,
             response=row.response,
             prediction=None,
@@ -201,10 +201,10 @@ class Importer:
     def _problem(self, row: ForeignResponse) -> Problem | None:
         if not self._problems:
             return None
-        question = _question(row.prompt).strip()
-        if (problem := self._problems.get(question)) is not None:
+        asked = question(row.prompt).strip()
+        if (problem := self._problems.get(asked)) is not None:
             return problem
-        return next((p for text, p in self._problems.items() if text in question), None)
+        return next((p for text, p in self._problems.items() if text in asked), None)
 
     def _grades(
         self,
@@ -238,14 +238,6 @@ def _key(row: ForeignResponse) -> str:
     prompt = row.prompt or row.prompt_ids
     key = repr(prompt)
     return key if len(key) < 64 else f"{hash(key)}:{len(key)}"
-
-
-def _question(prompt: Prompt) -> str:
-    """Return the last message of the user, or the whole prompt."""
-    if isinstance(prompt, str):
-        return prompt
-    asked = [message["content"] for message in prompt if message["role"] == "user"]
-    return asked[-1] if asked else prompt[-1]["content"] if prompt else ""
 
 
 def _answers(value: Any) -> list[int | str]:

@@ -76,7 +76,7 @@ def read_responses(
     """
     reading = Reading() if reading is None else reading
     prompts: dict[str, Prompt] = {}
-    files = _inputs_first([file for path in paths for file in _files(path)])
+    files = _inputs_first([file for path in paths for file in data_files(path)])
     found = False
     for file in files:
         schema: Schema | None = None
@@ -130,8 +130,12 @@ def _is_request(row: dict[str, Any]) -> bool:
     return "custom_id" in row and "response" not in row and isinstance(row.get("body"), dict)
 
 
-def _files(path: str | Path) -> list[Path]:
-    """Return the data files that a path names, in order of the numbers in their names."""
+def data_files(path: str | Path) -> list[Path]:
+    """Return the data files that a path names, in order of the numbers in their names.
+
+    Raises:
+        ValueError: There are none.
+    """
     place = Path(path).expanduser()
     if place.is_file():
         return [place]

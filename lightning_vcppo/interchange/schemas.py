@@ -116,6 +116,7 @@ def _verl(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
         answer=row.get("gts", row.get("ground_truth")),
         group=cells.as_name(row.get("uid")),
         step=row.get("step"),
+        values=row.get("values"),
     )
 
 

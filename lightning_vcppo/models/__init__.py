@@ -1,4 +1,4 @@
-"""Actor, critic and reference: transformers models, and what is read from them."""
+"""Load actor, critic and reference, and compute their outputs on responses."""
 
 from lightning_vcppo.models.critic import load_critic
 from lightning_vcppo.models.hf_folders import write_folder

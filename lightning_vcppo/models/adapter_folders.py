@@ -1,8 +1,8 @@
-"""Folders of adapters, as peft saves them: they become a model with all its weights.
+"""Load a directory with an adapter, as peft saves it, as a complete model.
 
-transformers reads such a folder as its base with a frozen adapter beside it, and saves the adapter
-alone. Here the adapter is added to the weights as the model is loaded, so that everything that
-follows, training, adapters of the run's own and exports, sees an ordinary model.
+transformers loads such a directory as its base model with a frozen adapter, and saves only the
+adapter. Here the adapter is merged into the weights at loading, so that training, the run's own
+adapters and exports see an ordinary model.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ CONFIG = "adapter_config.json"
 
 
 def base_of_adapter(name: str, folder: Path) -> str | None:
-    """Return folder or hub id of the base that a folder's adapter belongs to; None without one.
+    """Return directory or hub id of the base model of a directory's adapter; None without one.
 
     Args:
-        name: The folder as the user wrote it.
-        folder: The same as a path; there may be none.
+        name: The directory as the user wrote it.
+        folder: The directory as a path; it may not exist.
 
     Raises:
-        ValueError: If the base is not named, or the folder holds a complete model as well.
+        ValueError: If the base is not named, or the directory also holds a complete model.
     """
     if not (folder / CONFIG).is_file():
         return None
     complete = any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*.bin*"))
     require(
         not complete,
-        f"{name}: holds a complete model and an adapter ({CONFIG}); move the one that is not meant "
-        "elsewhere",
+        f"{name}: holds a complete model and an adapter ({CONFIG}); move the one that is not to be "
+        "used elsewhere",
     )
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -44,41 +44,41 @@ def base_of_adapter(name: str, folder: Path) -> str | None:
         base = None
     require(
         isinstance(base, str) and bool(base),
-        f"{name}: {CONFIG} names no base model; write its folder into base_model_name_or_path",
+        f"{name}: {CONFIG} names no base model; set base_model_name_or_path to its directory",
     )
     return str(base)
 
 
 def merge_adapter(model: PreTrainedModel, name: str, folder: Path) -> PreTrainedModel:
-    """Return the base with a folder's adapter added to its weights.
+    """Return the base model with a directory's adapter merged into its weights.
 
     Args:
-        model: The base, loaded.
-        name: The folder as the user wrote it.
-        folder: The same as a path.
+        model: The loaded base model.
+        name: The directory as the user wrote it.
+        folder: The directory as a path.
 
     Raises:
-        ValueError: If peft is not installed, the adapter's file is missing or a pickle, or it is of
-            a kind that is no change of weights.
+        ValueError: If peft is not installed, the adapter's file is missing or a pickle, or its type
+            cannot be merged into weights.
     """
     try:
         from peft import PeftConfig, PeftModel
     except ImportError as error:
         raise ValueError(
-            f"{name}: is an adapter; reading it needs `pip install 'lightning-vcppo[lora]'`"
+            f"{name}: is an adapter; loading it needs `pip install 'lightning-vcppo[lora]'`"
         ) from error
     require(
         (folder / "adapter_model.safetensors").is_file() or pickles_allowed(),
-        f"{name}: has no adapter_model.safetensors (a pickle is read with --allow_pickle=true)",
+        f"{name}: has no adapter_model.safetensors (a pickle is loaded with --allow_pickle=true)",
     )
     config = PeftConfig.from_pretrained(str(folder))
-    config.task_type = None  # the base may be loaded as another kind: a critic, say
+    config.task_type = None  # the base may be loaded as another class, such as a critic
     adapted = PeftModel.from_pretrained(model, str(folder), config=config)
     merge = getattr(adapted, "merge_and_unload", None)
     require(
         merge is not None,
-        f"{name}: an adapter of type {config.peft_type} is no change of weights; merge it into a "
-        "model first",
+        f"{name}: an adapter of type {config.peft_type} cannot be merged into weights; give a "
+        "complete model",
     )
     assert merge is not None
     with torch.no_grad():

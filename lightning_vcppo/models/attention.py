@@ -1,14 +1,14 @@
-"""Choose the attention kernel for each place.
+"""Choose the attention kernel for each use.
 
-* SDPA never takes cuDNN's kernel (`prefer_general_kernels`). It is compiled for every new shape, 60
-  ms each on an H100, and nearly every shape here is new: decoding adds a key a step, and each
-  packed row has lengths of its own.
-* Packed rows go through variable-length attention where there is one (`variable_length_attention`).
-  It needs neither padding nor a mask.
-* Decoding with static shapes reads each row's own length with the same kernel, or the whole storage
-  with a mask.
+* SDPA never uses cuDNN's kernel (`prefer_general_kernels`). It is compiled for every new shape, 60
+  ms each on an H100, and nearly every shape here is new: each decoding step adds a key, and each
+  packed row has other lengths.
+* Packed rows use variable-length attention if there is one (`variable_length_attention`). It needs
+  neither padding nor a mask.
+* Decoding with static shapes reads only each row's used keys with the same kernel, or the complete
+  storage with a mask.
 
-Every choice is made once a process, by a trial on the device, and logged.
+Every choice is made once per process, by a trial on the device, and logged.
 
 Shapes: N tokens of all sequences, B sequences, H query heads, K key-value heads, D size of a head.
 """
@@ -25,26 +25,26 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 ALIGNMENT = 16
-"""Bias columns begin and end at multiples of this, so at 16 bytes or more in every type."""
+"""Bias columns begin and end at multiples of this: 16 bytes or more in every type."""
 MEMORY_EFFICIENT_HEAD = 8
-"""Heads of fused kernels are a multiple of this."""
+"""Head sizes of fused kernels are multiples of this."""
 
 VariableLength: TypeAlias = Callable[..., Tensor]
 
 
 def aligned_down(columns: int) -> int:
-    """Return the last aligned column that is not behind `columns`."""
+    """Return the last aligned column at or before `columns`."""
     return columns - columns % ALIGNMENT
 
 
 def aligned_up(columns: int) -> int:
-    """Return the first aligned column that is not before `columns`."""
+    """Return the first aligned column at or after `columns`."""
     return -(-columns // ALIGNMENT) * ALIGNMENT
 
 
 @cache
 def prefer_general_kernels() -> None:
-    """Switch cuDNN's attention off for this process; log it where there is a GPU."""
+    """Switch cuDNN's attention off in this process; log it if there is a GPU."""
     torch.backends.cuda.enable_cudnn_sdp(False)
     if torch.cuda.is_available():
         rank_zero_info("attention: flash and memory-efficient kernels, not cuDNN's (shapes vary)")
@@ -54,11 +54,11 @@ def variable_length_attention(query: Tensor) -> VariableLength | None:
     """Choose a kernel for packed rows.
 
     Args:
-        query: (N, H, D), for its device, type and size of a head.
+        query: (N, H, D), which gives device, type and head size.
 
     Returns:
         A function with the arguments of `reference_varlen`; None if there is none for this type and
-        device, so that the caller attends in padded groups.
+        device, so that the caller pads groups of sequences.
     """
     half = query.dtype in (torch.bfloat16, torch.float16)
     if not query.is_cuda or not half or query.shape[-1] % MEMORY_EFFICIENT_HEAD:
@@ -67,13 +67,13 @@ def variable_length_attention(query: Tensor) -> VariableLength | None:
 
 
 def attends_by_length(query: Tensor) -> VariableLength | None:
-    """Choose a kernel that reads as many keys of a row as the row has; None if there is none."""
+    """Choose a kernel that reads only each row's used keys; None if there is none."""
     kernel = variable_length_attention(query)
     return kernel if kernel is not None and _tried_used_keys(query.device) else None
 
 
 def try_kernels(device: torch.device) -> None:
-    """Make the choices for a device now: not within a checkpointed layer or a captured graph."""
+    """Make the choices for a device now, before checkpointed layers or captured graphs run."""
     if device.type == "cuda" and _tried_varlen(device) is not None:
         _tried_used_keys(device)
 
@@ -91,19 +91,19 @@ def reference_varlen(
     window: int | None = None,
     used_keys: Tensor | None = None,
 ) -> Tensor:
-    """Attend causally within each sequence, one after the other: what the kernels must compute.
+    """Attend causally within each sequence, one by one: the reference for the kernels.
 
     Args:
-        query: (N, H, D), the sequences one behind the other.
+        query: (N, H, D), the sequences concatenated.
         key: (keys, K, D).
         value: (keys, K, D).
         ends: (B + 1,) int32; sequence b is tokens ends[b] to ends[b + 1].
-        key_ends: The same of the keys.
-        longest: Tokens of the longest sequence.
-        longest_keys: Keys of the longest sequence.
-        scale: Of the products; None means 1 / sqrt(D).
-        window: Keys that a token sees, itself included; None means all before it.
-        used_keys: (B,) int32; of each sequence's keys only the first so many are there.
+        key_ends: The same for the keys.
+        longest: Number of tokens of the longest sequence.
+        longest_keys: Number of keys of the longest sequence.
+        scale: Factor of the dot products; None means 1 / sqrt(D).
+        window: Number of keys that a token sees, its own included; None means all before it.
+        used_keys: (B,) int32, the number of each sequence's keys that are used; None means all.
 
     Returns:
         (N, H, D).
@@ -158,13 +158,13 @@ def _torch_varlen() -> VariableLength | None:
         elif window is None:
             options["is_causal"] = True
         else:
-            raise TypeError("this torch's varlen_attn knows no window")
+            raise TypeError("this torch's varlen_attn has no window")
         if "enable_gqa" in known:
             options["enable_gqa"] = query.shape[1] != key.shape[1]
         if used_keys is not None:
             options["seqused_k"] = used_keys
         attended = varlen_attn(query, key, value, ends, key_ends, longest, longest_keys, **options)
-        assert isinstance(attended, Tensor)  # without the sums that can be asked for
+        assert isinstance(attended, Tensor)  # without the optional sums
         return attended
 
     return attend
@@ -172,9 +172,9 @@ def _torch_varlen() -> VariableLength | None:
 
 @cache
 def _tried_varlen(device: torch.device) -> VariableLength | None:
-    """Try torch's function in bfloat16, both ways, with grouped queries and with a window."""
+    """Try torch's function in bfloat16: forward and backward, grouped queries, with a window."""
     kernel = _torch_varlen()
-    reason = "torch has none" if kernel is None else ""
+    reason = "this torch has none" if kernel is None else ""
     if kernel is not None:
         ends = torch.tensor([0, 33, 34, 51], dtype=torch.int32, device=device)
         try:
@@ -190,7 +190,7 @@ def _tried_varlen(device: torch.device) -> VariableLength | None:
 
 
 def _disagreement(kernel: VariableLength, ends: Tensor, window: int | None) -> str:
-    """Return how a kernel's output or gradients differ from the reference's, or nothing."""
+    """Return how a kernel's output or gradients differ from the reference's, or ""."""
     generator = torch.Generator().manual_seed(0)
     count = int(ends[-1])
     drawn = [torch.randn(count, heads, 64, generator=generator) for heads in (6, 2, 2)]
@@ -204,14 +204,14 @@ def _disagreement(kernel: VariableLength, ends: Tensor, window: int | None) -> s
             results.append([output.detach(), *gradients])
     for name, ours, wanted in zip(["output", "query", "key", "value"], *results, strict=True):
         gap = float((ours.float() - wanted).norm() / wanted.norm())
-        if not gap < 0.03:  # of bfloat16 sums; a wrong mask is off by about 1
+        if not gap < 0.03:  # rounding of bfloat16 sums; a wrong mask is off by about 1
             return f"{name} is {gap:.1%} off with window {window}"
     return ""
 
 
 @cache
 def _tried_used_keys(device: torch.device) -> bool:
-    """Try one query a row against rows of storage of which only the first keys are there."""
+    """Try one query per row against storage of which only each row's first keys are used."""
     kernel, reason = _torch_varlen(), ""
     generator = torch.Generator().manual_seed(0)
     rows, capacity = 3, 48
@@ -232,7 +232,7 @@ def _tried_used_keys(device: torch.device) -> bool:
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
     if reason:
-        rank_zero_info(f"attention of decoding: over the whole storage, masked ({reason})")
+        rank_zero_info(f"attention of decoding: over the complete storage, masked ({reason})")
     else:
         rank_zero_info("attention of decoding: by each row's length (varlen_attn)")
     return not reason

@@ -1,7 +1,7 @@
-"""Check that a folder's model is complete and fits the tokenizer and the texts.
+"""Check that a directory's model is complete and fits the tokenizer and the texts.
 
-transformers fills what a file lacks with random numbers and only mentions it; a token beyond the
-embedding ends in an index error somewhere in the run. Both are refused here.
+transformers initializes missing weights at random and only logs it; a token without an embedding
+ends in an index error during the run. Both are refused here.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from lightning_vcppo.common.errors import require
 
 
 def reason(error: Exception) -> str:
-    """Return in one line why transformers could not load something."""
+    """Return the reason of a loading error of transformers in one line."""
     text = str(error).strip()
     if not text or isinstance(error, KeyError):
         return f"a file in it is not of the expected form ({type(error).__name__} {text})".rstrip()
     if "trust_remote_code" in text:
-        return "it is of a kind that transformers lacks; code that comes with it is not run"
+        return "transformers does not have its type; code that comes with it is not run"
     line = text.splitlines()[0]
-    return line.partition(" Model type should be one of")[0]  # all that transformers knows
+    return line.partition(" Model type should be one of")[0]  # a list of all types
 
 
 def check_weights(model: PreTrainedModel, info: Mapping[str, Any], name: str, new: str) -> None:
     """Refuse a model that is incomplete, of another shape than its config says, or not finite.
 
     Args:
-        model: As loaded.
-        info: What transformers says about its loading.
-        name: Where it comes from.
-        new: Beginning of the names of weights that may start anew; "" are none.
+        model: The loaded model.
+        info: Loading information of transformers.
+        name: Source of the model.
+        new: Prefix of the names of weights that may be initialized; "" means none.
 
     Raises:
         ValueError: If so.
     """
     if missing := _others(info["missing_keys"], new):
         raise ValueError(
-            f"{name}: its files lack {_some(missing)}; copy the folder again, all files of it"
+            f"{name}: its files lack {_some(missing)}; copy the directory again with all files"
         )
     wrong = {key: shapes for key, *shapes in info["mismatched_keys"]}
     for key in _others(wrong, new):
         stored, expected = (tuple(shape) for shape in wrong[key])
         raise ValueError(
-            f"{name}: {key} has shape {stored}, but config.json makes it {expected}; the files are "
-            "not of one model"
+            f"{name}: {key} has shape {stored}, but config.json expects {expected}; the files "
+            "belong to different models"
         )
     weights = {} if model.device.type == "meta" else dict(model.named_parameters())
     if bad := [key for key, weight in weights.items() if not weight.sum().isfinite()]:
@@ -66,17 +66,17 @@ def _some(keys: list[str]) -> str:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Refuse a tokenizer that reads nothing, or that no response could end with.
+    """Refuse a tokenizer without a vocabulary, or without an end-of-sequence token.
 
     Raises:
         ValueError: If so.
     """
-    # Without the files transformers makes up an empty one.
+    # Without the files transformers creates an empty tokenizer.
     reads = bool(tokenizer("1 + 1", add_special_tokens=False).input_ids)
-    require(reads, f"{name}: no tokenizer is here (expected tokenizer.json beside the model)")
+    require(reads, f"{name}: no tokenizer found (expected tokenizer.json next to the model)")
     require(
         tokenizer.eos_token_id is not None,
-        f"{name}: the tokenizer has no eos_token, so no response could end; name one in "
+        f"{name}: the tokenizer has no eos_token, so no response could end; set it in "
         "tokenizer_config.json",
     )
 
@@ -89,7 +89,7 @@ def check_vocabulary(
     Args:
         model: Actor or critic.
         tokenizer: The actor's.
-        name: Where the model comes from.
+        name: Source of the model.
         what: "actor", "critic" or "reference".
 
     Raises:
@@ -109,10 +109,10 @@ def check_vocabulary(
         f"{name}: the {what} has {rows} tokens, and the tokenizer's eos_token "
         f"{tokenizer.eos_token} is none of them, so no response could end; {advice}",
     )
-    # transformers adds an unknown token of its own, which byte-level tokenizers never use.
+    # transformers adds its own unknown token, which byte-level tokenizers never use.
     vocabulary = tokenizer.get_vocab()
     beyond = {i: t for t, i in vocabulary.items() if i >= rows and t != tokenizer.unk_token}
-    unused = _written_by_nobody(tokenizer) & beyond.keys()
+    unused = _special_tokens_without_role(tokenizer) & beyond.keys()
     require(
         beyond.keys() == unused,
         f"{name}: the {what} has {rows} tokens, but the tokenizer has ids up to "
@@ -121,8 +121,8 @@ def check_vocabulary(
     if unused:
         first = min(unused)
         rank_zero_warn(
-            f"{name}: the {what} has {rows} tokens and none for {beyond[first]!r} ({first}), a "
-            "special token; a prompt that held it would be refused"
+            f"{name}: the {what} has {rows} tokens, without the special token {beyond[first]!r} "
+            f"({first}); a prompt that contains it would be refused"
         )
 
 
@@ -131,24 +131,24 @@ def check_prompts(model: PreTrainedModel, largest: int, name: str) -> None:
 
     Args:
         model: The actor.
-        largest: Largest id in a prompt.
-        name: Where the model comes from.
+        largest: Largest token id in a prompt.
+        name: Source of the model.
 
     Raises:
-        ValueError: With that id.
+        ValueError: If the model has no embedding for that id.
     """
     embeddings = model.get_input_embeddings().weight
     assert isinstance(embeddings, torch.Tensor)
     rows = embeddings.shape[0]
     require(
         largest < rows,
-        f"{name}: a prompt holds token {largest}, but the model has {rows}; leave that special "
-        "token out of the problems and of the chat template",
+        f"{name}: a prompt contains token {largest}, but the model has only {rows}; remove that "
+        "special token from the problems and from the chat template",
     )
 
 
-def _written_by_nobody(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the ids of special tokens that stand for none of the roles that a response needs."""
+def _special_tokens_without_role(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the ids of special tokens other than the <eos>, <bos> and padding tokens."""
     needed = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
     added = tokenizer.added_tokens_decoder.items()
     return {i for i, token in added if token.special and i not in needed}
@@ -160,31 +160,31 @@ def check_same_tokens(
     name: str,
     what: str = "tokenizer",
 ) -> None:
-    """Refuse a tokenizer that gives an id of the actor's to another token.
+    """Refuse a tokenizer in which an id of the actor's belongs to another token.
 
-    Tokens that only one of them has are no difference: networks may have more rows than tokens.
+    Tokens that only one of them has are accepted: networks may have more rows than tokens.
 
     Args:
-        tokenizer: The actor's.
-        other: That of what shares its token ids.
-        name: Where the other comes from.
-        what: It belongs to, for the message.
+        tokenizer: The actor's tokenizer.
+        other: The tokenizer that must have the same ids.
+        name: Source of the other tokenizer.
+        what: Its owner, for the message.
 
     Raises:
-        ValueError: With the first token that differs.
+        ValueError: If a token differs; the message names the first one.
     """
     ours, theirs = tokenizer.get_vocab(), other.get_vocab()
     of_id = {i: token for token, i in theirs.items()}
     for token, i in sorted(ours.items(), key=lambda entry: entry[1]):
-        if token in (tokenizer.unk_token, other.unk_token):  # transformers may add one of its own
+        if token in (tokenizer.unk_token, other.unk_token):  # transformers may add its own
             continue
         there, their_id = of_id.get(i, token), theirs.get(token, i)
         if there == token and their_id == i:
             continue
         difference = (
-            f"token {i} is {token!r} to the actor and {there!r} there"
+            f"token {i} is {token!r} for the actor and {there!r} there"
             if there != token
-            else f"{token!r} is token {i} to the actor and {their_id} there"
+            else f"{token!r} is token {i} for the actor and {their_id} there"
         )
         raise ValueError(f"{name}: the {what} must share the actor's tokenizer, but {difference}")
 
@@ -192,20 +192,20 @@ def check_same_tokens(
 def check_rotary(
     model: PreTrainedModel, prompt: int, response: int, flag: str, what: str = "model"
 ) -> None:
-    """Refuse texts past the length at which a model's rotary factors change.
+    """Refuse texts longer than the length at which a model's rotary factors change.
 
-    Beyond it a text has other probabilities, from its first token on, than its beginning had while
-    it was sampled, and than it has beside a shorter one: there is no one policy to train.
+    Beyond it all tokens of a text, even its first ones, have other probabilities than while it was
+    sampled, or than in a batch of shorter texts. So there is no single policy to train.
 
     Args:
-        model: The actor, or a network that reads what it wrote.
-        prompt: Tokens of the longest prompt.
-        response: Limit of a response.
-        flag: Of that limit.
+        model: The actor, or another network that reads its responses.
+        prompt: Number of tokens of the longest prompt.
+        response: Largest number of tokens of a response.
+        flag: Flag of that limit.
         what: Name of the network.
 
     Raises:
-        ValueError: With that length.
+        ValueError: If prompt and response are longer than that.
     """
     config = model.config.get_text_config()
     given = getattr(config, "rope_parameters", None) or {}
@@ -217,9 +217,9 @@ def check_rotary(
         )
         require(
             prompt + response <= border,
-            f"{flag}: {response} tokens behind a prompt of {prompt} pass {border} positions, where "
-            f"the {what}'s rotary factors change (rope_type {rope['rope_type']}), and its policy "
-            "with them; lower it or --data.max_prompt_length",
+            f"{flag}: {response} tokens after a prompt of {prompt} exceed {border} positions, "
+            f"where the {what}'s rotary factors (rope_type {rope['rope_type']}) and so its policy "
+            "change; lower it or --data.max_prompt_length",
         )
 
 
@@ -229,10 +229,10 @@ def check_context(
     """Refuse prompts and responses that together are longer than the model's positions.
 
     Args:
-        model: The actor, or a network that reads what it wrote.
-        prompt: Tokens of the longest prompt.
-        response: Limit of a response.
-        flag: Of that limit.
+        model: The actor, or another network that reads its responses.
+        prompt: Number of tokens of the longest prompt.
+        response: Largest number of tokens of a response.
+        flag: Flag of that limit.
         what: Name of the network.
 
     Raises:
@@ -241,6 +241,6 @@ def check_context(
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     require(
         not positions or prompt + response <= positions,
-        f"{flag}: {response} tokens behind a prompt of {prompt} are more than the {what}'s "
+        f"{flag}: {response} tokens after a prompt of {prompt} are more than the {what}'s "
         f"{positions} positions; lower it or --data.max_prompt_length",
     )

@@ -1,4 +1,4 @@
-"""The critic: a backbone with a value head on each token.
+"""Define and load the critic: a backbone with a value head on each token.
 
 Shapes: B sequences, L tokens, T response tokens, N masked response tokens, K outputs of the head.
 """
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from typing_extensions import override
@@ -23,7 +24,7 @@ from lightning_vcppo.models.loading import (
     _load,
     load_config,
 )
-from lightning_vcppo.models.lora import save_trained_alone
+from lightning_vcppo.models.lora import save_only_trained
 from lightning_vcppo.models.packing import enable_packing
 from lightning_vcppo.models.side_critic import Ladder, LadderConfig, SideCritic
 from lightning_vcppo.models.value_network import (
@@ -36,29 +37,29 @@ from lightning_vcppo.settings import ValueSettings
 
 
 class Critic(ValueNetwork):
-    """A transformers token classifier read as a value function.
+    """A transformers token classifier as a value function.
 
-    The head runs in float32 whatever the precision of the backbone, and dropout is off: V must be
-    the same function when it is fitted and when it is read.
+    The head runs in float32 whatever the precision of the backbone. Dropout is off, because V must
+    be the same function in training and in evaluation.
     """
 
     def __init__(self, model: PreTrainedModel, settings: ValueSettings) -> None:
         """Wrap an `AutoModelForTokenClassification` with `num_outputs(settings)` labels.
 
         Raises:
-            ValueError: If its head is not a linear layer `score`, or it lacks the part to freeze.
+            ValueError: If its head is not a linear layer `score`, or it has no such part to freeze.
         """
         super().__init__()
         if not isinstance(getattr(model, "score", None), nn.Linear):
             raise ValueError(
-                f"critic: {type(model).__name__} keeps its head elsewhere than in `score`; "
-                "use a decoder of the Llama, Qwen, Gemma, Mistral or SmolLM kind"
+                f"critic: {type(model).__name__} has no linear head named `score`; "
+                "use a decoder of the Llama, Qwen, Gemma, Mistral or SmolLM family"
             )
         self.model = enable_packing(model)
         self.settings = settings
         model.config.value_head = describe_head(settings)
         freeze(model, settings.freeze)
-        save_trained_alone(self)
+        save_only_trained(self)
 
     @property
     @override
@@ -75,8 +76,24 @@ class Critic(ValueNetwork):
 
 
 def holds_pretrained_critic(source: str | Mapping[str, Any]) -> bool:
-    """Return whether a folder holds a critic of ours, rather than a reward or language model."""
+    """Return whether a directory holds a critic of this package, not a reward or language model."""
     return isinstance(source, str) and hasattr(load_config(source), "value_head")
+
+
+def holds_value_head(source: str) -> bool:
+    """Return whether a folder holds a critic, of ours or of others, or a reward model."""
+    config = load_config(source)
+    return hasattr(config, "value_head") or _has_plain_head(config) or _has_reward_head(config)
+
+
+def _has_plain_head(config: PreTrainedConfig) -> bool:
+    """Return whether a model is a critic as other trainers write them."""
+    architecture = (config.architectures or [""])[0]
+    return architecture.endswith("ForTokenClassification") and config.num_labels == 1
+
+
+def _has_reward_head(config: PreTrainedConfig) -> bool:
+    return (config.architectures or [""])[0].endswith("ForSequenceClassification")
 
 
 def load_critic(
@@ -84,21 +101,21 @@ def load_critic(
 ) -> Critic | SideCritic:
     """Load a critic: the backbone of any decoder with a value head on every token.
 
-    A folder may hold a critic; a token classifier with one label or a reward model, whose head a
-    scalar head takes; or a causal language model (the head starts as `value.head_init` says: V is
-    the same everywhere).
+    A directory may hold a critic; a token classifier with one label or a reward model, whose head
+    initializes a scalar head; or a causal language model (the head starts as set by
+    `value.head_init`).
 
     Args:
-        source: Folder or hub id, or a model config (`model_type`, ...) for random weights.
-        settings: The kind of head.
-        seed: Of a head that starts at random.
+        source: Directory or hub id, or a model config (`model_type`, ...) for random weights.
+        settings: Settings of the head.
+        seed: Seed of a head that starts at random.
 
     Returns:
-        The critic; a side critic, if that is what the folder holds, which reads an actor that it
-        has to be given by `attach`.
+        The critic; a side critic if the directory holds one, to which the actor must be given by
+        `attach`.
 
     Raises:
-        ValueError: If there is no such model, its kind has no token-classification form, or it is
+        ValueError: If there is no such model, its type has no token-classification form, or it is
             a critic with another head.
     """
     if not isinstance(source, str):
@@ -113,13 +130,9 @@ def load_critic(
         raise ValueError(f"critic: {source} was trained with value head {held}, not {wanted}")
     if isinstance(config, LadderConfig):
         return SideCritic(Ladder.from_pretrained(source), settings)
-    architecture = (config.architectures or [""])[0]
     is_scalar = settings.head == "scalar" and held is None
-    is_reward_model = is_scalar and architecture.endswith("ForSequenceClassification")
-    # As other trainers write their critics.
-    is_plain_critic = is_scalar and architecture.endswith("ForTokenClassification")
-    is_plain_critic = is_plain_critic and config.num_labels == 1
-    has_head = held is not None or is_reward_model or is_plain_critic
+    is_reward_model = is_scalar and _has_reward_head(config)
+    has_head = held is not None or is_reward_model or (is_scalar and _has_plain_head(config))
     # A reward model's head has no bias.
     new = "score.bias" if is_reward_model else "" if has_head else "score."
     outputs = num_outputs(settings)
@@ -131,10 +144,10 @@ def load_critic(
 
 
 def load_reward_model(name_or_path: str) -> PreTrainedModel:
-    """Load a sequence classifier with one output; from a language model its head starts at random.
+    """Load a sequence classifier with one output; its head is random if the source has none.
 
     Raises:
-        ValueError: if there is no such model or its kind has no sequence-classification form.
+        ValueError: If there is no such model or its type has no sequence-classification form.
     """
     model: PreTrainedModel = _load(
         AutoModelForSequenceClassification, name_or_path, "reward model", new="score.", num_labels=1

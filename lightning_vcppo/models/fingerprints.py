@@ -1,4 +1,4 @@
-"""Short names for the contents of tokenizers and models, to notice that one has changed."""
+"""Compute short fingerprints of tokenizers and models, to detect changes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightning_vcppo.models.lora import plain_weights
 
 SAMPLED = 64
-"""Weights of each tensor that are looked at."""
+"""Number of weights of each tensor that are hashed."""
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return 16 hex digits that depend on which id stands for which token, and on <eos>."""
+    """Return 16 hex digits that depend on the ids of all tokens, and on <eos>."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     return _digest(repr((vocabulary, tokenizer.eos_token_id)).encode())
 
@@ -25,20 +25,20 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def model_fingerprint(model: PreTrainedModel) -> str:
     """Return 16 hex digits that change with every update of the weights.
 
-    Some weights of each tensor are enough to notice one, as bfloat16, so that the name is the same
-    on every device and for every precision that the model is loaded in. What adapters have learnt
-    counts as if it had been added to the weights.
+    Some weights of each tensor are enough to detect one. They are hashed as bfloat16, so that the
+    fingerprint does not depend on device and precision. Adapters count as merged into the weights.
     """
     digits = b"".join(
-        f"{name}{tuple(weights.shape)}".encode() + _some(weights) for name, weights in _named(model)
+        f"{name}{tuple(weights.shape)}".encode() + _some(weights)
+        for name, weights in _weights(model)
     )
     return _digest(digits)
 
 
 def base_of_adapters(source: str, model: PreTrainedModel) -> dict[str, str]:
-    """Return where the base of adapters has come from and which it is.
+    """Return source and fingerprint of the base model of adapters.
 
-    A model that has no memory, as that of a rank which is sent its weights later, has no name.
+    A model on the meta device, whose rank receives the weights later, has no fingerprint.
     """
     path = Path(source).expanduser()
     place = str(path.resolve()) if path.is_dir() else source
@@ -46,7 +46,7 @@ def base_of_adapters(source: str, model: PreTrainedModel) -> dict[str, str]:
     return {"source": place} | ({} if on_meta else {"fingerprint": model_fingerprint(model)})
 
 
-def _named(model: PreTrainedModel) -> list[tuple[str, Tensor]]:
+def _weights(model: PreTrainedModel) -> list[tuple[str, Tensor]]:
     return sorted(plain_weights(model, tied=False), key=lambda entry: entry[0])
 
 

@@ -1,8 +1,8 @@
-"""Parts of a critic that keep the weights they start with (SAO, arXiv 2607.07508).
+"""Freeze parts of a critic at their initial weights (SAO, arXiv 2607.07508).
 
-SAO found a critic steadier whose attention is frozen: only MLPs, norms, embeddings and head are
-trained. Frozen weights get no gradient and no state of the optimizer; checkpoints and folders hold
-them, as they hold all others.
+SAO found training more stable if the critic's attention is frozen and only MLPs, norms, embeddings
+and head are trained. Frozen weights have no gradient and no optimizer state; checkpoints and
+exports contain them like all others.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ def freeze(model: PreTrainedModel, part: Part) -> None:
     """Freeze a part of a critic's backbone.
 
     Args:
-        model: With a backbone in `base_model`.
+        model: A model with a backbone in `base_model`.
         part: "attention": projections of queries, keys, values and outputs, in every layer; norms
-            within attention are trained on, as in the authors' code. "embeddings": those of tokens.
+            within attention are still trained, as in the authors' code. "embeddings": those of
+            tokens.
 
     Raises:
-        ValueError: If the model has no such part that can be told by its name.
+        ValueError: If the model has no such part that can be recognised by its name.
     """
     if part == "none":
         return
     found = _attention(model) if part == "attention" else _embeddings(model)
     if not found:
         raise ValueError(
-            f"--model.value.freeze: a model of type {model.config.model_type} has no {part} that "
-            "is known here; use a decoder of the Llama, Qwen, Gemma, Mistral or SmolLM kind"
+            f"--model.value.freeze: found no {part} in a model of type {model.config.model_type}; "
+            "use a decoder of the Llama, Qwen, Gemma, Mistral or SmolLM family"
         )
     for parameter in found:
         parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Choose Triton's kernels for `token_logprobs`: on CUDA, where a trial agrees with torch."""
+"""Choose the Triton kernels for `token_logprobs`: on CUDA, if a trial agrees with torch."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 SWITCH = "VCPPO_FUSED_LOGPROBS"
-"""The variable of the environment that switches them off, if it is 0."""
+"""Environment variable that switches the kernels off if it is 0."""
 
 
 def fused_kernels(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
     """Return the module of kernels for logits on a device, or None for torch's operations.
 
     Args:
-        device: Where the logits are.
-        dtype: In which sums are added up; the kernels know float32 alone.
+        device: Device of the logits.
+        dtype: Type of the sums; the kernels support only float32.
     """
     if device.type != "cuda" or dtype != torch.float32 or os.environ.get(SWITCH) == "0":
         return None
@@ -32,7 +32,7 @@ def _tried(device: torch.device) -> ModuleType | None:
 
         gap = largest_gap(triton_logprobs, device)
         reason = "" if gap < 1e-4 else f"off by {gap:.2g}"
-    except Exception as error:  # of a compiler that is not ours: whatever it is, torch remains
+    except Exception as error:  # any error of the compiler: fall back to torch
         reason = (str(error).splitlines() or [type(error).__name__])[0]
     if reason:
         rank_zero_info(f"log-probabilities: torch's operations, no fused kernels ({reason})")
@@ -42,7 +42,7 @@ def _tried(device: torch.device) -> ModuleType | None:
 
 
 def largest_gap(kernels: ModuleType, device: torch.device) -> float:
-    """Return how far kernels are from torch's log-softmax and its gradient, in two blocks."""
+    """Return the kernels' largest error against torch's log-softmax and gradient, in two blocks."""
     rows, vocabulary, first, temperature = 5, 5000, 3000, 0.7
     generator = torch.Generator().manual_seed(0)
     logits_NV = (torch.randn(rows, vocabulary, generator=generator) * 3).to(device)

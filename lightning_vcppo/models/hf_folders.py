@@ -1,7 +1,7 @@
-"""Describe networks in a checkpoint, so that folders can be written from it without the run.
+"""Save networks' configs in a checkpoint, so that exports need only the checkpoint.
 
-A checkpoint has weights and no architecture. So the other files of each network's Hugging Face
-folder, its config above all, go along: a few kilobytes, and the tokenizer once.
+A checkpoint has weights but no architecture. So it also holds the other files of each network's
+Hugging Face directory, such as its config: a few kilobytes, and the tokenizer once.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ def write_folder(
     tokenizer: PreTrainedTokenizerBase,
     weights: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write model and tokenizer beside the old folder, then swap: none is ever half written.
+    """Write model and tokenizer next to the old directory, then swap the two.
 
-    What adapters have learnt is added to the weights.
+    So the directory is always complete. Adapters are merged into the weights.
 
     Args:
-        folder: Its name.
-        model: Gives the config and, unless there are `weights`, its own.
-        tokenizer: Of the model.
-        weights: The model's, whole.
+        folder: Directory to write.
+        model: Model that gives the config, and the weights unless `weights` are given.
+        tokenizer: Tokenizer of the model.
+        weights: The model's complete weights.
     """
     unfinished = folder.with_name(f"{folder.name}{UNFINISHED}")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -59,13 +59,13 @@ KINDS: dict[str, tuple[str, Any]] = {
     "critic": ("critic.model.", AutoModelForTokenClassification),
     "reward_model": ("reward_model.", AutoModelForSequenceClassification),
 }
-"""Folder -> what the names of its weights begin with in a checkpoint, and how it is read."""
+"""Name of a network's directory -> prefix of its weights in a checkpoint, and its auto class."""
 
 
 def files_of(*savable: Any) -> dict[str, str]:
-    """Return the files that `save_pretrained` of configs and tokenizers writes, by name.
+    """Return the files that `save_pretrained` of configs or tokenizers writes, by name.
 
-    They are text; in what is not, each byte that is no text becomes a surrogate.
+    Files are decoded as text; bytes that are not valid text become surrogates.
     """
     with tempfile.TemporaryDirectory() as folder:
         for each in savable:
@@ -78,8 +78,8 @@ def files_of(*savable: Any) -> dict[str, str]:
 
 
 def describe(model: PreTrainedModel) -> dict[str, str]:
-    """Return the files of a model's folder, all but its weights."""
-    # As `save_pretrained` would, so that it makes no difference whether it has been called before.
+    """Return the files of a model's directory, except its weights."""
+    # `save_pretrained` sets this, too; so its earlier calls make no difference.
     model.config.architectures = [type(model).__name__]
     if model.can_generate():
         return files_of(model.config, model.generation_config)
@@ -87,10 +87,10 @@ def describe(model: PreTrainedModel) -> dict[str, str]:
 
 
 def put_files(files: Mapping[str, str], folder: Path) -> None:
-    """Write files that a checkpoint carries.
+    """Write files that a checkpoint contains.
 
     Raises:
-        ValueError: If a name leads out of the folder.
+        ValueError: If a name leads out of the directory.
     """
     for name, content in files.items():
         path = folder / name
@@ -101,7 +101,7 @@ def put_files(files: Mapping[str, str], folder: Path) -> None:
 
 
 def rebuild(name: str, files: Mapping[str, str]) -> PreTrainedModel:
-    """Build the network of a folder as `describe` has described it, without memory for weights."""
+    """Build a network from the files that `describe` returned, on the meta device."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         put_files(files, folder)

@@ -1,11 +1,11 @@
-"""Liger's kernels for norms, SwiGLU and rotation of the layers of a model (`--model.kernels`).
+"""Use Liger's kernels for norms, SwiGLU and rotation in a model's layers (`--model.kernels`).
 
-They do in one launch each what transformers does in five to seven. The head's log-probabilities
-have kernels of our own (fused_logprobs.py), for Liger's cross-entropy gives no entropy.
+Each needs one launch where transformers needs five to seven. The head's log-probabilities have our
+own kernels (fused_logprobs.py), because Liger's cross-entropy returns no entropy.
 
-Liger replaces norms and MLPs in the layers of the model at hand. The rotation is a function of
-transformers' module, so it is replaced for all models of that type in the process; it falls back to
-transformers' own for tensors that are not on CUDA.
+Liger replaces norms and MLPs in the layers of one model. The rotation is a function of
+transformers' module, so it is replaced for all models of that type in the process; for tensors that
+are not on CUDA it falls back to transformers' own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lightning_vcppo.common.errors import require
 from lightning_vcppo.settings import Kernels
 
 FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
-"""Models whose layers are the RMS norms, SwiGLU and rotation that Liger replaces, with no more."""
+"""Model types whose norms, SwiGLU and rotation are exactly those that Liger replaces."""
 PARTS = {"rope": True, "rms_norm": True, "swiglu": True}
 _ROTATED: set[str] = set()
 """Modules of transformers whose rotation has been replaced."""
@@ -32,17 +32,17 @@ Rotation: TypeAlias = Callable[..., Any]
 
 
 def require_kernels(kernels: Kernels, device: torch.device) -> None:
-    """Refuse kernels that are asked for and cannot run.
+    """Refuse kernels that are set explicitly and cannot run.
 
     Raises:
-        ValueError: If Liger is asked for and not installed, or the device is not CUDA.
+        ValueError: If the setting is Liger and it is not installed, or the device is not CUDA.
     """
     if kernels != "liger":
         return
     require(is_installed(), "--model.kernels=liger: needs `pip install 'lightning-vcppo[liger]'`")
     require(
         device.type == "cuda",
-        f"--model.kernels=liger: runs on CUDA, not on {device.type}; take auto or none",
+        f"--model.kernels=liger: runs on CUDA, not on {device.type}; set auto or none",
     )
 
 
@@ -52,25 +52,25 @@ def is_installed() -> bool:
 
 
 def use_kernels(model: PreTrainedModel, kernels: Kernels, device: torch.device) -> bool:
-    """Replace norms, SwiGLU and rotation of a model, with a head or without; log the choice.
+    """Replace norms, SwiGLU and rotation of a model; log the choice.
 
     Args:
-        model: A decoder with any head.
-        kernels: The setting; "auto" takes what is installed.
-        device: Where the model will run.
+        model: A decoder, with or without a head.
+        kernels: The setting; "auto" uses Liger if it is installed.
+        device: Device of the model.
 
     Returns:
-        Whether they have been replaced.
+        Whether the layers have been replaced.
 
     Raises:
-        ValueError: As in `require_kernels`, or for a kind of model that Liger is not tried with.
+        ValueError: As in `require_kernels`, or for a model type that was not tried with Liger.
     """
     require_kernels(kernels, device)
     kind = model.config.model_type
     known = kind in FAMILIES
     require(
         kernels != "liger" or known,
-        f"--model.kernels=liger: knows {', '.join(sorted(FAMILIES))}, not {kind}; take auto or "
+        f"--model.kernels=liger: supports {', '.join(sorted(FAMILIES))}, not {kind}; set auto or "
         "none",
     )
     if kernels == "none" or device.type != "cuda" or not (known and is_installed()):
@@ -84,7 +84,7 @@ def use_kernels(model: PreTrainedModel, kernels: Kernels, device: torch.device) 
 
 
 def replace_layers(model: PreTrainedModel) -> None:
-    """Have Liger replace what it knows in a model of `FAMILIES`."""
+    """Replace the layers of a model of `FAMILIES` by Liger's."""
     from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
 
     source: Any = sys.modules[type(model).__module__]
@@ -92,7 +92,7 @@ def replace_layers(model: PreTrainedModel) -> None:
     classes = {name: value for name, value in vars(source).items() if isinstance(value, type)}
     off = {"cross_entropy": False, "fused_linear_cross_entropy": False}
     _apply_liger_kernel_to_instance(model=model, **PARTS, **off)
-    for name, value in classes.items():  # models that are loaded later choose for themselves
+    for name, value in classes.items():  # leave models that are loaded later unchanged
         setattr(source, name, value)
     if source.__name__ not in _ROTATED:
         _ROTATED.add(source.__name__)
@@ -101,10 +101,10 @@ def replace_layers(model: PreTrainedModel) -> None:
 
 
 def on_cuda(fused: Rotation, plain: Rotation) -> Rotation:
-    """Return a rotation that takes the fused one for tensors on CUDA alone.
+    """Return a rotation that uses the fused one only for tensors on CUDA.
 
     Under autocast queries are bfloat16 and angles float32. Both compute in float32; the fused one
-    rounds its results to bfloat16, as attention would at once.
+    rounds its results to bfloat16, as attention would do next.
     """
 
     def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, **options: Any) -> Any:

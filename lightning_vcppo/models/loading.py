@@ -1,4 +1,4 @@
-"""Actor, critic and reference: transformers models, from folders, the hub or a config.
+"""Load transformers models and tokenizers from directories, the hub or a config.
 
 Shapes: B sequences, L tokens of prompt + response, T response tokens, N masked response tokens,
 H hidden, K outputs of the value head (1, or the bins of a histogram).
@@ -40,7 +40,7 @@ FAILURES = (
     RuntimeError,
     pickle.UnpicklingError,
 )
-"""What `from_pretrained` raises."""
+"""Errors that `from_pretrained` raises."""
 
 # Outputs of these models are not softmax(hidden @ head): the log-probability kernel would be wrong.
 _UNSUPPORTED_LOGIT_TRANSFORMS = {
@@ -51,10 +51,10 @@ _UNSUPPORTED_LOGIT_TRANSFORMS = {
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a folder or the hub.
+    """Load a tokenizer from a directory or the hub.
 
     Raises:
-        ValueError: if there is none, or if it has no end-of-sequence token.
+        ValueError: If there is none, or if it has no end-of-sequence token.
     """
     tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, name_or_path, "tokenizer")
     check_tokenizer(tokenizer, name_or_path)
@@ -64,7 +64,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
 
 
 def find_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer that lies beside a model; None if there is none."""
+    """Load the tokenizer next to a model; None if there is none."""
     try:
         return load_tokenizer(name_or_path)
     except ValueError:
@@ -75,7 +75,7 @@ def load_actor(name_or_path: str) -> PreTrainedModel:
     """Load a causal language model, in float32 (the Trainer's precision flag casts it).
 
     Raises:
-        ValueError: if there is none at that path, or if its logits are not a plain linear head's.
+        ValueError: If there is none at that path, or if its logits are not a plain linear head's.
     """
     actor: PreTrainedModel = _load(AutoModelForCausalLM, name_or_path, "causal language model")
     _check_plain_head(actor, name_or_path)
@@ -87,10 +87,10 @@ def build_actor(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -
 
     Args:
         config: `model_type` and the fields of its transformers config, such as hidden_size.
-        tokenizer: Gives the size of the vocabulary and the special tokens.
+        tokenizer: Tokenizer that gives the vocabulary size and the special tokens.
 
     Raises:
-        ValueError: if transformers knows no such model type or refuses a field.
+        ValueError: If transformers has no such model type or refuses a field.
     """
     special_tokens = {
         "vocab_size": len(tokenizer),
@@ -106,17 +106,23 @@ def build_actor(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -
 
 
 def load_config(name_or_path: str) -> PreTrainedConfig:
-    """Read a model's config from a folder or the hub, and nothing else.
+    """Read only a model's config from a directory or the hub.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: If there is none.
     """
     config: PreTrainedConfig = _load(AutoConfig, name_or_path, "model config")
     return config
 
 
+def class_name(config: PreTrainedConfig) -> str:
+    """Return the name of the class of causal language models that a config is of."""
+    with torch.device("meta"):
+        return type(AutoModelForCausalLM.from_config(config)).__name__
+
+
 def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout to zero: importance ratios need the same policy twice."""
+    """Set every dropout to 0, because importance ratios need the same policy twice."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -125,9 +131,9 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Have each layer keep its input alone and compute the rest again in the backward pass.
+    """Let each layer keep only its input and compute the rest again in the backward pass.
 
-    It does so while the model is in training mode, in which it reads no key-value cache.
+    This holds in training mode, in which the model reads no key-value cache.
     """
     options = {"use_reentrant": False, "preserve_rng_state": False}  # dropout is off
     if hasattr(model, "activation_checkpointing_enable"):
@@ -137,20 +143,20 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 
 def _load(auto_class: Any, name_or_path: str, what: str, *, new: str = "", **kwargs: Any) -> Any:
-    """Call `from_pretrained` and turn its many failures into one line; nothing it reads is run.
+    """Call `from_pretrained` and turn its errors into one line; no code of the model is run.
 
     Args:
-        auto_class: Of transformers.
-        name_or_path: Folder or hub id.
-        what: Is to be loaded.
-        new: Beginning of the names of weights that may be missing in there.
-        kwargs: Of `from_pretrained`.
+        auto_class: Auto class of transformers.
+        name_or_path: Directory or hub id.
+        what: Name of what is loaded, for messages.
+        new: Prefix of the names of weights that may be missing.
+        kwargs: Arguments of `from_pretrained`.
     """
     name_or_path = str(local_path(name_or_path, what)) if ":" in name_or_path else name_or_path
     path = Path(name_or_path).expanduser()
     if name_or_path.startswith((".", "/", "~")) and not path.is_dir():
         hint = near_file(path)
-        raise ValueError(f"{name_or_path}: no such folder (expected a {what}){hint}")
+        raise ValueError(f"{name_or_path}: no such directory (expected a {what}){hint}")
     has_weights = auto_class not in (AutoTokenizer, AutoConfig)
     if (base := base_of_adapter(name_or_path, path)) is not None:
         return _load_adapted(auto_class, name_or_path, path, base, what, new=new, **kwargs)
@@ -167,7 +173,7 @@ def _load(auto_class: Any, name_or_path: str, what: str, *, new: str = "", **kwa
         kwargs |= weights_format(name_or_path, path)
     reports = logging.getLogger("transformers.modeling_utils")
     level = reports.level
-    reports.setLevel(logging.ERROR)  # a value head that starts anew is expected, not a fault
+    reports.setLevel(logging.ERROR)  # a newly initialized value head is expected
     try:
         if not has_weights:
             return auto_class.from_pretrained(source, **kwargs)
@@ -196,7 +202,7 @@ def _load(auto_class: Any, name_or_path: str, what: str, *, new: str = "", **kwa
 def _load_adapted(
     auto_class: Any, name: str, folder: Path, base: str, what: str, **kwargs: Any
 ) -> Any:
-    """Load what `_load` loads from the folder of an adapter and from that of its base."""
+    """Do the same as `_load` for the directory of an adapter and its base model."""
     if auto_class is AutoTokenizer and (folder / "tokenizer_config.json").exists():
         try:
             return auto_class.from_pretrained(str(folder), trust_remote_code=False)

@@ -1,20 +1,21 @@
-"""Log-probabilities and entropy of given tokens without the N x V logits.
+"""Compute log-probabilities and entropy of given tokens without the N x V logits.
 
 With a vocabulary of 150,000 the logits of one long response are larger than the model. So:
 
-1. All tokens meet the head a block of the vocabulary at a time, and the softmax is summed on the
-   way: with m the largest logit so far, s = sum exp(l - m) and t = sum exp(l - m) (l - m) are
-   rescaled when m grows. In the end log p_y = l_y - m - log s, and the entropy is log s - t / s.
-2. Two numbers a token are kept for backward, m + log s and the entropy; backward computes the
+1. The logits of all tokens are computed for one block of the vocabulary at a time, with running
+   sums of the softmax: with m the largest logit so far, s = sum exp(l - m) and t = sum exp(l - m)
+   (l - m) are rescaled when m grows. In the end log p_y = l_y - m - log s, and the entropy is
+   log s - t / s.
+2. Two numbers per token are kept for backward, m + log s and the entropy; backward computes the
    logits again. With p = softmax(logits / temperature), H its entropy and y the token,
    d log p_y / d logit_v = ([v = y] - p_v) / temperature,
    d H / d logit_v = -p_v (log p_v + H) / temperature.
-3. A block sees all tokens, so each row of the weight's gradient is one product, written once.
-4. In bfloat16 all sums over the vocabulary are in float32, and on CUDA the logits, too; on a CPU
-   they are rounded, as the model's own are.
+3. A block contains all tokens, so each row of the weight's gradient is one product, written once.
+4. In bfloat16 all sums over the vocabulary are in float32, and on CUDA also the logits; on a CPU
+   logits are rounded, as the model's own are.
 
-Blocks of the vocabulary rather than chunks of tokens: the gradient that must be added up is then
-that of the hidden states, which is smaller than the weight's.
+With blocks of the vocabulary, the gradient to accumulate is that of the hidden states; with chunks
+of tokens it would be that of the weight, which is larger.
 
 Shape suffixes: N tokens, V vocabulary, H hidden, B token ids of a block.
 """
@@ -55,9 +56,9 @@ def token_logprobs(
         hidden_NH: Last hidden states.
         weight_VH: Weight of the head, tied to the embedding or not.
         targets_N: Token ids in [0, V).
-        temperature: Positive; that of the sampler, so that pi is what was sampled from.
-        block_size: Token ids at a time; memory is about 2 x N x block_size float32. None chooses it
-            so that this is 16 MB on a CPU, or 2 kB a token for very many tokens.
+        temperature: Temperature of the sampler, positive, so that pi is the sampled distribution.
+        block_size: Token ids per block; memory is about 2 x N x block_size float32. None chooses it
+            so that this is 16 MB on a CPU, or 2 kB per token for very many tokens.
 
     Returns:
         (logprobs_N, entropy_N) in nats, float32 (float64 if hidden or weight is).
@@ -144,7 +145,7 @@ class _TokenLogprobs(torch.autograd.Function):
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         if grad_logprobs_N is None and grad_entropy_N is None:
             return None, None, None, None, None
-        # From here on of the logits before they are divided by the temperature.
+        # From here on, gradients of the logits before the division by the temperature.
         slope_N = torch.zeros_like(entropy_N)
         if grad_logprobs_N is not None:
             slope_N = grad_logprobs_N / ctx.temperature
@@ -179,7 +180,7 @@ def _gradient(
     block: slice,
     of_rows: tuple[Tensor, Tensor, Tensor, Tensor | None],
 ) -> Tensor:
-    """Return the gradient of a block of logits in their place, with p_NB as room."""
+    """Return the gradient of a block of logits, in place, with p_NB as scratch memory."""
     logsumexp_N, entropy_N, slope_N, entropy_slope_N = of_rows
     logp_NB = logits_NB.sub_(logsumexp_N[:, None])
     if entropy_slope_N is None:
@@ -195,10 +196,10 @@ def _gradient(
 def _blocks(
     hidden_NH: Tensor, weight_VH: Tensor, temperature: float, block_size: int, *, raw: bool
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Yield blocks of the vocabulary, each with its logits and as much room again.
+    """Yield blocks of the vocabulary, each with its logits and scratch memory of the same size.
 
-    The two tensors are of float32 or better, and the next block overwrites them. `raw` logits are
-    not divided by the temperature, and there is no room.
+    Both tensors are float32 or better, and the next block overwrites them. `raw` logits are not
+    divided by the temperature, and have no scratch memory.
     """
     dtype = float_dtype(hidden_NH)
     places = len(hidden_NH) * min(block_size, len(weight_VH))
@@ -218,7 +219,7 @@ def _blocks(
 
 
 def float32_product(left: Tensor, right: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Multiply matrices of 16-bit numbers into float32, without rounding the sums where possible.
+    """Multiply 16-bit matrices into float32, without rounding the sums if possible.
 
     Args:
         left: (N, H), bfloat16 or float16.
@@ -233,7 +234,7 @@ def float32_product(left: Tensor, right: Tensor, *, out: Tensor | None = None) -
 
 @cache
 def _multiplies_into_float32(device: torch.device) -> bool:
-    """Try it: torch has it for CUDA alone, and not for every card."""
+    """Try the product: torch has it only for CUDA, and not for every GPU."""
     ones = torch.ones(16, 16, dtype=torch.bfloat16, device=device)
     try:
         return bool((torch.mm(ones, ones, out_dtype=torch.float32) == 16).all())
@@ -242,7 +243,7 @@ def _multiplies_into_float32(device: torch.device) -> bool:
 
 
 def _find(targets_N: Tensor, block: slice) -> tuple[Tensor, Tensor]:
-    """Return which targets are in a block, and a column of it for every one, 0 if it is not."""
+    """Return which targets are in a block, and their columns in it, 0 for the others."""
     inside_N = (targets_N >= block.start) & (targets_N < block.stop)
     return inside_N, torch.where(inside_N, targets_N - block.start, 0)[:, None]
 

@@ -1,12 +1,12 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) on one frozen base, through peft.
+"""Train low-rank adapters (LoRA, arXiv 2106.09685) on one frozen base, through peft.
 
-1. Each network has adapters of its own, in modules of its own: nothing is switched on or off, so
-   one network's loss cannot reach the other's adapters.
-2. The frozen weights under them are the same tensors in actor, critic and reference, wherever they
-   are equal when they are loaded (`share_weights`).
-3. B starts at 0: an adapted network is, to the last bit, the network that it adapts.
-4. Whoever wants an ordinary network, as folders, vLLM and the decoder do, reads `plain_weights` or
-   `merged_linear`: the base with the adapters added, in new tensors. The base is never written to.
+1. Each network has its own modules with its own adapters: none is switched on or off, so one
+   network's loss cannot reach the other's adapters.
+2. The frozen weights under them are the same tensors in actor, critic and reference if they are
+   equal when they are loaded (`share_weights`).
+3. B starts at 0: a newly adapted network has exactly the outputs of its base.
+4. Exports, vLLM and the decoder need an ordinary network and read `plain_weights` or
+   `merged_linear`: the base with merged adapters, in new tensors. The base is never written to.
 
 Shapes: O outputs, I inputs of a linear layer.
 """
@@ -24,23 +24,24 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from lightning_vcppo.common.errors import require
+from lightning_vcppo.distributed.precision import multiplies_precisely
 from lightning_vcppo.models.value_network import ValueNetwork
 from lightning_vcppo.settings import LoRASettings
 
 NAME = "default"
-"""Of the only adapter of a network, as peft calls it."""
+"""Name of a network's only adapter in peft."""
 
 
 def adapt(model: PreTrainedModel, settings: LoRASettings, seed: int) -> None:
-    """Freeze a model and put adapters beside the linear layers of its backbone.
+    """Freeze a model and add adapters to the linear layers of its backbone.
 
     Args:
-        model: A decoder with a head; the head is frozen, too, and gets no adapter.
-        settings: With a rank.
-        seed: Of the adapters' first weights.
+        model: A decoder with a head; the head is also frozen, and gets no adapter.
+        settings: LoRA settings with a rank.
+        seed: Seed of the adapters' initial weights.
 
     Raises:
-        ValueError: if peft is not installed, or the target modules are not linear layers of the
+        ValueError: If peft is not installed, or the target modules are not linear layers of the
             backbone.
     """
     assert settings.rank is not None
@@ -52,7 +53,7 @@ def adapt(model: PreTrainedModel, settings: LoRASettings, seed: int) -> None:
     targets = settings.target_modules
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # a factor, whole or not
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # a factor, integer or not
         target_modules=targets if isinstance(targets, str) else list(targets),
         lora_dropout=0.0,  # importance ratios need the same policy twice
     )
@@ -61,7 +62,7 @@ def adapt(model: PreTrainedModel, settings: LoRASettings, seed: int) -> None:
         torch.manual_seed(seed)
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "fan_in_fan_out")  # is set as the layer needs it
+                warnings.filterwarnings("ignore", "fan_in_fan_out")  # is set as the layer requires
                 inject_adapter_in_model(config, model.base_model, NAME)
         except ValueError as error:
             raise ValueError(f"--model.lora.target_modules: {error}") from error
@@ -72,12 +73,12 @@ def adapt(model: PreTrainedModel, settings: LoRASettings, seed: int) -> None:
 
 
 def is_adapted(layer: nn.Module) -> bool:
-    """Return whether a layer is a linear one with an adapter."""
+    """Return whether a layer is a linear layer with an adapter."""
     return NAME in getattr(layer, "lora_A", ())
 
 
 def merged_weight(layer: Any, base: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
-    """Return what the weight of an adapted layer becomes with its adapter, in the base's type."""
+    """Return the weight of an adapted layer with its adapter merged, in the base's type."""
     delta_OI = lora_B @ lora_A
     delta = (delta_OI.T if layer.fan_in_fan_out else delta_OI) * layer.scaling[NAME]
     precise = torch.promote_types(base.dtype, delta.dtype)
@@ -86,38 +87,34 @@ def merged_weight(layer: Any, base: Tensor, lora_A: Tensor, lora_B: Tensor) -> T
 
 
 def merged_linear(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
-    """Return weight and bias that do what a linear layer does, or None.
+    """Return weight and bias of a linear layer with its adapter merged, or None.
 
-    None is for layers of another kind, and for adapters where arithmetic is in bfloat16: rounded to
-    it, a sum with the base loses what they add, as long as that is less than 1/512 of a weight.
+    None is for other layers, and for adapters where products are in bfloat16 or TF32: rounded, a
+    merged weight loses an adapter's change of less than 1/512 (bfloat16) of the weight.
     """
     if type(layer) is nn.Linear:
         return layer.weight, layer.bias
     base = getattr(layer, "base_layer", None)
-    if is_adapted(layer) and type(base) is nn.Linear and _is_precise(base.weight):
+    if is_adapted(layer) and type(base) is nn.Linear and multiplies_precisely(base.weight):
         lora_A, lora_B = (getattr(layer, f"lora_{x}")[NAME].weight for x in "AB")
         return merged_weight(layer, base.weight, lora_A, lora_B), base.bias
     return None
-
-
-def _is_precise(weight: Tensor) -> bool:
-    return weight.dtype.itemsize >= 4 and not torch.is_autocast_enabled(weight.device.type)
 
 
 @torch.no_grad()
 def plain_weights(
     model: nn.Module, state: Mapping[str, Tensor] | None = None, *, tied: bool = True
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield weights as the model would have them without adapters and on one device.
+    """Yield the weights of an equivalent model without adapters and shards.
 
-    What adapters have learnt is in them, under the base's names. Sharded weights are gathered one
-    at a time, so every rank must exhaust the iterator.
+    Adapters are merged into them, under the base's names. Sharded weights are gathered one at a
+    time, so every rank must exhaust the iterator.
 
     Args:
-        model: With adapters or without.
-        state: Its state, for buffers too, or one that has been gathered already; None takes the
-            parameters.
-        tied: Whether weights that are tied come under each of their names.
+        model: A model with or without adapters.
+        state: Its state dict, which has buffers too, or one that is gathered already; None means
+            its parameters.
+        tied: Whether tied weights are yielded under each of their names.
     """
     state = dict(model.named_parameters(remove_duplicate=False)) if state is None else state
     seen: set[int] = set()
@@ -127,22 +124,22 @@ def plain_weights(
         seen.add(id(weight))
         owner, found, leaf = name.rpartition(".base_layer.")
         if found and leaf == "weight":
-            adapter = (whole(state[f"{owner}.lora_{x}.{NAME}.weight"]) for x in "AB")
-            merged = merged_weight(model.get_submodule(owner), whole(weight), *adapter)
+            adapter = (complete(state[f"{owner}.lora_{x}.{NAME}.weight"]) for x in "AB")
+            merged = merged_weight(model.get_submodule(owner), complete(weight), *adapter)
             yield plain_name(name), merged
         else:
-            yield plain_name(name), whole(weight.detach())
+            yield plain_name(name), complete(weight.detach())
 
 
-def whole(weight: Tensor) -> Tensor:
-    """Return a weight with all of its shards; every rank must call it."""
+def complete(weight: Tensor) -> Tensor:
+    """Return a weight gathered from all shards; every rank must call it."""
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 def share_weights(model: nn.Module, base: nn.Module) -> None:
-    """Let `model` hold the tensors of `base` wherever its own are equal and both are frozen.
+    """Replace frozen tensors of `model` by those of `base` if they are equal and both frozen.
 
-    Shards are left alone: each network is gathered for itself.
+    Shards are not replaced, because each network is gathered separately.
     """
     owned = {plain_name(name): p for name, p in base.named_parameters(remove_duplicate=False)}
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
@@ -157,34 +154,34 @@ def share_weights(model: nn.Module, base: nn.Module) -> None:
 
 
 def plain_name(name: str) -> str:
-    """Return the name that a weight of the base has without adapters."""
+    """Return the name of a weight of the base without adapters."""
     return name.replace(".base_layer.", ".")
 
 
-def save_trained_alone(module: nn.Module) -> None:
-    """Let the state of a module be what it trains: frozen weights are neither saved nor missed.
+def save_only_trained(module: nn.Module) -> None:
+    """Restrict the state dict of a module to trained weights; frozen ones may be missing.
 
-    References never change, and the base of adapters comes from where it came from before. A critic
-    with a frozen part (`value.freeze`) is saved with it: it may have started from anything.
+    References never change, and the base of adapters is loaded from its source again. A critic with
+    a frozen part (`value.freeze`) is saved completely, because its source may be gone.
     """
-    module.register_state_dict_post_hook(_leave_frozen_out)
-    module.register_load_state_dict_post_hook(_miss_nothing_frozen)
+    module.register_state_dict_post_hook(_drop_frozen)
+    module.register_load_state_dict_post_hook(_ignore_missing_frozen)
 
 
-def _leave_frozen_out(
+def _drop_frozen(
     module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]
 ) -> None:
     for name in _frozen_names(module):
         state.pop(prefix + name, None)
 
 
-def _miss_nothing_frozen(module: nn.Module, keys: Any) -> None:
+def _ignore_missing_frozen(module: nn.Module, keys: Any) -> None:
     frozen = _frozen_names(module)
     keys.missing_keys[:] = [key for key in keys.missing_keys if key not in frozen]
 
 
 def _frozen_names(module: nn.Module) -> set[str]:
-    """Return the names of frozen weights that come from elsewhere when a run resumes."""
+    """Return the names of frozen weights that are loaded from their source when a run resumes."""
     named = module.named_parameters(remove_duplicate=False)
     complete = tuple(
         f"{path}." if path else ""
@@ -199,27 +196,26 @@ def _frozen_names(module: nn.Module) -> set[str]:
 
 
 def precise(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the part of a state that is in float32 whatever the Trainer's precision.
+    """Return the part of a state dict that is in float32 whatever the Trainer's precision.
 
-    Those are value head and adapters: few numbers, for which bfloat16 would round small updates
-    away.
+    These are value head and adapters: few weights, whose small updates bfloat16 would round away.
     """
     return {k: v for k, v in state.items() if ".lora_" in k or k.startswith("critic.model.score.")}
 
 
 @torch.no_grad()
 def keep_precise(module: nn.Module, restored: dict[str, Tensor]) -> None:
-    """Give back float32 to what precision "bf16-true" has cast with all the rest.
+    """Cast value head and adapters back to float32 after precision "bf16-true" has cast all.
 
     Args:
-        module: With its critic in `critic`.
-        restored: What a checkpoint has for it, before it was cast; emptied.
+        module: Module with its critic in `critic`.
+        restored: Their values in a checkpoint, before they were cast; emptied.
     """
     for name, parameter in precise(dict(module.named_parameters())).items():
         if parameter.dtype.itemsize >= 4:
             continue
         value = restored.get(name, parameter.data).to(parameter.device, torch.float32)
-        if isinstance(parameter, DTensor):  # its `data` would leave the shard behind as it is
+        if isinstance(parameter, DTensor):  # setting its `data` would not change the shard
             owner, _, leaf = name.rpartition(".")
             setattr(module.get_submodule(owner), leaf, nn.Parameter(value))
         else:
@@ -228,11 +224,11 @@ def keep_precise(module: nn.Module, restored: dict[str, Tensor]) -> None:
 
 
 def record(settings: LoRASettings, bases: Mapping[str, Mapping[str, str]]) -> dict[str, Any] | None:
-    """Return what a checkpoint must say of adapters for them to be read back; None without any.
+    """Return the record of adapters that a checkpoint needs to restore them; None without any.
 
     Args:
-        settings: Of the adapters.
-        bases: By network, where its base has come from (`source`) and which it is (`fingerprint`).
+        settings: Settings of the adapters.
+        bases: Source and fingerprint of the base, by network.
     """
     if settings.rank is None:
         return None
@@ -240,17 +236,17 @@ def record(settings: LoRASettings, bases: Mapping[str, Mapping[str, str]]) -> di
 
 
 def require_same(saved: Mapping[str, Any] | None, own: Mapping[str, Any] | None) -> None:
-    """Refuse a checkpoint whose adapters would not fit, or fit by chance.
+    """Refuse a checkpoint whose adapters have other settings or another base.
 
     Raises:
-        ValueError: with the flags that fit.
+        ValueError: If so; the message names the flags to change.
     """
     if saved is None or own is None:
         require(
             saved == own,
             "the checkpoint has adapters; give the run's --model.lora.rank again"
             if own is None
-            else "the checkpoint has all weights and no adapters; leave --model.lora out",
+            else "the checkpoint has all weights and no adapters; omit --model.lora",
         )
         return
     for name, value in saved["settings"].items():

@@ -1,13 +1,13 @@
-"""Sequences of different lengths in one row, without padding: what transformers needs to read them.
+"""Pack sequences of different lengths into one row without padding, for transformers' models.
 
-1. Everything but attention treats tokens one by one, so a micro-batch is one row of N tokens.
+1. Only attention connects tokens, so a micro-batch can be one row of N tokens.
 2. Attention must keep sequences apart. They are packed from the longest to the shortest, so
-   neighbours have about the same length: a group of neighbours is padded for attention alone, and
+   neighbours have similar lengths: a group of neighbours is padded only for attention, and
    causal attention needs no mask for padding on the right.
-3. Padding and its removal are both gathers, forward and backward, for each knows the other's index.
+3. Padding and its removal are gathers in both passes, because each has the other's index.
 
-Models take part through an attention function of their own, `PACKED_SDPA`; without a layout it is
-transformers' own `sdpa`.
+Models use it through the attention function `PACKED_SDPA`; without a layout it is transformers' own
+`sdpa`.
 
 Shapes: B sequences, L tokens of the longest, N tokens of all, G sequences of a group, W tokens of
 its longest, H heads, D size of a head.
@@ -34,7 +34,7 @@ from lightning_vcppo.models.attention import (
 
 PACKED_SDPA = "packed_sdpa"
 SHORTEST_OF_GROUP = 0.7
-"""A sequence shorter than this share of its group's longest begins a new group."""
+"""A sequence shorter than this share of its group's longest one begins a new group."""
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -43,11 +43,11 @@ class Group:
     """Neighbours in a packed row that attention pads to one length.
 
     Attributes:
-        rows: Sequences G.
-        width: Tokens W of the longest.
-        tokens: Tokens of all.
+        rows: Number of sequences, G.
+        width: Number of tokens of the longest sequence, W.
+        tokens: Number of tokens of all sequences.
         token_of_place: (G W,) index among the group's tokens, 0 on padding; None without padding.
-        place_of_token: (tokens,) the way back.
+        place_of_token: (tokens,) the inverse index.
         padding: (G W, 1, 1) True on padding.
     """
 
@@ -80,15 +80,15 @@ class Group:
 
 @dataclass(frozen=True)
 class PackedLayout:
-    """Where each sequence of a micro-batch stands in its packed row.
+    """Positions of a micro-batch's sequences in their packed row.
 
     Attributes:
-        starts_B: First place of each sequence, in the order they were given.
+        starts_B: First index of each sequence in the row, in the given order.
         rows_N: Sequence of each token.
-        position_ids_N: Its position there.
-        groups: How attention cuts the row, where it has to pad.
-        ends: (B + 1,) int32, where each sequence ends, from the longest; 0 first.
-        longest: Tokens of the longest sequence.
+        position_ids_N: Position of each token in its sequence.
+        groups: Groups of sequences, for attention that pads.
+        ends: (B + 1,) int32, end index of each sequence, from the longest; 0 first.
+        longest: Number of tokens of the longest sequence.
     """
 
     starts_B: Tensor
@@ -133,17 +133,17 @@ class PackedLayout:
         return {
             "input_ids": ids_N[None],
             "position_ids": self.position_ids_N[None],
-            # A mask of four dimensions is passed on as it is, so none is built; nobody reads it.
+            # A four-dimensional mask is passed on unchanged, so none is built; it is not read.
             "attention_mask": ids_N.new_empty(1, 1, 0, 0),
             "packed_layout": self,
         }
 
 
 def enable_packing(model: PreTrainedModel) -> PreTrainedModel:
-    """Let a model read packed rows, if it is of a kind that can, and return it.
+    """Let a model read packed rows, if its type allows it, and return it.
 
-    It can if every layer is ordinary or sliding-window attention through transformers' attention
-    interface; a recurrent layer, say, would carry one sequence's state into the next.
+    It does if every layer is full or sliding-window attention through transformers' attention
+    interface; a recurrent layer, for example, would carry one sequence's state into the next.
     """
     prefer_general_kernels()
     layer_types = getattr(model.config, "layer_types", None) or ["full_attention"]
@@ -158,7 +158,7 @@ def enable_packing(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def reads_packed_rows(model: nn.Module) -> bool:
-    """Return whether `enable_packing` found the model fit."""
+    """Return whether `enable_packing` has enabled packed rows."""
     return getattr(model.config, "_attn_implementation", None) == PACKED_SDPA
 
 
@@ -172,7 +172,7 @@ def packed_sdpa(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend within each sequence of a packed row: an attention function of transformers.
+    """Attend within each sequence of a packed row, as an attention function of transformers.
 
     Args:
         module: The attention layer.
@@ -180,12 +180,12 @@ def packed_sdpa(
         key: As query.
         value: As query.
         attention_mask: Read only without a layout.
-        packed_layout: Where the sequences stand; None means rows that are not packed.
-        sliding_window: Tokens that a token sees, itself included.
+        packed_layout: Layout of the sequences; None means rows that are not packed.
+        sliding_window: Number of tokens that a token sees, itself included.
         kwargs: Passed on to `sdpa`.
 
     Returns:
-        (1, N, H, D), and no weights.
+        Attended values (1, N, H, D), and None for the weights.
     """
     if packed_layout is None:
         kwargs["sliding_window"] = sliding_window
@@ -251,16 +251,16 @@ def _attend_padded(
 
 
 def repeats_keys(query: Tensor, key: Tensor) -> bool:
-    """Return whether each query head needs a copy of its keys.
+    """Return whether keys must be repeated for each query head.
 
-    On CUDA no fused kernel takes grouped queries in float32, and the one that does keeps all
-    products for the backward pass: memory grows with the square of the length.
+    On CUDA no fused kernel supports grouped queries in float32, and the unfused one keeps all
+    scores for the backward pass: memory grows with the square of the length.
     """
     return query.is_cuda and query.dtype == torch.float32 and query.shape[1] != key.shape[1]
 
 
 class _Gather(torch.autograd.Function):
-    """Rows by index; their gradient is a gather too, for `inverse` finds each input row's place."""
+    """Selects rows by index; `inverse` makes the gradient a gather, too."""
 
     @staticmethod
     def forward(
@@ -280,7 +280,7 @@ class _Gather(torch.autograd.Function):
 
 
 def _group(lengths: list[int], device: torch.device) -> Group:
-    """Index the places of a group, longest sequence first."""
+    """Index the positions of a group, longest sequence first."""
     rows, width, tokens = len(lengths), lengths[0], sum(lengths)
     if rows * width == tokens:
         return Group(rows, width, tokens, None, None, None)

@@ -1,12 +1,12 @@
-"""A critic on the actor's activations: a small ladder beside the backbone, and no second backbone.
+"""Define a critic on the actor's activations: a small ladder network instead of a second backbone.
 
 1. The actor is read without gradients, and the states after some of its layers are tapped. So the
-   critic's loss cannot reach the actor, whatever it is.
+   critic's loss cannot change the actor.
 2. A ladder (side tuning, arXiv 2206.06522) goes from tap to tap: s_k = m s_{k-1} + (1 - m) x_k,
-   with a learnt share m and x_k the normalised, down-projected state, and a small MLP on each rung.
-   It treats tokens one by one: what a token knows of those before it is in the actor's states.
-3. V follows the actor: when its weights change, so do the states. Each update of the critic reads
-   them anew.
+   with a learnt share m and x_k the normalized, down-projected state, and a small MLP on each rung.
+   It treats tokens one by one: the context of a token is in the actor's states.
+3. V depends on the actor: when its weights change, so do the states. Each update of the critic
+   computes them again, in a forward pass of its own, or in the policy's (`sharing_forward`).
 
 Shapes: B sequences, L tokens, T response tokens, N masked response tokens, K taps, H hidden, R
 width of the ladder.
@@ -14,6 +14,8 @@ width of the ladder.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,13 +29,13 @@ from transformers import (
 from typing_extensions import override
 
 from lightning_vcppo.common.seeding import stream_seed
-from lightning_vcppo.models.forward import response_layers
+from lightning_vcppo.models.forward import response_layers, tapping
 from lightning_vcppo.models.value_network import ValueNetwork, describe_head, num_outputs
 from lightning_vcppo.settings import ValueSettings
 
 
 class LadderConfig(PreTrainedConfig):
-    """What a ladder's folder says: the layers it taps, and its widths."""
+    """Config of a ladder: the layers it taps, and its widths."""
 
     model_type = "vcppo_ladder"
 
@@ -47,10 +49,10 @@ class LadderConfig(PreTrainedConfig):
         """Collect the sizes.
 
         Args:
-            taps: Layers, counted from 1, behind which the actor is read.
-            tapped_size: H.
-            width: R.
-            kwargs: Of every transformers config.
+            taps: Numbers of the actor's layers, from 1, whose outputs are read.
+            tapped_size: Hidden size H of the actor.
+            width: Width R of the ladder.
+            kwargs: Arguments of every transformers config.
         """
         self.taps, self.tapped_size, self.width = list(taps), tapped_size, width
         super().__init__(**kwargs)
@@ -60,7 +62,7 @@ class Rung(nn.Module):
     """One step of the ladder."""
 
     def __init__(self, tapped_size: int, width: int) -> None:
-        """Build it for states of that size."""
+        """Build a rung for states of that size."""
         super().__init__()
         self.norm = nn.RMSNorm(tapped_size, eps=1e-6)
         self.down = nn.Linear(tapped_size, width, bias=False)
@@ -70,7 +72,7 @@ class Rung(nn.Module):
         self.mlp_down = nn.Linear(2 * width, width, bias=False)
 
     def forward(self, below_NR: Tensor, tapped_NH: Tensor) -> Tensor:
-        """Return the ladder's state behind this rung, (N, R)."""
+        """Return the ladder's state after this rung, (N, R)."""
         share = self.gate.sigmoid()
         state_NR = share * below_NR + (1 - share) * self.down(self.norm(tapped_NH))
         inner = nn.functional.silu(self.mlp_up(self.mlp_norm(state_NR)))
@@ -79,13 +81,13 @@ class Rung(nn.Module):
 
 
 class Ladder(PreTrainedModel):
-    """The ladder and its head, as a model that transformers can write and read."""
+    """The ladder and its head, as a model that transformers can save and load."""
 
     config_class = LadderConfig
     base_model_prefix = "rungs"
 
     def __init__(self, config: LadderConfig) -> None:
-        """Build it with random weights."""
+        """Build a ladder with random weights."""
         super().__init__(config)
         self.rungs = nn.ModuleList(Rung(config.tapped_size, config.width) for _ in config.taps)
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
@@ -94,7 +96,7 @@ class Ladder(PreTrainedModel):
 
     @override
     def _init_weights(self, module: nn.Module) -> None:
-        """Leave torch's own start, which the seed of the run has fixed."""
+        """Keep torch's initial weights, which the seed of the run determines."""
 
     def forward(self, tapped_NKH: Tensor) -> Tensor:
         """Return the state that the head reads, (N, R)."""
@@ -106,26 +108,27 @@ class Ladder(PreTrainedModel):
 
 
 class SideCritic(ValueNetwork):
-    """A ladder that reads the actor as a value function; the actor is not part of it."""
+    """A ladder that reads the actor, as a value function; the actor is not a submodule."""
 
     def __init__(self, model: Ladder, settings: ValueSettings) -> None:
-        """Wrap a ladder; `attach` tells whose activations it reads."""
+        """Wrap a ladder; `attach` sets the actor whose activations it reads."""
         super().__init__()
         self.model, self.settings = model, settings
         model.config.value_head = describe_head(settings)
-        self._actor: tuple[PreTrainedModel, ...] = ()  # in a tuple, no module of this one
+        self._actor: tuple[PreTrainedModel, ...] = ()  # in a tuple, so that it is not a submodule
+        self._tapped: Sequence[Tensor] | None = None  # states of the policy's forward pass
 
     def attach(self, actor: PreTrainedModel) -> SideCritic:
-        """Read this actor's activations from now on, and return the critic.
+        """Set the actor whose activations are read, and return the critic.
 
         Raises:
-            ValueError: If the actor is not of the size that the ladder was built for.
+            ValueError: If the actor has another size than the ladder was built for.
         """
         text, config = actor.config.get_text_config(), self.model.config
         if text.hidden_size != config.tapped_size or text.num_hidden_layers < max(config.taps):
             raise ValueError(
-                f"critic: a side critic of {max(config.taps)} layers of {config.tapped_size}, and "
-                f"the actor has {text.num_hidden_layers} of {text.hidden_size}"
+                f"critic: the side critic is for an actor with {max(config.taps)} layers of size "
+                f"{config.tapped_size}, got {text.num_hidden_layers} of {text.hidden_size}"
             )
         self._actor = (actor,)
         return self
@@ -145,6 +148,20 @@ class SideCritic(ValueNetwork):
         assert isinstance(head, nn.Linear)
         return head
 
+    @override
+    @contextmanager
+    def sharing_forward(self) -> Iterator[None]:
+        """Read the states of the actor's forward pass in this context, instead of running another.
+
+        Within it, the actor reads some tokens once, with or without gradients; then the critic is
+        asked about the same tokens.
+        """
+        with tapping(self.reader.base_model, self.model.config.taps) as self._tapped:
+            try:
+                yield
+            finally:
+                self._tapped = None
+
     def forward(self, input_ids_BL: Tensor, prompt_lengths_B: Tensor, mask_BT: Tensor) -> Tensor:
         """Return the head's float32 (or better) output for the state before each token, (N, K)."""
         with torch.no_grad():
@@ -154,17 +171,18 @@ class SideCritic(ValueNetwork):
                 prompt_lengths_B,
                 mask_BT,
                 self.model.config.taps,
+                self._tapped,
             )
         return self.read_head(self.model(tapped_NKH.to(self.model.dtype)))
 
 
 def build_side_critic(actor: PreTrainedModel, settings: ValueSettings, seed: int) -> SideCritic:
-    """Build a side critic for an actor: V is the same everywhere, as that of any fresh critic.
+    """Build a side critic for an actor; its head starts like that of any new critic.
 
     Args:
-        actor: Whose activations it reads.
+        actor: Actor whose activations are read.
         settings: Number of taps, width, head.
-        seed: Of the ladder's weights.
+        seed: Seed of the ladder's weights.
 
     Raises:
         ValueError: If the actor has no list of layers that can be tapped.
@@ -173,7 +191,7 @@ def build_side_critic(actor: PreTrainedModel, settings: ValueSettings, seed: int
     if not isinstance(getattr(actor.base_model, "layers", None), nn.ModuleList):
         raise ValueError(
             f"value.architecture: a side critic taps the `layers` of the actor, and a model of "
-            f"type {text.model_type} has none; use one of the Llama, Qwen, Gemma or Mistral kind"
+            f"type {text.model_type} has none; use the Llama, Qwen, Gemma or Mistral family"
         )
     layers, count = text.num_hidden_layers, min(settings.side_taps, text.num_hidden_layers)
     config = LadderConfig(

@@ -1,7 +1,7 @@
-"""Triton kernels of `token_logprobs`: a block of logits is read once, forward and backward.
+"""Compute `token_logprobs` with Triton kernels that read a block of logits once per pass.
 
-Eager operations read and write the block some nine times. The formulas are those of logprobs.py.
-Chosen by fused_logprobs.py; only that file imports this one, for there may be no Triton.
+Eager operations read and write the block about nine times. The formulas are those of logprobs.py.
+Chosen by fused_logprobs.py; only that file imports this one, because Triton may be missing.
 """
 
 # Triton reads annotations as code: only compile-time constants of a kernel have one.
@@ -16,7 +16,7 @@ import triton.language as tl  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor
 
 COLUMNS = 2048
-"""Token ids that a program reads at a time."""
+"""Number of token ids that a program reads at a time."""
 
 
 @triton.jit  # type: ignore[untyped-decorator,unused-ignore]
@@ -100,7 +100,7 @@ def sum_block(
     """Add a block of the vocabulary to the running sums, in place.
 
     Args:
-        logits_NB: Before the temperature, float32.
+        logits_NB: Logits before the temperature, float32.
         targets_N: Token ids.
         start: First token id of the block.
         temperature: Divides the logits.
@@ -131,12 +131,12 @@ def gradient_block(
     """Return the gradient of a block of logits, before the temperature.
 
     Args:
-        logits_NB: Before the temperature, float32.
+        logits_NB: Logits before the temperature, float32.
         targets_N: Token ids.
         start: First token id of the block.
         temperature: Divides the logits.
         of_rows: Log of the sum, entropy, and the slopes of log-probability and entropy, (N,) each.
-        dtype: Of the result.
+        dtype: Type of the result.
 
     Returns:
         (N, B).

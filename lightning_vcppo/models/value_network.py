@@ -1,4 +1,4 @@
-"""Base of every value function: a linear head, and the values that its outputs become.
+"""Define the base of every value function: a linear head, and values from its outputs.
 
 Shapes: N masked response tokens, K outputs of the head, H hidden, E = K + 1 edges.
 """
@@ -6,6 +6,7 @@ Shapes: N masked response tokens, K outputs of the head, H hidden, E = K + 1 edg
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,10 +24,10 @@ HEAD_STD = 0.02
 
 
 class ValueNetwork(HasOwnShards):
-    """A network with a value head, which computes in float32 whatever the precision of the rest.
+    """A network with a value head, which computes in float32 whatever the backbone's precision.
 
     Attributes:
-        settings: Of head and loss.
+        settings: Settings of head and loss.
     """
 
     settings: ValueSettings
@@ -42,19 +43,23 @@ class ValueNetwork(HasOwnShards):
         """The value head, (H -> K)."""
         raise NotImplementedError
 
+    def sharing_forward(self) -> AbstractContextManager[None]:
+        """Return a context in which a critic on the actor's activations runs the actor no more."""
+        return nullcontext()
+
     @override
     def own_shards(self) -> list[nn.Module]:
-        """Return the head, which computes in a precision of its own."""
+        """Return the head, which computes in its own precision."""
         return [self.head]
 
     @torch.no_grad()
     def reset_head(self, seed: int = 0) -> None:
-        """Start the head as `value.head_init` says.
+        """Initialize the head as set by `value.head_init`.
 
-        At zero, V is the same everywhere: 0 of a scalar head, the middle of its range of any other.
+        With "zero", V is constant: 0 for a scalar head, the middle of the range for any other.
 
         Args:
-            seed: Of a head that starts at random.
+            seed: Seed of a head that starts at random.
         """
         weight_KH = self.head.weight
         weight_KH.zero_()
@@ -73,7 +78,7 @@ class ValueNetwork(HasOwnShards):
         return outputs_NK.to(torch.promote_types(outputs_NK.dtype, torch.float32))
 
     def values(self, outputs_NK: Tensor) -> Tensor:
-        """Turn the head's outputs into values, (N,)."""
+        """Convert the head's outputs to values, (N,)."""
         settings = self.settings
         low, high = settings.value_min, settings.value_max
         if settings.head == "hl_gauss":
@@ -97,12 +102,12 @@ class ValueNetwork(HasOwnShards):
 
 
 def num_outputs(settings: ValueSettings) -> int:
-    """Return K, the outputs of the value head."""
+    """Return K, the number of outputs of the value head."""
     return settings.num_bins if settings.head == "hl_gauss" else 1
 
 
 def describe_head(settings: ValueSettings) -> dict[str, Any]:
-    """Return what a critic's folder must say for its values to be read back."""
+    """Return the description of a head that a critic's config needs to restore its values."""
     described: dict[str, Any] = {"head": settings.head}
     if settings.privileged_prompt != "none":
         described["privileged_prompt"] = settings.privileged_prompt
@@ -117,9 +122,9 @@ def describe_head(settings: ValueSettings) -> dict[str, Any]:
 
 
 def is_head(held: Mapping[str, Any], settings: ValueSettings) -> bool:
-    """Return whether a folder's description is that of the head that the settings ask for.
+    """Return whether a config's description matches the head of the settings.
 
-    Folders from before the width of the targets could be set do not state it.
+    Older directories do not state the width of the targets, which could not be set.
     """
     before: dict[str, Any] = {}
     if held.get("head") == "hl_gauss":

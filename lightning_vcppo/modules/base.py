@@ -23,7 +23,7 @@ from lightning_vcppo.common.lightning_compat import is_attached
 from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.distributed.fsdp2 import build
-from lightning_vcppo.distributed.precision import step_precision
+from lightning_vcppo.distributed.precision import multiplies_precisely, step_precision
 from lightning_vcppo.distributed.sharding import full_state_dict
 from lightning_vcppo.distributed.standstill import FILES_S, in_place, unwatch, watch
 from lightning_vcppo.distributed.strategies import refuse_strategy
@@ -39,6 +39,7 @@ from lightning_vcppo.models.checks import (
 from lightning_vcppo.models.critic import Critic
 from lightning_vcppo.models.hf_folders import write_folder
 from lightning_vcppo.models.kernels import use_kernels
+from lightning_vcppo.modules.lost_engine import together
 from lightning_vcppo.modules.policy_probe import language_model, probe_policy
 from lightning_vcppo.modules.update_health import NotFiniteError, UpdateHealth
 from lightning_vcppo.rewards.functions import Grader, RewardFunction
@@ -68,11 +69,11 @@ class PolicyModule(L.LightningModule):
 
         Args:
             actor: Directory or hub id of a causal language model, or a model config.
-            tokenizer: Of the actor.
+            tokenizer: The actor's tokenizer.
             reward: A style of the verifier, or a function of (response, answer), or its import
                 path. It returns a float, positive for correct; or (float, whether correct).
             evaluation: How responses are sampled in `validate`, `test` and `predict`.
-            engine: What samples them.
+            engine: The engine that samples them.
             grading: Worker processes of the verifier.
 
         Raises:
@@ -87,8 +88,8 @@ class PolicyModule(L.LightningModule):
         self.ahead = RolloutsAhead(engine.rollouts_ahead, self.sampler)
         self.evaluator = Evaluator(self.sample, evaluation)
         self.actor: PreTrainedModel | None = None
-        self.health: dict[str, UpdateHealth] = {}  # of each network that is trained
-        self.sampler_agrees = True  # with the log-probabilities that reading gives
+        self.health: dict[str, UpdateHealth] = {}  # by network that is trained
+        self.sampler_agrees = True  # with the log-probabilities of a forward pass
         self._probed = False
         self.rollouts_done = 0
         self.run_seed = self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
@@ -99,8 +100,8 @@ class PolicyModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse a strategy that cannot work; start the counters of a new run."""
         refuse_strategy(self.trainer.strategy)
-        watch(self.trainer.strategy)  # no process is to outlive the others
-        run_path(self.trainer)  # before anything is written: it refuses URLs
+        watch(self.trainer.strategy)  # no process may outlive the others
+        run_path(self.trainer)  # before anything is written, since it refuses URLs
         self._probed = False
         self.sampler.forget_weights()  # they may have changed between two stages
         if stage == "fit" and begins_anew(self.trainer):
@@ -108,7 +109,7 @@ class PolicyModule(L.LightningModule):
 
     @override
     def teardown(self, stage: str) -> None:
-        """Let processes end when they like."""
+        """Stop sampling ahead, and watching the processes of the run."""
         self.ahead.stop()
         unwatch()
 
@@ -118,9 +119,9 @@ class PolicyModule(L.LightningModule):
         return [StopAfterError(self.ahead)] if self.ahead.depth else []
 
     def begin_run(self) -> None:
-        """Forget what an earlier run has counted; the weights stay as they are.
+        """Reset the counters of an earlier run; the weights stay as they are.
 
-        A checkpoint, if there is one, is restored after it.
+        A checkpoint, if there is one, is restored afterwards.
         """
         self.rollouts_done, self.run_seed = 0, self._seed
         self.ahead.begin_run()
@@ -136,9 +137,9 @@ class PolicyModule(L.LightningModule):
         check_vocabulary(self.actor, self.tokenizer, str(self.actor_source), "actor")
 
     def build(self, load: Callable[[], Network]) -> Network:
-        """Build a network as the strategy has it, without dropout; called on every rank.
+        """Build a network as the strategy needs it, without dropout; called on every rank.
 
-        `load_from_checkpoint` does without a Trainer.
+        There is no Trainer under `load_from_checkpoint`.
         """
         with in_place("loading of the networks", FILES_S):
             network = build(load, self.trainer.strategy if is_attached(self) else None)
@@ -163,10 +164,11 @@ class PolicyModule(L.LightningModule):
         self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Any]:
         """Sample and grade responses, with the same random numbers at every evaluation."""
-        if not len(batch):
+        with together(self.sampler.settings, self.max_over_ranks):
+            if len(batch):
+                return {"records": self.evaluator.evaluate(batch)}
             self.sampler.attend(self._weights_version())
-            return {"records": []}
-        return {"records": self.evaluator.evaluate(batch)}
+        return {"records": []}
 
     @override
     def test_step(
@@ -210,11 +212,11 @@ class PolicyModule(L.LightningModule):
         self.on_validation_start()
 
     def training_settings(self) -> dict[str, SamplingSettings]:
-        """Return how training samples, by flag; a module that does not sample has none."""
+        """Return the sampling settings of training, by flag; empty if training does not sample."""
         return {}
 
     def _check_lengths(self, of_flags: dict[str, SamplingSettings]) -> None:
-        """Refuse a limit for which a network has no positions behind the longest prompt."""
+        """Refuse a response limit that, after the longest prompt, exceeds a network's positions."""
         datamodule = getattr(self.trainer, "datamodule", None)
         prompt = getattr(datamodule, "longest_prompt", 0)
         if self.actor is not None and (largest := getattr(datamodule, "largest_token", -1)) >= 0:
@@ -230,7 +232,7 @@ class PolicyModule(L.LightningModule):
             self._probe(training="sampling" in of_flags)
 
     def hint_length(self, network: str) -> int:
-        """Return the tokens that a network reads before each prompt, at most."""
+        """Return the largest number of tokens that a network reads before each prompt."""
         return 0
 
     def _networks(self, *, training: bool) -> dict[str, PreTrainedModel | Critic]:
@@ -239,14 +241,15 @@ class PolicyModule(L.LightningModule):
         return {"model": self.actor}
 
     def _probe(self, *, training: bool) -> None:
-        """Check that each network is one function, however its rows are arranged."""
+        """Check that each network's outputs do not depend on how its rows are batched."""
         assert self.actor is not None
-        samples = self.sampler.settings.name not in GATHERS_SHARDS  # else from a copy of its own
+        samples = self.sampler.settings.name not in GATHERS_SHARDS  # these have their own copy
         with torch.no_grad(), step_precision(self):
             self.sampler_agrees = probe_policy(
                 self._networks(training=training),
                 self.generate if samples else None,
-                half=self.actor.dtype.itemsize < 4 or "16" in str(self.trainer.precision),
+                half="16" in str(self.trainer.precision)
+                or not multiplies_precisely(next(self.actor.parameters())),
                 agree=self.max_over_ranks,
             )
         self._probed = True
@@ -254,14 +257,15 @@ class PolicyModule(L.LightningModule):
     # Sampling ------------------------------------------------------------------------------------
 
     def sample(self, batch: PromptBatch, settings: SamplingSettings, *stream: int | str) -> Rollout:
-        """Sample `num_generations` responses a prompt and grade them; called on every rank.
+        """Sample `num_generations` responses per prompt and grade them; called on every rank.
 
         Args:
             batch: Prompts of this rank.
-            settings: Of sampling.
+            settings: Sampling settings.
             stream: Names the random streams, together with problem and sample.
         """
-        with in_place("sampling"), step_precision(self):
+        agreed = together(self.sampler.settings, self.max_over_ranks)
+        with in_place("sampling"), step_precision(self), agreed:
             return self.sampler.sample(
                 batch,
                 settings,
@@ -280,12 +284,13 @@ class PolicyModule(L.LightningModule):
         """
         if not self.ahead.depth:
             return self.sample(batch, settings, *stream)
-        return self.ahead.take(batch, settings, self.run_seed, self.vantage())
+        with together(self.sampler.settings, self.max_over_ranks):
+            return self.ahead.take(batch, settings, self.run_seed, self.vantage())
 
     def generate(
         self, prompt_ids: list[list[int]], seeds: list[int], settings: SamplingSettings
     ) -> Generations:
-        """Sample one response a prompt; called on every rank."""
+        """Sample one response per prompt; called on every rank."""
         with in_place("sampling"), step_precision(self):
             return self.sampler.generate(
                 prompt_ids, seeds, settings, version=self._weights_version()
@@ -297,11 +302,11 @@ class PolicyModule(L.LightningModule):
         return Vantage(version, updates, self.global_rank, self.device, self.max_over_ranks)
 
     def _weights_version(self) -> tuple[int, int]:
-        """Name the actor's weights."""
+        """Return a key of the actor's weights."""
         return (id(self.trainer), self._updates_of_actor()) if is_attached(self) else (0, 0)
 
     def _updates_of_actor(self) -> int:
-        """Return how many updates have changed the actor's weights, or may have."""
+        """Return the number of updates: Lightning counts every step of every optimizer."""
         return self.trainer.global_step
 
     # Checkpoints and directories -----------------------------------------------------------------
@@ -309,19 +314,19 @@ class PolicyModule(L.LightningModule):
     @override
     def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
         """End the run, with a checkpoint, if too many updates in a row were not finite."""
-        lost = {network: health for network, health in self.health.items() if health.is_lost}
-        if not lost:
+        failed = {name: health for name, health in self.health.items() if health.limit_reached}
+        if not failed:
             return
         path = str(run_path(self.trainer, "checkpoints", "not_finite.ckpt"))
-        messages = [health.obituary(network, path) for network, health in lost.items()]
-        for health in lost.values():
-            health.in_a_row = 0  # a run that resumes from here may try as often again
+        messages = [health.describe_failure(name, path) for name, health in failed.items()]
+        for health in failed.values():
+            health.in_a_row = 0  # a run that resumes from here starts counting again
         self.trainer.save_checkpoint(path)
         raise NotFiniteError(" ".join(messages))
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save counter, seed of the random streams, and the actor's directory without weights."""
+        """Save the rollout counter, the run's seed, and the actor's directory without weights."""
         checkpoint[Keys.VERSION] = FORMAT
         checkpoint[Keys.ROLLOUTS_DONE] = self.rollouts_done
         checkpoint[Keys.RUN_SEED] = self.run_seed
@@ -340,9 +345,9 @@ class PolicyModule(L.LightningModule):
         ranks = checkpoint.get(Keys.RANKS, 1)
         if is_attached(self) and ranks != self.trainer.world_size:
             rank_zero_info(
-                f"The checkpoint is of {ranks} processes, and this run has "
+                f"The checkpoint was written by {ranks} processes, and this run has "
                 f"{self.trainer.world_size}: it resumes with the same prompts and random numbers, "
-                "but sums are rounded differently, so not bit for bit."
+                "but not bit for bit, because sums are rounded differently."
             )
         for network, in_a_row in checkpoint[Keys.SKIPPED_IN_A_ROW].items():
             self.health[network].in_a_row = in_a_row
@@ -354,7 +359,7 @@ class PolicyModule(L.LightningModule):
 
     @cached_property
     def tokenizer_files(self) -> dict[str, str]:
-        """The files of the tokenizer's directory, which does not change."""
+        """Files of the tokenizer's directory, which does not change."""
         return hf_folders.files_of(self.tokenizer)
 
     def export(self, folder: Path) -> None:
@@ -373,7 +378,7 @@ class PolicyModule(L.LightningModule):
 
     @property
     def ranks(self) -> Ranks:
-        """How this run's ranks agree on numbers."""
+        """Collectives on numbers over the ranks of this run."""
         return Ranks.of(self)
 
     def sum_over_ranks(self, statistics: Tensor) -> Tensor:
@@ -381,5 +386,5 @@ class PolicyModule(L.LightningModule):
         return self.ranks.sum(statistics)
 
     def max_over_ranks(self, number: int) -> int:
-        """Return the largest of one number a rank."""
+        """Return the largest of the ranks' numbers."""
         return self.ranks.max(number)

@@ -1,8 +1,6 @@
-"""The collection's other modules: they make what VC-PPO starts from.
+"""Fine-tune a language model on worked solutions, as a start for VC-PPO.
 
-`ColdStartModule` fine-tunes a language model on worked solutions; `RewardModelModule` trains an
-outcome reward model on the policy's own complete responses, from which the paper's PPO baseline
-starts its critic. Both write ordinary Hugging Face folders.
+The result is an ordinary Hugging Face directory.
 
 Shapes: B sequences, L tokens of prompt + response, T response tokens, N masked response tokens.
 """
@@ -42,17 +40,17 @@ class ColdStartModule(SupervisedModule):
         """Collect the settings; the model is loaded or built by `configure_model`.
 
         Args:
-            actor: Folder or hub id of a causal language model, or a model config (`model_type`,
+            actor: Directory or hub id of a causal language model, or a model config (`model_type`,
                 ...) for random weights; such a model gets a small tokenizer trained on generated
                 problems.
             tokenizer_vocab_size: Upper bound of that tokenizer's vocabulary.
             reward: As in `VCPPOModule`, for `validate`.
             evaluation: How responses are sampled in `validate`, `test` and `predict`.
-            engine: What samples them.
+            engine: The engine that samples them.
             optimizer: Learning rate (cosine to 0 after the warm-up), clipping, optimizer.
 
         Raises:
-            ValueError: if the tokenizer cannot be loaded.
+            ValueError: If the tokenizer cannot be loaded.
         """
         if isinstance(actor, str):
             tokenizer = loading.load_tokenizer(actor)
@@ -105,8 +103,8 @@ class ColdStartModule(SupervisedModule):
         problem = batch.problems[row]
         if problem.solution is None:
             raise ValueError(
-                f"{problem.source}: no worked solution, and cold start learns from nothing else "
-                "(give rows a `solution` field, or leave --data.path out for generated problems)"
+                f"{problem.source}: no worked solution, which cold start trains on "
+                "(give rows a `solution` field, or omit --data.path for generated problems)"
             )
         text = problem.solution
         if THINK_CLOSE in text and not self.sampler.opened_thinking_tag(batch.prompt_ids[row]):

@@ -1,4 +1,4 @@
-"""Refuse settings that are right alone and contradict each other."""
+"""Refuse settings that are valid one by one and contradict each other."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def require_consistency(
     update: UpdateSettings,
     critic: object = None,
 ) -> None:
-    """Refuse settings that are possible one by one, but not together.
+    """Refuse settings that contradict each other.
 
     Raises:
         ValueError: The message names the setting to change.
     """
-    require(sampling.temperature > 0, "sampling.temperature: training needs more than 0")
+    require(sampling.temperature > 0, "sampling.temperature: expected more than 0 for training")
     require(
         not advantage.needs_groups or sampling.num_generations > 1,
         f"sampling.num_generations: the {advantage.estimator} estimator compares responses to the "
@@ -37,12 +37,12 @@ def require_consistency(
     )
     require(
         not sampling.dynamic_sampling or sampling.num_generations > 1,
-        "sampling.dynamic_sampling: a group of one is all right or all wrong; "
+        "sampling.dynamic_sampling: it drops groups whose responses all have the same reward; "
         "sampling.num_generations must be at least 2",
     )
     require(
         value.architecture == "backbone" or critic is None,
-        "critic: a side critic has no backbone to load; leave --model.critic null, or set "
+        "critic: a side critic has no backbone to load; add --model.critic null, or set "
         "value.architecture=backbone",
     )
     require(
@@ -59,7 +59,7 @@ def require_consistency(
         "or policy.old_logprobs=sampler, where the loss itself does, got off",
     )
     require(
-        engine.name != "vllm" or not reads_sampler or sampling.top_p == 1,
+        not engine.is_vllm or not reads_sampler or sampling.top_p == 1,
         f"sampling.top_p: with {sampling.top_p}, vLLM's log-probs are those of the truncated "
         "distribution; set sampling.top_p=1, or policy.importance_correction=off and "
         "policy.old_logprobs=recomputed",
@@ -69,6 +69,22 @@ def require_consistency(
         "value.target_correction: before the actor's update there is nothing to correct; set "
         "update.order=actor_first",
     )
+    together = update.order == "together" and advantage.needs_critic
+    require(
+        not together or value.architecture == "side",
+        "update.order: only a side critic learns together with the actor, whose forward pass it "
+        "reads; set value.architecture=side, or update.order=critic_first",
+    )
+    for name, of_policy in (
+        ("critic_epochs", update.ppo_epochs),
+        ("critic_mini_batch_size", update.ppo_mini_batch_size),
+    ):
+        own = getattr(update, name)
+        require(
+            not together or own in (None, of_policy),
+            f"update.{name}: with update.order=together, the critic learns in the policy's passes "
+            f"and mini-batches; leave it null, or set update.order=critic_first",
+        )
     alpha, longest = advantage.length_adaptive_alpha, sampling.max_response_length
     require(
         alpha is None or alpha * longest > 1,

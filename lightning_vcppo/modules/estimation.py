@@ -1,4 +1,4 @@
-"""From a scored rollout to what the updates learn from: advantages and value targets.
+"""Compute the advantages and value targets of a scored rollout.
 
 Shapes: B responses, T response tokens.
 """
@@ -44,7 +44,7 @@ def punish_length(
 
 
 def place_rewards(rollout: Rollout, settings: PolicySettings) -> Rollout:
-    """Put the score on a response's last token, and subtract the KL where it is in the reward."""
+    """Put the score on a response's last token; subtract the KL if it is part of the reward."""
     rewards_BT = torch.where(last_token(rollout.response_mask_BT), rollout.scores_B[:, None], 0.0)
     if rollout.ref_logprobs_BT is not None and settings.kl_placement == "reward":
         assert rollout.old_logprobs_BT is not None
@@ -56,7 +56,7 @@ def place_rewards(rollout: Rollout, settings: PolicySettings) -> Rollout:
 
 
 def weigh_prompts(rollout: Rollout, settings: ValueSettings, *, reduce: Reduce) -> Rollout:
-    """Give the responses to noisy prompts less weight in the critic's loss, if that is on."""
+    """Give responses to noisy prompts less weight in the critic's loss, if that is on."""
     if not settings.prompt_noise_weighting:
         return rollout
     noise_weights_B = prompt_noise_weights(
@@ -80,10 +80,10 @@ def estimate_advantages(
     """Compute advantages and, with a critic, value targets; called on every rank.
 
     Args:
-        rollout: With scores and, for GAE, rewards and values.
-        settings: Of the estimator.
-        lambda_critic: Of the value targets; 1 makes them Monte-Carlo returns.
-        bootstrap_B: V after the last token of truncated responses; None ends all with 0.
+        rollout: Rollout with scores and, for GAE, rewards and values.
+        settings: Settings of the estimator.
+        lambda_critic: Lambda of the value targets; 1 makes them Monte-Carlo returns.
+        bootstrap_B: V after the last token of truncated responses; None means 0 for all.
         reduce: Sums a small tensor over ranks.
     """
     if not settings.needs_critic:
@@ -112,7 +112,7 @@ def estimate_advantages(
 
 
 def _without_critic(rollout: Rollout, settings: AdvantageSettings, reduce: Reduce) -> Rollout:
-    """Compare each response with its group (GRPO, RLOO), or with all of the rollout."""
+    """Compare each response with its group (GRPO, RLOO), or with the complete rollout."""
     scores_B, groups_B, mask_BT = rollout.scores_B, rollout.group_ids_B, rollout.response_mask_BT
     if settings.estimator == "batch":
         advantages_B = critic_free.batch_advantages(scores_B, mask_BT, reduce=reduce)
@@ -140,12 +140,12 @@ def correct_mismatch(
     *,
     reduce: Reduce,
 ) -> tuple[Rollout, dict[str, float]]:
-    """Weigh tokens by how far the sampler is from the policy; called on every rank.
+    """Weight tokens by the ratio of policy to sampler probability; called on every rank.
 
     Args:
-        rollout: With log-probabilities under the sampler and under the policy.
-        mode: Whether large weights are cut to the cap, or their tokens left out.
-        settings: With the cap.
+        rollout: Rollout with log-probabilities under the sampler and under the policy.
+        mode: Whether weights above the cap are truncated to it, or their tokens masked.
+        settings: Policy settings, with the cap.
         reduce: Sums a small tensor over ranks.
 
     Returns:
@@ -170,13 +170,13 @@ def correct_targets(
     """Correct the critic's targets for the actor's update; called on every rank.
 
     Args:
-        rollout: With targets and the log-probabilities before the update.
-        logprobs_BT: Log-probabilities after it.
-        settings: With the largest ratio, and the lowest return.
+        rollout: Rollout with targets and the log-probabilities before the update.
+        logprobs_BT: Log-probabilities after the update.
+        settings: Value settings, with the largest ratio and the lowest return.
         reduce: Sums a small tensor over ranks.
 
     Returns:
-        The rollout with its targets, and `critic/target_*` metrics.
+        The rollout with corrected targets, and `critic/target_*` metrics.
     """
     assert rollout.returns_BT is not None and rollout.old_logprobs_BT is not None
     returns_BT, fitted_BT, metrics = importance_corrected_returns(

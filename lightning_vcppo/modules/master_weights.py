@@ -1,12 +1,12 @@
-"""Small updates of bfloat16 weights (`--model.master_weights`).
+"""Keep small updates of bfloat16 weights (`--model.master_weights`).
 
 A bfloat16 number has eight bits, so a step of less than 2^-9 of a weight is rounded away: at a
-learning rate of 1e-6 that is the step of almost every weight. Three ways keep it:
+learning rate of 1e-6 that is the step of almost every weight. There are three ways to keep it:
 
-    float32     a float32 copy of each weight takes the step; the model gets it rounded
-    kahan       what rounding took away is kept in bfloat16 and added before the next step, as in
+    float32     the step is made on a float32 copy of each weight; the model gets it rounded
+    kahan       the rounding error is kept in bfloat16 and added before the next step, as in
                 Kahan's compensated summation
-    stochastic  nothing is kept: a weight is rounded up or down at random, right on average
+    stochastic  nothing is kept: a weight is rounded up or down at random, unbiased on average
 
 In all three the optimizer itself sees float32 weights and gradients, and its state is float32. In
 bfloat16 the second moment of Adam would never fall: at beta2 = 0.999 it is a thousandth a step.
@@ -29,51 +29,51 @@ from lightning_vcppo.distributed.fsdp2 import FSDP2Strategy
 from lightning_vcppo.settings import MasterWeights
 
 KEPT: dict[MasterWeights, str] = {"float32": "master_weight", "kahan": "compensation"}
-"""Name of what is kept beside the optimizer's own state of a weight."""
+"""Name of the tensor that is kept next to the optimizer's own state of a weight."""
 WEIGHTS_AT_ONCE = 2**25
-"""Weights that are in float32 at once while they are stepped, unless one tensor has more."""
+"""Most weights that are in float32 at once during a step, unless one tensor has more."""
 
 
 def require_master_weights(kind: MasterWeights, trainer: Trainer) -> None:
-    """Refuse master weights where the weights are not bfloat16, or sharded.
+    """Refuse master weights if the weights are not bfloat16, or are sharded.
 
     Raises:
-        ValueError: If precision or strategy is another one.
+        ValueError: For another precision than `bf16-true`, or for `fsdp2`.
     """
     if kind == "none":
         return
     flag, precision = f"--model.master_weights={kind}", str(trainer.precision)
     require(
         not isinstance(trainer.strategy, FSDP2Strategy),
-        f"{flag}: not with fsdp2, whose weights are float32 and sharded, and computed with in "
-        "bfloat16, under --trainer.precision=bf16-mixed; use that",
+        f"{flag}: not supported with fsdp2; use --trainer.precision=bf16-mixed instead, under "
+        "which fsdp2 keeps sharded float32 weights and computes in bfloat16",
     )
     require(
         precision == "bf16-true",
-        f"{flag}: expected --trainer.precision=bf16-true, got {precision}, whose weights are not "
-        "bfloat16",
+        f"{flag}: expected --trainer.precision=bf16-true, got {precision}, under which weights are "
+        "not bfloat16",
     )
 
 
 def require_same_master_weights(checkpoint: dict[str, Any], kind: MasterWeights) -> None:
-    """Refuse a checkpoint whose optimizers keep something else.
+    """Refuse a checkpoint of a run with other master weights.
 
     Raises:
-        ValueError: With the flag of the run that wrote it.
+        ValueError: For another kind than the checkpoint's; the message names that.
     """
     saved = checkpoint.get(Keys.MASTER_WEIGHTS, "none")
     require(
         saved == kind,
-        f"--model.master_weights: the checkpoint was trained with {saved}, not {kind}; give that",
+        f"--model.master_weights: the checkpoint was trained with {saved}, got {kind}",
     )
 
 
 class PreciseOptimizer(torch.optim.Optimizer):
-    """Steps bfloat16 parameters with an optimizer of float32 ones.
+    """Steps bfloat16 parameters with an optimizer of float32 parameters.
 
-    The optimizer within has a stand-in for each parameter, which has memory only while a few of
-    them are stepped. So an optimizer whose step connects all parameters, such as LBFGS, is not for
-    this. Parameters in float32 are stepped as they are.
+    The inner optimizer has a float32 stand-in for each parameter, which takes memory only while it
+    is stepped, a few at a time. So an optimizer whose step connects all parameters, such as LBFGS,
+    does not work. Parameters in float32 are stepped as they are.
     """
 
     def __init__(
@@ -83,13 +83,13 @@ class PreciseOptimizer(torch.optim.Optimizer):
         build: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
         seed: int,
     ) -> None:
-        """Build the optimizer within; what is kept of a weight begins with its first step.
+        """Build the inner optimizer; what is kept of a weight is created at its first step.
 
         Args:
-            parameters: Trained ones.
-            kind: What keeps small updates; not "none".
-            build: Returns an optimizer, with one group, of parameters of the same shapes.
-            seed: Of stochastic rounding.
+            parameters: Parameters to train.
+            kind: Way to keep small updates; not "none".
+            build: Returns an optimizer, with one group, of the given parameters.
+            seed: Seed of stochastic rounding.
         """
         self._stand_ins = [nn.Parameter(_no_memory(parameter)) for parameter in parameters]
         self._inner = build(self._stand_ins)
@@ -101,7 +101,7 @@ class PreciseOptimizer(torch.optim.Optimizer):
 
     @property
     def states(self) -> list[dict[Any, dict[str, Any]]]:
-        """What is kept of parameters, and the state of the optimizer within."""
+        """Tensors kept by parameter, and the state of the inner optimizer."""
         return [self.state, self._inner.state]
 
     @override
@@ -129,7 +129,7 @@ class PreciseOptimizer(torch.optim.Optimizer):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the optimizer within and what is kept, by the number of parameter."""
+        """Return the inner optimizer's state and what is kept, by the parameter's index."""
         (group,) = self.param_groups
         state = self._inner.state_dict()["state"]
         for i, parameter in enumerate(group["params"]):
@@ -159,7 +159,7 @@ class PreciseOptimizer(torch.optim.Optimizer):
                 self.state[parameter] = {k: v.to(parameter.device) for k, v in values.items()}
 
     def _portions(self, parameters: Sequence[Tensor]) -> Iterator[list[int]]:
-        """Yield the numbers of parameters with gradients, as many as are in float32 at once."""
+        """Yield the indices of parameters with gradients, in portions of `WEIGHTS_AT_ONCE`."""
         portion: list[int] = []
         size = 0
         for i, parameter in enumerate(parameters):
@@ -174,7 +174,7 @@ class PreciseOptimizer(torch.optim.Optimizer):
             yield portion
 
     def _precise(self, parameter: Tensor) -> Tensor:
-        """Return a parameter as it would be if nothing had been rounded."""
+        """Return a parameter in float32, with what rounding took away added again."""
         if parameter.dtype.itemsize >= 4:
             return parameter.data
         if self._kind == "stochastic":
@@ -191,9 +191,9 @@ class PreciseOptimizer(torch.optim.Optimizer):
         return precise
 
     def _write(self, parameter: Tensor, stepped: Tensor, step: tuple[int, int]) -> None:
-        """Give a parameter its new value, and keep what the next step needs."""
+        """Write a parameter's new value, and keep what the next step needs."""
         if parameter.dtype.itemsize >= 4:
-            return  # it has been stepped itself
+            return  # it was stepped in place
         if self._kind == "stochastic":
             seed = stream_seed("rounding", self.param_groups[0]["rounding_seed"], *step)
             generator = torch.Generator(parameter.device).manual_seed(seed)
@@ -207,8 +207,8 @@ class PreciseOptimizer(torch.optim.Optimizer):
 def round_stochastically(numbers: Tensor, generator: torch.Generator) -> Tensor:
     """Round float32 to bfloat16, up or down with probabilities that keep the mean.
 
-    A bfloat16 is the upper half of a float32. A random number below 2^16 that is added to the lower
-    half carries into the upper one as often as the lower half is large.
+    A bfloat16 is the upper half of a float32. If a random number below 2^16 is added to the lower
+    half, the probability of a carry into the upper half is proportional to the lower half.
     """
     noise = torch.randint(
         2**16, numbers.shape, dtype=torch.int32, device=numbers.device, generator=generator

@@ -1,4 +1,4 @@
-"""Partition of sequences into micro-batches of bounded size."""
+"""Partition sequences into micro-batches of bounded size."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def token_balanced_micro_batches(
     The size of a micro-batch is the number of its tokens, or, where rows are padded to the longest
     of them, rows x longest row. Sequences are taken from the longest to the shortest, each into the
     first micro-batch with room for it (first-fit decreasing: at most 11/9 of the fewest possible,
-    plus one). Padded rows fill one micro-batch after the other, for one that lacks room for a row
-    lacks room for every shorter one, too.
+    plus one). Padded rows fill one micro-batch after the other, because a micro-batch without room
+    for a row has no room for a shorter one either.
 
-    As many micro-batches as `max_tokens` needs, or `num_micro_batches`, are then made as equal as
-    the same rule makes them: a smaller bound is searched for that needs no more of them.
+    Then the sizes are balanced: a bisection finds the smallest bound for which the same rule needs
+    no more micro-batches than before, or than `num_micro_batches`.
 
     Args:
         lengths: Tokens of each sequence; read only.
         max_tokens: Largest size of a micro-batch. A sequence that is longer gets a micro-batch of
             its own.
-        num_micro_batches: At least this many are returned, the last ones empty if need be: the
-            maximum over ranks, for ranks that must do the same number of backward passes.
+        num_micro_batches: Least number to return, the last ones empty if necessary: the maximum
+            over ranks, because all must do the same number of backward passes.
         padded: Whether rows are padded to the longest of their micro-batch.
 
     Returns:
@@ -70,7 +70,7 @@ def _first_fit(
     micro_batches: list[list[int]] = []
     rooms = np.empty(len(order), dtype=np.int64)  # of each micro-batch, in tokens
     for index in order:
-        if padded:  # a row takes as much as the longest, and only the last has room
+        if padded:  # a row takes as much as the longest; only the last has room
             first = max(len(micro_batches) - 1, 0)
             size = sizes[micro_batches[-1][0]] if micro_batches else 0
         else:

@@ -21,22 +21,24 @@ from lightning_vcppo.models.side_critic import SideCritic, build_side_critic
 from lightning_vcppo.settings import LoRASettings, ValueSettings
 
 FIXED = {"architecture": "backbone", "freeze": "none", "privileged_prompt": "none"}
-"""Settings that a checkpoint fixes, and what they are where it does not state them."""
+"""Settings that a checkpoint fixes, with their values where it does not state them."""
+FIXED_BESIDE = ("side_taps", "side_width")
+"""Settings that it fixes only for a side critic."""
 
 
 @dataclass
 class NetworkLoader:
-    """Loads the networks of a run, and gives them what the settings say of memory.
+    """Loads the networks of a run, with adapters and activation checkpointing if they are on.
 
     Attributes:
         actor: Directory or hub id of the actor.
         critic: Directory or hub id of the critic, or a model config for random weights.
         reference: Directory or hub id of the frozen reference policy; None means there is none.
-        value: Head and frozen part of the critic.
-        lora: Adapters on actor and critic.
-        activation_checkpointing: Keep the input of each layer only.
+        value: Settings of the critic's head and frozen part.
+        lora: Settings of the adapters on actor and critic.
+        activation_checkpointing: Whether only the input of each layer is kept.
         bases: Source and fingerprint of the weights under the adapters, by network.
-        restored: What a checkpoint holds that has to come back in float32.
+        restored: Weights of a checkpoint that must be restored in float32.
     """
 
     actor: str
@@ -49,19 +51,19 @@ class NetworkLoader:
     restored: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse adapters on weights that nobody has trained, or that are frozen by choice.
+        """Refuse adapters on random weights, or together with `value.freeze`.
 
         Raises:
             ValueError: The message names the setting to change.
         """
         require(
             self.lora.rank is None or not isinstance(self.critic, dict),
-            "critic: a model config has random weights, which adapters would leave as they are",
+            "critic: a model config has random weights, which adapters would leave untrained",
         )
         require(
             self.lora.rank is None or self.value.freeze == "none",
-            f"value.freeze: {self.value.freeze} does not go together with adapters, which leave "
-            "all weights as they are; choose layers by lora.target_modules, or freeze=none",
+            f"value.freeze: {self.value.freeze} cannot be combined with adapters, which freeze all "
+            "weights; choose layers by lora.target_modules, or set value.freeze=none",
         )
 
     @property
@@ -70,22 +72,22 @@ class NetworkLoader:
         return holds_pretrained_critic(self.critic)
 
     def load_actor(self, run_seed: int) -> PreTrainedModel:
-        """Load the actor; the seed is that of fresh adapters."""
+        """Load the actor; the seed is that of new adapters."""
         actor = loading.load_actor(self.actor)
         self._save_memory("actor", actor, run_seed)
         return actor
 
     def load_critic(self, run_seed: int, actor: PreTrainedModel) -> Critic | SideCritic:
-        """Load the critic; the seed is that of fresh adapters and of a fresh head.
+        """Load the critic; the seed is that of new adapters and of a new head.
 
         Raises:
-            ValueError: If it is to read an actor that is sharded, or one that cannot be tapped.
+            ValueError: For a side critic on an actor that is sharded, or cannot be read from.
         """
         if self.value.architecture == "side":
             require(
                 not is_sharded(actor),
-                "--model.value.architecture: a side critic reads an actor that each process holds "
-                "completely; take --trainer.strategy=ddp, or architecture=backbone",
+                "--model.value.architecture: a side critic needs the complete actor in each "
+                "process; set --trainer.strategy=ddp, or --model.value.architecture=backbone",
             )
             return build_side_critic(actor, self.value, run_seed)
         critic = load_critic(self.critic, self.value, seed=run_seed)
@@ -100,7 +102,7 @@ class NetworkLoader:
         actor: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
     ) -> None:
-        """Check that a critic knows the actor's tokens; let both hold what is frozen once."""
+        """Check that a critic has the actor's tokens; store weights frozen in both only once."""
         if isinstance(critic, Critic):
             self.check_tokens(critic.model, tokenizer, "critic")
             adapters.share_weights(critic.model.base_model, actor.base_model)
@@ -116,7 +118,7 @@ class NetworkLoader:
         tokenizer: PreTrainedTokenizerBase,
         name: Literal["critic", "reference"],
     ) -> None:
-        """Refuse a critic or reference that knows other tokens than the actor's tokenizer."""
+        """Refuse a critic or reference with other tokens than the actor's tokenizer."""
         source = self.critic if name == "critic" else self.reference
         check_vocabulary(model, tokenizer, str(source), name)
         if not isinstance(source, str) or source == self.actor:
@@ -129,27 +131,28 @@ class NetworkLoader:
             loading.checkpoint_activations(model)
         if self.lora.rank is not None:
             source = self.actor if name == "actor" else self.critic
-            # Where weights are sent to other ranks, the first builds a model without memory, too.
+            # If weights are sent to other ranks, the first rank also builds a model without memory.
             self.bases[name] = self.bases.get(name, {}) | base_of_adapters(str(source), model)
             adapters.adapt(model, self.lora, stream_seed(run_seed, "lora", name))
 
     def save(self, checkpoint: dict[str, Any]) -> None:
-        """Note in a checkpoint which weights the run trains."""
+        """Record in a checkpoint which weights the run trains."""
         checkpoint[Keys.ADAPTERS] = adapters.record(self.lora, self.bases)
-        checkpoint[Keys.CRITIC] = {name: getattr(self.value, name) for name in FIXED}
+        names = [*FIXED, *(FIXED_BESIDE if self.value.architecture == "side" else ())]
+        checkpoint[Keys.CRITIC] = {name: getattr(self.value, name) for name in names}
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of a run that trains other weights.
 
         Raises:
-            ValueError: For adapters of another kind or on another base, or another frozen part.
+            ValueError: For adapters of another kind or on another base, another frozen part, or a
+                side critic of another size.
         """
         adapters.require_same(checkpoint.get(Keys.ADAPTERS), adapters.record(self.lora, self.bases))
         for name, saved in (FIXED | checkpoint.get(Keys.CRITIC, {})).items():
             own = getattr(self.value, name)
             require(
                 saved == own,
-                f"--model.value.{name}: the checkpoint's critic was trained with {saved}, not with "
-                f"{own}",
+                f"--model.value.{name}: the checkpoint's critic has {saved}, got {own}",
             )
         self.restored = adapters.precise(checkpoint.get(Keys.WEIGHTS, {}))

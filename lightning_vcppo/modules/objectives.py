@@ -1,4 +1,4 @@
-"""Objectives of an update: for each network the weights of its tokens and its loss.
+"""Define the objectives of an update: for each network its token weights and its loss.
 
 Every loss is a weighted sum over tokens, whose weights are fixed for a mini-batch before it is cut
 into micro-batches, so that losses and gradients of the parts add up.
@@ -30,9 +30,9 @@ class Objective(Protocol):
 
     @property
     def diagnostics(self) -> tuple[str, ...]:
-        """Names of what `loss` returns beside the loss.
+        """Names of the diagnostics that `loss` returns.
 
-        Ranks sum them as one vector, so they depend on the settings and never on the data.
+        Ranks sum them as one vector, so they depend on the settings, never on the data.
         """
         ...
 
@@ -41,7 +41,7 @@ class Objective(Protocol):
         ...
 
     def loss(self, micro_batch: Rollout) -> tuple[Tensor, Diagnostics]:
-        """Return the loss of a part of a mini-batch and its diagnostics, which `combine`."""
+        """Return the loss of a part of a mini-batch, and diagnostics that `combine` can merge."""
         ...
 
 
@@ -56,7 +56,7 @@ class PolicyObjective:
         """Collect the parts.
 
         Args:
-            settings: Of the policy loss.
+            settings: Settings of the policy loss.
             logprobs: Returns log-probabilities and entropy under the actor, (B, T) each.
         """
         self.settings, self.logprobs = settings, logprobs
@@ -70,7 +70,7 @@ class PolicyObjective:
 
     @property
     def diagnostics(self) -> tuple[str, ...]:
-        """Names of what `loss` returns beside the loss."""
+        """Names of the diagnostics that `loss` returns."""
         names = {*POLICY_DIAGNOSTICS, "entropy"}
         if self.settings.kl_coef:
             names.update(losses.KL_DIAGNOSTICS)
@@ -143,7 +143,7 @@ class CriticObjective:
         """Collect the parts.
 
         Args:
-            settings: Of the value loss.
+            settings: Settings of the value loss.
             critic: Turns outputs of its head into values.
             outputs: Returns the outputs of the head for each masked token, (N, K).
         """
@@ -151,7 +151,7 @@ class CriticObjective:
 
     @property
     def diagnostics(self) -> tuple[str, ...]:
-        """Names of what `loss` returns beside the loss."""
+        """Names of the diagnostics that `loss` returns."""
         if self.settings.head == "hl_gauss" or self.settings.loss == "bce":
             return tuple(sorted(value_heads.CROSS_ENTROPY_DIAGNOSTICS))
         return tuple(sorted(losses.VALUE_DIAGNOSTICS))
@@ -167,7 +167,7 @@ class CriticObjective:
             reduce=reduce,
             sequence_weights_B=mini_batch.noise_weights_B,
         )
-        return mini_batch.with_(loss_weights_BT=weights_BT)
+        return mini_batch.with_(value_weights_BT=weights_BT)
 
     def loss(self, micro_batch: Rollout) -> tuple[Tensor, Diagnostics]:
         """Return the critic's loss on a part of a mini-batch and its diagnostics."""
@@ -181,7 +181,7 @@ class CriticObjective:
                 mask_BT,
                 edges_E=self.critic.edges(),
                 sigma_ratio=settings.sigma_ratio,
-                token_weights_BT=micro_batch.loss_weights_BT,
+                token_weights_BT=micro_batch.value_weights_BT,
             )
         if settings.loss == "bce":
             return value_heads.bce_loss(
@@ -190,7 +190,7 @@ class CriticObjective:
                 mask_BT,
                 low=settings.value_min,
                 high=settings.value_max,
-                token_weights_BT=micro_batch.loss_weights_BT,
+                token_weights_BT=micro_batch.value_weights_BT,
             )
         return losses.value_loss(
             pad(self.critic.values(outputs_NK), mask_BT),
@@ -200,5 +200,5 @@ class CriticObjective:
             huber_delta=settings.huber_delta,
             old_values_BT=micro_batch.values_BT,
             cliprange_value=settings.cliprange_value,
-            token_weights_BT=micro_batch.loss_weights_BT,
+            token_weights_BT=micro_batch.value_weights_BT,
         )

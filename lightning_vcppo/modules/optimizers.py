@@ -1,4 +1,4 @@
-"""The optimizer that the settings name, and its learning rate."""
+"""Build the optimizer that the settings name, and compute its learning rate."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def build_optimizer(
     master_weights: MasterWeights = "none",
     seed: int = 0,
 ) -> torch.optim.Optimizer:
-    """Build the optimizer that the settings name, of the parameters that are not frozen.
+    """Build the optimizer that the settings name, for the parameters that are not frozen.
 
-    On CUDA torch's own Adam and AdamW are fused, unless `init_args` says otherwise. There is a
-    warning where bfloat16 weights are too coarse for the learning rate.
+    On CUDA torch's own Adam and AdamW are fused, unless `init_args` sets it. Warn if bfloat16
+    weights are too coarse for the learning rate.
 
     Args:
         settings: Class, learning rate and arguments.
-        parameters: Of a network.
-        master_weights: What keeps small updates of bfloat16 weights.
-        seed: Of stochastic rounding.
+        parameters: Parameters of a network.
+        master_weights: Way to keep small updates of bfloat16 weights.
+        seed: Seed of stochastic rounding.
 
     Raises:
-        ValueError: if there is no such class or it refuses an argument.
+        ValueError: If there is no such class or it refuses an argument.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if master_weights != "none" and any(p.dtype.itemsize < 4 for p in trained):
@@ -42,7 +42,7 @@ def build_optimizer(
     if (share := lost_share(trained, settings.lr)) > LOST_SHARE:
         rank_zero_warn(
             f"{settings.class_path}: at a learning rate of {settings.lr:g}, {share:.0%} of the "
-            "bfloat16 weights round a step away and do not train; take --trainer.precision="
+            "bfloat16 weights round a step away and do not train; set --trainer.precision="
             "bf16-mixed, or --model.master_weights=kahan"
         )
     return optimizer
@@ -61,7 +61,7 @@ def _build(settings: OptimizerSettings, trained: list[nn.Parameter]) -> torch.op
 
 
 def _fused(optimizer_class: type, parameters: Sequence[Tensor]) -> dict[str, Any]:
-    """Return the argument for one kernel a step instead of several, where that is possible."""
+    """Return the argument that fuses a step into one kernel, if the optimizer has it."""
     known = optimizer_class in (torch.optim.Adam, torch.optim.AdamW)
     on_cuda = bool(parameters) and all(p.is_cuda and p.is_floating_point() for p in parameters)
     return {"fused": True} if known and on_cuda else {}

@@ -1,14 +1,14 @@
-"""Check once a run that the policy is one function: sampled, read alone and read among others.
+"""Check once a run that sampling, single rows and batched rows give the same policy.
 
-Importance ratios, and everything that reuses the sampler's log-probabilities, take for granted that
-what a model says of a token depends on the tokens before it alone. Some kinds of models do not keep
-to that in some of our ways of running them. So a short and a long row of arbitrary tokens are
+Importance ratios, and everything that reuses the sampler's log-probabilities, assume that a model's
+prediction of a token depends only on the tokens before it. Some model types break that assumption
+when rows are packed, padded or sampled. So a short and a long row of arbitrary tokens are
 sampled and read before the first batch:
 
-1. Both rows read together must give what each gives alone. Where packed rows do not, packing is
-   switched off; where padded rows do not either, the model is refused.
-2. Sampling must leave the log-probabilities that reading gives. Where they differ a little, they
-   are not reused; where they differ much, or sampling fails, the model is refused.
+1. Both rows read together must give the same states as each read separately. If packed rows do
+   not, packing is switched off; if padded rows do not either, the model is refused.
+2. Sampling must give the log-probabilities of reading. If they differ slightly, the sampler's are
+   not reused; if they differ much, or sampling fails, the model is refused.
 
 Shapes: B sequences, L tokens, T response tokens, N masked response tokens, H hidden.
 """
@@ -32,17 +32,17 @@ from lightning_vcppo.rollouts.rollout import join_prompts
 from lightning_vcppo.settings import SamplingSettings
 
 SHORT, LONG = 3, 25
-"""Tokens of the two prompts."""
+"""Lengths of the two prompts, in tokens."""
 RESPONSE = 6
-"""Tokens of a response, at most."""
+"""Largest length of a response, in tokens."""
 
 ROUNDING = {4: 2e-3, 2: 0.15}
-"""Bytes of a weight -> share of a hidden state, or nats, that rounding may make out."""
+"""Bytes of a weight -> largest difference due to rounding: relative (states), nats (log-probs)."""
 ANOTHER_POLICY = 0.3
-"""Nats between sampling and reading that are no rounding in any precision."""
+"""Difference of sampling and reading, in nats, that no precision's rounding explains."""
 
 FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
-"""Errors of a model that is run in a way that its code does not expect."""
+"""Errors that a model raises when it is run in a way that its code does not expect."""
 
 Sample = Callable[[list[list[int]], list[int], SamplingSettings], Generations]
 Agree = Callable[[int], int]
@@ -55,21 +55,21 @@ def probe_policy(
     half: bool = False,
     agree: Agree = lambda number: number,
 ) -> bool:
-    """Read and sample two rows; switch packing off where it would make a difference.
+    """Read and sample two rows; switch packing off if it changes the outputs.
 
     Called on every rank, with gradients off and in the precision of the run.
 
     Args:
-        networks: By name, the actor first.
-        sample: Samples from the actor; None where an engine with weights of its own does.
-        half: Whether the arithmetic is in a type of two bytes.
-        agree: Returns the largest of one number a rank.
+        networks: Networks by name, the actor first.
+        sample: Samples from the actor; None if an engine with its own weights does.
+        half: Whether products are in a 16-bit type or in TF32.
+        agree: Returns the largest of the ranks' numbers.
 
     Returns:
-        Whether sampling leaves the log-probabilities that reading gives.
+        Whether sampling gives the log-probabilities of reading.
 
     Raises:
-        ValueError: If a model is of a kind that cannot be trained on here.
+        ValueError: If a model's type cannot be trained here.
     """
     exact = True
     for name, network in networks.items():
@@ -82,39 +82,38 @@ def probe_policy(
                 apart = _differs_among_others(network, tolerance)
             if agree(int(apart)):
                 rank_zero_warn(
-                    f"{kind} does not read packed rows as it reads them alone; its rows are padded"
+                    f"{kind} has other outputs for packed than for single rows; its rows are padded"
                 )
                 model.set_attn_implementation("sdpa")
         if not reads_packed_rows(model):
-            with _named(kind, "cannot be read here"):
+            with _model_errors(kind, "cannot be read here"):
                 apart = _differs_among_others(network, tolerance)
         if agree(int(apart)):
             raise ValueError(
-                f"{kind} gives a row other states when a longer one stands beside it, so its "
-                "policy depends on the batch; choose a model of another kind"
+                f"{kind} has other outputs for a row when a longer row is in the batch, so its "
+                "policy depends on the batch; choose a model of another type"
             )
         if sample is not None and network is next(iter(networks.values())):
-            with _named(kind, "cannot be sampled from here"):
+            with _model_errors(kind, "cannot be sampled from here"):
                 assert isinstance(network, PreTrainedModel)
                 gap = _gap_of_sampling(network, sample)
             worst = agree(2 if gap > ANOTHER_POLICY else int(gap > tolerance))
             if worst == 2:
                 raise ValueError(
-                    f"{kind} is sampled with log-probabilities that differ from those it is read "
-                    f"with (by {gap:.2g} nats); choose a model of another kind, or --model.engine."
-                    "name=vllm"
+                    f"{kind}: log-probabilities of sampling and reading differ by {gap:.2g} nats; "
+                    "choose a model of another type, or set --model.engine.name=vllm"
                 )
             if worst == 1 and not half:
                 rank_zero_warn(
                     f"{kind}: log-probabilities of sampling and reading differ by {gap:.2g} nats; "
-                    "they are read anew before each update"
+                    "they are read again before each update"
                 )
             exact = worst == 0
     return exact
 
 
-class _named:
-    """Turns what fails within a model into one line that names its kind."""
+class _model_errors:
+    """Turns an error within a model into one line that names the model's type."""
 
     def __init__(self, kind: str, failure: str) -> None:
         self._line = f"{kind} {failure}"
@@ -123,12 +122,12 @@ class _named:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # Code of some kind of model that we have never seen may raise anything.
+        # The code of a model type that we do not know may raise any error.
         if isinstance(error, FAILURES):
             if isinstance(error, torch.OutOfMemoryError):
                 return
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"{self._line}: {reason}; choose one of another kind") from error
+            raise ValueError(f"{self._line}: {reason}; choose one of another type") from error
 
 
 def language_model(network: PreTrainedModel | Critic) -> PreTrainedModel:
@@ -146,7 +145,7 @@ def _prompts(model: PreTrainedModel) -> list[list[int]]:
 
 
 def _differs_among_others(network: PreTrainedModel | Critic, tolerance: float) -> bool:
-    """Return whether the last states of two rows are others when the rows are read together."""
+    """Return whether the last states of two rows change when the rows are read together."""
     prompts = _prompts(language_model(network))
     alone = [_last_states(network, [ids]) for ids in prompts]
     together = _last_states(network, prompts)
@@ -156,7 +155,7 @@ def _differs_among_others(network: PreTrainedModel | Critic, tolerance: float) -
 
 
 def _last_states(network: PreTrainedModel | Critic, prompts: list[list[int]]) -> Tensor:
-    """Return the states from which three tokens behind each prompt's first are predicted."""
+    """Return the states that predict the last tokens of each prompt, at most two."""
     model = language_model(network)
     device = model.device
     rows = [torch.tensor(ids, device=device) for ids in prompts]

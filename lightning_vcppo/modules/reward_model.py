@@ -1,4 +1,4 @@
-"""An outcome reward model, from which the paper's PPO baseline starts its critic.
+"""Train an outcome reward model, from which the paper's PPO baseline starts its critic.
 
 Shapes: B sequences, L tokens of prompt + response, T response tokens, N masked response tokens.
 """
@@ -32,8 +32,8 @@ class RewardModelModule(SupervisedModule):
     """An outcome reward model: regress the verifier's reward at the end of complete responses.
 
     The policy is frozen and samples its own training data. The score is read at the last token
-    alone, so what a critic that starts from here says of prefixes is arbitrary. VC-PPO, section
-    3.1, observes that it is low; `unfinished_score` is our way to bring that about.
+    only, so a critic that starts from it has arbitrary values on prefixes. VC-PPO, section 3.1,
+    observes that they are low; `unfinished_score` is our way to reproduce that.
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class RewardModelModule(SupervisedModule):
         """Collect the settings; the models are loaded by `configure_model`.
 
         Args:
-            actor: Folder or hub id of the policy; the reward model starts from its weights.
+            actor: Directory or hub id of the policy; the reward model starts from its weights.
             reward: As in `VCPPOModule`.
             sampling: How the training responses are sampled.
             evaluation: How responses are sampled in `validate`, `test` and `predict`.
-            engine: What samples them.
-            optimizer: Of the reward model.
-            unfinished_score: What a response cut off at random is worth, each being shown once so,
-                too; None leaves prefixes alone.
+            engine: The engine that samples them.
+            optimizer: Optimizer of the reward model.
+            unfinished_score: Target for a response cut off at a random token; each response is then
+                also trained on once in this form. None trains on complete responses only.
         """
         super().__init__(actor, loading.load_tokenizer(actor), reward, evaluation, engine)
         self.sampling = sampling
@@ -77,7 +77,7 @@ class RewardModelModule(SupervisedModule):
 
     @override
     def training_settings(self) -> dict[str, SamplingSettings]:
-        """Return how training samples, by flag."""
+        """Return the sampling settings of training, by flag."""
         return {"sampling": self.sampling}
 
     @override
@@ -87,7 +87,7 @@ class RewardModelModule(SupervisedModule):
         names = (self.run_seed, "reward-model", self.rollouts_done)
         rollout = self.sample(batch, self.sampling, *names)
         self.rollouts_done += 1
-        # One token wider, shifted: the state *after* the last token, where the outcome is known.
+        # Shift by one token: the score is of the state *after* the last token.
         end_BT = torch.nn.functional.pad(last_token(rollout.response_mask_BT), (1, 0))
         score_B = self.read_scores(rollout, end_BT)
         loss = 0.5 * (score_B - rollout.scores_B).square().mean()
@@ -109,7 +109,7 @@ class RewardModelModule(SupervisedModule):
         return loss
 
     def read_scores(self, rollout: Rollout, place_BT: Tensor) -> Tensor:
-        """Return the score (B,) of the state before the one marked place of each response."""
+        """Return the score (B,) of the state before the one marked position of each response."""
         assert self.reward_model is not None
         model, score = self.reward_model, self.reward_model.score
         assert isinstance(score, nn.Module)
@@ -134,13 +134,13 @@ class RewardModelModule(SupervisedModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say what the reward model is, too."""
+        """Also save the reward model's directory without weights."""
         super().on_save_checkpoint(checkpoint)
         assert self.reward_model is not None
         checkpoint[Keys.FOLDERS]["reward_model"] = hf_folders.describe(self.reward_model)
 
     @override
     def export(self, folder: Path) -> None:
-        """Write `reward_model` as an ordinary Hugging Face folder."""
+        """Write `reward_model` as an ordinary Hugging Face directory."""
         assert self.reward_model is not None
         self.write(folder / "reward_model", self.reward_model)

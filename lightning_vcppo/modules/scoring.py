@@ -1,4 +1,4 @@
-"""Read the networks at given responses: log-probabilities, entropy and values.
+"""Compute log-probabilities, entropy and values of given responses.
 
 Shapes: B responses, T response tokens, N masked response tokens.
 """
@@ -6,6 +6,7 @@ Shapes: B responses, T response tokens, N masked response tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -16,13 +17,14 @@ from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.distributed.sharding import is_sharded
 from lightning_vcppo.models import forward
 from lightning_vcppo.models.packing import reads_packed_rows
+from lightning_vcppo.models.side_critic import SideCritic
 from lightning_vcppo.models.value_network import ValueNetwork
 from lightning_vcppo.modules.micro_batches import token_balanced_micro_batches
 from lightning_vcppo.rollouts.rollout import Rollout, pad
 
 
 class Scorer:
-    """Reads the networks, a micro-batch at a time."""
+    """Runs forward passes of the networks, one micro-batch at a time."""
 
     def __init__(
         self,
@@ -39,8 +41,8 @@ class Scorer:
             actor: The policy that is trained.
             critic: Its value function, if there is one.
             reference: The frozen reference policy, if there is one.
-            temperature: Of sampling; log-probabilities and entropy are those at it.
-            max_tokens: Most tokens of a micro-batch.
+            temperature: Sampling temperature, at which log-probabilities and entropy are computed.
+            max_tokens: Largest number of tokens of a micro-batch.
         """
         self.actor, self.critic, self.reference = actor, critic, reference
         self.temperature, self.max_tokens = temperature, max_tokens
@@ -48,6 +50,16 @@ class Scorer:
     def actor_logprobs(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Return log-probabilities and entropy under the actor, (B, T) each."""
         return self._logprobs(self.actor, rollout)
+
+    def actor_outputs(self, rollout: Rollout) -> tuple[Tensor, ...]:
+        """Return what one forward pass of the actor tells, (B, T) each.
+
+        Log-probabilities and entropy; and V, if a side critic reads the pass.
+        """
+        if not isinstance(self.critic, SideCritic):
+            return self.actor_logprobs(rollout)
+        with self.critic.sharing_forward():
+            return (*self.actor_logprobs(rollout), *self.critic_values(rollout))
 
     def reference_logprobs(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Return log-probabilities and entropy under the reference, (B, T) each."""
@@ -68,6 +80,10 @@ class Scorer:
         values_N = self.critic.values(self.critic_outputs(rollout))
         return (pad(values_N, rollout.response_mask_BT),)
 
+    def sharing_forward(self) -> AbstractContextManager[None]:
+        """Return a context in which the critic reads the actor's forward pass, if it can."""
+        return nullcontext() if self.critic is None else self.critic.sharing_forward()
+
     def bootstrap(self, rollout: Rollout, ranks: Ranks) -> Tensor:
         """Return V after the last token of truncated responses and 0 for finished ones, (B,)."""
         end_BT = torch.nn.functional.one_hot(
@@ -81,14 +97,14 @@ class Scorer:
     def in_micro_batches(
         self, read: Callable[[Rollout], tuple[Tensor, ...]], rollout: Rollout, ranks: Ranks
     ) -> tuple[Tensor, ...]:
-        """Apply a reading of (B, T) tensors to a rollout piece by piece, without gradients.
+        """Apply a function that returns (B, T) tensors to a rollout, without gradients.
 
-        Called on every rank. Rows come back in the rollout's order.
+        It runs in micro-batches and is called on every rank. Rows come back in the rollout's order.
         """
         results: list[Tensor] = []
         all_rows = self.micro_batch_rows(rollout)
         missing = 0
-        if is_sharded(self.actor):  # weights are gathered from ranks with fewer pieces, too
+        if is_sharded(self.actor):  # weights are also gathered from ranks with fewer pieces
             missing = ranks.max(len(all_rows)) - len(all_rows)
         for rows in all_rows:
             for i, values in enumerate(read(rollout.select(rows))):
@@ -105,8 +121,8 @@ class Scorer:
     ) -> Iterator[Rollout]:
         """Cut a mini-batch into equally many pieces on all ranks.
 
-        A rank with nothing left goes along with a row of weight 0, for all must do the same number
-        of backward passes.
+        A rank with fewer pieces is filled up with rows of weight 0, because all must do the same
+        number of backward passes.
         """
         rows = self.micro_batch_rows(mini_batch)
         missing = ranks.max(len(rows)) - len(rows)  # agreed on before any backward pass

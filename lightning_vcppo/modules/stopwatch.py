@@ -1,4 +1,4 @@
-"""Time of the parts of a rollout."""
+"""Measure the time of the parts of a rollout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning_vcppo.rewards.functions import Grader
 
 
 class Stopwatch:
-    """Adds up the seconds of each part; grading, which happens inside of others, has its own."""
+    """Adds up the seconds of each part; grading, which runs within other parts, is its own part."""
 
     def __init__(self, grader: Grader) -> None:
         """Keep the grader, which counts its own seconds."""

@@ -23,24 +23,24 @@ from lightning_vcppo.settings import OptimizerSettings
 
 
 class SupervisedModule(PolicyModule):
-    """What both share: one optimizer under Lightning's automatic optimization, and its clipping."""
+    """A module with one optimizer under Lightning's automatic optimization, and its clipping."""
 
     optimizer_settings: OptimizerSettings
     loss_is_finite = True
 
     def watch(self, network: str, settings: OptimizerSettings) -> None:
-        """Say which network is trained, and how."""
+        """Set which network is trained, and its optimizer settings."""
         self.optimizer_settings = settings
         self.health = {network: UpdateHealth(settings.max_skipped_updates, "--model.optimizer")}
 
     @override
     def begin_run(self) -> None:
-        """Forget the last loss, too."""
+        """Also forget the last loss."""
         super().begin_run()
         self.loss_is_finite = True
 
     def scheduled(self, network: nn.Module, factor: Callable[[int], float]) -> OptimizerLRScheduler:
-        """Return the network's optimizer, and what the updates done make of its learning rate."""
+        """Return the network's optimizer; `factor` scales its learning rate by the updates done."""
         optimizer = build_optimizer(self.optimizer_settings, network.parameters())
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {
@@ -50,12 +50,12 @@ class SupervisedModule(PolicyModule):
 
     @override
     def on_before_backward(self, loss: Tensor) -> None:
-        """Look at the loss of each backward pass of an update."""
+        """Note whether the loss of each backward pass of an update is finite."""
         self.loss_is_finite &= bool(loss.isfinite())
 
     @override
     def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
-        """Log what was left out."""
+        """Log the number of skipped updates."""
         (health,) = self.health.values()
         self.log("update/skipped", health.take_skipped(), batch_size=len(batch))
         super().on_train_batch_end(outputs, batch, batch_idx)
@@ -67,7 +67,7 @@ class SupervisedModule(PolicyModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip to the module's own norm, or to the Trainer's where that flag is given.
+        """Clip to the module's own norm, or to the Trainer's if that flag is given.
 
         Without gradients the optimizer's step, which comes next, changes neither weights nor state.
         """
@@ -93,12 +93,12 @@ class SupervisedModule(PolicyModule):
 
 
 def _length_mask(lengths: list[int]) -> Tensor:
-    """Return (B, T), True on the first `length` places of each row."""
+    """Return a mask (B, T), True on the first `length` positions of each row."""
     return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
 
 
 def _right_pad(rows: list[list[int]], pad: int) -> Tensor:
-    """Return (B, T) token ids."""
+    """Return token ids (B, T), padded on the right."""
     return torch.nn.utils.rnn.pad_sequence(
         [torch.tensor(ids) for ids in rows], batch_first=True, padding_value=pad
     )

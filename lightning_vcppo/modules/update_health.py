@@ -1,8 +1,8 @@
-"""Updates whose loss or gradient is not finite: they are left out, counted, and too many end a run.
+"""Skip and count updates whose loss or gradient is not finite; too many in a row end a run.
 
-A NaN that reaches the weights, or the moments of the optimizer, stays there for good. So it is
-looked for before each step of an optimizer, and all ranks leave the step out as soon as one of them
-finds something.
+A NaN that reaches the weights, or the optimizer's moments, stays there. So loss and gradient are
+checked before each optimizer step, and all ranks skip the step if one of them finds a value that is
+not finite.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 
 
 class NotFiniteError(ValueError):
-    """Too many updates in a row were left out; the message says of what, and what to do."""
+    """Too many updates in a row were skipped; the message names the network and what to do."""
 
 
 @dataclass
 class UpdateHealth:
-    """How the updates of one network went.
+    """Counts the skipped updates of one network.
 
     Attributes:
-        limit: So many left out in a row are too many; 0 is no limit.
-        flag: Where the network's optimizer is set, such as `--model.actor_optimizer`.
-        skipped: Updates left out since `take_skipped` was last asked.
-        in_a_row: Updates left out since the last one that was made.
+        limit: Number of skipped updates in a row that ends the run; 0 means no limit.
+        flag: Flag of the network's optimizer, such as `--model.actor_optimizer`.
+        skipped: Number of updates skipped since the last call of `take_skipped`.
+        in_a_row: Number of updates skipped since the last one that was made.
     """
 
     limit: int
@@ -31,26 +31,26 @@ class UpdateHealth:
     in_a_row: int = 0
 
     def count(self, skipped: bool) -> None:
-        """Count an update, made or left out."""
+        """Count an update, made or skipped."""
         self.skipped += skipped
         self.in_a_row = self.in_a_row + 1 if skipped else 0
 
     def take_skipped(self) -> float:
-        """Return how many updates were left out since the last call."""
+        """Return the number of updates skipped since the last call."""
         skipped, self.skipped = self.skipped, 0
         return float(skipped)
 
     @property
-    def is_lost(self) -> bool:
-        """Whether too many updates in a row were left out."""
+    def limit_reached(self) -> bool:
+        """Whether too many updates in a row were skipped."""
         return 0 < self.limit <= self.in_a_row
 
-    def obituary(self, network: str, checkpoint: str) -> str:
-        """Return one line: what happened, where the last good weights are, what to change."""
+    def describe_failure(self, network: str, checkpoint: str) -> str:
+        """Return one line: the failure, where the last good weights are, and what to change."""
         return (
-            f"{network}: {self.in_a_row} updates in a row were left out because their loss or "
-            "gradient was not finite, so the run has ended. The weights are those before them, in "
+            f"{network}: {self.in_a_row} updates in a row were skipped because their loss or "
+            "gradient was not finite, so the run has ended. The weights before them are in "
             f"{checkpoint}. Look for rewards or a starting model that are not finite, or "
-            f"lower {self.flag}.lr, and go on with --ckpt_path={checkpoint} "
+            f"lower {self.flag}.lr, and resume with --ckpt_path={checkpoint} "
             f"({self.flag}.max_skipped_updates is the limit)."
         )

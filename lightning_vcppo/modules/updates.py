@@ -1,10 +1,16 @@
-"""Update a network: epochs, mini-batches over all ranks, micro-batches, one step."""
+"""Update networks: epochs, mini-batches over all ranks, micro-batches, one step each.
+
+Two networks may learn in one pass, from the same micro-batches. Their gradients are those of the
+sum of their losses, which share no weights; each has its own clipping and its own step, after both
+losses were computed.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +24,7 @@ from lightning_vcppo.algorithm.losses import combine, is_extreme
 from lightning_vcppo.common import places
 from lightning_vcppo.common.seeding import stream, stream_seed
 from lightning_vcppo.distributed.collectives import Ranks
-from lightning_vcppo.distributed.sharding import full_scalar, load_whole_or_sharded
+from lightning_vcppo.distributed.sharding import full_scalar, load_complete_or_sharded
 from lightning_vcppo.distributed.strategies import sum_gradients_once
 from lightning_vcppo.modules.objectives import Objective
 from lightning_vcppo.modules.optimizers import build_optimizer, warmed_up_lr
@@ -32,29 +38,32 @@ Network = Literal["policy", "critic"]
 
 @dataclass(frozen=True)
 class Backend:
-    """What an update needs of the Trainer.
+    """Functions of the Trainer that an update needs.
 
     Attributes:
-        ranks: Of the run.
-        run_backward: Runs the backward pass of a loss that is this rank's share of the ranks' sum.
-        summing: Returns the context of one of several backward passes; True for the last.
-        device: Of losses and metrics.
+        ranks: Ranks of the run.
+        run_backward: Runs the backward pass of this rank's share of a loss summed over ranks.
+        summing: Returns the context of one of several backward passes of some optimizers' networks;
+            pass True for the last.
+        device: Device of losses and metrics.
     """
 
     ranks: Ranks
     run_backward: Callable[[Tensor], None]
-    summing: Callable[[bool], AbstractContextManager[None]]
+    summing: Callable[[Sequence[Any], bool], AbstractContextManager[None]]
     device: torch.device
 
     @classmethod
     def of(cls, module: LightningModule, ranks: Ranks) -> Backend:
-        """Return that of a module with a Trainer."""
+        """Return the backend of a module with a Trainer."""
         strategy = module.trainer.strategy
         return cls(
             ranks,
-            # Strategies average over ranks; the loss of a mini-batch is the ranks' sum.
+            # Strategies average over ranks; the loss of a mini-batch is the sum over ranks.
             run_backward=lambda loss: module.manual_backward(loss * ranks.count),
-            summing=lambda is_last: sum_gradients_once(strategy, is_last=is_last),
+            summing=lambda optimizers, is_last: sum_gradients_once(
+                strategy, optimizers, is_last=is_last
+            ),
             device=module.device,
         )
 
@@ -75,8 +84,8 @@ class Updater:
         Args:
             network: Name of the network, which names its random streams.
             settings: Learning rate, warm-up, clipping.
-            passes: Over a rollout.
-            mini_batch_size: Responses of an update, over all ranks.
+            passes: Number of passes over a rollout.
+            mini_batch_size: Responses per update, over all ranks.
         """
         self.network, self.settings = network, settings
         self.passes, self.mini_batch_size = passes, mini_batch_size
@@ -84,63 +93,17 @@ class Updater:
         self.health = UpdateHealth(settings.max_skipped_updates, f"--model.{flag}_optimizer")
         self.updates_done = 0
 
-    def update(
-        self,
-        rollout: Rollout,
-        objective: Objective,
-        scorer: Scorer,
-        optimizer: Any,
-        backend: Backend,
-        *,
-        seed: tuple[int, int],
-        epochs: list[int] | None = None,
-    ) -> dict[str, float]:
-        """Do all updates that a rollout is worth: epochs x mini-batches x micro-batches.
-
-        Args:
-            rollout: What to learn from, with its targets.
-            objective: The network's loss.
-            scorer: Cuts mini-batches.
-            optimizer: Of the network, as Lightning wraps it.
-            backend: What an update needs of the Trainer.
-            seed: Seed of the run and number of the rollout: they name the order of rows.
-            epochs: Numbers of the passes, each with its own order; None takes the settings' count.
-
-        Returns:
-            Means over the updates, by their logged names.
-        """
-        history: list[dict[str, float]] = []
-        numbers = range(self.passes) if epochs is None else epochs
-        for mini_batch in self._mini_batches(rollout, seed, numbers, backend):
-            totals: dict[str, Tensor] = {}
-            optimizer.zero_grad()
-            weighed = objective.weigh(mini_batch, backend.ranks.sum)
-            pieces = list(scorer.micro_batches(weighed, rollout, backend.ranks))
-            for left, micro_batch in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
-                with backend.summing(left == 0):
-                    loss, parts = objective.loss(micro_batch)
-                    backend.run_backward(loss)
-                parts = {"loss": loss, **parts}
-                assert len(parts) == 1 + len(objective.diagnostics), "ranks sum what is named there"
-                parts = {key: parts[key].detach() for key in ("loss", *objective.diagnostics)}
-                totals = {
-                    key: combine(key, totals[key], part) if totals else part
-                    for key, part in parts.items()
-                }
-                places.move_on()
-            history.append(self._step(optimizer, totals, backend.ranks))
-        return self._means(history)
-
-    def _means(self, history: list[dict[str, float]]) -> dict[str, float]:
-        # A skipped update would make the means of all others NaN, so it counts only if all are.
+    def means(self, history: list[dict[str, float]]) -> dict[str, float]:
+        """Return the means over the updates, by logged name."""
+        # A skipped update would make all means NaN, so it counts only if all were skipped.
         made = [u for u in history if math.isfinite(u["loss"]) and math.isfinite(u["grad_norm"])]
         history = made or history
         return {
-            f"{self.network}/{key}": _of_all(key, [update[key] for update in history])
+            f"{self.network}/{key}": _combine_numbers(key, [update[key] for update in history])
             for key in history[0]
         }
 
-    def _step(self, optimizer: Any, totals: dict[str, Tensor], ranks: Ranks) -> dict[str, float]:
+    def step(self, optimizer: Any, totals: dict[str, Tensor], ranks: Ranks) -> dict[str, float]:
         """Clip, step and count."""
         lr = warmed_up_lr(self.settings, self.updates_done)
         parameters = []
@@ -152,7 +115,7 @@ class Updater:
         )
         broken = not (math.isfinite(grad_norm) and math.isfinite(float(totals["loss"])))
         totals = totals | {"broken": totals["loss"].new_tensor(float(broken))}
-        summed = _of_all_ranks(totals, ranks)
+        summed = _combine_ranks(totals, ranks)
         broken_ranks = summed.pop("broken")
         if not broken_ranks:
             optimizer.step()
@@ -161,8 +124,8 @@ class Updater:
         self.health.count(skipped=broken_ranks > 0)
         return summed | {"grad_norm": grad_norm, "lr": lr}
 
-    def _mini_batches(
-        self, rollout: Rollout, seed: tuple[int, int], epochs: Any, backend: Backend
+    def mini_batches(
+        self, rollout: Rollout, seed: tuple[int, int], epochs: Sequence[int], backend: Backend
     ) -> Iterator[Rollout]:
         """Yield this rank's part of each mini-batch: random rows of the rollout over all ranks."""
         run_seed, rollouts_done = seed
@@ -174,21 +137,104 @@ class Updater:
                 yield rollout.select(mine_B.nonzero()[:, 0])
 
 
-def _of_all_ranks(totals: dict[str, Tensor], ranks: Ranks) -> dict[str, float]:
-    """Combine the numbers of all ranks in one sum, in which an extreme has a place for each."""
+@dataclass(frozen=True)
+class Learner:
+    """A network in an update.
+
+    Attributes:
+        updater: Clips, steps and counts.
+        objective: The network's loss.
+        optimizer: Optimizer of the network, as Lightning wraps it.
+    """
+
+    updater: Updater
+    objective: Objective
+    optimizer: Any
+
+
+def run_updates(
+    learners: Sequence[Learner],
+    rollout: Rollout,
+    scorer: Scorer,
+    backend: Backend,
+    *,
+    seed: tuple[int, int],
+    epochs: Sequence[int] | None = None,
+) -> dict[str, float]:
+    """Do all updates on a rollout: epochs x mini-batches x micro-batches.
+
+    Args:
+        learners: One network, or policy and critic, which learn in one pass; the first determines
+            passes and mini-batches.
+        rollout: Rollout to learn from, with its targets.
+        scorer: Cuts mini-batches into micro-batches.
+        backend: Functions of the Trainer.
+        seed: Seed of the run and number of the rollout, which determine the order of rows.
+        epochs: Numbers of the passes, each with its own order; None means the updater's number.
+
+    Returns:
+        Means over the updates, by logged name.
+    """
+    first = learners[0].updater
+    histories: list[list[dict[str, float]]] = [[] for _ in learners]
+    numbers = range(first.passes) if epochs is None else epochs
+    optimizers = [learner.optimizer for learner in learners]
+    for mini_batch in first.mini_batches(rollout, seed, numbers, backend):
+        weighed = mini_batch
+        for learner in learners:
+            learner.optimizer.zero_grad()
+            weighed = learner.objective.weigh(weighed, backend.ranks.sum)
+        totals: list[dict[str, Tensor]] = []
+        pieces = list(scorer.micro_batches(weighed, rollout, backend.ranks))
+        for left, micro_batch in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
+            with backend.summing(optimizers, left == 0):
+                losses, parts = _read_losses(learners, micro_batch, scorer)
+                backend.run_backward(functools.reduce(torch.add, losses))
+            totals = [*map(_add_up, totals, parts)] if totals else parts
+            places.move_on()
+        for learner, total, history in zip(learners, totals, histories, strict=True):
+            history.append(learner.updater.step(learner.optimizer, total, backend.ranks))
+    metrics: dict[str, float] = {}
+    for learner, history in zip(learners, histories, strict=True):
+        metrics |= learner.updater.means(history)
+    return metrics
+
+
+def _read_losses(
+    learners: Sequence[Learner], micro_batch: Rollout, scorer: Scorer
+) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Return the loss of each network and its logged parts, after one forward pass if possible."""
+    losses, logged = [], []
+    with scorer.sharing_forward() if len(learners) > 1 else nullcontext():
+        for objective in (learner.objective for learner in learners):
+            loss, parts = objective.loss(micro_batch)
+            assert len(parts) == len(objective.diagnostics), "ranks sum what is named there"
+            parts = {"loss": loss, **{key: parts[key] for key in objective.diagnostics}}
+            losses.append(loss)
+            logged.append({key: part.detach() for key, part in parts.items()})
+    return losses, logged
+
+
+def _add_up(totals: dict[str, Tensor], parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add the parts of one more micro-batch to the totals of those before."""
+    return {key: combine(key, totals[key], part) for key, part in parts.items()}
+
+
+def _combine_ranks(totals: dict[str, Tensor], ranks: Ranks) -> dict[str, float]:
+    """Combine the numbers of all ranks in one sum; an extreme has one entry per rank."""
     rows = []
     for name, total in totals.items():
         rows.append(total.new_zeros(ranks.count if is_extreme(name) else 1))
         rows[-1][ranks.rank if is_extreme(name) else 0] = total
     numbers = iter(ranks.sum(torch.cat(rows)).tolist())
     return {
-        name: _of_all(name, [next(numbers) for _ in row])
+        name: _combine_numbers(name, [next(numbers) for _ in row])
         for name, row in zip(totals, rows, strict=True)
     }
 
 
-def _of_all(name: str, numbers: list[float]) -> float:
-    """Return the mean of some numbers of that name, or their extreme."""
+def _combine_numbers(name: str, numbers: list[float]) -> float:
+    """Return the mean of the numbers, or their extreme if the name is that of one."""
     if is_extreme(name):
         return min(numbers) if name.endswith("_min") else max(numbers)
     return sum(numbers) / len(numbers)
@@ -197,7 +243,7 @@ def _of_all(name: str, numbers: list[float]) -> float:
 def build_updaters(
     update: UpdateSettings, actor: OptimizerSettings, critic: OptimizerSettings
 ) -> dict[Network, Updater]:
-    """Return the updaters of actor and critic; the critic has the actor's numbers by default."""
+    """Return the updaters of actor and critic; the critic's sizes default to the actor's."""
     passes, size = update.ppo_epochs, update.ppo_mini_batch_size
     return {
         "policy": Updater("policy", actor, passes=passes, mini_batch_size=size),
@@ -216,7 +262,7 @@ def build_optimizers(
     master_weights: MasterWeights,
     run_seed: int,
 ) -> list[torch.optim.Optimizer]:
-    """Return one optimizer for each network that there is, in the order of `networks`."""
+    """Return one optimizer for each network that is not None, in the order of `networks`."""
     return [
         build_optimizer(
             updaters[name].settings,
@@ -232,7 +278,7 @@ def build_optimizers(
 def copy_state(network: nn.Module, optimizer: Any) -> dict[str, Any]:
     """Return a copy, on the CPU, of a network's weights and of its optimizer's state.
 
-    If they are sharded, a rank's copy is of its own part.
+    If they are sharded, each rank copies its own part.
     """
     state = {"weights": network.state_dict(), "optimizer": optimizer.state_dict()}
     copied: dict[str, Any] = apply_to_collection(
@@ -242,7 +288,7 @@ def copy_state(network: nn.Module, optimizer: Any) -> dict[str, Any]:
 
 
 def restore_state(network: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
-    """Go back to what `copy_state` has returned."""
-    # Lightning's wrapper reads the state of what it wraps, but would load into itself alone.
+    """Restore what `copy_state` has returned."""
+    # Lightning's wrapper returns the wrapped optimizer's state, but would load only into itself.
     wrapped = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-    load_whole_or_sharded(network, wrapped, state["weights"], state["optimizer"])
+    load_complete_or_sharded(network, wrapped, state["weights"], state["optimizer"])

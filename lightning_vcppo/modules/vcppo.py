@@ -1,12 +1,12 @@
-"""VC-PPO: PPO for long chains of thought with a critic that can be trusted (arXiv 2503.01491).
+"""Train by VC-PPO: PPO for long chains of thought with a pretrained critic (arXiv 2503.01491).
 
-How it differs from the PPO the reader knows:
+How it differs from standard PPO:
 
-1. *Value pretraining.* Before the actor moves, the critic is fitted on Monte-Carlo returns of the
-   frozen policy (phase `value_pretraining`), so that its first values are not those of a reward
-   model or of a random head.
-2. *Decoupled GAE.* One trajectory, one V, two lambdas: the critic's targets use lambda_critic = 1
-   and hear the terminal reward at any distance; the policy's advantages use lambda_actor < 1.
+1. *Value pretraining.* Before the actor is trained, the critic is fitted on Monte-Carlo returns of
+   the frozen policy (phase `value_pretraining`), so that its first values are not those of a
+   reward model or of a random head.
+2. *Decoupled GAE.* One trajectory, one V, two lambdas: the critic's targets use lambda_critic = 1,
+   so the terminal reward reaches every token; the policy's advantages use lambda_actor < 1.
 3. gamma = 1, one verifiable reward at the end of each response; by default no value clip, no KL.
 
 Shapes: B responses, T response tokens, N masked response tokens, K outputs of the value head.
@@ -14,7 +14,7 @@ Shapes: B responses, T response tokens, N masked response tokens, K outputs of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from lightning_vcppo.checkpointing.format import Keys
 from lightning_vcppo.common.files import is_trial
 from lightning_vcppo.common.lightning_compat import forget_logged, is_attached, lift_step_limit
 from lightning_vcppo.data.prompts import PromptBatch
-from lightning_vcppo.distributed.precision import step_precision
+from lightning_vcppo.distributed.precision import multiplies_precisely, step_precision
 from lightning_vcppo.distributed.standstill import in_place
 from lightning_vcppo.distributed.strategies import prepare_strategy
 from lightning_vcppo.metrics.rollout import describe_step
@@ -36,32 +36,27 @@ from lightning_vcppo.models import hf_folders, loading
 from lightning_vcppo.models import lora as adapters
 from lightning_vcppo.models.critic import Critic
 from lightning_vcppo.models.side_critic import SideCritic
+from lightning_vcppo.modules import estimation
 from lightning_vcppo.modules.base import PolicyModule
 from lightning_vcppo.modules.consistency import require_consistency
-from lightning_vcppo.modules.estimation import (
-    correct_mismatch,
-    correct_targets,
-    estimate_advantages,
-    place_rewards,
-    punish_length,
-    weigh_prompts,
-    whiten_advantages,
-)
 from lightning_vcppo.modules.master_weights import (
     require_master_weights,
     require_same_master_weights,
 )
 from lightning_vcppo.modules.networks import NetworkLoader
 from lightning_vcppo.modules.objectives import CriticObjective, Objective, PolicyObjective
+from lightning_vcppo.modules.offload import Offloader, require_offload
 from lightning_vcppo.modules.scoring import Scorer
 from lightning_vcppo.modules.stopwatch import Stopwatch
 from lightning_vcppo.modules.updates import (
     Backend,
+    Learner,
     Network,
     build_optimizers,
     build_updaters,
     copy_state,
     restore_state,
+    run_updates,
 )
 from lightning_vcppo.rewards.functions import RewardFunction
 from lightning_vcppo.rollouts.dynamic_sampling import GroupBuffer
@@ -75,6 +70,7 @@ from lightning_vcppo.settings import (
     Kernels,
     LoRASettings,
     MasterWeights,
+    Offload,
     OptimizerSettings,
     PolicySettings,
     RewardShapingSettings,
@@ -85,10 +81,10 @@ from lightning_vcppo.settings import (
 
 
 class VCPPOModule(PolicyModule):
-    """Actor and critic, trained by VC-PPO and its relatives.
+    """Actor and critic, trained by VC-PPO and related algorithms.
 
     One `training_step` is one rollout: sample -> verify -> score -> advantages -> updates. The
-    collaborators, each of which can be used alone: `sampler` and `evaluator` (rollouts/), `scorer`,
+    collaborators, each usable separately: `sampler` and `evaluator` (rollouts/), `scorer`,
     `updaters` and `objectives` (this directory). A subclass may override any method of the step, or
     `build_objectives`.
     """
@@ -112,40 +108,39 @@ class VCPPOModule(PolicyModule):
         activation_checkpointing: bool = False,
         kernels: Kernels = "auto",
         master_weights: MasterWeights = "none",
+        offload: Sequence[Offload] = (),
         actor_optimizer: OptimizerSettings = OptimizerSettings(lr=1e-6),
         critic_optimizer: OptimizerSettings = OptimizerSettings(lr=2e-6),
     ) -> None:
         """Collect the settings; the networks are loaded by `configure_model`.
 
         Args:
-            actor: Folder or hub id of the causal language model to train, with its tokenizer.
-            critic: Folder or hub id of a critic, a reward model or a causal language model; a model
+            actor: Directory or hub id of the causal language model to train, with its tokenizer.
+            critic: Directory or hub id of a critic, reward model or causal language model; a model
                 config (`model_type`, ...) for random weights; None starts from the actor's weights.
-            reference: Folder or hub id of the frozen reference policy; None means the actor's
-                start. It is loaded only when `policy.kl_coef` is not 0.
+            reference: Directory or hub id of the frozen reference policy; None means the actor's
+                initial weights. It is loaded only when `policy.kl_coef` is not 0.
             reward: A style of the verifier, or a function of (response, answer), or its import
                 path. It returns a float, positive for correct; or (float, whether correct).
-            reward_shaping: What is added to it.
+            reward_shaping: Penalties added to the reward.
             grading: Worker processes of the verifier.
             sampling: How rollouts are sampled.
             evaluation: How responses are sampled in `validate`, `test` and `predict`.
-            engine: What samples them.
+            engine: The engine that samples them.
             advantage: Advantages and value targets.
             policy: The policy loss.
             value: The critic's head and loss.
             update: Epochs, mini-batches, micro-batches.
             lora: Train adapters and the value head instead of all weights.
-            activation_checkpointing: Keep a layer's input alone and compute the layer again in the
-                backward pass: less memory, a third more arithmetic in an update.
-            kernels: Whose norms, SwiGLU and rotation run on CUDA: Liger's, transformers' (none), or
-                Liger's where it is installed (auto).
-            master_weights: What keeps updates that weights under `bf16-true` would round away:
-                copies in float32, what is rounded away (Kahan), or chance (stochastic rounding).
-            actor_optimizer: Of the actor.
-            critic_optimizer: Of the critic.
+            activation_checkpointing: Compute each layer again in the backward pass, to save memory.
+            kernels: Norms, SwiGLU and rotation on CUDA; auto takes Liger's if it is installed.
+            master_weights: Way to keep updates that weights under `bf16-true` would round away.
+            offload: Parts that are kept on the host while they are not in use (offload.py).
+            actor_optimizer: Optimizer of the actor.
+            critic_optimizer: Optimizer of the critic.
 
         Raises:
-            ValueError: for settings that contradict each other, or a tokenizer that cannot load.
+            ValueError: For settings that contradict each other, or a tokenizer that cannot load.
         """
         super().__init__(actor, loading.load_tokenizer(actor), reward, evaluation, engine, grading)
         require_consistency(
@@ -153,9 +148,10 @@ class VCPPOModule(PolicyModule):
         )
         self.automatic_optimization = False
         self.importance_correction = policy.correction_with(engine)
-        self.reward_shaping, self.sampling = reward_shaping, sampling
-        self.advantage, self.policy, self.value = advantage, policy, value
-        self.update, self.master_weights, self.kernels = update, master_weights, kernels
+        self.reward_shaping, self.sampling, self.advantage = reward_shaping, sampling, advantage
+        self.policy, self.value, self.update = policy, value, update
+        self.master_weights, self.kernels = master_weights, kernels
+        self.offloader = Offloader(offload, lambda: self.device)
         self.critic_reads = PrivilegedPrompt(self.tokenizer, value).view
 
         self.loader = NetworkLoader(
@@ -168,14 +164,14 @@ class VCPPOModule(PolicyModule):
         )
         self.critic: Critic | SideCritic | None = None
         self.reference: PreTrainedModel | None = None
-        adapters.save_trained_alone(self)
+        adapters.save_only_trained(self)
         self.updaters = build_updaters(update, actor_optimizer, critic_optimizer)
         self.health = {network: updater.health for network, updater in self.updaters.items()}
         self.begin_run()
 
     @override
     def begin_run(self) -> None:
-        """Forget phase, rollouts and the networks' counters, too."""
+        """Also reset the phase, the rollouts and the networks' counters."""
         super().begin_run()
         self.phase = Phase.POLICY_OPTIMIZATION
         self.rollout: Rollout | None = None  # the last one
@@ -191,7 +187,7 @@ class VCPPOModule(PolicyModule):
 
     @override
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """Do one rollout and the updates that it is worth."""
+        """Do one rollout and the updates on it."""
         with self.stopwatch.timing("generate"):
             sampled = self.sample_rollout(batch)
         self.rollout = None
@@ -210,7 +206,7 @@ class VCPPOModule(PolicyModule):
         self.log_rollout(rollout)
 
     def sample_rollout(self, batch: PromptBatch) -> Rollout | None:
-        """Sample a rollout; with dynamic sampling None until enough groups can teach something."""
+        """Sample a rollout; with dynamic sampling, None until enough groups are informative."""
         if self.saved_rollout is not None:
             return self.saved_rollout.to(self.device)
         stream = (self.run_seed, "rollout", self.rollouts_done, self.waiting_groups.batches)
@@ -221,46 +217,47 @@ class VCPPOModule(PolicyModule):
 
     def shape_rewards(self, rollout: Rollout) -> Rollout:
         """Add the overlong penalty, if it is on, to the verifier's reward."""
-        return punish_length(rollout, self.reward_shaping, self.sampling.max_response_length)
+        limit = self.sampling.max_response_length
+        return estimation.punish_length(rollout, self.reward_shaping, limit)
 
     @torch.no_grad()
     def score(self, rollout: Rollout) -> Rollout:
         """Read log-probabilities and values before any update, and place the rewards on tokens."""
+        values: Sequence[Tensor] = ()
         if self.phase is Phase.POLICY_OPTIMIZATION:
             old_logprobs_BT, entropy_BT = rollout.sampler_logprobs_BT, rollout.entropy_BT
             exact = entropy_BT is not None and self.sampler_is_exact()
             if self.policy.old_logprobs != "sampler" and not exact:
-                old_logprobs_BT, entropy_BT = self.read(self.scorer.actor_logprobs, rollout)
+                old_logprobs_BT, entropy_BT, *values = self.read(self.scorer.actor_outputs, rollout)
             rollout = rollout.with_(old_logprobs_BT=old_logprobs_BT, entropy_BT=entropy_BT)
             if self.reference is not None:
                 ref_logprobs_BT, _ = self.read(self.scorer.reference_logprobs, rollout)
                 rollout = rollout.with_(ref_logprobs_BT=ref_logprobs_BT)
         if self.advantage.needs_critic:
-            (values_BT,) = self.read(self.scorer.critic_values, self.critic_reads(rollout))
-            rollout = rollout.with_(values_BT=values_BT)
-            rollout = weigh_prompts(rollout, self.value, reduce=self.sum_over_ranks)
-        return place_rewards(rollout, self.policy)
+            values = values or self.read(self.scorer.critic_values, self.critic_reads(rollout))
+            rollout = rollout.with_(values_BT=values[0])
+            rollout = estimation.weigh_prompts(rollout, self.value, reduce=self.sum_over_ranks)
+        return estimation.place_rewards(rollout, self.policy)
 
     def sampler_is_exact(self) -> bool:
-        """Return whether sampling has left the policy's own log-probabilities, but for rounding."""
+        """Return whether the sampler's log-probabilities are the policy's, except for rounding."""
         assert self.actor is not None
         return (
             self.policy.old_logprobs == "auto"
             and self.sampler_agrees
             and self.importance_correction == "off"
-            and self.actor.dtype.itemsize >= 4
-            and not torch.is_autocast_enabled(self.device.type)
+            and multiplies_precisely(self.actor.get_output_embeddings().weight)
         )
 
     @torch.no_grad()
     def estimate_advantages(self, rollout: Rollout) -> Rollout:
         """Compute advantages (lambda_actor) and value targets (lambda_critic)."""
-        # Pretraining is on Monte-Carlo returns, whatever the second phase bootstraps from.
+        # Pretraining uses Monte-Carlo returns, whatever lambda_critic is in the second phase.
         pretraining = self.phase is Phase.VALUE_PRETRAINING
         bootstrap_B = None
         if self.advantage.needs_critic and self.advantage.bootstrap_truncated:
             bootstrap_B = self.scorer.bootstrap(self.critic_reads(rollout), self.ranks)
-        return estimate_advantages(
+        return estimation.estimate_advantages(
             rollout,
             self.advantage,
             lambda_critic=1.0 if pretraining else self.advantage.lambda_critic,
@@ -269,79 +266,78 @@ class VCPPOModule(PolicyModule):
         )
 
     def update_networks(self, rollout: Rollout) -> None:
-        """Update actor and critic in the order that is set, from what was read before both."""
-        critic_first = self.update.order == "critic_first"
-        if self.advantage.needs_critic and critic_first:
+        """Update actor and critic in the set order, from what was read before both updates."""
+        order = self.update.order if self.advantage.needs_critic else None
+        if order == "critic_first":
             self.update_network("critic", self.critic_reads(rollout))
-        self.update_network("policy", self.prepare_policy_update(rollout))
-        if self.advantage.needs_critic and not critic_first:
+        also: list[Network] = ["critic"] if order == "together" else []
+        self.update_network("policy", self.prepare_policy_update(rollout), also=also)
+        if order == "actor_first":
             rollout = self.critic_reads(self.prepare_critic_update(rollout))
             self.update_network("critic", rollout)
 
     def prepare_policy_update(self, rollout: Rollout) -> Rollout:
-        """Whiten the advantages and correct for a sampler that is not quite the policy."""
+        """Whiten the advantages and correct for differences between sampler and policy."""
         if self.importance_correction != "off":
-            rollout, metrics = correct_mismatch(
+            rollout, metrics = estimation.correct_mismatch(
                 rollout, self.importance_correction, self.policy, reduce=self.sum_over_ranks
             )
             self.update_metrics |= metrics
         if self.advantage.whiten:
-            rollout = whiten_advantages(rollout, reduce=self.sum_over_ranks)
+            rollout = estimation.whiten_advantages(rollout, reduce=self.sum_over_ranks)
         return rollout
 
     @torch.no_grad()
     def prepare_critic_update(self, rollout: Rollout) -> Rollout:
-        """Correct the targets for the update that the actor has had, if that is on."""
+        """Correct the targets for the actor's update, if that is on."""
         if self.value.target_correction == "none":
             return rollout
         logprobs_BT, _ = self.read(self.scorer.actor_logprobs, rollout)
-        rollout, metrics = correct_targets(
+        rollout, metrics = estimation.correct_targets(
             rollout, logprobs_BT, self.value, reduce=self.sum_over_ranks
         )
         self.update_metrics |= metrics
         return rollout
 
     def pretrain_critic(self, rollout: Rollout) -> None:
-        """Store a rollout; fit the critic on stored ones and on it, without what is held out."""
+        """Store a rollout; fit the critic on it and on stored ones, except held-out prompts."""
         assert self.rollout_store is not None
         self.rollout_store.add(self.critic_reads(rollout), reduce=self.sum_over_ranks)
-        # Monte-Carlo returns stay what they are; other targets, and a clipped loss, ask V again.
-        asks = self.advantage.bootstrap_truncated or self.value.cliprange_value is not None
-        for epoch, stored in enumerate(self.rollout_store.lessons()):
+        # Monte-Carlo returns do not change; other targets, and a clipped loss, need V again.
+        needs_values = self.advantage.bootstrap_truncated or self.value.cliprange_value is not None
+        for epoch, stored in enumerate(self.rollout_store.rollouts_to_fit()):
             rollout = stored.to(self.device)
-            rollout = self.estimate_advantages(self.score(rollout)) if asks else rollout
+            rollout = self.estimate_advantages(self.score(rollout)) if needs_values else rollout
             self.update_network("critic", rollout, [epoch])
 
     def update_network(
-        self, network: Network, rollout: Rollout, epochs: list[int] | None = None
+        self,
+        network: Network,
+        rollout: Rollout,
+        epochs: Sequence[int] | None = None,
+        also: Sequence[Network] = (),
     ) -> None:
-        """Do all updates of actor or critic that a rollout is worth.
-
-        Args:
-            network: Which one.
-            rollout: What to learn from.
-            epochs: Numbers of the passes, each with its own order; None takes the settings' count.
-        """
-        updater = self.updaters[network]
-        with in_place(f"update of the {network}"):
-            self.update_metrics |= updater.update(
+        """Do all updates of a network on a rollout, and of others in the same passes (`also`)."""
+        names = [network, *also]
+        with in_place(f"update of the {' and '.join(names)}"):
+            self.update_metrics |= run_updates(
+                [Learner(self.updaters[n], self.objectives[n], self._optimizer(n)) for n in names],
                 rollout,
-                self.objectives[network],
                 self.scorer,
-                self._optimizer(network),
                 Backend.of(self, self.ranks),
                 seed=(self.run_seed, self.rollouts_done),
                 epochs=epochs,
             )
-        key, skipped = f"update/skipped_{network}", updater.health.take_skipped()
-        self.update_metrics[key] = self.update_metrics.get(key, 0.0) + skipped
+        for name in names:
+            key, skipped = f"update/skipped_{name}", self.health[name].take_skipped()
+            self.update_metrics[key] = self.update_metrics.get(key, 0.0) + skipped
 
     def read(
         self, reading: Callable[[Rollout], tuple[Tensor, ...]], rollout: Rollout
     ) -> tuple[Tensor, ...]:
-        """Apply a reading of the scorer to a rollout in micro-batches; called on every rank.
+        """Apply a method of the scorer in micro-batches; called on every rank.
 
-        It is read in the Trainer's precision, from a callback too.
+        It runs in the Trainer's precision, also when called from a callback.
         """
         with in_place("reading of the networks"), step_precision(self):
             return self.scorer.in_micro_batches(reading, rollout, self.ranks)
@@ -358,17 +354,17 @@ class VCPPOModule(PolicyModule):
     # Value pretraining, whose schedule a callback owns -------------------------------------------
 
     def begin_value_pretraining(self, store: RolloutStore, saved: Rollout | None = None) -> None:
-        """Freeze the actor: rollouts fit the critic, and are kept in a store, from now on.
+        """Freeze the actor; from now on rollouts fit the critic and are kept in a store.
 
         Args:
-            store: Of the rollouts.
-            saved: Taken by the next step instead of sampling one; may be called before each step.
+            store: Store of the rollouts.
+            saved: Used by the next step instead of sampling; may be set before each step.
         """
         self.rollout_store, self.saved_rollout = store, saved
         self.phase = Phase.VALUE_PRETRAINING
 
     def end_value_pretraining(self, best_critic: dict[str, Any]) -> None:
-        """Begin to train the actor, with what `critic_state` returned once, if that is given."""
+        """Begin to train the actor; restore the critic from a `critic_state`, if one is given."""
         if best_critic:
             self.restore_critic(best_critic)
         self.phase = Phase.POLICY_OPTIMIZATION
@@ -380,25 +376,26 @@ class VCPPOModule(PolicyModule):
         return copy_state(self.critic, self._optimizer("critic"))
 
     def restore_critic(self, state: dict[str, Any]) -> None:
-        """Go back to what `critic_state` has returned."""
+        """Restore what `critic_state` has returned."""
         assert self.critic is not None
+        self.offloader.bring("critic")
         restore_state(self.critic, self._optimizer("critic"), state)
 
     # Lightning's hooks ---------------------------------------------------------------------------
 
     @override
     def setup(self, stage: str) -> None:
-        """Prepare the strategy; evaluation loads the actor only, so a checkpoint has more keys."""
+        """Prepare the strategy; evaluation loads only the actor, so a checkpoint has more keys."""
         super().setup(stage)
         require_master_weights(self.master_weights, self.trainer)
-        prepare_strategy(
-            self.trainer.strategy, lambda: adapters.keep_precise(self, self.loader.restored)
-        )
+        strategy = self.trainer.strategy
+        require_offload(self.offloader.kinds, self.policy, self.advantage, self.value, strategy)
+        prepare_strategy(strategy, lambda: adapters.keep_precise(self, self.loader.restored))
         self.strict_loading = stage == "fit"
 
     @override
     def configure_model(self) -> None:
-        """Load the networks, once for all stages; critic and reference not to evaluate."""
+        """Load the networks, once for all stages; critic and reference only for training."""
         super().configure_model()
         assert self.actor is not None
         if self.critic is not None or (is_attached(self) and not self.trainer.training):
@@ -412,6 +409,8 @@ class VCPPOModule(PolicyModule):
             adapters.share_weights(self.reference, self.actor)
         if is_attached(self):
             self.use_kernels(self.kernels)
+            self.offloader.watch_networks(self.actor, self.critic, self.reference)
+            self.sampler.attach(self.actor, self.offloader.make_room)
         self.scorer = Scorer(
             self.actor,
             self.critic,
@@ -436,18 +435,20 @@ class VCPPOModule(PolicyModule):
         """Return one optimizer for the actor and, if there is one, one for the critic."""
         adapters.keep_precise(self, self.loader.restored)
         networks: dict[Network, nn.Module | None] = {"policy": self.actor, "critic": self.critic}
-        return build_optimizers(self.updaters, networks, self.master_weights, self.run_seed)
+        built = build_optimizers(self.updaters, networks, self.master_weights, self.run_seed)
+        self.offloader.watch_optimizers(*built)
+        return built
 
     @override
     def on_fit_start(self) -> None:
-        """Let a trial do as many rollouts as asked for: Lightning would count optimizer steps."""
+        """Let a trial run do the requested rollouts: Lightning would count optimizer steps."""
         super().on_fit_start()
         if is_trial(self.trainer):
             lift_step_limit(self.trainer)
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Forget what the last rollout has logged: a resumed run has not seen it."""
+        """Drop what the last rollout logged, because a resumed run does not have it."""
         forget_logged(self.trainer)
 
     @override
@@ -461,18 +462,18 @@ class VCPPOModule(PolicyModule):
 
     @override
     def hint_length(self, network: str) -> int:
-        """Return the tokens that the critic alone reads before each prompt, at most."""
+        """Return the largest number of tokens that only the critic reads before each prompt."""
         hinted = network == "critic" and self.value.privileged_prompt != "none"
         return self.value.privileged_max_length if hinted else 0
 
     @override
     def training_settings(self) -> dict[str, SamplingSettings]:
-        """Return how training samples, by flag."""
+        """Return the sampling settings of training, by flag."""
         return {"sampling": self.sampling}
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save phase, counters, waiting groups, and what the networks are, without weights."""
+        """Save phase, counters, waiting groups, and the networks' directories without weights."""
         super().on_save_checkpoint(checkpoint)
         if self.critic is not None:
             checkpoint[Keys.FOLDERS]["critic"] = hf_folders.describe(self.critic.model)
@@ -495,7 +496,7 @@ class VCPPOModule(PolicyModule):
 
     @override
     def export(self, folder: Path) -> None:
-        """Write `actor` and `critic` as ordinary Hugging Face directories; on every rank."""
+        """Write `actor` and `critic` as ordinary Hugging Face directories; called on every rank."""
         super().export(folder)
         if self.critic is not None:
             self.export_critic(folder / "critic")
@@ -509,7 +510,7 @@ class VCPPOModule(PolicyModule):
 
     @property
     def updates_done(self) -> dict[Network, int]:
-        """Optimizer steps that were made, by network."""
+        """Number of optimizer steps made, by network."""
         return {network: updater.updates_done for network, updater in self.updaters.items()}
 
     @override
@@ -523,12 +524,10 @@ class VCPPOModule(PolicyModule):
 
     def _optimizer(self, network: Network) -> Any:
         optimizers = self.optimizers()
-        if not isinstance(optimizers, list):
-            return optimizers
-        return optimizers[0 if network == "policy" else 1]
+        return optimizers[network == "critic"] if isinstance(optimizers, list) else optimizers
 
     def log_rollout(self, rollout: Rollout) -> None:
-        """Log what the rollout was like and what its updates did, over all ranks."""
+        """Log metrics of the rollout and of its updates, over all ranks."""
         seconds = self.stopwatch.take()
         metrics = describe_step(rollout, self.advantage.gamma, seconds, self.ranks)
         metrics |= self.update_metrics | {"grading/limit_hits": float(self.grader.limit_hits)}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from lightning_vcppo.planning.memory import engine_memory, engine_needs, lasting, peak
+from lightning_vcppo.planning.memory import engine_memory, engine_needs, peak, present
 from lightning_vcppo.planning.run import Run
 
 Pulled: TypeAlias = "tuple[str, Run] | None"
@@ -105,9 +105,18 @@ def _sharding(run: Run) -> Pulled:
     return "--trainer.strategy=fsdp2", changed
 
 
+def _offload(run: Run) -> Pulled:
+    """Move to the host what a phase does not use; fsdp2 places its shards itself."""
+    if run.offload or run.strategy == "fsdp2" or run.device == "cpu":
+        return None
+    kinds = [*(["reference"] if run.reference else []), "idle_optimizer"]
+    kinds += ["idle_network"] if run.critic is not None else []
+    return f"--model.offload=[{','.join(kinds)}]", replace(run, offload=tuple(kinds))
+
+
 def _fitting_sampler(run: Run) -> Pulled:
     """Give vLLM the memory that the trainer leaves free."""
-    free = run.memory - lasting(run).total
+    free = run.memory - present(run, "policy").total
     share = free * 100 // run.memory / 100
     if run.engine != "vllm" or share * run.memory < engine_needs(run) or share == run.engine_share:
         return None
@@ -152,6 +161,7 @@ FLAGS = (
     _fewer_rows,
     _checkpointing,
     _sharding,
+    _offload,
     _fitting_sampler,
     _mixed_precision,
 )

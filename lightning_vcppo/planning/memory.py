@@ -66,9 +66,11 @@ class Memory:
 
 def plan_memory(run: Run) -> dict[str, Memory]:
     """Return the peak of each phase: sampling, updates of the critic, updates of the policy."""
-    base = lasting(run)
-    updates = {f"{network} update": _update(run, base, network) for network in run.networks}
-    return {"sampling": _sampling(run, base)} | updates
+    updates = {
+        f"{network} update": _update(run, present(run, network, f"{network} optimizer"), network)
+        for network in run.networks
+    }
+    return {"sampling": _sampling(run, present(run, "policy"))} | updates
 
 
 def peak(run: Run) -> int:
@@ -97,6 +99,39 @@ def lasting(run: Run) -> Memory:
         optimizer=state * trainable // run.shards,
         gradients=trainable * size if run.strategy == "ddp" else 0,
         workspace=CONTEXT[run.device] + run.responses * run.response_length * ROLLOUT_BYTES,
+    )
+
+
+def offloaded(run: Run) -> dict[str, int]:
+    """Return the bytes that are on the host while they are not in use, by part.
+
+    A part is a network, the reference, or the state of an optimizer. Networks with adapters have
+    nothing of their own that is worth moving, but for the adapters' states.
+    """
+    parts: dict[str, int] = {}
+    if run.lora_rank is None:
+        if "reference" in run.offload and run.reference:
+            parts["reference"] = run.actor.weights * run.bytes.weight
+        if "idle_network" in run.offload and run.critic is not None:
+            parts |= {name: run.weights(name) * run.bytes.weight for name in run.networks}
+    if "idle_optimizer" in run.offload:
+        state = run.state_bytes if run.lora_rank is None else run.moments * ADAPTER_BYTES
+        parts |= {f"{name} optimizer": state * run.trainable(name) for name in run.networks}
+    return parts
+
+
+def present(run: Run, *used: str) -> Memory:
+    """Return what is in memory in a phase that uses some of the parts that can be offloaded."""
+    base, parts = lasting(run), offloaded(run)
+    if run.device == "cpu":  # a rehearsal: the host's copy of what is used is in memory, too
+        copies = sum(size for part, size in parts.items() if part in used)
+        return replace(base, workspace=base.workspace + copies)
+    away = {part: size for part, size in parts.items() if part not in used}
+    states = sum(size for part, size in away.items() if part.endswith("optimizer"))
+    return replace(
+        base,
+        weights=base.weights - (sum(away.values()) - states),
+        optimizer=base.optimizer - states,
     )
 
 

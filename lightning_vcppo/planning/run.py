@@ -55,6 +55,7 @@ class Run:
         actor: Shape of the actor.
         critic: Shape of the critic; None if there is no critic.
         side_weights: Weights of a side critic, which reads the actor; 0 if there is none.
+        side_together: Whether it learns in the policy's passes.
         reference: Whether there is a frozen reference, which has the actor's shape.
         prompt_length: Tokens of the longest prompt.
         response_length: Tokens of the longest response.
@@ -81,6 +82,7 @@ class Run:
         lora_rank: Rank of the adapters; None trains all weights.
         lora_targets: Projections with adapters; empty is all.
         checkpointing: Whether layers are computed again in the backward pass.
+        offload: What is on the host while it is not in use.
         logprob_readings: How often the actor reads log-probabilities, its updates aside: before
             them, and after them to correct the critic's targets.
         device: "cpu" or "cuda".
@@ -90,6 +92,7 @@ class Run:
     actor: ModelShape
     critic: ModelShape | None
     side_weights: int = 0
+    side_together: bool = False
     reference: bool = False
     prompt_length: int = 2048
     response_length: int = 1024
@@ -116,6 +119,7 @@ class Run:
     lora_rank: int | None = None
     lora_targets: tuple[str, ...] = ()
     checkpointing: bool = False
+    offload: tuple[str, ...] = ()
     logprob_readings: int = 0
     device: Literal["cpu", "cuda"] = "cpu"
     memory: int = 80 * GB

@@ -5,6 +5,7 @@
 2. Sampling reads all weights and the cache for every column of tokens; a device is as fast as the
    slower of its arithmetic and its memory.
 3. Sharded weights are sent twice in a micro-batch, gradients once, both during the arithmetic.
+4. What is offloaded goes to the host and comes back once a rollout, and nothing runs meanwhile.
 
 No device reaches its data sheet, so rates are multiplied by usual shares: `MFU` for the arithmetic
 in updates, `BANDWIDTH_SHARE` for bandwidths. Both are assumptions, not measurements.
@@ -15,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, inf
 
-from lightning_vcppo.planning.memory import cache_bytes_of_token, engine_memory
+from lightning_vcppo.planning.memory import cache_bytes_of_token, engine_memory, offloaded
 from lightning_vcppo.planning.run import GB, Network, Run
 
 MFU = 0.4
@@ -31,9 +32,10 @@ class Device:
     Attributes:
         memory: Bytes of memory.
         half_flops: Dense operations a second in bfloat16.
-        full_flops: Operations a second in float32 without TF32 (PyTorch's default).
+        full_flops: Operations a second in float32 without TF32, which makes half of `half_flops`.
         bandwidth: Bytes a second from memory.
         link: Bytes a second to the devices of the same machine, one way.
+        host: Bytes a second to the memory of the host, one way.
         network: Bytes a second to other machines, for each device.
     """
 
@@ -42,14 +44,16 @@ class Device:
     full_flops: float
     bandwidth: float
     link: float
+    host: float
     network: float = 50 * GB  # 400 Gbit/s for each GPU, as in DGX machines
 
-    def rates(self, precision: str) -> Rates:
-        """Return the rates to expect with a precision flag of the Trainer."""
-        full = precision.startswith(("32", "64"))
-        flops = MFU * (self.full_flops if full else self.half_flops)
-        links = BANDWIDTH_SHARE * self.link, BANDWIDTH_SHARE * self.network
-        return Rates(flops, flops, BANDWIDTH_SHARE * self.bandwidth, *links)
+    def rates(self, precision: str, *, tf32: bool = False) -> Rates:
+        """Return the rates to expect with a precision flag of the Trainer, and TF32 or not."""
+        peak = self.half_flops
+        if precision.startswith(("32", "64")):
+            peak = self.half_flops / 2 if tf32 and precision == "32-true" else self.full_flops
+        others = (self.bandwidth, self.link, self.network, self.host)
+        return Rates(MFU * peak, MFU * peak, *(BANDWIDTH_SHARE * rate for rate in others))
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Rates:
         bandwidth: Bytes read from memory in sampling.
         link: Bytes sent to the devices of the same machine.
         network: Bytes sent to other machines.
+        host: Bytes moved to or from the memory of the host.
     """
 
     update_flops: float
@@ -69,17 +74,19 @@ class Rates:
     bandwidth: float = inf
     link: float = inf
     network: float = inf
+    host: float = inf
 
 
 # NVIDIA's data sheets of these products (dense rates, NVLink one way); PCIe 4.0 x16 without NVLink.
+# The host is reached by PCIe: 4.0 x16 (A100, L40S, RTX 4090) or 5.0 x16.
 DEVICES = {
-    "a100-40gb": Device(40 * GB, 312e12, 19.5e12, 1555 * GB, 300 * GB),
-    "a100": Device(80 * GB, 312e12, 19.5e12, 2039 * GB, 300 * GB),
-    "h100": Device(80 * GB, 989e12, 67e12, 3350 * GB, 450 * GB),
-    "h200": Device(141 * GB, 989e12, 67e12, 4800 * GB, 450 * GB),
-    "b200": Device(180 * GB, 2250e12, 75e12, 7700 * GB, 900 * GB),
-    "l40s": Device(48 * GB, 362e12, 91.6e12, 864 * GB, 32 * GB),
-    "rtx4090": Device(24 * GB, 165e12, 82.6e12, 1008 * GB, 32 * GB),
+    "a100-40gb": Device(40 * GB, 312e12, 19.5e12, 1555 * GB, 300 * GB, 32 * GB),
+    "a100": Device(80 * GB, 312e12, 19.5e12, 2039 * GB, 300 * GB, 32 * GB),
+    "h100": Device(80 * GB, 989e12, 67e12, 3350 * GB, 450 * GB, 64 * GB),
+    "h200": Device(141 * GB, 989e12, 67e12, 4800 * GB, 450 * GB, 64 * GB),
+    "b200": Device(180 * GB, 2250e12, 75e12, 7700 * GB, 900 * GB, 64 * GB),
+    "l40s": Device(48 * GB, 362e12, 91.6e12, 864 * GB, 32 * GB, 32 * GB),
+    "rtx4090": Device(24 * GB, 165e12, 82.6e12, 1008 * GB, 32 * GB, 32 * GB),
 }
 """Devices by their name in `vcppo plan --device`."""
 
@@ -111,19 +118,23 @@ def plan_seconds(run: Run, rates: Rates, devices_per_machine: int) -> Seconds:
     readings = run.logprob_readings + int(run.reference)
     score = readings * forward_flops(run, "policy")
     score += forward_flops(run, "critic") if "critic" in run.networks else 0.0
-    # A side critic reads the actor without gradients, to score and in each of its passes.
+    # A side critic reads the actor without gradients, unless somebody else does so anyway.
     reading = forward_flops(run, "policy", head=False) if run.side_weights else 0.0
-    score += reading
+    score += 0.0 if run.logprob_readings else reading
+    passes = 0 if run.side_together else run.critic_epochs
     link = rates.link if run.shards <= devices_per_machine else rates.network
+    moved = {part: 2 * size / rates.host for part, size in offloaded(run).items()}
     return Seconds(
-        sampling=_sampling(run, rates, link),
-        score=score / rates.update_flops,
+        sampling=_sampling(run, rates, link) + moved.get("policy", 0.0),
+        score=score / rates.update_flops + moved.get("reference", 0.0) / 2,  # it does not change
         critic=(
             _updates(run, "critic", rates, link)
             if "critic" in run.networks
-            else run.critic_epochs * reading / rates.update_flops
-        ),
-        policy=_updates(run, "policy", rates, link),
+            else passes * reading / rates.update_flops
+        )
+        + moved.get("critic", 0.0)
+        + moved.get("critic optimizer", 0.0),
+        policy=_updates(run, "policy", rates, link) + moved.get("policy optimizer", 0.0),
     )
 
 

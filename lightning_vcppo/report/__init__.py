@@ -6,19 +6,24 @@ explains, page.py writes. None of them needs torch or a Trainer, so the command 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lightning_vcppo.report.page import render
-from lightning_vcppo.report.reading import read_runs
+from lightning_vcppo.report.reading import Run, read_runs
 
 
-def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
+def write_report(
+    folders: Sequence[Path],
+    output: Path | None = None,
+    read: Callable[[Path, str], Run] | None = None,
+) -> Path:
     """Write the report of runs.
 
     Args:
         folders: Directories of the runs; several are drawn into the same axes.
         output: Path of the page; None means `report.html` in the first directory.
+        read: Reads one of them, given its directory and name; None reads a run of ours.
 
     Returns:
         The path of the page.
@@ -27,8 +32,9 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
         ValueError: If a directory is not that of a run, or a file in it cannot be read.
         ImportError: If the extra `report` is not installed.
     """
-    page = render(read_runs(folders))
-    output = output or folders[0] / "report.html"
+    page = render(read_runs(folders, read))
+    first = folders[0]
+    output = output or (first.parent if first.is_file() else first) / "report.html"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")
     return output

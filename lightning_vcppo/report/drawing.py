@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
+from lightning_vcppo.report.plotting import smooth
 from lightning_vcppo.report.reading import Run
-from lightning_vcppo.report.summary import reliability, smooth
+from lightning_vcppo.report.summary import reliability
 
 Spec = dict[str, Any]
 Trace = dict[str, Any]
@@ -94,10 +95,10 @@ def curves(
     traces = []
     for place, run in enumerate(runs):
         steps, values = run.curve(key)
-        average = smooth(values)
+        average, window = smooth(values)
         line = {"color": color(place), "width": 2.2}
         legend = {"name": plain(run.name), "legendgroup": run.name}
-        if average != values:
+        if window > 1:
             faint = {"mode": "lines", "opacity": 0.28, "showlegend": False, "hoverinfo": "skip"}
             traces.append(
                 {"x": steps, "y": values, "line": {**line, "width": 1}, **legend, **faint}
@@ -107,6 +108,7 @@ def curves(
         if evaluations:
             traces += _evaluations(run, place)
     unit = "rollouts" if has(runs, "rollout/response_length") else "updates"
+    unit = "training steps" if any(run.trainer for run in runs) else unit
     return spec(
         traces,
         x=unit,

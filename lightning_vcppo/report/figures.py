@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from lightning_vcppo.report import drawing, positions
 from lightning_vcppo.report.drawing import Spec
+from lightning_vcppo.report.plotting import CURVES, LOSS, R2, Curve
 from lightning_vcppo.report.reading import Run
-from lightning_vcppo.report.summary import reach
+from lightning_vcppo.report.summary import last_length, reach
 
 
 class Panel(NamedTuple):
@@ -66,16 +67,12 @@ def _results(runs: Sequence[Run]) -> Iterator[Figure]:
     if drawing.has(runs, "cold_start/loss"):
         yield _curve(
             runs,
-            "cold_start/loss",
-            "Cold start",
-            "loss (nats a token)",
+            Curve("cold_start/loss", "Cold start", "loss (nats a token)"),
             "Cross-entropy of the worked solutions. It should fall and level off.",
         )
     yield _curve(
         runs,
-        "rollout/accuracy",
-        "Accuracy",
-        "share of right answers",
+        CURVES["accuracy"],
         "Lines are the responses sampled in training (faint: each rollout, strong: moving average);"
         " points are held-out problems with 95 % intervals. It should rise once the policy moves,"
         " and stay level while the critic is pretrained, because the policy is frozen then.",
@@ -84,26 +81,29 @@ def _results(runs: Sequence[Run]) -> Iterator[Figure]:
     )
     yield _curve(
         runs,
-        "rollout/reward_mean",
-        "Reward",
-        "mean reward of a rollout",
+        CURVES["reward"],
         "The mean score of a rollout, shaping included; +1 right, -1 wrong. At either end nothing"
         " is left to learn from.",
     )
     yield _curve(
         runs,
-        "rollout/response_length",
-        "Response length",
-        "mean tokens of a response",
+        CURVES["response_length"],
         "Steady or rising is healthy. A fall by half is the signature of the collapse that the"
         " paper describes (5000 to 1100 tokens within 80 steps); accuracy follows it down.",
         form=".1f",
     )
+    if drawing.has(runs, "rollout/response_characters"):
+        yield _curve(
+            runs,
+            "rollout/response_characters",
+            "Response length in characters",
+            "mean characters of a response",
+            "In place of tokens, which these dumps do not count.",
+            form=".1f",
+        )
     yield _curve(
         runs,
-        "rollout/truncation_rate",
-        "Truncated responses",
-        "share cut off at the limit",
+        Curve("rollout/truncation_rate", "Truncated responses", "share cut off at the limit"),
         "Below 10 % is healthy. Above 20 % the limit decides the reward rather than the answer.",
         form=".1%",
     )
@@ -112,9 +112,7 @@ def _results(runs: Sequence[Run]) -> Iterator[Figure]:
 def _critic(runs: Sequence[Run]) -> Iterator[Figure]:
     yield _curve(
         runs,
-        "critic/explained_variance",
-        "Explained variance of the critic",
-        "explained variance",
+        CURVES["explained_variance"],
         "The share of the variance of the returns that V foresees, on rollouts that it has not"
         " learned from: 1 is all, 0 no more than their mean. It does not show a constant bias of V."
         " Above 0.3 when the policy starts to move is a rule of thumb of ours. It may fall later:"
@@ -122,9 +120,7 @@ def _critic(runs: Sequence[Run]) -> Iterator[Figure]:
     )
     yield _curve(
         runs,
-        "critic/r2",
-        "R² of the critic",
-        "R²",
+        CURVES["r2"],
         "1 - mean((R - V)²) / Var(R): the explained variance minus what a constant bias of V costs."
         " Far below the explained variance, V is not in the range of the returns, and a policy that"
         " moves by it may collapse. Below 0 the mean return would be a better guess than V.",
@@ -133,7 +129,7 @@ def _critic(runs: Sequence[Run]) -> Iterator[Figure]:
         (
             "loss",
             "Value pretraining: loss",
-            "½ (V - R)²",
+            LOSS,
             "Falls fast while V moves into the range of the returns, then slowly while it learns"
             " which tokens carry value. The paper finds that the slow part matters. If the loss on"
             " held-out rollouts rises again, the critic overfits.",
@@ -141,7 +137,7 @@ def _critic(runs: Sequence[Run]) -> Iterator[Figure]:
         (
             "r2",
             "Value pretraining: R²",
-            "R²",
+            R2,
             "On rollouts of the frozen policy. It rises, then levels off: the critic is ready, and"
             " the phase ends. The critic that is best by it on held-out responses is kept.",
         ),
@@ -201,7 +197,22 @@ def _along_the_response(runs: Sequence[Run]) -> Iterator[Figure]:
             Panel(plot, place) for place, plot in positions.by_position(runs, quantity, label)
         ]
         text = f"Pale lines are early in the run, strong ones late. {text}"
-        yield Figure(f"{quantity}_by_position", title, text, panels, missing=_no_positions(panels))
+        yield Figure(
+            f"{quantity}_by_position", title, text, panels, missing=_no_values(runs, panels)
+        )
+    if any(run.trainer for run in runs):
+        panels = [
+            Panel(plot, place)
+            for place, plot in positions.by_position(
+                runs, "accuracy_by_length", "share of right answers", x=positions.LENGTHS
+            )
+        ]
+        text = (
+            "Responses of a step from the shortest to the longest. A steep fall to the right means"
+            " that long responses fail, often because they are cut off; then the reward pushes"
+            " towards short ones."
+        )
+        yield Figure("accuracy_by_length", "Accuracy by length", text, panels)
     plot = positions.right_and_wrong(runs)
     yield Figure(
         "right_and_wrong",
@@ -210,7 +221,7 @@ def _along_the_response(runs: Sequence[Run]) -> Iterator[Figure]:
         " the run. Where the lines part, the critic foresees the outcome of a response. Lines that"
         " stay together up to the end mean that it judges only the problem.",
         _panels(plot),
-        missing=_no_positions(_panels(plot)),
+        missing=_no_values(runs, _panels(plot)),
     )
     plot = positions.reward_decay(runs)
     yield Figure(
@@ -227,38 +238,28 @@ def _along_the_response(runs: Sequence[Run]) -> Iterator[Figure]:
 
 
 def _updates(runs: Sequence[Run]) -> Iterator[Figure]:
-    for key, title, label, text, form in (
+    for curve, text, form in (
         (
-            "policy/entropy",
-            "Entropy",
-            "nats a token",
+            Curve("policy/entropy", "Entropy", "nats a token"),
             "The uncertainty of the policy. A slow fall is healthy. If it is near 0 and accuracy"
             " does not rise, no exploration is left.",
             ".3f",
         ),
         (
-            "policy/approx_kl",
-            "Size of an update",
-            "KL (nats a token)",
+            Curve("policy/approx_kl", "Size of an update", "KL (nats a token)"),
             "How far the updates of one rollout move the policy. 0 to 0.05 is healthy; above 0.1"
             " they are too large for the data.",
             ".2e",
         ),
     ):
-        if drawing.has(runs, key):
-            yield _curve(runs, key, title, label, text, form=form)
+        if drawing.has(runs, curve.key):
+            yield _curve(runs, curve, text, form=form)
 
 
 def _curve(
-    runs: Sequence[Run],
-    key: str,
-    title: str,
-    label: str,
-    text: str,
-    *,
-    form: str = ".3f",
-    evaluations: bool = False,
+    runs: Sequence[Run], curve: Curve, text: str, *, form: str = ".3f", evaluations: bool = False
 ) -> Figure:
+    key, title, label = curve
     anchor = key.split("/")[1]
     if not drawing.has(runs, key):
         return Figure(anchor, title, text, [], missing=f"{key} has no values")
@@ -269,8 +270,11 @@ def _panels(plot: Spec | None) -> list[Panel]:
     return [Panel(plot)] if plot else []
 
 
-def _no_positions(panels: Sequence[Panel]) -> str:
-    return "" if panels else "no diagnostics/positions.jsonl"
+def _no_values(runs: Sequence[Run], panels: Sequence[Panel], what: str = "values") -> str:
+    if panels:
+        return ""
+    dumped = all(run.trainer for run in runs)
+    return f"the dumps have no {what}" if dumped else "no diagnostics/positions.jsonl"
 
 
 def _calibration_facts(runs: Sequence[Run]) -> list[str]:
@@ -299,5 +303,11 @@ def _reach_facts(runs: Sequence[Run]) -> list[str]:
             facts.append(
                 f"{run.name}: of the reward, {actor:.2%} reach the first of {found.length:.0f}"
                 f" tokens with the actor's lambda, {critic:.2%} with the critic's"
+            )
+        elif run.trainer and (length := last_length(run)):
+            shares = (f"{lam ** (length - 1):.2%} with {lam:g}" for lam in positions.DECAY_LAMBDAS)
+            facts.append(
+                f"{run.name}: of the reward, {', '.join(shares)} reach the first of {length:.0f}"
+                " tokens; dumps do not say their lambda (1 loses nothing)"
             )
     return facts

@@ -115,7 +115,7 @@ def first_and_last(run: Run) -> list[Evaluation]:
 def _samples(run: Run) -> list[dict[str, Any]]:
     """Return responses of the last evaluation of a run, right ones first."""
     first_set = [e for e in run.evaluations if e.name == run.evaluations[0].name]
-    return first_set[-1].samples if first_set else []
+    return first_set[-1].samples if first_set else run.samples
 
 
 def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

@@ -1,33 +1,51 @@
-"""Style figures, and cut a run into stages for them; matplotlib is imported when needed."""
+"""Define what the page of a report and the pictures of a run share: curves, stages, averages."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def open_figure(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    """Open a figure with one pair of axes."""
-    from matplotlib.figure import Figure  # pyplot has global state
+class Curve(NamedTuple):
+    """A metric over the rollouts of a run.
 
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    ax = figure.subplots()
-    tidy(ax, title, xlabel, ylabel)
-    return figure, ax
+    Attributes:
+        key: The metric.
+        title: Title of its figure.
+        label: Label of the y axis.
+    """
+
+    key: str
+    title: str
+    label: str
 
 
-def tidy(ax: Axes, title: str = "", xlabel: str = "", ylabel: str = "") -> None:
-    """Style axes: a grid in the background, no frame, the title at the left."""
-    ax.set_title(title, loc="left", fontweight="bold")
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
-    ax.grid(color="#DDDDDD", linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+CURVES = {
+    "reward": Curve("rollout/reward_mean", "Reward", "mean reward of a rollout"),
+    "accuracy": Curve("rollout/accuracy", "Accuracy", "share of right answers"),
+    "response_length": Curve(
+        "rollout/response_length", "Response length", "mean tokens of a response"
+    ),
+    "explained_variance": Curve(
+        "critic/explained_variance", "Explained variance of the critic", "explained variance"
+    ),
+    "r2": Curve("critic/r2", "R² of the critic", "R²"),
+}
+"""The most important curves, by the name of their picture."""
+LOSS, R2, POSITION = "½ (V - R)²", "R²", "position in the response (% of its length)"
+DECAY_LAMBDAS = (0.9, 0.95, 0.99, 0.999)
+"""Lambdas that are drawn beside those of a run."""
+
+
+def smooth(values: Sequence[float]) -> tuple[list[float], int]:
+    """Return the moving average of a curve, and over how many points: the last tenth of them."""
+    window = max(1, len(values) // 10)
+    return [fmean(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))], window
 
 
 def stages(rollouts: Sequence[int], at_most: int = 5) -> list[tuple[str, slice]]:
@@ -47,3 +65,23 @@ def stages(rollouts: Sequence[int], at_most: int = 5) -> list[tuple[str, slice]]
         first, last = rollouts[part][0], rollouts[part][-1]
         cut.append((f"{first}" if first == last else f"{first} to {last}", part))
     return cut
+
+
+def open_figure(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    """Open a matplotlib figure with one pair of axes."""
+    from matplotlib.figure import Figure  # pyplot has global state
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    ax = figure.subplots()
+    tidy(ax, title, xlabel, ylabel)
+    return figure, ax
+
+
+def tidy(ax: Axes, title: str = "", xlabel: str = "", ylabel: str = "") -> None:
+    """Style axes: a grid in the background, no frame, the title at the left."""
+    ax.set_title(title, loc="left", fontweight="bold")
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.grid(color="#DDDDDD", linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)

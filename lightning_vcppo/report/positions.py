@@ -6,17 +6,25 @@ import math
 from collections.abc import Sequence
 
 from lightning_vcppo.report.drawing import GREY, Spec, Trace, color, plain, spec
+from lightning_vcppo.report.plotting import DECAY_LAMBDAS, POSITION
 from lightning_vcppo.report.reading import DECILES, Run
-from lightning_vcppo.report.summary import LAST_PART, mean_profile, profiles, reach, stages
+from lightning_vcppo.report.summary import (
+    LAST_PART,
+    last_length,
+    mean_profile,
+    profiles,
+    reach,
+    stages,
+)
 
 CENTERS = [100 * (i + 0.5) / DECILES for i in range(DECILES)]
-POSITION = "position in the response (% of its length)"
+LENGTHS = "responses from the shortest to the longest (%)"
 PERCENT: Spec = {"range": [0, 100], "dtick": 20}
-DECAY_LAMBDAS = (0.9, 0.95, 0.99, 0.999)
-"""Lambdas to compare with those of a run."""
 
 
-def by_position(runs: Sequence[Run], quantity: str, label: str) -> list[tuple[int, Spec]]:
+def by_position(
+    runs: Sequence[Run], quantity: str, label: str, x: str = POSITION
+) -> list[tuple[int, Spec]]:
     """Draw a quantity along the response, early to late: one panel a run, with the same y range.
 
     Returns:
@@ -48,7 +56,7 @@ def by_position(runs: Sequence[Run], quantity: str, label: str) -> list[tuple[in
             "yaxis": {"range": limits, "hoverformat": ".3f", "zeroline": True},
             "legend": {"title": {"text": "rollouts", "side": "left"}},
         }
-        panels.append((place, spec(traces, x=POSITION, y=label, **layout)))
+        panels.append((place, spec(traces, x=x, y=label, **layout)))
     return panels
 
 
@@ -81,13 +89,18 @@ def reward_decay(runs: Sequence[Run]) -> Spec | None:
     """Draw the weight of the terminal reward by distance from the end.
 
     Grey lines are lambdas to compare with; each run has its actor's (solid), its critic's (dashed)
-    and a mark at the mean length of its responses.
+    and a mark at the mean length of its responses. Dumps do not say their lambdas: of a run of
+    them, the length alone is drawn.
     """
     found = [(place, run, reach(run)) for place, run in enumerate(runs)]
     known = [(place, run, its) for place, run, its in found if its]
-    if not known:
+    lengths = {place: its.length for place, _, its in known}
+    lengths |= {
+        n: length for n, run in enumerate(runs) if run.trainer and (length := last_length(run))
+    }
+    if not lengths:
         return None
-    longest = math.ceil(1.15 * max(its.length for _, _, its in known))
+    longest = math.ceil(1.15 * max(lengths.values()))
     traces: list[Trace] = [
         {
             **_decay(lam, longest),
@@ -98,7 +111,6 @@ def reward_decay(runs: Sequence[Run]) -> Spec | None:
         }
         for lam in DECAY_LAMBDAS
     ]
-    shapes = []
     for place, run, its in known:
         for who, lam, share, line in (
             ("actor", its.actor, its.shares[0], {"width": 3}),
@@ -109,9 +121,14 @@ def reward_decay(runs: Sequence[Run]) -> Spec | None:
             traces.append({**_decay(lam, longest), "line": line, "name": name})
             dot = {"x": [its.length - 1], "y": [share], "mode": "markers", "showlegend": False}
             traces.append({**dot, "marker": {"color": color(place), "size": 9}, "name": name})
-        ends = {"x0": its.length - 1, "x1": its.length - 1, "yref": "paper", "y0": 0, "y1": 1}
-        line = {"color": color(place), "width": 1, "dash": "dot"}
-        shapes.append({"type": "line", **ends, "line": line})
+    shapes = [
+        {
+            "type": "line",
+            **{"x0": length - 1, "x1": length - 1, "yref": "paper", "y0": 0, "y1": 1},
+            "line": {"color": color(place), "width": 1, "dash": "dot"},
+        }
+        for place, length in lengths.items()
+    ]
     return spec(
         traces,
         x="tokens before the end of the response",

@@ -14,7 +14,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -84,6 +84,9 @@ class Run:
             that trained the actor, if the actor was evaluated there on the same problems.
         positions: Rollouts of diagnostics/positions.jsonl.
         calibrations: Rollouts of diagnostics/calibration.jsonl.
+        trainer: Which trainer dumped the rollouts; empty for the directory of a run.
+        samples: Responses to show, of a run without evaluations.
+        notes: What could not be read, in words.
     """
 
     name: str
@@ -93,6 +96,9 @@ class Run:
     evaluations: list[Evaluation] = field(default_factory=list)
     positions: list[dict[str, Any]] = field(default_factory=list)
     calibrations: list[dict[str, Any]] = field(default_factory=list)
+    trainer: str = ""
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def curve(self, key: str) -> Curve:
         """Return the finite values of a metric with their steps."""
@@ -128,11 +134,12 @@ class Run:
         return default if value is None else value
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
+def read_runs(folders: Sequence[Path], read: Callable[[Path, str], Run] | None = None) -> list[Run]:
     """Read several runs.
 
     Args:
         folders: Directories of the runs; each is a `trainer.default_root_dir`.
+        read: Reads one of them, given its directory and name; None is `read_run`.
 
     Raises:
         ValueError: If one is not the directory of a run, is given twice, or has a file that cannot
@@ -144,7 +151,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
             raise ValueError(f"{folder}: expected each run once, got it twice")
     names = [place.name for place in places]
     return [
-        read_run(folder, name if names.count(name) == 1 else str(folder))
+        (read or read_run)(folder, name if names.count(name) == 1 else str(folder))
         for folder, name in zip(folders, names, strict=True)
     ]
 
@@ -292,11 +299,18 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
         for response in _read_jsonl(path, "problem", "correct"):
             by_set.setdefault(str(response.get("evaluation_set") or HELD_OUT), []).append(response)
         for name, responses in by_set.items():
-            of_sets.setdefault(name, []).append(_evaluate(name, int(match[1]), responses))
+            of_sets.setdefault(name, []).append(evaluate(name, int(match[1]), responses))
     return [evaluation for of_set in of_sets.values() for evaluation in of_set]
 
 
-def _evaluate(name: str, step: int, responses: list[dict[str, Any]]) -> Evaluation:
+def evaluate(name: str, step: int, responses: list[dict[str, Any]]) -> Evaluation:
+    """Return one file of graded responses in numbers.
+
+    Args:
+        name: Of the evaluation set.
+        step: Rollouts (or updates) done.
+        responses: Each with its problem, and whether it is correct.
+    """
     by_problem: dict[str, list[bool]] = {}
     for response in responses:
         by_problem.setdefault(_problem_key(response), []).append(bool(response["correct"]))

@@ -82,12 +82,6 @@ def _ends(run: Run, key: str, where: str) -> Change | None:
     return Change(fmean(values[:part]), fmean(values[-part:]), where) if values else None
 
 
-def smooth(values: Sequence[float]) -> list[float]:
-    """Return the moving average over the last tenth of a curve's points."""
-    window = max(1, len(values) // 10)
-    return [fmean(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))]
-
-
 # Along the response
 
 
@@ -162,12 +156,10 @@ def reach(run: Run) -> Reach | None:
 
     The monitor's file has the lambdas that were used, the config those that were set.
     """
-    lengths = run.curve("rollout/response_length")[1]
-    last = lengths[-max(1, len(lengths) // LAST_PART) :]
+    length = last_length(run)
     settings = run.setting("model.init_args.advantage", {})
-    if not last or settings.get("estimator", "gae") != "gae":
+    if length is None or settings.get("estimator", "gae") != "gae":
         return None
-    length = max(1.0, fmean(last))
     if run.positions:
         row = run.positions[-1]
         gamma, actor, critic = (row.get(k) for k in ("gamma", "lambda_actor", "lambda_critic"))
@@ -178,6 +170,13 @@ def reach(run: Run) -> Reach | None:
     if gamma is None or actor is None or critic is None:
         return None
     return Reach(gamma * actor, gamma * critic, length)
+
+
+def last_length(run: Run) -> float | None:
+    """Return the mean tokens of a response at the end of a run, if they are known."""
+    lengths = run.curve("rollout/response_length")[1]
+    last = lengths[-max(1, len(lengths) // LAST_PART) :]
+    return max(1.0, fmean(last)) if last else None
 
 
 # Calibration

@@ -1,1 +1,1 @@
-"""Rollouts: how they are sampled, kept, saved and read again."""
+"""Sample, store, save and read rollouts."""

@@ -221,6 +221,10 @@ class RolloutsAhead:
         """Drop what is sampled ahead, and end what is being sampled."""
         _stop(self._jobs)
 
+    def end(self) -> None:
+        """End what is being sampled; what is there already stays, for a checkpoint."""
+        _end(self._jobs)
+
     def describe(self, rollout: Rollout, ranks: Ranks) -> dict[str, float]:
         """Return the rollout's age, and how busy trainer and sampler were since the last call.
 
@@ -283,7 +287,7 @@ class StopAfterError(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """End it."""
-        self._ahead.stop()
+        self._ahead.end()
 
 
 class _Shares:
@@ -327,11 +331,15 @@ def _repeated(batch: PromptBatch, settings: SamplingSettings) -> list[list[int]]
 
 
 def _stop(jobs: deque[_Job]) -> None:
+    _end(jobs)
+    jobs.clear()
+
+
+def _end(jobs: deque[_Job]) -> None:
     for job in jobs:
         job.tell_to_end()
     for job in jobs:
         job.wait(PATIENCE_S)
-    jobs.clear()
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""DAPO's dynamic sampling (arXiv 2503.14476, section 3.2): sample on until every group can teach.
+"""Keep sampling until every group is informative: DAPO's dynamic sampling.
 
-A group whose responses are all right or all wrong has no advantage to learn from. It is dropped,
-and the next prompts are sampled in its place until the rollout is full.
+Source: arXiv 2503.14476, section 3.2. A group whose responses are all right or all wrong has no
+advantage to learn from. It is dropped, and the next prompts are sampled in its place until the
+rollout is full.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from lightning_vcppo.distributed.collectives import Ranks, gather
 from lightning_vcppo.rollouts.rollout import Rollout, join
 
 PATIENCE = 8
-"""Batches without a rollout after which a user hears of it."""
+"""Number of batches without a rollout after which there is a warning."""
 
 
 def informative_rows(correct_B: Tensor, group_ids_B: Tensor) -> Tensor:
@@ -31,10 +32,10 @@ def informative_rows(correct_B: Tensor, group_ids_B: Tensor) -> Tensor:
 
 
 class GroupBuffer:
-    """Informative groups that wait for the rollout to fill up.
+    """Buffers informative groups until the rollout is full.
 
-    Every rank has those of all ranks, on the CPU, so that their number alone decides when there
-    are enough, and any number of ranks can go on from a checkpoint.
+    Every rank has the groups of all ranks, on the CPU, so that only their number decides when there
+    are enough, and any number of ranks can resume from a checkpoint.
     """
 
     def __init__(self) -> None:
@@ -43,7 +44,7 @@ class GroupBuffer:
         self.batches = 0
 
     def __len__(self) -> int:
-        """Number of responses that wait, over all ranks."""
+        """Number of buffered responses, over all ranks."""
         return sum(len(part) for part in self._parts)
 
     def add(
@@ -52,11 +53,11 @@ class GroupBuffer:
         *,
         gather: Callable[[Rollout], list[Rollout]] = lambda mine: [mine],
     ) -> None:
-        """Keep the informative groups of freshly sampled responses.
+        """Keep the informative groups of newly sampled responses.
 
         Args:
-            rollout: Those of this rank.
-            gather: Returns what each rank calls it with, in the order of ranks.
+            rollout: Responses of this rank.
+            gather: Returns the arguments of all ranks, in the order of ranks.
         """
         rows = informative_rows(rollout.correct_B, rollout.group_ids_B)
         self.batches += 1
@@ -65,8 +66,8 @@ class GroupBuffer:
         if self.batches == PATIENCE:
             rank_zero_warn(
                 f"Dynamic sampling: {PATIENCE} batches have not filled a rollout; {len(self)} "
-                "responses wait. In the other groups all are right or all wrong: other problems "
-                "(--data.path), a cold start, or more --model.sampling.num_generations."
+                "responses are kept. In the other groups all are right or all wrong: use other "
+                "problems (--data.path), a cold start, or more --model.sampling.num_generations."
             )
 
     def fill(self, rollout: Rollout, num_generations: int, ranks: Ranks) -> Rollout | None:
@@ -88,12 +89,12 @@ class GroupBuffer:
     def take(self, size: int, first_position: int, num_generations: int) -> Rollout:
         """Return this rank's part of the rollout and empty the buffer.
 
-        What is left over is dropped: the update makes it off-policy.
+        Remaining groups are dropped, because the update makes them off-policy.
 
         Args:
-            size: Responses of this rank.
-            first_position: Row number of the first of them in the rollout over all ranks.
-            num_generations: Responses of a group.
+            size: Number of responses of this rank.
+            first_position: Row number of its first response in the rollout over all ranks.
+            num_generations: Number of responses in a group.
         """
         assert len(self) >= first_position + size
         positions_B = torch.arange(first_position, first_position + size)
@@ -102,10 +103,10 @@ class GroupBuffer:
         return mine.with_(positions_B=positions_B, group_ids_B=positions_B // num_generations)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the waiting groups as plain lists and tensors."""
+        """Return the buffered groups as plain lists and tensors."""
         return {"batches": self.batches, "parts": [part.to_plain() for part in self._parts]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the waiting groups."""
+        """Restore the buffered groups."""
         self.batches = state["batches"]
         self._parts = [Rollout.from_plain(part) for part in state["parts"]]

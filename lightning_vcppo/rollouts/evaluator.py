@@ -1,4 +1,4 @@
-"""Evaluation: graded responses as plain records, with the same random numbers every time."""
+"""Sample and grade responses for evaluation, with the same random numbers every time."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class Evaluator:
         return self._records(batch, self._rollout(batch))
 
     def predict(self, batch: PromptBatch, origin: dict[str, str | float]) -> list[SavedResponse]:
-        """Do the same, and keep the tokens, from which a critic can be pretrained.
+        """Do the same, and keep the tokens, so that a critic can be pretrained on them.
 
         Args:
             batch: Prompts.
-            origin: What the responses depend on beside them, see `Sampler.origin`.
+            origin: What else the responses depend on, see `Sampler.origin`.
         """
         rollout = self._rollout(batch)
         return list(_with_tokens(self._records(batch, rollout), rollout, origin))
 
     def _stream(self, batch: PromptBatch) -> tuple[str, ...]:
-        """Name the random streams of a set: it samples the same whatever stands beside it."""
+        """Name the random streams of a set; its samples do not depend on the other sets."""
         named = batch.evaluation_set not in ("", HELD_OUT)
         return ("evaluation", batch.evaluation_set) if named else ("evaluation",)
 
@@ -78,7 +78,7 @@ class Evaluator:
 def _with_tokens(
     records: list[ResponseRecord], rollout: Rollout, origin: dict[str, str | float]
 ) -> Iterator[SavedResponse]:
-    """Yield the records of a rollout, with what value pretraining needs."""
+    """Yield the records of a rollout, with the tokens that value pretraining needs."""
     for row, record in enumerate(records):
         prompt = int(rollout.prompt_lengths_B[row])
         ids = rollout.input_ids_BL[row, : prompt + record.length].tolist()

@@ -1,13 +1,12 @@
-"""Prepend to a prompt what the critic reads and the actor does not (BPCO, piPPO).
+"""Prepend a hint to a prompt that only the critic reads (BPCO, piPPO).
 
-A value function may know more than the policy: the baseline of a response stays one as long as it
-does not depend on the response's own tokens. So the critic gets rows of its own, in which a hint
-stands before the prompt; the responses, and with them the places of all values, stay where they
-are. The rollout that the actor reads is never changed.
+A value function may know more than the policy: a baseline is valid as long as it does not depend
+on the response's own tokens. So the critic gets its own rows, with a hint before the prompt; the
+positions of responses and values do not change. The rollout that the actor reads is never changed.
 
 1. `answer` (BPCO, arXiv 2608.23566): the reference answer.
 2. `siblings` (piPPO, arXiv 2609.37825): one right and one wrong response to the same prompt, each
-   with its label, never the response judged. Where one kind is missing, two of the other and the
+   with its label, never the judged response. If one kind is missing, two of the other kind and the
    answer.
 
 Shapes: B responses, L tokens of hint + prompt + response, T response tokens.
@@ -35,16 +34,16 @@ class PrivilegedPrompt:
         """Collect the parts.
 
         Args:
-            tokenizer: Of actor and critic.
-            settings: Kind and greatest length of the hint.
+            tokenizer: Tokenizer of actor and critic.
+            settings: Kind and largest length of the hint.
         """
         self._tokenizer, self._settings = tokenizer, settings
 
     def view(self, rollout: Rollout) -> Rollout:
-        """Return the rollout as the critic reads it; one that has hints already as it is.
+        """Return the rollout as the critic reads it; unchanged if it already has hints.
 
         Args:
-            rollout: With all responses of each of its groups.
+            rollout: Rollout with complete groups.
         """
         if self._settings.privileged_prompt == "none" or rollout.hint_lengths_B is not None:
             return rollout
@@ -85,7 +84,7 @@ class PrivilegedPrompt:
             shown = choose_siblings(row, rows_of[group], correct)
             both = len({correct[sibling] for sibling in shown}) == 2
             hint = [] if both else answers[row][-most:]
-            # What room there is, is shared; of a longer response the end is kept: it answers.
+            # Siblings share the room; of a longer response the end is kept, which has the answer.
             room = (most - len(hint)) // max(len(shown), 1)
             for sibling in shown:
                 label, end = self._ids(LABELS[correct[sibling]]), self._ids(END)
@@ -103,15 +102,15 @@ class PrivilegedPrompt:
 
 
 def choose_siblings(row: int, rows: Sequence[int], correct: Sequence[bool]) -> list[int]:
-    """Return a right and a wrong response of a group, else up to two of the only kind there is.
+    """Return a right and a wrong response of a group, or up to two if all others are of one kind.
 
     Args:
-        row: The response judged, which is never returned and whose correctness is not read.
-        rows: All responses of its group.
-        correct: By row, whether a response is right.
+        row: The judged response, which is never returned and whose correctness is not read.
+        rows: Rows of all responses of its group.
+        correct: Whether a response is right, by row.
 
     Returns:
-        The first of each kind behind the response judged, counting on from the group's start.
+        The first of each kind after the judged response, wrapping around at the group's end.
     """
     place = rows.index(row)
     others = [*rows[place + 1 :], *rows[:place]]

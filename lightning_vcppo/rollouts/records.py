@@ -1,4 +1,4 @@
-"""Graded responses of all ranks, and the files that hold them."""
+"""Define records of graded responses, gather them over ranks, and read and write their files."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ class ResponseRecord:
         index: Position of the problem in its data set; the same for all its samples.
         sample: 0 .. num_generations - 1.
         source: Where the problem comes from.
-        problem: Its text.
-        answer: The right answer.
+        problem: Text of the problem.
+        answer: The correct answer.
         response: The decoded response.
-        prediction: The answer that the verifier read from it, or None.
-        correct: Whether the reward function found it right.
-        length: Tokens of the response.
+        prediction: The answer that the verifier extracted from it, or None.
+        correct: Whether the reward function judged it correct.
+        length: Number of tokens of the response.
         finished: False if the response was truncated.
         evaluation_set: Name of the evaluation set, if any.
-        year: Of the competition, if the source tells it.
-        seed: Of the random stream that the response was sampled from.
-        accepted: Further answers that are right as well.
-        answer_kind: How answers are compared; None decides by the type of the answer.
-        level: Of difficulty, if the source tells it.
-        subject: If the source tells it.
+        year: Year of the competition, if the source states it.
+        seed: Seed of the random stream that the response was sampled from.
+        accepted: Further correct answers.
+        answer_kind: Kind of comparison; None decides by the type of the answer.
+        level: Level of difficulty, if the source states it.
+        subject: Subject of the problem, if the source states it.
     """
 
     index: int
@@ -57,19 +57,19 @@ class ResponseRecord:
 
     @property
     def gold(self) -> Answer:
-        """The answer, or all of those that are right, for graders."""
+        """The answer, or all correct answers, for graders."""
         return (self.answer, *self.accepted) if self.accepted else self.answer
 
 
 @dataclass(kw_only=True)
 class SavedResponse(ResponseRecord):
-    """A response of `predict`, with what value pretraining needs of it.
+    """A response of `predict`, with the fields that value pretraining needs.
 
     Attributes:
         prompt_ids: Token ids of the prompt.
         response_ids: Token ids of the response, its <eos> included.
-        reward: What the reward function said.
-        origin: Where it comes from: fingerprints of tokenizer and model, how it was sampled.
+        reward: Reward of the reward function.
+        origin: Fingerprints of tokenizer and model, and the sampling settings.
     """
 
     prompt_ids: list[int]
@@ -80,11 +80,11 @@ class SavedResponse(ResponseRecord):
 
 @dataclass(kw_only=True)
 class ImportedResponse(ResponseRecord):
-    """A response of another trainer that is text so far.
+    """A response of another trainer, as text that is not tokenized yet.
 
     Attributes:
         prompt: Text, or messages with role and content.
-        reward: What the other trainer's reward function said.
+        reward: Reward of the other trainer's reward function.
     """
 
     prompt: str | list[dict[str, str]]
@@ -92,13 +92,13 @@ class ImportedResponse(ResponseRecord):
 
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a formula of a spreadsheet may begin with."""
+"""Characters with which a spreadsheet formula may begin."""
 
 
 def gather_records(records: list[ResponseRecord]) -> list[ResponseRecord]:
     """Return the records of all ranks, each once.
 
-    Every rank must call it, and gets the same list.
+    Every rank must call it, and all get the same list.
     """
     return unique_records(record for of_rank in gather(records) for record in of_rank)
 
@@ -107,7 +107,7 @@ def unique_records(records: Iterable[ResponseRecord]) -> list[ResponseRecord]:
     """Keep the first record of each sample of each problem, in order of problem and sample.
 
     Evaluation sets stay in the order in which they appear. A distributed sampler repeats problems
-    until every rank has as many; counted twice, they would shift the accuracy.
+    until all ranks have equally many; counted twice, they would shift the accuracy.
     """
     sets: dict[str, int] = {}
     first: dict[tuple[int, int, int], ResponseRecord] = {}
@@ -118,7 +118,7 @@ def unique_records(records: Iterable[ResponseRecord]) -> list[ResponseRecord]:
 
 
 def write_records(path: Path, records: Iterable[ResponseRecord]) -> None:
-    """Write records as JSON Lines, one object a line; the file appears complete or not at all."""
+    """Write records as JSON Lines, one object per line; the file appears complete or not at all."""
     with complete_file(path) as file:
         for record in records:
             file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
@@ -160,7 +160,7 @@ def _kind_of(row: dict[str, object]) -> type[ResponseRecord]:
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a table as CSV; the file appears complete or not at all.
 
-    A text that a spreadsheet would take for a formula gets an apostrophe in front.
+    A text that a spreadsheet would read as a formula gets an apostrophe in front.
     """
     with complete_file(path) as file:
         csv.writer(file).writerows([columns, *([*map(_no_formula, row)] for row in rows)])

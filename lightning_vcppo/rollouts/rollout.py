@@ -1,8 +1,8 @@
-"""Hold what one rollout produced: the record that everything after generation reads.
+"""Define the record of one rollout, which all steps after generation read and extend.
 
 Shapes: B responses, L tokens of prompt + response, T response tokens, N masked response tokens.
 Rows hold prompt and response without a gap, padded on the right, so that causal attention needs no
-mask and positions count from 0. Tensors named BT start at the response's first token.
+mask and positions start at 0. Tensors named BT start at the response's first token.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from lightning_vcppo.data.problem import Problem
 
 @dataclass(frozen=True)
 class Rollout:
-    """A batch of responses and all that was computed about them.
+    """A batch of responses and the tensors computed for them.
 
     Attributes:
-        problems: B problems, one a response.
+        problems: B problems, one per response.
         responses: B decoded responses, without special tokens.
-        input_ids_BL: Prompt and response.
-        prompt_lengths_B: Tokens of each prompt.
+        input_ids_BL: Token ids of prompt and response.
+        prompt_lengths_B: Number of tokens of each prompt.
         response_mask_BT: True on the tokens that the policy generated, its <eos> included.
         sampler_logprobs_BT: Log-probability under the sampler, at the sampling temperature.
         finished_B: True where the response ended by itself, False where it was truncated.
@@ -33,24 +33,25 @@ class Rollout:
         group_ids_B: The same number for the responses to one prompt.
         scores_B: Reward of the verifier, shaping included.
         correct_B: True where the reward function says so, or its own reward is positive.
-        versions_B: Updates that the policy had had when it sampled the response, where rollouts are
+        versions_B: Number of updates of the policy that sampled the response, if rollouts are
             sampled ahead.
-        hint_lengths_B: Tokens before the prompt proper that the critic alone reads, in a rollout
-            as the critic reads it; `prompt_lengths_B` includes them.
+        hint_lengths_B: Number of hint tokens before the prompt that only the critic reads, in the
+            critic's view of a rollout; `prompt_lengths_B` includes them.
         noise_weights_B: The critic's weight of each response, if prompts are weighted by noise.
         rewards_BT: Token rewards: the score on the last token, KL penalty if it is in the reward.
         old_logprobs_BT: Log-probability under the policy before the update.
-        ref_logprobs_BT: Under the frozen reference, if there is one.
+        ref_logprobs_BT: Log-probability under the frozen reference, if there is one.
         entropy_BT: Entropy of the policy's distribution before the update, in nats; the sampler's,
-            if it knows it, until the policy's own is read.
+            if the engine returns it, until the policy's own is computed.
         values_BT: V(s_t) before the update; s_t is the prompt and the tokens before token t.
-        advantages_BT: For the policy, before whitening.
+        advantages_BT: Advantages of the policy, before whitening.
         returns_BT: Targets of the critic.
-        loss_weights_BT: Weight of each token in the loss of its mini-batch, set when the rollout is
-            cut into mini-batches, so that micro-batches simply add up.
+        loss_weights_BT: Weight of each token in the policy's loss on its mini-batch, set when the
+            rollout is cut into mini-batches, so that the losses of micro-batches add up.
         nll_weights_BT: The same for the loss on correct responses.
-        importance_weights_BT: Correction of the sampler's mismatch, if it is on.
-        trusted_BT: True where sampler and trainer agree well enough to learn from the token.
+        value_weights_BT: The same for the critic's loss.
+        importance_weights_BT: Correction for the mismatch of the sampler, if it is on.
+        trusted_BT: True where sampler and trainer agree closely enough to learn from the token.
         fitted_BT: True where the critic learns from the token, if its targets were corrected.
     """
 
@@ -77,6 +78,7 @@ class Rollout:
     returns_BT: Tensor | None = None
     loss_weights_BT: Tensor | None = None
     nll_weights_BT: Tensor | None = None
+    value_weights_BT: Tensor | None = None
     importance_weights_BT: Tensor | None = None
     trusted_BT: Tensor | None = None
     fitted_BT: Tensor | None = None
@@ -87,19 +89,19 @@ class Rollout:
 
     @property
     def response_lengths_B(self) -> Tensor:
-        """Tokens of each response."""
+        """Number of tokens of each response."""
         return self.response_mask_BT.sum(1)
 
     @property
     def extents_B(self) -> Tensor:
-        """Places of each response up to its last masked token, gaps included."""
+        """Length of each response up to its last masked token, gaps included."""
         place_T = torch.arange(1, self.response_mask_BT.shape[1] + 1, device=self.scores_B.device)
         places_BT = torch.where(self.response_mask_BT, place_T, 0)
         return places_BT.max(1).values if places_BT.numel() else places_BT.sum(1)
 
     @property
     def lengths_B(self) -> Tensor:
-        """Places of prompt and response."""
+        """Length of prompt and response together."""
         return self.prompt_lengths_B + self.extents_B
 
     @property
@@ -130,25 +132,22 @@ class Rollout:
         return cls(**plain | {"problems": problems, "responses": tuple(plain["responses"])})
 
     def filler(self, weighed: Rollout) -> Rollout:
-        """Return the first row with exactly the fields of a mini-batch, but without any weight.
+        """Return the first row, with the fields of a mini-batch and weights of 0.
 
-        A rank with nothing left to do goes along with it: what it computes has the layout of what
-        the others compute, and adds nothing to it.
+        A rank without further rows uses it: its results have the same layout as those of the other
+        ranks, and add nothing to them.
 
         Args:
-            weighed: A part of this rollout, which may be empty, with its weights.
+            weighed: A part of this rollout with its weights; may be empty.
         """
         row = self.select(torch.zeros(1, dtype=torch.long, device=self.positions_B.device))
         nothing_BT = torch.zeros_like(row.sampler_logprobs_BT)
-        return replace(
-            row,
-            correct_B=torch.zeros_like(row.correct_B),
-            loss_weights_BT=None if weighed.loss_weights_BT is None else nothing_BT,
-            nll_weights_BT=None if weighed.nll_weights_BT is None else nothing_BT,
-        )
+        names = ("loss_weights_BT", "nll_weights_BT", "value_weights_BT")
+        weights = {name: nothing_BT for name in names if getattr(weighed, name) is not None}
+        return row.with_(correct_B=torch.zeros_like(row.correct_B), **weights)
 
     def select(self, rows: Tensor) -> Rollout:
-        """Return the given rows, with padding trimmed to the longest of them.
+        """Return the given rows, with padding trimmed to the longest row.
 
         Args:
             rows: (M,) int64 row indices.
@@ -173,13 +172,13 @@ class Rollout:
 def join_prompts(
     prompt_ids: list[list[int]], response_ids_BT: Tensor, mask_BT: Tensor, pad: int
 ) -> Tensor:
-    """Put each response right behind its prompt.
+    """Append each response to its prompt.
 
     Args:
-        prompt_ids: B prompts.
-        response_ids_BT: Their responses.
+        prompt_ids: Token ids of B prompts.
+        response_ids_BT: Token ids of their responses.
         mask_BT: True on response tokens.
-        pad: Filler on the right.
+        pad: Token id that fills rows on the right.
 
     Returns:
         input_ids_BL.
@@ -211,7 +210,7 @@ def join(parts: list[Rollout]) -> Rollout:
 
 
 def pad(values_N: Tensor, response_mask_BT: Tensor) -> Tensor:
-    """Put N token values back in their places of (B, T, ...), zero elsewhere; differentiable."""
+    """Scatter N token values to their positions in (B, T, ...), 0 elsewhere; differentiable."""
     padded = values_N.new_zeros(*response_mask_BT.shape, *values_N.shape[1:])
     return padded.masked_scatter(
         response_mask_BT.reshape(*response_mask_BT.shape, *[1] * (values_N.dim() - 1)), values_N
@@ -219,24 +218,24 @@ def pad(values_N: Tensor, response_mask_BT: Tensor) -> Tensor:
 
 
 def last_token(response_mask_BT: Tensor) -> Tensor:
-    """Return (B, T), True on the last masked token of each row alone."""
+    """Return a mask (B, T), True only on the last masked token of each row."""
     return response_mask_BT & (response_mask_BT.flip(1).cumsum(1).flip(1) == 1)
 
 
 def of_all_ranks(
     rows_BK: Tensor, positions_B: Tensor, *, ranks: int = 1, reduce: Reduce = identity
 ) -> Tensor:
-    """Return what all ranks know about their responses, in the order of the rollout.
+    """Return the numbers of the responses of all ranks, in the order of the rollout.
 
     Args:
-        rows_BK: One number, or K, for each response of this rank; as many responses on every rank.
+        rows_BK: One number, or K, per response of this rank; all ranks have equally many responses.
         positions_B: `Rollout.positions_B`.
-        ranks: How many ranks there are.
-        reduce: Sums a small tensor over them.
+        ranks: Number of ranks.
+        reduce: Sums a small tensor over ranks.
 
     Returns:
-        (ranks B, K), the same on all ranks.
+        Tensor (ranks x B, K), the same on all ranks.
     """
-    whole = rows_BK.new_zeros(ranks * len(rows_BK), *rows_BK.shape[1:])
-    whole[positions_B] = rows_BK
-    return reduce(whole)
+    complete = rows_BK.new_zeros(ranks * len(rows_BK), *rows_BK.shape[1:])
+    complete[positions_B] = rows_BK
+    return reduce(complete)

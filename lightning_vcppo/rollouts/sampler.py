@@ -1,4 +1,4 @@
-"""From a batch of prompts to a graded rollout.
+"""Sample and grade a rollout for a batch of prompts.
 
 Shapes: B responses, T response tokens.
 """
@@ -30,13 +30,14 @@ from lightning_vcppo.settings import EngineSettings, SamplingSettings
 
 
 class Sampler:
-    """Samples responses from an actor through an engine, and has them graded.
+    """Samples responses from an actor through an engine, and grades them.
 
-    Its methods are called on every rank, for ranks may hold shards of the actor. `hand_over` and
-    `sample_aside` divide `sample` in two, for another thread than that of training (`ahead.py`).
+    Its methods are called on every rank, because ranks may hold shards of the actor. `hand_over`
+    and `sample_aside` divide `sample` in two, for another thread than that of training
+    (`ahead.py`).
 
     Attributes:
-        before_use: Called before the engine is used: waits for a thread that uses it.
+        before_use: Called before the engine is used; waits for a thread that uses it.
     """
 
     def __init__(
@@ -56,8 +57,14 @@ class Sampler:
         self._handed_over: object = None
         self.before_use: Callable[[], None] = _do_nothing
 
-    def attach(self, actor: PreTrainedModel) -> None:
-        """Sample from this actor from now on."""
+    def attach(self, actor: PreTrainedModel, make_room: Callable[[], None] = lambda: None) -> None:
+        """Sample from this actor from now on.
+
+        Args:
+            actor: Of the engine.
+            make_room: Called before the engine reads it.
+        """
+        self._make_room = make_room
         if actor is not self._actor:
             self._actor, self._engine, self._handed_over = actor, None, None
 
@@ -69,13 +76,13 @@ class Sampler:
         *,
         version: object = None,
     ) -> Generations:
-        """Sample one response a prompt.
+        """Sample one response per prompt.
 
         Args:
-            prompt_ids: B prompts.
-            seeds: B seeds, one a response.
+            prompt_ids: Token ids of B prompts.
+            seeds: B seeds, one per response.
             settings: Temperature, top-p, length limit.
-            version: Of the actor's weights; engines that copy them do so when it changes.
+            version: Key of the actor's weights; engines that copy them do so when it changes.
         """
         self.before_use()
         with self._weights():
@@ -103,15 +110,15 @@ class Sampler:
         device: torch.device,
         version: object = None,
     ) -> Rollout:
-        """Sample `num_generations` responses a prompt and grade them.
+        """Sample `num_generations` responses per prompt and grade them.
 
         Args:
             batch: Prompts of this rank.
-            settings: Of sampling.
+            settings: Sampling settings.
             stream: Names the random streams, together with problem and sample.
-            rank: Of this process; every rank has equally many prompts.
-            device: Of the rollout.
-            version: Of the actor's weights.
+            rank: Number of this process; every rank has equally many prompts.
+            device: Device of the rollout.
+            version: Key of the actor's weights.
         """
         prompts, seeds = _asked(batch, settings, stream)
         sampled = self.generate(prompts, seeds, settings, version=version)
@@ -177,19 +184,19 @@ class Sampler:
         )
 
     def attend(self, version: object = None) -> None:
-        """Take part in a sampling of other ranks, as one without a prompt."""
+        """Take part in the sampling of other ranks, without a prompt."""
         self.before_use()
         with self._weights():
             self._with(version).sleep()
 
     def forget_weights(self) -> None:
-        """Copy the actor's weights before the next response, whatever their version."""
+        """Copy the actor's weights before the next sampling, whatever their version."""
         self._handed_over = None
         if self._engine is not None:
             self._engine.forget_weights()
 
     def origin(self, settings: SamplingSettings) -> dict[str, str | float]:
-        """Return what responses depend on beside their prompts: if it differs, so do they."""
+        """Return what responses depend on besides their prompts, to recognise another policy."""
         assert self._actor is not None
         with gathered(self._actor):
             model = model_fingerprint(self._actor)
@@ -219,16 +226,17 @@ class Sampler:
         return loading.stop_token_ids(self._actor, self.tokenizer)
 
     def _weights(self) -> AbstractContextManager[None]:
-        """Return the context in which the engine reads the actor."""
+        """Return the context in which the engine can read the actor's weights."""
         assert self._actor is not None, "attach an actor first"
+        self._make_room()
         return nullcontext() if self.settings.name in GATHERS_SHARDS else gathered(self._actor)
 
     # Texts ---------------------------------------------------------------------------------------
 
     def response_text(self, prompt_ids: list[int], response_ids: list[int]) -> str:
-        """Decode a response as its reader sees it: with the thinking tag that the prompt opened.
+        """Decode a response, with the thinking tag that the prompt opened.
 
-        Without that tag a reasoning that never ends would look like an answer.
+        Without that tag, reasoning that never ends would look like an answer.
         """
         seen = [token for token in response_ids if token not in self.hidden_token_ids]
         text = self.tokenizer.decode(seen, skip_special_tokens=False)
@@ -237,7 +245,7 @@ class Sampler:
 
     @cached_property
     def hidden_token_ids(self) -> frozenset[int]:
-        """Special tokens, but for those of thinking tags: without them, thoughts would count."""
+        """Special tokens except thinking tags, without which thoughts would count as the answer."""
         tags = [tag for pair in verifier.THINKING_TAGS for tag in pair]
         return frozenset(
             token_id
@@ -246,7 +254,7 @@ class Sampler:
         )
 
     def opened_thinking_tag(self, prompt_ids: list[int]) -> str:
-        """Return the thinking tag that a prompt ends with, or nothing."""
+        """Return the thinking tag that a prompt ends with, or ""."""
         tail = str(self.tokenizer.decode(prompt_ids[-12:], skip_special_tokens=False)).rstrip()
         return next((tag for tag, _ in verifier.THINKING_TAGS if tail.endswith(tag)), "")
 

@@ -1,4 +1,4 @@
-"""Rollouts from a file of `vcppo predict`, for value pretraining without generation.
+"""Read rollouts from a file of `vcppo predict`, for value pretraining without generation.
 
 Shapes: B responses, L tokens of prompt + response, T response tokens.
 """
@@ -20,18 +20,18 @@ from lightning_vcppo.rollouts.rollout import Rollout
 
 
 class SavedRollouts:
-    """The responses of a file, dealt out as rollouts: problems in a random but fixed order."""
+    """Responses of a file, divided into rollouts, with problems in a random but fixed order."""
 
     def __init__(self, path: str, origin: Mapping[str, str | float], seed: int) -> None:
         """Read the file.
 
         Args:
-            path: What `vcppo predict` has written.
+            path: File that `vcppo predict` has written.
             origin: Tokenizer, model and sampling that the responses must come from.
-            seed: Of the order.
+            seed: Seed of the order.
 
         Raises:
-            ValueError: If the file is no such file, comes from another policy, or its problems do
+            ValueError: If the file has another form, comes from another policy, or its problems do
                 not have equally many responses.
             OSError: If it cannot be read.
         """
@@ -51,26 +51,26 @@ class SavedRollouts:
         self._groups = [ordered[i] for i in order.tolist()]
 
     def count(self, prompts: int) -> int:
-        """Return how many rollouts of so many prompts, over all ranks, the file holds.
+        """Return how many rollouts of `prompts` prompts, over all ranks, the file holds.
 
         Raises:
-            ValueError: If there is not one.
+            ValueError: If there are too few problems for one rollout.
         """
         rollouts = len(self._groups) // prompts
         require(
             rollouts > 0,
-            f"{self._path}: {len(self._groups)} problems are fewer than the {prompts} of a rollout "
-            "(data.prompts_per_rollout)",
+            f"{self._path}: expected at least the {prompts} problems of a rollout "
+            f"(data.prompts_per_rollout), got {len(self._groups)}",
         )
         return rollouts
 
     def take(self, number: int, prompts: int, rank: int = 0, world_size: int = 1) -> Rollout:
-        """Return this rank's part of a rollout, on the CPU; after the last comes the first again.
+        """Return this rank's part of a rollout, on the CPU; the first follows the last one again.
 
         Args:
-            number: 0, 1, ...
-            prompts: Of this rank.
-            rank: This process.
+            number: Number of the rollout, from 0.
+            prompts: Number of prompts of this rank.
+            rank: Number of this process.
             world_size: Number of processes.
         """
         first = number % self.count(prompts * world_size) * prompts * world_size + rank * prompts

@@ -1,11 +1,11 @@
-"""Rollouts of the frozen policy, generated once and kept for value pretraining.
+"""Store rollouts of the frozen policy, which are generated once, for value pretraining.
 
 Their Monte-Carlo returns never change, so each rollout can be fitted many times. A share of the
-first one is held out, and so is every later response to the same prompts: what the critic says of
-them is what it knows, not what it remembers.
+prompts of the first rollout is held out, with every later response to them: the critic's values
+there measure how it generalises, not what it has memorised.
 
 Shapes: B responses, L tokens of prompt + response, T response tokens, G groups (prompts) of the
-rollout over all ranks, P places of all rows, without padding.
+rollout over all ranks, P positions of all rows, without padding.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ KEPT = (
     "noise_weights_B",
     "returns_BT",
 )
-"""What the critic is fitted on: about nine bytes a token, on the CPU."""
+"""Fields that are stored to fit the critic: about nine bytes per token, on the CPU."""
 
 Packed = dict[str, Tensor]
 
 
 class RolloutStore:
-    """This rank's part of the stored rollouts: what to fit, what is held out, whose turn it is.
+    """This rank's part of the stored rollouts: those to fit, and the held-out part.
 
     Attributes:
-        distinct: How many different rollouts there are, if they come again and again in the same
-            order; None if each is new.
+        distinct: Number of different rollouts, if they repeat in the same order; None if each is
+            new.
     """
 
     def __init__(self, replays: int, held_out_share: float) -> None:
         """Start empty.
 
         Args:
-            replays: Passes over stored rollouts beside the one over the last added.
-            held_out_share: Share of the prompts of the first rollout that is never fitted on.
+            replays: Number of stored rollouts to fit again after each added one.
+            held_out_share: Share of the first rollout's prompts that is never fitted on.
         """
         self._replays = replays
         self._held_out_share = held_out_share
@@ -62,12 +62,12 @@ class RolloutStore:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all rollouts."""
         self._to_fit: list[Packed] = []
         self._held_out: Packed = {}
         self._held_out_prompts: set[int] = set()
         self._rounds = 0
-        self._turn = 0
+        self._next_replay = 0
 
     def __len__(self) -> int:
         """Number of stored rollouts."""
@@ -75,21 +75,21 @@ class RolloutStore:
 
     @property
     def rounds(self) -> int:
-        """How often a rollout was added, or came again."""
+        """Number of rollouts added, repeated ones included."""
         return self._rounds
 
     @property
     def held_out(self) -> Rollout:
-        """The responses that the critic is never fitted on."""
+        """Responses that the critic is never fitted on."""
         return unpack(self._held_out)
 
     @property
     def seen(self) -> Rollout:
-        """The rest of the rollout that they come from: what the critic is fitted on most often."""
+        """The rest of the first rollout, on which the critic is fitted most often."""
         return unpack(self._to_fit[0])
 
     def add(self, rollout: Rollout, *, reduce: Reduce = identity) -> None:
-        """Store a rollout with its returns, unless it is one that has come round again.
+        """Store a rollout with its returns, unless it is a repeated one.
 
         Every rank must call it.
 
@@ -98,13 +98,13 @@ class RolloutStore:
             reduce: Sums a small tensor over ranks.
 
         Raises:
-            ValueError: If the first rollout has a single prompt, which cannot be in two parts.
+            ValueError: If the first rollout has only one prompt, so that nothing can be held out.
         """
         self._rounds += 1
         if self.distinct is not None and self._rounds > self.distinct:
             return
         begins_B = torch.zeros_like(rollout.prompt_lengths_B)
-        if rollout.hint_lengths_B is not None:  # what is before a prompt differs by response
+        if rollout.hint_lengths_B is not None:  # hints before a prompt differ by response
             begins_B = rollout.hint_lengths_B
         prompts = [
             stream_seed(*ids[begin:end])
@@ -125,11 +125,11 @@ class RolloutStore:
             self._held_out = pack(part(rollout, held_out_B, reduce))
         self._to_fit.append(pack(part(rollout, ~held_out_B, reduce)))
 
-    def lessons(self) -> Iterator[Rollout]:
-        """Yield what to fit on now: stored rollouts, each in its turn, and then the last added."""
+    def rollouts_to_fit(self) -> Iterator[Rollout]:
+        """Yield the rollouts to fit now: stored ones in turn, and then the last added."""
         for _ in range(self._replays):
-            yield unpack(self._to_fit[self._turn % len(self)])
-            self._turn = (self._turn + 1) % len(self)
+            yield unpack(self._to_fit[self._next_replay % len(self)])
+            self._next_replay = (self._next_replay + 1) % len(self)
         yield unpack(self._to_fit[(self._rounds - 1) % len(self)])
 
     def state_dict(self) -> dict[str, Any]:
@@ -139,12 +139,12 @@ class RolloutStore:
             "held_out": self._held_out,
             "held_out_prompts": sorted(self._held_out_prompts),
             "rounds": self._rounds,
-            "turn": self._turn,
+            "turn": self._next_replay,
         }
 
     def load_state_dict(self, states: list[dict[str, Any]], rank: int = 0, ranks: int = 1) -> None:
-        """Go on with what a checkpoint has of all its ranks; here there may be more, or fewer."""
-        state = states[rank % len(states)]  # but for the rows, all ranks have the same
+        """Restore the states of all ranks of a checkpoint, on more or fewer ranks if need be."""
+        state = states[rank % len(states)]  # all ranks have the same, except for the rows
         self._to_fit = list(state["to_fit"])
         self._held_out = state["held_out"]
         if len(states) != ranks:
@@ -153,28 +153,28 @@ class RolloutStore:
             self._held_out = divide([of_rank["held_out"] for of_rank in states], rank, ranks)
         self._held_out_prompts = set(state["held_out_prompts"])
         self._rounds = state["rounds"]
-        self._turn = state["turn"]
+        self._next_replay = state["turn"]
 
 
 def held_out_prompts(
     prompts: list[int], group_ids_B: Tensor, share: float, reduce: Reduce = identity
 ) -> set[int]:
-    """Choose a share of the prompts of a rollout, evenly over it, the same on every rank.
+    """Choose a share of a rollout's prompts, evenly spaced, the same on every rank.
 
     Args:
-        prompts: A number for each row's prompt, the same for equal prompts.
+        prompts: Number of each row's prompt, the same for equal prompts.
         group_ids_B: 0..G-1 over all ranks.
-        share: Of the G groups; at least one is chosen, and at least one is not.
+        share: Share of the G groups; at least one is chosen, and at least one is not.
         reduce: Sums a small tensor over ranks.
 
     Raises:
-        ValueError: If there is one group only.
+        ValueError: If there is only one group.
     """
     first_rows = {int(group): row for row, group in enumerate(group_ids_B)}
     groups = int(reduce(torch.tensor(len(first_rows), device=group_ids_B.device)))
     require(
         groups > 1,
-        "value pretraining: a rollout of one prompt has nothing to hold out; "
+        "value pretraining: with one prompt per rollout nothing can be held out; "
         "raise data.prompts_per_rollout, or set value_pretraining.enabled=false",
     )
     chosen = min(max(1, round(share * groups)), groups - 1)
@@ -188,11 +188,11 @@ def held_out_prompts(
 def part(rollout: Rollout, chosen_B: Tensor, reduce: Reduce = identity) -> Rollout:
     """Return the chosen rows, numbered without gaps over all ranks.
 
-    A rank without any keeps one that does not count.
+    A rank without chosen rows keeps one that does not count.
 
     Args:
         rollout: This rank's rows.
-        chosen_B: Boolean.
+        chosen_B: True on the rows to return.
         reduce: Sums a small tensor over ranks.
     """
     rows = int(reduce(torch.tensor(len(rollout), device=chosen_B.device)))
@@ -200,28 +200,28 @@ def part(rollout: Rollout, chosen_B: Tensor, reduce: Reduce = identity) -> Rollo
     chosen_R[rollout.positions_B] = chosen_B.long()
     number_R = reduce(chosen_R).cumsum(0) - 1
     if not chosen_B.any():
-        return _nobody(rollout)
+        return _ignored_row(rollout)
     kept = rollout.select(chosen_B.nonzero()[:, 0])
     return kept.with_(positions_B=number_R[kept.positions_B])
 
 
 def divide(parts: Sequence[Packed], rank: int, ranks: int) -> Packed:
     """Return a rank's part of a stored rollout that was divided among another number of ranks."""
-    whole = join([unpack(packed) for packed in parts])
-    in_order_R = whole.positions_B.argsort()
-    counted_R = in_order_R[whole.positions_B[in_order_R] >= 0]
-    mine = whole.select(torch.tensor_split(counted_R, ranks)[rank])
-    return pack(mine if len(mine) else _nobody(whole))
+    complete = join([unpack(packed) for packed in parts])
+    in_order_R = complete.positions_B.argsort()
+    counted_R = in_order_R[complete.positions_B[in_order_R] >= 0]
+    mine = complete.select(torch.tensor_split(counted_R, ranks)[rank])
+    return pack(mine if len(mine) else _ignored_row(complete))
 
 
-def _nobody(rollout: Rollout) -> Rollout:
-    """Return a row that does not count: no mini-batch asks for position -1."""
+def _ignored_row(rollout: Rollout) -> Rollout:
+    """Return a row that does not count, because no mini-batch contains position -1."""
     row = rollout.select(torch.zeros(1, dtype=torch.long, device=rollout.positions_B.device))
     return row.with_(positions_B=torch.full_like(row.positions_B, -1))
 
 
 def pack(rollout: Rollout) -> Packed:
-    """Return what the critic needs of a rollout, on the CPU and without padding."""
+    """Return the `KEPT` fields of a rollout, on the CPU and without padding."""
     packed: Packed = {}
     widths = {"BL": rollout.lengths_B, "BT": rollout.extents_B}
     for name in KEPT:
@@ -237,7 +237,7 @@ def pack(rollout: Rollout) -> Packed:
 
 
 def unpack(packed: Packed) -> Rollout:
-    """Return a packed rollout, padded again, with neither texts nor log-probabilities."""
+    """Return a packed rollout, padded again, without texts and log-probabilities."""
     extents_B = packed["extents_B"].long()
     widths = {"BL": packed["prompt_lengths_B"].long() + extents_B, "BT": extents_B}
     fields: dict[str, Any] = {}

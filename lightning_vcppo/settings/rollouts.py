@@ -1,23 +1,26 @@
-"""Hyper-parameters of sampling responses and rewarding them."""
+"""Define the hyper-parameters of sampling responses and rewarding them."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lightning_vcppo.common.errors import require
 
+EngineName = Literal["transformers", "transformers_copy", "vllm", "vllm_server"]
+
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How responses are sampled.
+    """Settings of the sampling of responses.
 
     Attributes:
-        num_generations: Responses for each prompt.
-        temperature: Of the softmax; 0 is greedy (for evaluation only).
+        num_generations: Number of responses to each prompt.
+        temperature: Temperature of the softmax; 0 is greedy (only for evaluation).
         top_p: Keep the smallest set of tokens with this probability mass.
-        max_response_length: Tokens after which a response is truncated.
-        dynamic_sampling: DAPO: drop groups that are all right or all wrong, and sample on with the
+        max_response_length: Number of tokens after which a response is truncated.
+        dynamic_sampling: DAPO: drop groups that are all right or all wrong, and continue with the
             next prompts until the rollout is full (training, policy phase).
     """
 
@@ -42,35 +45,60 @@ class SamplingSettings:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What samples the responses.
+    """Settings of the generation engine.
 
     Attributes:
-        name: "transformers", the trained model itself; "transformers_copy", a copy of it, on the
-            same device or another; "vllm", a copy in the same process, in vLLM's arithmetic. Copies
-            take the new weights over after each rollout's updates.
-        rollouts_ahead: Rollouts that are sampled, by an engine with a copy of its own, while others
-            are learned from. Up to so many updates of the policy, counted in rollouts, lie between
-            the weights that sample and those that learn; 0 samples and learns in turn.
-        max_num_seqs: Responses that are sampled at the same time; memory of the key-value cache
-            grows with them.
+        name: "transformers", the trained model itself; "transformers_copy", a copy of it on the
+            same device or another; "vllm", a copy in the same process that copies the new weights
+            after each update; "vllm_server", copies in servers that `vcppo serve` has started.
+        rollouts_ahead: Number of rollouts that are sampled, by an engine with a copy of its own,
+            while others are learned from; also the largest age of a rollout, in rollouts. 0 samples
+            and learns in turn.
+        max_num_seqs: Number of responses sampled at the same time, by each server if there are
+            some; memory of the key-value cache grows with them.
         gpu_memory_utilization: vLLM's share of the device's memory, for its weights and cache (on
-            the CPU a share of main memory, taken for good).
-        max_model_len: Most tokens of a prompt and its response; None is the model's own limit.
-        sleep: Give vLLM's memory back to the trainer between rollouts (on the GPU; the CPU cannot).
+            the CPU a share of main memory, which is not released).
+        max_model_len: Most tokens of a prompt and its response; None means the model's own limit.
+        sleep: Release vLLM's memory to the trainer between rollouts (only on the GPU).
         init_args: Other arguments of the engine: of `vllm.LLM`, such as dtype (by default the type
             in which the actor computes: bfloat16 under bf16-mixed); of transformers_copy: device.
+        urls: Addresses of the servers, such as http://127.0.0.1:8000; the prompts are spread over
+            them.
+        token_file: File of the servers' token; None looks for VCPPO_SERVER_TOKEN in the
+            environment, then where `vcppo serve` writes it by default.
+        weights_dir: Directory that trainer and servers see under the same name, for the weights;
+            None is that for temporary files, which is enough on one machine.
+        timeout_s: Seconds without an answer to a question that needs no work, after which a server
+            counts as hanging.
+        response_timeout_s: Seconds that a response, or taking weights over, may take a server.
+        retry_s: Seconds until a server that has failed is tried again; doubled each time, up to 30.
+        patience_s: Seconds for which a server is tried again before it is given up. Without any
+            server the run ends, with a checkpoint.
     """
 
-    name: Literal["transformers", "transformers_copy", "vllm"] = "transformers"
+    name: EngineName = "transformers"
     rollouts_ahead: int = 0
     max_num_seqs: int = 256
     gpu_memory_utilization: float = 0.3
     max_model_len: int | None = None
     sleep: bool = True
     init_args: dict[str, Any] = field(default_factory=dict)
+    urls: list[str] = field(default_factory=list)
+    token_file: str | None = None
+    weights_dir: str | None = None
+    timeout_s: float = 60.0
+    response_timeout_s: float = 3600.0
+    retry_s: float = 1.0
+    patience_s: float = 600.0
+
+    @property
+    def is_vllm(self) -> bool:
+        """Whether vLLM samples, here or elsewhere: with arithmetic of its own."""
+        return self.name.startswith("vllm")
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
+        self._check_servers()
         share, length = self.gpu_memory_utilization, self.max_model_len
         ahead = self.rollouts_ahead
         require(ahead >= 0, f"rollouts_ahead: expected >= 0 rollouts, got {ahead}")
@@ -82,18 +110,36 @@ class EngineSettings:
             require(
                 size == 1,
                 f"init_args.{name}: expected 1, got {size}: each process samples its own prompts "
-                "with a vLLM of its own, which cannot be shared; shard with fsdp2 to train a "
-                "larger model",
+                "with its own vLLM, which cannot be sharded; use fsdp2 to train a larger model",
             )
+
+    def _check_servers(self) -> None:
+        """Refuse servers that are missing or not meant, and times that are none."""
+        require(
+            bool(self.urls) == (self.name == "vllm_server"),
+            "urls: name=vllm_server needs the address of at least one `vcppo serve`, such as "
+            '["http://127.0.0.1:8000"]; other engines have none',
+        )
+        for url in self.urls:
+            right = re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", url)
+            require(
+                right is not None, f"urls: expected an address like http://HOST:PORT, got {url}"
+            )
+        plain = [url.rstrip("/") for url in self.urls]
+        require(len({*plain}) == len(plain), "urls: the same address twice")
+        for name in ("timeout_s", "response_timeout_s", "retry_s"):
+            value = getattr(self, name)
+            require(value > 0, f"{name}: expected more than 0 seconds, got {value}")
+        require(self.patience_s >= 0, f"patience_s: expected >= 0 seconds, got {self.patience_s}")
 
 
 @dataclass(frozen=True)
 class RewardShapingSettings:
-    """What is added to the verifier's reward.
+    """Settings of penalties added to the verifier's reward.
 
     Attributes:
-        overlong_buffer_len: DAPO's soft punishment over the last tokens before the limit; 0 is off.
-        overlong_penalty_factor: Its weight.
+        overlong_buffer_len: DAPO's soft penalty on the last tokens before the limit; 0 means off.
+        overlong_penalty_factor: Weight of the penalty.
     """
 
     overlong_buffer_len: int = 0
@@ -107,10 +153,11 @@ class RewardShapingSettings:
 
 @dataclass(frozen=True)
 class GradingSettings:
-    """Processes that compare answers, see `rewards/pool.py`; a reward function of yours has none.
+    """Settings of the processes that compare answers, see `rewards/pool.py`.
 
-    What texts do not decide alone is evaluated there. No accepted expression needs a hundredth of
-    the limits, so verdicts depend on neither the number of workers nor the load.
+    Answers that cannot be compared as text are evaluated there; a user's own reward function does
+    not use them. No accepted expression needs a hundredth of the limits, so verdicts depend on
+    neither the number of workers nor the load.
 
     Attributes:
         workers: Worker processes of each rank; 0 compares in the training process.

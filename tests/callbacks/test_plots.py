@@ -5,15 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from matplotlib.image import imread
 
 from lightning_vcppo.callbacks import AIMEEvaluation, LearningCurves, RewardDecayMonitor
-from lightning_vcppo.report import plotting
+from lightning_vcppo.report import pictures, plotting
 from lightning_vcppo.settings import AdvantageSettings, SamplingSettings
 from tests.support.inventing import InventingModule, PretrainTwice, fit, make_trainer
+
+
+def test_the_mean_of_a_stage_is_over_the_rollouts_that_have_it() -> None:
+    means_RP = np.array([[1.0, np.nan], [3.0, np.nan], [5.0, 7.0]])
+    (early, late) = pictures.stage_means([1, 2, 3], means_RP)[:2]
+    assert early == ("1", [1.0, pytest.approx(np.nan, nan_ok=True)])
+    assert late[1][0] == 3.0
+    assert pictures.stage_means([4], means_RP[2:]) == [("4", [5.0, 7.0])]
 
 
 def test_stages_cover_a_run_early_to_late() -> None:

@@ -115,7 +115,7 @@ def test_the_base_of_adapters_is_looked_for_and_compared(lora, tmp_path, monkeyp
     moved = shutil.copytree(base, tmp_path / "moved")
     base.rename(path.parent / "away")
     try:
-        with pytest.raises(ValueError, match=r"no such folder .*; --actor says where the base of"):
+        with pytest.raises(ValueError, match=r"no such directory .*; set --actor to the base of"):
             export(str(path), str(tmp_path / "out"))
         assert not list((tmp_path / "out").iterdir())
         export(str(path), str(tmp_path / "out"), actor=str(moved))
@@ -166,7 +166,7 @@ def test_what_is_no_checkpoint_ends_in_one_line(full, tmp_path, capfd):
         tmp_path / "nowhere": "nowhere does not exist",
         empty: "empty is no checkpoint: expected a file, or a folder with meta.pt",
         cut: "cut.ckpt: not a complete checkpoint (truncated",
-        foreign: "foreign.ckpt does not say what its networks are",
+        foreign: "foreign.ckpt does not describe its networks",
         harmful: "harmful.ckpt: contains Python objects, which could run code",
         outside: "the checkpoint has a file named '../../x'",
         shards: "not the index of a checkpoint, it names builtins.print",
@@ -230,3 +230,28 @@ def test_adapters_need_peft(monkeypatch, tiny_actor):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ValueError, match=r"needs `pip install 'lightning-vcppo\[lora\]'`"):
         fit(make_module(tiny_actor, lora=LoRASettings(rank=2)), 1)
+
+
+def test_a_critic_is_written_for_another_trainer(full, lora, tmp_path, capfd):
+    path, module = lora
+    out = tmp_path / "verl"
+    run_program("export", "--ckpt_path", path, "--output", out, "--layout", "verl")
+    assert f"verl: critic.model.path={out / 'critic'}" in capfd.readouterr().out
+    assert [p.name for p in out.iterdir()] == ["critic"]
+    critic = load_critic(str(out / "critic"), module.value)
+    torch.testing.assert_close(values_of(critic), values_of(module.critic))
+    # From a folder, too.
+    export(str(out / "critic"), str(tmp_path / "nemo"), layout="nemo")
+    weights = tmp_path / "nemo" / "step_0" / "value" / "weights" / "model" / "model.safetensors"
+    assert weights.read_bytes() == (out / "critic" / "model.safetensors").read_bytes()
+    module.export(tmp_path / "run")
+    for given, layout, message in (
+        (full[0], "openrlhf", "--layout=openrlhf: the critic has the head hl_gauss"),
+        (tmp_path / "run" / "actor", "verl", "holds no critic: its model has no head of one"),
+        (out / "critic", None, "is a Hugging Face folder already; --layout=verl"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export(str(given), str(tmp_path / "none"), layout=layout)
+    with pytest.raises(ValueError, match="critic exists; --overwrite replaces it"):
+        export(str(path), str(out), layout="verl")
+    assert [p.name for p in out.iterdir()] == ["critic"]

@@ -78,6 +78,18 @@ def test_settings_become_a_run(tiny_actor):
     assert run.actor.weights == weights
 
 
+def test_offloading_and_tf32_become_a_plan(tiny_actor, capsys):
+    kinds = "[reference,idle_network]"
+    run = read(tiny_actor, f"--model.offload={kinds}", "--model.policy.kl_coef=0.1")
+    assert run.offload == ("reference", "idle_network")
+    flags = ["--config", CONFIGS / "vcppo.yaml", "--model.actor=Qwen/Qwen2.5-0.5B", "--gpus=1"]
+    plain = planned(capsys, *flags, "--float32_matmul_precision=highest")
+    fast = planned(capsys, *flags, "--model.offload=[idle_network]")
+    assert "in the host's memory" in fast and "in the host's memory" not in plain
+    seconds = [float(out.rpartition("─")[0].split()[-3].replace(",", "")) for out in (plain, fast)]
+    assert seconds[1] < seconds[0]
+
+
 @pytest.mark.parametrize(
     ("flags", "readings"),
     [
@@ -118,7 +130,7 @@ def test_strategies_engines_and_critics_are_understood(tiny_actor):
         (["--gpus=0"], "--gpus: expected more than 0"),
         (
             ["--trainer.strategy=fsdp2_offload"],
-            "--trainer.strategy: vcppo plan knows auto, ddp and fsdp2",
+            "--trainer.strategy: vcppo plan supports auto, ddp and fsdp2",
         ),
         (["--model=ColdStartModule"], "not of ColdStartModule"),
         (["--trainer.precision=transformer-engine"], "--trainer.precision"),

@@ -54,6 +54,7 @@ def test_a_fit_learns_and_says_what_it_has_learnt(fitted: Path) -> None:
     card = (fitted / "critic" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers")
     assert f"| R^2 | {written['measures']['r2']:.3f} |" in card
+    assert "vcppo export --ckpt_path critic --output nemo --layout nemo" in card
     assert (fitted / "critic" / "positions.png").stat().st_size > 1000
 
 

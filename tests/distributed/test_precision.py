@@ -6,7 +6,13 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_vcppo.distributed.precision import lost_share, step_precision
+from lightning_vcppo.distributed.precision import (
+    float32_products,
+    lost_share,
+    multiplies_in_tf32,
+    multiplies_precisely,
+    step_precision,
+)
 from lightning_vcppo.generation.sampling import sample_tokens, within_nucleus
 from lightning_vcppo.generation.vllm_engine import product_type
 from lightning_vcppo.models.logprobs import float32_product
@@ -32,6 +38,70 @@ def test_networks_are_read_outside_of_steps_as_within(precision, expected):
 def test_a_module_without_a_trainer_computes_as_it_is():
     with step_precision(LightningModule()):
         assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.fixture
+def matmul_precision():
+    """Leave the process as it was."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def trainer(device, precision="32-true"):
+    """Return what is read of a Trainer on a device that need not be here."""
+    strategy = types.SimpleNamespace(root_device=torch.device(device))
+    return types.SimpleNamespace(precision=precision, strategy=strategy)
+
+
+@pytest.mark.parametrize(
+    ("choice", "of_run", "chosen", "expected"),
+    [
+        ("auto", trainer("cuda"), "highest", "high"),
+        ("auto", trainer("cuda"), "medium", "medium"),  # the process has chosen
+        ("auto", trainer("cuda", "bf16-mixed"), "highest", "highest"),  # the head is in float32
+        ("auto", trainer("cuda", "64-true"), "highest", "highest"),
+        ("auto", trainer("cpu"), "highest", "highest"),
+        ("high", trainer("cpu"), "highest", "highest"),
+        ("highest", trainer("cuda"), "medium", "highest"),
+        ("medium", trainer("cuda", "bf16-mixed"), "highest", "medium"),
+    ],
+)
+def test_float32_products_are_those_of_the_flag_or_of_the_process(
+    matmul_precision, choice, of_run, chosen, expected
+):
+    torch.set_float32_matmul_precision(chosen)
+    with float32_products(choice, of_run):
+        assert torch.get_float32_matmul_precision() == expected
+        assert multiplies_in_tf32() == (expected != "highest")
+    assert torch.get_float32_matmul_precision() == chosen
+
+
+def test_a_choice_by_torchs_newer_flags_is_left_alone(matmul_precision):
+    cublas = torch.backends.cuda.matmul
+    if not hasattr(cublas, "fp32_precision"):
+        pytest.skip("since torch 2.9")
+    before = cublas.fp32_precision
+    try:
+        cublas.fp32_precision = "tf32"
+        with float32_products("auto", trainer("cuda")):
+            assert multiplies_in_tf32()
+        assert cublas.fp32_precision == "tf32"
+    finally:
+        cublas.fp32_precision = before
+
+
+def test_products_in_tf32_are_not_taken_for_exact(matmul_precision):
+    here = torch.zeros(1)
+    there = types.SimpleNamespace(dtype=torch.float32, device=torch.device("cuda"), is_cuda=True)
+    double = types.SimpleNamespace(dtype=torch.float64, device=torch.device("cuda"), is_cuda=True)
+    assert multiplies_precisely(here) and multiplies_precisely(there)
+    torch.set_float32_matmul_precision("high")
+    assert multiplies_precisely(here) and multiplies_precisely(double)
+    assert not multiplies_precisely(there)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not multiplies_precisely(here)
+    assert not multiplies_precisely(here.bfloat16())
 
 
 def test_entropy_of_sampling_is_not_rounded_by_autocast():

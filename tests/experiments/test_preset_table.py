@@ -8,7 +8,7 @@ import pytest
 from experiments import preset_table
 
 PRESETS = preset_table.presets()
-SUCCESSORS = ("sao", "bpco", "easyppo", "hl_gauss_ppo", "pact", "pippo")
+SUCCESSORS = ("sao", "bpco", "easyppo", "hl_gauss_ppo", "pact", "pippo", "side_critic")
 
 
 def test_the_readme_has_the_table_of_the_files():

@@ -59,7 +59,7 @@ def test_a_trial_finds_a_wrong_kernel(monkeypatch):
     device = torch.device("cpu")
     assert fused_sampling.disagreement(Torch, device) == ""
     monkeypatch.setattr(Torch, "shift", 1)
-    assert "tokens are others" in fused_sampling.disagreement(Torch, device)
+    assert "tokens differ" in fused_sampling.disagreement(Torch, device)
 
 
 def test_the_kernel_takes_no_part_with_top_p_or_without_a_temperature(monkeypatch):

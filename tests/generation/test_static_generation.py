@@ -153,9 +153,9 @@ def test_one_token_is_enough():
 def test_the_host_looks_every_eight_steps(monkeypatch):
     """A tensor that is read by the host makes it wait for the device."""
     looks, steps = [], []
-    look, advance = static_batch.StaticBatch._look, static_batch.StaticBatch._advance
+    look, advance = static_batch.StaticBatch._synchronize, static_batch.StaticBatch._advance
     monkeypatch.setattr(
-        static_batch.StaticBatch, "_look", lambda s, n: (look(s, n), looks.append(n))[0]
+        static_batch.StaticBatch, "_synchronize", lambda s, n: (look(s, n), looks.append(n))[0]
     )
     monkeypatch.setattr(
         static_batch.StaticBatch, "_advance", lambda s: (advance(s), steps.append(1))[0]

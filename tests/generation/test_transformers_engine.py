@@ -182,7 +182,7 @@ def test_what_was_sampled_can_be_trained_on():
 
 def test_other_layers_than_attention_are_refused():
     config = Qwen2Config(**SIZES, layer_types=["linear_attention", "full_attention"])
-    with pytest.raises(ValueError, match="does not know how to cache LinearAttentionLayer"):
+    with pytest.raises(ValueError, match="cannot cache LinearAttentionLayer"):
         slots.SlotCache(config, 2, 4, 8, torch.zeros(1))
 
 

@@ -98,7 +98,7 @@ def test_the_base_lends_a_tokenizer(tiny_actor, tmp_path):
     ("spoil", "message"),
     [
         (lambda f, base: edit(f, base_model_name_or_path=None), "names no base model"),
-        (lambda f, base: edit(f, base_model_name_or_path="./gone"), "./gone: no such folder"),
+        (lambda f, base: edit(f, base_model_name_or_path="./gone"), "./gone: no such directory"),
         (lambda f, base: (f / "adapter_config.json").write_text("{"), "names no base model"),
         (
             lambda f, base: (f / "model.safetensors").write_bytes(

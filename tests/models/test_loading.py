@@ -182,7 +182,7 @@ def test_dropout_is_switched_off():
 
 def test_folders_that_hold_nothing_useful_are_refused_in_one_line(tmp_path, tiny_actor):
     for load in (loading.load_actor, loading.load_tokenizer, load_reward_model):
-        with pytest.raises(ValueError, match="no such folder") as error:
+        with pytest.raises(ValueError, match="no such directory") as error:
             load("./nowhere")
         assert "\n" not in str(error.value)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))

@@ -224,7 +224,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tiny_actor, tmp_path, saved_a
 
 def test_a_checkpoint_without_adapters_is_refused_by_a_run_with_them(tiny_actor, tmp_path):
     fit(make_module(tiny_actor), 1).trainer.save_checkpoint(tmp_path / "x.ckpt")
-    with pytest.raises(ValueError, match="the checkpoint has all weights and no adapters; leave"):
+    with pytest.raises(ValueError, match="the checkpoint has all weights and no adapters; omit"):
         fit(make_module(tiny_actor, lora=LORA), 1, ckpt_path=tmp_path / "x.ckpt")
 
 

@@ -67,7 +67,9 @@ def test_tokens_that_only_one_side_has_are_no_difference(tiny_actor):
     check_same_tokens(ours, theirs, "x")
     check_same_tokens(theirs, ours, "x")
     ours.add_tokens(["<tool>"])  # the id that the other gives to [PAD]
-    with pytest.raises(ValueError, match=r"token \d+ is '<tool>' to the actor and '\[PAD\]' there"):
+    with pytest.raises(
+        ValueError, match=r"token \d+ is '<tool>' for the actor and '\[PAD\]' there"
+    ):
         check_same_tokens(ours, theirs, "x", "critic")
 
 
@@ -75,7 +77,7 @@ def test_the_same_token_with_another_id_is_a_difference(tiny_actor):
     ours, theirs = (AutoTokenizer.from_pretrained(tiny_actor) for _ in range(2))
     ours.add_tokens(["<a>", "<b>"])
     theirs.add_tokens(["<b>"])
-    with pytest.raises(ValueError, match="'<a>' to the actor and '<b>' there"):
+    with pytest.raises(ValueError, match="'<a>' for the actor and '<b>' there"):
         check_same_tokens(ours, theirs, "x")
 
 
@@ -89,7 +91,7 @@ def more_special_tokens(folder, tiny_actor, *tokens):
 
 def test_a_special_token_that_no_prompt_holds_is_a_warning(tiny_actor, tmp_path):
     actor = more_special_tokens(tmp_path / "a", tiny_actor, "<image_soft_token>")
-    with pytest.warns(UserWarning, match="none for '<image_soft_token>'"):
+    with pytest.warns(UserWarning, match="without the special token '<image_soft_token>'"):
         fit(make_module(actor), 1)
 
 
@@ -101,8 +103,8 @@ def test_a_prompt_with_a_token_beyond_the_embedding_is_refused(tiny_actor, tmp_p
     data = AIMEDataModule(str(path), val_size=0, prompts_per_rollout=4)
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1)
     with (
-        pytest.warns(UserWarning, match="none for"),
-        pytest.raises(ValueError, match="a prompt holds token 322, but the model has 322"),
+        pytest.warns(UserWarning, match="without the special"),
+        pytest.raises(ValueError, match="a prompt contains token 322, but the model has only 322"),
     ):
         trainer.fit(make_module(actor), data)
 

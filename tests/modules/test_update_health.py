@@ -86,10 +86,10 @@ def test_what_is_left_out_is_counted_until_it_is_too_much():
     health = UpdateHealth(limit=2, flag="--model.optimizer")
     for skipped, lost in [(True, False), (False, False), (True, False), (True, True)]:
         health.count(skipped)
-        assert health.is_lost is lost
+        assert health.limit_reached is lost
     assert (health.take_skipped(), health.take_skipped()) == (3, 0)
-    assert "2 updates in a row" in health.obituary("critic", "x.ckpt")
-    assert not UpdateHealth(limit=0, flag="", in_a_row=99).is_lost
+    assert "2 updates in a row" in health.describe_failure("critic", "x.ckpt")
+    assert not UpdateHealth(limit=0, flag="", in_a_row=99).limit_reached
 
 
 @pytest.mark.parametrize("poison", ["nan", "infinite loss, finite gradient"])

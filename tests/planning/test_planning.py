@@ -19,6 +19,7 @@ from lightning_vcppo.planning.memory import (
     engine_needs,
     lasting,
     logit_blocks,
+    offloaded,
     peak,
     plan_memory,
 )
@@ -155,8 +156,11 @@ def test_a_side_critic_is_small_and_reads_the_actor():
     assert lasting(side).weights == lasting(alone).weights + 4 * side.side_weights
     assert lasting(side).optimizer == lasting(alone).optimizer + 2 * 4 * side.side_weights
     assert lasting(side).weights < lasting(RUN).weights
-    none, some, whole = (plan_seconds(r, Rates(1.0, 1.0), 1).critic for r in (alone, side, RUN))
-    assert none == 0 and 3 * some == pytest.approx(whole)
+    none, some, whole = (plan_seconds(r, Rates(1.0, 1.0), 1) for r in (alone, side, RUN))
+    assert none.critic == 0 and 3 * some.critic == pytest.approx(whole.critic)
+    assert some.score - none.score == pytest.approx(some.critic)
+    shared = plan_seconds(replace(side, side_together=True, logprob_readings=1), Rates(1.0, 1.0), 1)
+    assert shared.critic == 0 and shared.score == forward_flops(RUN, "policy")
 
 
 def test_activations_of_a_token():
@@ -361,6 +365,72 @@ def test_a_device_is_slower_than_its_data_sheet():
     rates = DEVICES["h100"].rates("bf16-mixed")
     assert rates.update_flops == pytest.approx(0.4 * 989e12)
     assert DEVICES["h100"].rates("32-true").update_flops == pytest.approx(0.4 * 67e12)
+
+
+def test_tf32_is_half_as_fast_as_bfloat16():
+    h100 = DEVICES["h100"]
+    assert h100.rates("32-true", tf32=True).update_flops == pytest.approx(0.4 * 989e12 / 2)
+    assert h100.rates("64-true", tf32=True) == h100.rates("64-true")
+    assert h100.rates("bf16-mixed", tf32=True) == h100.rates("bf16-mixed")
+
+
+OFFLOADED = replace(
+    RUN,
+    reference=True,
+    device="cuda",
+    offload=("reference", "idle_optimizer", "idle_network"),
+)
+
+
+def test_what_is_offloaded_is_in_memory_while_it_is_used():
+    network, state = 4 * BACKBONE, 2 * 4 * BACKBONE
+    assert offloaded(replace(OFFLOADED, offload=())) == {}
+    assert offloaded(OFFLOADED) == {
+        "reference": network,
+        **dict.fromkeys(("policy", "critic"), network),
+        **dict.fromkeys(("policy optimizer", "critic optimizer"), state),
+    }
+    memory = plan_memory(OFFLOADED)
+    assert (memory["sampling"].weights, memory["sampling"].optimizer) == (network, 0)
+    for name in ("policy update", "critic update"):
+        assert (memory[name].weights, memory[name].optimizer) == (network, state)
+    some = plan_memory(replace(OFFLOADED, offload=("idle_optimizer",)))["critic update"]
+    assert (some.weights, some.optimizer) == (3 * network, state)
+
+
+def test_networks_with_adapters_have_their_states_to_offload_alone():
+    run = replace(OFFLOADED, lora_rank=2)
+    assert offloaded(run).keys() == {"policy optimizer", "critic optimizer"}
+    assert plan_memory(run)["sampling"].optimizer == 0
+    assert plan_memory(run)["sampling"].weights == lasting(run).weights
+
+
+def test_a_rehearsal_of_offloading_on_a_cpu_takes_memory():
+    plain, moved = (
+        plan_memory(replace(OFFLOADED, device="cpu", offload=kinds))["sampling"]
+        for kinds in ((), OFFLOADED.offload)
+    )
+    assert moved.total == plain.total + 4 * BACKBONE
+
+
+def test_what_is_offloaded_leaves_and_comes_back_once_a_rollout():
+    fast = Rates(1e30, 1e30, host=1.0)
+    seconds = plan_seconds(OFFLOADED, fast, 8)
+    network, state = 4 * BACKBONE, 2 * 4 * BACKBONE
+    assert seconds.sampling == pytest.approx(2 * network)
+    assert seconds.score == pytest.approx(network)  # the reference's copy on the host stays right
+    assert seconds.critic == pytest.approx(2 * network + 2 * state)
+    assert seconds.policy == pytest.approx(2 * state)
+
+
+def test_advice_offloads_before_it_changes_the_arithmetic():
+    most = replace(OFFLOADED, offload=(), max_tokens=1, max_num_seqs=1, checkpointing=True)
+    run = replace(most, memory=peak(replace(most, offload=OFFLOADED.offload)))
+    changes, enough = advise(run)
+    flag = "--model.offload=[reference,idle_optimizer,idle_network]"
+    assert enough and [change.flag for change in changes] == [flag]
+    assert advice._offload(replace(run, strategy="fsdp2")) is None
+    assert advice._offload(replace(run, device="cpu")) is None
 
 
 def test_the_plan_knows_the_sizes_that_a_run_uses() -> None:

@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "data": {"models", "rewards"},
     "generation": {"models", "algorithm"},
     "rollouts": {"generation", "data", "models", "distributed", "rewards", "algorithm"},
-    "interchange": {"rollouts", "data", "models", "rewards"},
+    "interchange": {"rollouts", "data", "models", "rewards", "report"},
     "critic_lab": {
         *("interchange", "modules", "metrics", "rollouts", "models", "data", "report"),
         *("distributed", "algorithm"),

@@ -23,7 +23,7 @@ import yaml
 from packaging.requirements import Requirement
 
 import lightning_vcppo
-from lightning_vcppo.cli.commands import compare, critic, import_, plan, regrade, report
+from lightning_vcppo.cli.commands import compare, critic, import_, plan, regrade, report, serve
 from lightning_vcppo.cli.commands.registry import COMMANDS as COMMANDS_OF_VCPPO
 from lightning_vcppo.cli.configs import find_config
 from lightning_vcppo.critic_lab.comparison import read_specs
@@ -131,6 +131,8 @@ def check_vcppo(arguments: list[str]) -> None:
         compare._parser().parse_args(rest)
     elif name == "import":
         import_._parser().parse_args(rest)
+    elif name == "serve":
+        serve._parser().parse_args(rest)
     elif name == "critic":
         check_critic(*rest)
     else:

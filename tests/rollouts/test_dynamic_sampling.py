@@ -59,7 +59,9 @@ def test_batches_that_fill_no_rollout_are_told_once():
     equal = equal.with_(correct_B=torch.tensor([False, False]))
     for _ in range(7):
         buffer.add(equal)
-    with pytest.warns(UserWarning, match="8 batches have not filled a rollout; 0 responses wait"):
+    with pytest.warns(
+        UserWarning, match="8 batches have not filled a rollout; 0 responses are kept"
+    ):
         buffer.add(equal)
     buffer.add(equal)
     assert len(buffer) == 0

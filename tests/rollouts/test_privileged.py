@@ -97,7 +97,7 @@ def test_ranks_and_the_store_see_the_same_hints():
     store.add(view.with_(returns_BT=torch.zeros(6, 2)))
     others = prompt.view(groups((False, False, True, True, False, True)))
     store.add(others.with_(returns_BT=torch.zeros(6, 2)))
-    assert [len(lesson) for lesson in store.lessons()] == [3]
+    assert [len(lesson) for lesson in store.rollouts_to_fit()] == [3]
 
 
 def train(actor, path=None, *, kind="none", rollouts=1, pretraining=0, ckpt_path=None):
@@ -149,7 +149,7 @@ def test_pretraining_with_hints_resumes_exactly(tiny_actor, tmp_path, kind):
     _, resumed = train(tiny_actor, kind=kind, rollouts=3, pretraining=2, ckpt_path=path)
     assert torch.equal(resumed.critics[-1], whole.critics[-1])
     assert torch.equal(resumed.actors[-1], whole.actors[-1])
-    with pytest.raises(ValueError, match=rf"value\.privileged_prompt: .* {kind}, not with none"):
+    with pytest.raises(ValueError, match=rf"value\.privileged_prompt: .* {kind}, got none"):
         train(tiny_actor, ckpt_path=path)
 
 

@@ -56,7 +56,7 @@ def test_a_held_out_prompt_that_comes_again_is_left_out():
     store.add(four(10))
     store.add(four(12))  # prompts 12, [13, 9], 14 and 15
     store.add(four(13))  # the first of them was held out
-    (lesson,) = store.lessons()
+    (lesson,) = store.rollouts_to_fit()
     assert [p for p, _ in rows(lesson)] == [[14, 9], [15], [16]]
     assert lesson.positions_B.tolist() == [0, 1, 2]
 
@@ -68,7 +68,7 @@ def test_something_is_held_out_and_something_is_fitted_on(share, chosen):
 
 
 def test_one_prompt_cannot_be_in_two_parts():
-    with pytest.raises(ValueError, match="nothing to hold out"):
+    with pytest.raises(ValueError, match="nothing can be held out"):
         RolloutStore(0, 0.5).add(make_rollout([[1]], [[2]]))
 
 
@@ -77,7 +77,7 @@ def test_every_stored_rollout_has_its_turn_and_the_newest_comes_last():
     turns = []
     for number in range(4):
         store.add(four(10 * number))
-        turns.append([int(lesson.input_ids_BL[0, 0]) // 10 for lesson in store.lessons()])
+        turns.append([int(lesson.input_ids_BL[0, 0]) // 10 for lesson in store.rollouts_to_fit()])
     assert turns == [[0, 0, 0], [0, 1, 1], [0, 1, 2], [2, 3, 3]]
     assert {number for step in turns for number in step} == {0, 1, 2, 3}
 
@@ -88,7 +88,7 @@ def test_saved_rollouts_that_come_again_are_stored_once():
     newest = []
     for number in (0, 1, 0, 1, 0):
         store.add(four(10 * number))
-        newest.append(int(list(store.lessons())[-1].input_ids_BL[0, 0]) // 10)
+        newest.append(int(list(store.rollouts_to_fit())[-1].input_ids_BL[0, 0]) // 10)
     assert len(store) == 2 and store.rounds == 5
     assert newest == [0, 1, 0, 1, 0]
 
@@ -104,12 +104,12 @@ def test_ranks_hold_out_what_one_would():
         store = RolloutStore(replays=0, held_out_share=0.5)
         for rollout in (whole, again):
             store.add(shard(rollout, rank), reduce=reduce)
-        return [store.held_out, store.seen, *store.lessons()]
+        return [store.held_out, store.seen, *store.rollouts_to_fit()]
 
     alone = RolloutStore(replays=0, held_out_share=0.5)
     alone.add(whole)
     alone.add(again)
-    expected = [alone.held_out, alone.seen, *alone.lessons()]
+    expected = [alone.held_out, alone.seen, *alone.rollouts_to_fit()]
     for one, *parts in zip(expected, *on_ranks(run, [0, 1]), strict=True):
         found = {}
         for of_rank in parts:
@@ -134,13 +134,13 @@ def test_a_store_survives_a_checkpoint(tmp_path):
     store, again = (RolloutStore(replays=1, held_out_share=0.5) for _ in range(2))
     for number in range(3):
         store.add(four(10 * number))
-        list(store.lessons())
+        list(store.rollouts_to_fit())
     torch.save(store.state_dict(), tmp_path / "state.pt")
     again.load_state_dict([torch.load(tmp_path / "state.pt", weights_only=True)])
     assert rows(again.held_out) == rows(store.held_out)
     for one in (store, again):
         one.add(four(11))  # prompt 11 is held out
-    assert [rows(x) for x in again.lessons()] == [rows(x) for x in store.lessons()]
+    assert [rows(x) for x in again.rollouts_to_fit()] == [rows(x) for x in store.rollouts_to_fit()]
     assert again.rounds == store.rounds == 4
 
 
@@ -247,7 +247,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, content, message):
 
 def test_a_file_too_small_for_a_rollout_is_refused(tmp_path):
     rollouts = SavedRollouts(write(tmp_path / "x.jsonl", [saved(0)]), ORIGIN, seed=0)
-    with pytest.raises(ValueError, match="1 problems are fewer than the 2 of a rollout"):
+    with pytest.raises(ValueError, match="expected at least the 2 problems of a rollout"):
         rollouts.take(0, 2)
 
 

@@ -7,12 +7,13 @@ as under torchrun. What a process has at the end is in `FOLDER/NAME/RANK.pt`.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.strategies import StrategyRegistry
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from lightning_vcppo import AIMEDataModule
 from lightning_vcppo.callbacks import (
@@ -57,7 +58,8 @@ class Run:
         precision: Of the Trainer.
         nodes: Machines that the processes believe to be on.
         resume: Name of a run and of its checkpoint.
-        successors: Train with the switches of later recipes, the actor first.
+        switches: Name of the set of switches it trains with.
+        counted: Count the numbers that DDP sums over ranks.
     """
 
     strategy: str = "auto"
@@ -65,7 +67,8 @@ class Run:
     precision: str = "64-true"
     nodes: int = 1
     resume: tuple[str, str] | None = None
-    successors: bool = False
+    switches: str = "everything"
+    counted: bool = False
 
 
 RUNS = {
@@ -84,17 +87,29 @@ RUNS = {
     "fsdp2_2_bf16": Run("fsdp2", 2, "bf16-true"),
     "fsdp2_2_mixed": Run("fsdp2", 2, "bf16-mixed"),
     "ddp_2_pretraining": Run("ddp", 2, resume=("ddp_2", "pretraining")),
-    "ddp_2_waiting": Run("ddp", 2, resume=("ddp_2", "waiting")),
+    "ddp_2_waiting": Run("ddp", 2, resume=("ddp_2", "waiting"), counted=True),
     "fsdp2_2_pretraining": Run("fsdp2", 2, resume=("fsdp2_2", "pretraining")),
     "fsdp2_2_waiting": Run("fsdp2", 2, resume=("fsdp2_2", "waiting")),
     "ddp_2_to_1": Run(resume=("ddp_2", "pretraining")),
     "fsdp2_2_to_1": Run("fsdp2", 1, resume=("fsdp2_2", "pretraining")),
     "fsdp2_2_to_4": Run("fsdp2", 4, resume=("fsdp2_2", "pretraining")),
     "ddp_2_to_offload_2": Run("fsdp2_offload", 2, resume=("ddp_2", "waiting")),
-    "successors_one": Run(successors=True),
-    "successors_ddp_2": Run("ddp", 2, successors=True),
-    "successors_fsdp2_2": Run("fsdp2", 2, successors=True),
+    "successors_one": Run(switches="successors"),
+    "successors_ddp_2": Run("ddp", 2, switches="successors"),
+    "successors_fsdp2_2": Run("fsdp2", 2, switches="successors"),
+    "side_one": Run(switches="side"),
+    "side_ddp_2": Run("ddp", 2, switches="side"),
 }
+SWITCHES = {
+    "everything": ("critic_first", EVERYTHING),
+    "successors": ("actor_first", SUCCESSORS),
+    "side": (
+        "together",
+        EVERYTHING
+        | {"value": replace(EVERYTHING["value"], architecture="side", side_taps=2, side_width=16)},
+    ),
+}
+"""Order of the networks and switches, by name."""
 
 _ACTOR = ["--model.actor={actor}"]
 COMMANDS = {
@@ -122,10 +137,6 @@ _UNEQUAL = [
     "--data.prompts_per_rollout=22",
     *("--model.update.ppo_mini_batch_size=8", "--model.update.ppo_max_token_len_per_gpu=1"),
 ]
-COMMANDS["side"] = [
-    *("fit", *_ACTOR, *ROLLOUTS, "--trainer.strategy=ddp", "--model.value.architecture=side"),
-    *("--model.value.side_taps=2", "--model.value.side_width=16"),
-]
 COMMANDS["reader"] = [
     *("fit", *_ACTOR, *ROLLOUTS, "--model.sampling.num_generations=2"),
     *("--model.value.freeze=attention", "--model.value.privileged_prompt=siblings"),
@@ -140,20 +151,45 @@ COMMANDS |= {
 micro-batches."""
 
 
+class Traffic(Callback):
+    """Count the numbers that DDP sums over ranks, by network."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.exchanged = {}
+        self.before = dict(pl_module.updates_done)
+        for name, wrapper in trainer.strategy.wrappers.items():
+            self.exchanged[name] = 0
+            wrapper.register_comm_hook(name, self.exchange)
+
+    def exchange(self, name, bucket):
+        """Do what DDP does without a hook."""
+        self.exchanged[name] += bucket.buffer().numel()
+        return allreduce_hook(None, bucket)
+
+    def on_train_end(self, trainer, pl_module):
+        networks = {"actor": "policy", "critic": "critic"}
+        self.expected = {
+            name: sum(p.numel() for p in getattr(pl_module, name).parameters())
+            * (pl_module.updates_done[network] - self.before[network])
+            for name, network in networks.items()
+        }
+
+
 def train(actor: str, folder: Path, name: str) -> None:
     """Do one run, as one of its processes."""
     run = RUNS[name]
+    order, switches = SWITCHES[run.switches]
     seed_everything(0)
     # Micro-batches of about three rows: the ranks have different numbers of them.
     module = make_module(
         actor,
         sampling=SamplingSettings(max_response_length=8, num_generations=2, dynamic_sampling=True),
         update=UpdateSettings(
-            order="actor_first" if run.successors else "critic_first",
+            order=order,
             ppo_mini_batch_size=6,
             ppo_max_token_len_per_gpu=130,
         ),
-        **(SUCCESSORS if run.successors else EVERYTHING),
+        **switches,
         **(PAPER_RATES if run.precision == "32-true" else {}),
     )
     saving = (
@@ -187,6 +223,7 @@ def train(actor: str, folder: Path, name: str) -> None:
             AIMEEvaluation(),
             recorder,
             *saving,
+            *([traffic := Traffic()] if run.counted else []),
         ],
     )
     data = AIMEDataModule(train_size=60, val_size=3, val_batch_size=1, prompts_per_rollout=8)
@@ -200,6 +237,8 @@ def train(actor: str, folder: Path, name: str) -> None:
         "responses": [list(r.responses) for r in recorder.rollouts if r is not None],
         "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()},
     }
+    if run.counted:
+        result["exchanged"] = [traffic.exchanged, traffic.expected]
     torch.save(result, folder / name / f"{trainer.global_rank}.pt")
 
 

@@ -1,14 +1,16 @@
-"""`vcppo export`: from a checkpoint to ordinary Hugging Face folders.
+"""Run `vcppo export`: write a checkpoint as Hugging Face directories, or a critic for others.
 
-A checkpoint is one file, or a folder of shards (torch.distributed.checkpoint), which is read
-without a process group. Nothing in it is executed: tensors, numbers and text alone are read.
+A checkpoint is one file, or a directory of shards (torch.distributed.checkpoint), which is read
+without a process group. Nothing in it is executed: only tensors, numbers and text are read.
 """
 
 from __future__ import annotations
 
 import shutil
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_vcppo.checkpointing.format import (
     META_FILE,
@@ -30,7 +32,8 @@ from lightning_vcppo.checkpointing.safe_loading import refuse_code_in
 from lightning_vcppo.cli.parser import run_function
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.models import hf_folders, loading
-from lightning_vcppo.models.critic import load_critic
+from lightning_vcppo.models.critic import holds_value_head, load_critic
+from lightning_vcppo.models.critic_layouts import PLACES, Layout, how_to_load, write_layout
 from lightning_vcppo.models.fingerprints import model_fingerprint
 from lightning_vcppo.models.hf_folders import write_folder
 from lightning_vcppo.models.lora import adapt
@@ -41,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run `vcppo export`.
 
     Args:
-        arguments: What follows the command.
+        arguments: Arguments after the command's name.
     """
     run_function(export, "export", arguments)
 
@@ -52,48 +55,95 @@ def export(
     overwrite: bool = False,
     actor: str | None = None,
     critic: str | None = None,
+    layout: Layout | None = None,
 ) -> None:
-    """Write the networks of a checkpoint as Hugging Face folders: `actor/`, `critic/`.
+    """Write the networks of a checkpoint as Hugging Face directories: `actor/`, `critic/`.
 
-    Adapters are added to the weights. The folders appear when all of them are complete.
+    Adapters are merged into the weights. The directories appear when all of them are complete.
 
     Args:
-        ckpt_path: File or folder of a checkpoint, of any strategy.
-        output: Where the folders go.
-        overwrite: Replace folders that are there.
-        actor: Base of the actor's adapters, if it is no longer where the run found it.
-        critic: The same for the critic's; None is `actor`, if the two were one.
+        ckpt_path: File or directory of a checkpoint, of any strategy; with a layout also the
+            directory of a critic.
+        output: Directory to write to.
+        overwrite: Replace existing directories.
+        actor: Base model of the actor's adapters, if it has been moved since the run.
+        critic: The same for the critic; None means `actor`, if both had the same base.
+        layout: Write only the critic, in the form in which this trainer loads it.
 
     Raises:
-        ValueError: If there is no such checkpoint, something is there already, or the base of the
-            adapters is missing or another.
+        ValueError: If there is no such checkpoint, a directory exists already, the base of the
+            adapters is missing or has other weights, or the trainer cannot load such a critic.
     """
-    checkpoint = read_checkpoint(Path(ckpt_path).expanduser())
-    target, staging = Path(output).expanduser(), Path(output).expanduser() / ".partial"
+    source, target = Path(ckpt_path).expanduser(), Path(output).expanduser()
+    moved = {"actor": actor, "critic": critic}
+    if layout is not None:
+        _export_critic(source, target, layout, overwrite, moved)
+        return
+    require(
+        not (source / "config.json").exists(),
+        f"--ckpt_path: {source} is a Hugging Face folder already; --layout={'|'.join(PLACES)} "
+        "writes its critic for another trainer",
+    )
+    checkpoint = read_checkpoint(source)
     names = list(checkpoint[Keys.FOLDERS])
+    with _staged(target, names, overwrite) as staging:
+        tokenizer = _tokenizer(checkpoint)
+        for name in names:
+            write_folder(staging / name, _network(name, checkpoint, moved), tokenizer)
+    print("\n".join(str(target / name) for name in names))
+
+
+def _export_critic(
+    source: Path, target: Path, layout: Layout, overwrite: bool, moved: dict[str, str | None]
+) -> None:
+    """Write the critic of a checkpoint or of a folder, and print how to load it."""
+    place = PLACES[layout]
+    with _staged(target, [place], overwrite) as staging:
+        if (source / "config.json").exists():
+            require(
+                holds_value_head(str(source)),
+                f"--ckpt_path: {source} holds no critic: its model has no head of one number",
+            )
+            described = getattr(loading.load_config(str(source)), "value_head", None) or {}
+            critic = load_critic(str(source), ValueSettings(**described)).model
+            tokenizer = loading.load_tokenizer(str(source))
+        else:
+            checkpoint = read_checkpoint(source)
+            require("critic" in checkpoint[Keys.FOLDERS], f"--ckpt_path: {source} has no critic")
+            critic = _network("critic", checkpoint, moved)
+            tokenizer = _tokenizer(checkpoint)
+        write_layout(staging / place, critic, tokenizer, layout)
+    print(how_to_load(target / place, layout))
+
+
+def _tokenizer(checkpoint: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    with tempfile.TemporaryDirectory() as folder:
+        hf_folders.put_files(checkpoint[Keys.TOKENIZER], Path(folder))
+        return loading.load_tokenizer(folder)
+
+
+@contextmanager
+def _staged(target: Path, names: Sequence[str], overwrite: bool) -> Iterator[Path]:
+    """Give a directory for folders that appear together, once the body has ended well."""
+    staging = target / ".partial"
     taken = [str(target / name) for name in names if (target / name).exists()]
     require(overwrite or not taken, f"{taken and taken[0]} exists; --overwrite replaces it")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        hf_folders.put_files(checkpoint[Keys.TOKENIZER], staging / "tokenizer")
-        tokenizer = loading.load_tokenizer(str(staging / "tokenizer"))
-        for name in names:
-            model = _network(name, checkpoint, {"actor": actor, "critic": critic})
-            write_folder(staging / name, model, tokenizer)
+        yield staging
         for name in names:
             shutil.rmtree(target / name, ignore_errors=True)
             (staging / name).rename(target / name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    print("\n".join(str(target / name) for name in names))
 
 
 def read_checkpoint(path: Path) -> Any:
-    """Read what a checkpoint says of its networks, and their weights; optimizers stay on disk.
+    """Read a checkpoint's networks and weights, without its optimizers.
 
     Raises:
-        ValueError: If it is none, or one of a version that did not describe its networks.
+        ValueError: If it is not a checkpoint, or of a version that did not describe its networks.
     """
     require(path.exists(), f"--ckpt_path: {path} does not exist")
     checkpoint = _read_parts(path) if path.is_dir() else read_file(path)
@@ -101,8 +151,8 @@ def read_checkpoint(path: Path) -> Any:
         isinstance(checkpoint, dict)
         and {Keys.FOLDERS, Keys.WEIGHTS, Keys.TOKENIZER} <= checkpoint.keys()
         and checkpoint[Keys.FOLDERS].keys() <= hf_folders.KINDS.keys(),
-        f"--ckpt_path: {path} does not say what its networks are: it is of another program or of "
-        "a version of this one before `vcppo export`",
+        f"--ckpt_path: {path} does not describe its networks: it was written by another program "
+        "or by a version before `vcppo export`",
     )
     return checkpoint
 
@@ -110,7 +160,7 @@ def read_checkpoint(path: Path) -> Any:
 def _read_parts(path: Path) -> Any:
     require(
         is_sharded_checkpoint(path),
-        f"--ckpt_path: {path} is no checkpoint: expected a file, or a folder with {META_FILE}",
+        f"--ckpt_path: {path} is no checkpoint: expected a file, or a directory with {META_FILE}",
     )
     checkpoint = read_file(path / META_FILE)
     refuse_code_in(path)
@@ -130,7 +180,7 @@ def _read_parts(path: Path) -> Any:
 def _network(
     name: str, checkpoint: dict[str, Any], moved: dict[str, str | None]
 ) -> PreTrainedModel:
-    """Return a network with the checkpoint's weights; `moved` says where bases are now."""
+    """Return a network with the checkpoint's weights; `moved` has the new places of bases."""
     prefix, _ = hf_folders.KINDS[name]
     state: dict[str, Tensor] = {
         key.removeprefix(prefix): weight
@@ -169,7 +219,7 @@ def _base(
         else:
             model = loading.load_actor(source)
     except ValueError as error:
-        raise ValueError(f"{error}; --{name} says where the base of its adapters is") from error
+        raise ValueError(f"{error}; set --{name} to the base of its adapters") from error
     require(
         model_fingerprint(model) == saved.get("fingerprint"),
         f"--{name}: {source} holds other weights than those on which the adapters were trained",

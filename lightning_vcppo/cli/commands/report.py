@@ -1,31 +1,75 @@
-"""`vcppo report`: write one HTML page about one or more runs. It starts without torch."""
+"""Run `vcppo report`: write one HTML page about one or more runs, without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lightning_vcppo.common.errors import OneLineArguments
 from lightning_vcppo.common.terminal import waiting_for
+from lightning_vcppo.interchange.schemas import Fields
+from lightning_vcppo.interchange.steps import CountTokens, is_dump, read_dumps
 from lightning_vcppo.report import write_report
+from lightning_vcppo.report.reading import Run, read_run
 
 
 def main(args: Sequence[str]) -> None:
     """Run `vcppo report`.
 
     Args:
-        args: What follows the command.
+        args: Arguments after the command's name.
 
     Raises:
         ValueError: As `write_report`.
         ImportError: As `write_report`.
     """
+    arguments = _parser().parse_args(args)
+    read = _reader(arguments)
+    with waiting_for("Drawing the report"):
+        page = write_report(arguments.runs, arguments.output, read)
+    print(f"The report is in {page}")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = OneLineArguments(
         "vcppo report", description="Write one HTML page about one or more runs."
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER")
-    parser.add_argument("--output", type=Path, help="the page; default: report.html in the first")
-    arguments = parser.parse_args(args)
-    with waiting_for("Drawing the report"):
-        page = write_report(arguments.runs, arguments.output)
-    print(f"The report is in {page}")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="directory of `vcppo fit`, or of rollouts that another trainer dumped over its steps",
+    )
+    parser.add_argument("--output", type=Path, help="HTML file; default: report.html in the first")
+    parser.add_argument("--model", help="model whose tokenizer counts tokens of dumps without ids")
+    for name in ("prompt", "response", "reward"):
+        parser.add_argument(f"--{name}_field", help=f"name of the field with the {name} in dumps")
+    return parser
+
+
+def _reader(arguments: argparse.Namespace) -> Callable[[Path, str], Run]:
+    """Return a function that reads a run, or the dumps of another trainer."""
+    fields = Fields(arguments.prompt_field, arguments.response_field, arguments.reward_field)
+    count = _counter(arguments.model) if arguments.model else None
+
+    def read(folder: Path, name: str) -> Run:
+        if is_dump(folder):
+            return read_dumps(folder, name, fields, count)
+        return read_run(folder, name)
+
+    return read
+
+
+def _counter(model: str) -> CountTokens:
+    with waiting_for("Loading"):  # the import includes torch
+        from lightning_vcppo.models.loading import load_tokenizer
+    tokenizer = load_tokenizer(model)
+
+    def count(texts: list[str]) -> list[int]:
+        if not texts:
+            return []
+        return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+    return count

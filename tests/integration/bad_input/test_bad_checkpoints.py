@@ -106,7 +106,7 @@ def test_a_sharded_checkpoint_needs_its_strategy(mistake, tmp_path):
     (tmp_path / "x.ckpt").mkdir()
     (tmp_path / "x.ckpt" / "meta.pt").touch()
     line = mistake("--ckpt_path=x.ckpt")
-    assert line.startswith("x.ckpt: a sharded checkpoint; go on with --trainer.strategy=fsdp2")
+    assert line.startswith("x.ckpt: a sharded checkpoint; resume with --trainer.strategy=fsdp2")
 
 
 def test_a_checkpoint_of_another_model(mistake, checkpoint, tmp_path, tiny_actor):
@@ -121,7 +121,7 @@ def test_a_checkpoint_of_another_model(mistake, checkpoint, tmp_path, tiny_actor
     assert line.startswith(
         f"{begin}actor.model.embed_tokens.weight is (322, 32) there and (322, 64)"
     )
-    assert line.endswith("give the --model.* flags of its run, which are in its config.yaml")
+    assert line.endswith("use the --model.* flags of its run, which are in its config.yaml")
     line = mistake(*given, actor="./deep")
     assert line.startswith(f"{begin}it lacks actor.model.layers.2.self_attn.q_proj.weight (and ")
     line = mistake(*given, "--model.value.head=hl_gauss")

@@ -65,7 +65,7 @@ SPOILED = [
     (
         "a wrong shape",
         lambda f: edit_weights(f, lambda w: w.update({"model.norm.weight": torch.ones(5)})),
-        "model.norm.weight has shape (5,), but config.json makes it (32,)",
+        "model.norm.weight has shape (5,), but config.json expects (32,)",
     ),
     (
         "a weight that is not finite",
@@ -79,7 +79,11 @@ SPOILED = [
     ),
     ("a broken config", lambda f: (f / "config.json").write_text("{"), "cannot load a tokenizer f"),
     ("no config", lambda f: (f / "config.json").unlink(), "cannot load a causal language model fr"),
-    ("no tokenizer", unlearn_tokens, "no tokenizer is here (expected tokenizer.json beside the mo"),
+    (
+        "no tokenizer",
+        unlearn_tokens,
+        "no tokenizer found (expected tokenizer.json next to the model)",
+    ),
     (
         "a broken tokenizer",
         lambda f: (f / "tokenizer.json").write_text('{"a": 1}'),
@@ -112,8 +116,8 @@ def test_a_spoiled_folder(mistake, model_copy, tiny_actor, spoil, message):
 @pytest.mark.parametrize(
     ("actor", "message"),
     [
-        ("./mode", "./mode: no such folder (expected a tokenizer); did you mean model?"),
-        ("./model/config.json", "./model/config.json: no such folder (expected a tokenizer)"),
+        ("./mode", "./mode: no such directory (expected a tokenizer); did you mean model?"),
+        ("./model/config.json", "./model/config.json: no such directory (expected a tokenizer)"),
         ("./empty", "./empty: cannot load a tokenizer from here"),
         ("nobody/nothing", "nobody/nothing: cannot load a tokenizer from here: We couldn't conn"),
     ],
@@ -151,9 +155,11 @@ def test_a_chat_template_that_fails(mistake, model_copy, tiny_actor, template, r
 
 
 def test_a_critic_or_reference_that_is_not_there(mistake):
-    assert mistake("--model.critic=./none").startswith("./none: no such folder (expected a model")
+    assert mistake("--model.critic=./none").startswith(
+        "./none: no such directory (expected a model"
+    )
     line = mistake("--model.reference=./none", "--model.policy.kl_coef=0.1")
-    assert line.startswith("./none: no such folder (expected a causal language model)")
+    assert line.startswith("./none: no such directory (expected a causal language model)")
 
 
 def test_a_critic_with_another_head(mistake, tiny_critic):
@@ -164,7 +170,7 @@ def test_a_critic_with_another_head(mistake, tiny_critic):
 def test_a_critic_that_has_lost_its_head(mistake, model_copy, tiny_critic):
     edit_weights(model_copy(tiny_critic), lambda weights: weights.pop("score.weight"))
     line = mistake("--model.critic=./model")
-    assert line.startswith("./model: its files lack score.weight; copy the folder again"), line
+    assert line.startswith("./model: its files lack score.weight; copy the directory again"), line
 
 
 def critic_of(size, tokens, folder, tokenizer):

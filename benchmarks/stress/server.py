@@ -1,0 +1,193 @@
+"""Kill sampling servers and trainers at random moments, and check that nothing is lost.
+
+    python -m benchmarks.stress.server --kills 20         # servers without vLLM: quick, exact
+    python -m benchmarks.stress.server --kills 4 --vllm   # `vcppo serve`, needs vLLM
+
+A run of a tiny model samples on servers in processes of their own. At moments that the seed names,
+a server or the trainer gets SIGKILL; a server is started again at once, the trainer with
+`--ckpt_path=last`. Run after run is killed until there were enough kills. In the end each run must
+have the rows of all its rollouts, once each and in order, and all weights of the run that nobody
+disturbed: to the bit without vLLM. With it, rounding depends on which responses share a batch, so
+weights are compared by their largest difference, which is printed.
+
+The last line is JSON: kills of each kind, runs, lost (runs that fail the check), seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from lightning_vcppo.common.server_token import VARIABLE
+from lightning_vcppo.data.tiny_tokenizer import default_tokenizer
+from lightning_vcppo.models import loading
+from lightning_vcppo.models.hf_folders import write_folder
+from tests.support.sampling_server import TOKEN
+from tests.support.serving import ServerProcess
+from tests.support.tiny_runs import ROLLOUTS, ROOT, TINY_QWEN2
+
+ROLLOUT_COUNT = 8
+LIMIT_S = 900.0
+"""Seconds after which a run is stuck."""
+
+
+class Trainer:
+    """A run in a process that can be killed and started again."""
+
+    def __init__(self, actor: Path, folder: Path, servers: list[ServerProcess], vllm: bool) -> None:
+        """Keep its arguments; nothing is started yet."""
+        self.folder, self._log = folder, folder.with_suffix(".log")
+        token = [f"--model.engine.token_file={servers[0].token_file}"] if vllm else []
+        self._command = [
+            *(sys.executable, "-m", "lightning_vcppo", "fit", f"--model.actor={actor}", *ROLLOUTS),
+            *("--loggers=[csv]", "--model.engine.name=vllm_server", *token),
+            f"--model.engine.urls={[server.url for server in servers]}",
+            *("--model.engine.retry_s=0.1", "--rollout_checkpoint.max_time_share=null"),
+            *("--model.actor_optimizer.lr=0.0001", f"--data.train_size={12 * ROLLOUT_COUNT}"),
+            f"--trainer.limit_train_batches={ROLLOUT_COUNT}",
+            f"--trainer.default_root_dir={folder}",
+        ]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, from its last checkpoint if there is one."""
+        resume = (self.folder / "checkpoints" / "last.ckpt").exists()
+        command = [*self._command, *(["--ckpt_path=last"] if resume else [])]
+        with self._log.open("a") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+
+    def kill(self) -> None:
+        """End it at once."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def has_ended(self) -> bool:
+        """Return whether it has, well.
+
+        Raises:
+            RuntimeError: If it has ended with an error.
+        """
+        assert self.process is not None
+        code = self.process.poll()
+        if code:
+            raise RuntimeError(f"exit code {code}: {self._log.read_text()[-2000:]}")
+        return code == 0
+
+    def rollouts(self) -> list[int]:
+        """Return the numbers of the rollouts that have left a row in metrics.csv."""
+        with (self.folder / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        return [int(float(row["step"])) for row in rows if row.get("rollout/reward_mean")]
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return the weights with which it ended."""
+        path = self.folder / "checkpoints" / "last.ckpt"
+        state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
+        return state
+
+
+def disturb(
+    trainer: Trainer, servers: list[ServerProcess], kills: int, chance: random.Random, run_s: float
+) -> list[str]:
+    """Let a run end, killing what it needs at random moments; return what was killed.
+
+    Args:
+        trainer: Not started yet.
+        servers: Started.
+        kills: How many, at most.
+        chance: Names victims and moments.
+        run_s: Seconds that an undisturbed run takes.
+
+    Raises:
+        TimeoutError: If it is stuck.
+    """
+    killed: list[str] = []
+    trainer.start()
+    end = time.monotonic() + LIMIT_S
+    next_kill = time.monotonic() + chance.uniform(0.1, 0.9) * run_s
+    while not trainer.has_ended():
+        if time.monotonic() > end:
+            trainer.kill()
+            raise TimeoutError(str(trainer.folder))
+        time.sleep(0.05)
+        if len(killed) == kills or time.monotonic() < next_kill:
+            continue
+        victims: list[Trainer | ServerProcess] = [trainer, *servers]
+        victim = chance.choice(victims)
+        victim.kill()
+        victim.start()
+        killed.append("trainer" if victim is trainer else "server")
+        next_kill = time.monotonic() + chance.uniform(0.1, 0.9) * run_s
+    return killed
+
+
+def difference(run: Trainer, other: Trainer) -> float:
+    """Return the largest difference between two runs' weights."""
+    ours, theirs = run.weights(), other.weights()
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--servers", type=int, default=2)
+    parser.add_argument("--vllm", action="store_true")
+    options = parser.parse_args()
+    began, chance = time.monotonic(), random.Random(options.seed)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if not options.vllm:
+        os.environ[VARIABLE] = TOKEN
+    killed: list[str] = []
+    runs = lost = 0
+    with tempfile.TemporaryDirectory() as place:
+        folder, tokenizer = Path(place), default_tokenizer(320)
+        torch.manual_seed(options.seed)
+        actor = loading.build_actor(TINY_QWEN2 | {"hidden_size": 64}, tokenizer)
+        write_folder(folder / "actor", actor, tokenizer)
+        servers = [
+            ServerProcess(folder / "actor", folder, vllm=options.vllm)
+            for _ in range(options.servers)
+        ]
+        try:
+            for server in servers:
+                server.start()
+            for server in servers:
+                server.wait()
+            calm = Trainer(folder / "actor", folder / "calm", servers, options.vllm)
+            start = time.monotonic()
+            disturb(calm, servers, 0, chance, 1.0)
+            run_s = time.monotonic() - start
+            while len(killed) < options.kills:
+                run = Trainer(folder / "actor", folder / f"run_{runs}", servers, options.vllm)
+                victims = disturb(run, servers, options.kills - len(killed), chance, run_s)
+                gap, rows = difference(run, calm), run.rollouts()
+                whole = rows == list(range(1, ROLLOUT_COUNT + 1)) == calm.rollouts()
+                good = whole and (options.vllm or gap == 0)
+                print(
+                    f"run {runs}: killed {victims}; rollouts {rows}; largest difference {gap:.1e}"
+                )
+                killed, runs, lost = killed + victims, runs + 1, lost + (not good)
+        finally:
+            for server in servers:
+                server.end()
+    counts = {kind: killed.count(kind) for kind in ("server", "trainer")}
+    seconds = round(time.monotonic() - began)
+    print(json.dumps({"kills": counts, "runs": runs, "lost": lost, "seconds": seconds}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""One sampling server over HTTP: what it is asked, and which answers are rubbish.
+
+Every call has a connection of its own, so a server that starts again finds no stale ones, and
+`abort` can end all that are waiting for an answer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from lightning_vcppo.settings import SamplingSettings
+
+REFUSALS = {400, 401, 403, 404, 405, 422}
+"""Statuses that stay the same however often one asks."""
+MAX_WORDS = 200
+"""Characters of a server's own message that are passed on."""
+
+
+class ServerFault(Exception):
+    """A server has not answered as it should; the message completes "URL: ..."."""
+
+
+class ServerRefusal(ServerFault):
+    """It has answered, and will answer the same again: a mistake of the user's."""
+
+
+class StaleWeights(ServerFault):
+    """Its answer is of other weights, as after it was started again."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response to one prompt.
+
+    Attributes:
+        token_ids: Sampled tokens.
+        logprobs: Of each; None if they were not asked for.
+        finished: Whether a stop token was sampled.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float] | None
+    finished: bool
+
+
+class ServerClient:
+    """Speaks to one server that `vcppo serve` has started.
+
+    Args:
+        url: Such as http://127.0.0.1:8000.
+        token: Sent with each request.
+        timeout_s: Seconds after which an answer to a question that needs no work is overdue.
+        work_timeout_s: The same for a response, or for new weights.
+    """
+
+    def __init__(self, url: str, token: str, *, timeout_s: float, work_timeout_s: float) -> None:
+        """Keep the address; nothing is sent yet."""
+        self.url = url.rstrip("/")
+        self._parts = urlsplit(self.url)
+        self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        self._timeout_s, self._work_timeout_s = timeout_s, work_timeout_s
+        self._open: set[HTTPConnection] = set()
+        self._lock = threading.Lock()
+
+    # Questions -----------------------------------------------------------------------------------
+
+    def version(self) -> str:
+        """Return the name of the weights that it samples from."""
+        answer = self._call("GET", "/weight_info")
+        return str(_field(answer, "weight_version", str))
+
+    def max_model_len(self) -> int:
+        """Return the most tokens of a prompt and its response."""
+        models = _field(self._call("GET", "/v1/models"), "data", list)
+        if not models:
+            raise ServerFault("lists no model")
+        return int(_field(models[0], "max_model_len", int))
+
+    def take_weights(self, folder: str, version: str) -> None:
+        """Have it read weights from a directory; what it is sampling is lost.
+
+        Args:
+            folder: As it sees it, too.
+            version: Name of the weights from now on.
+
+        Raises:
+            ServerRefusal: If they do not fit its model.
+        """
+        self._call("POST", "/pause?mode=abort")  # empties the cache, too
+        body = {"method": "take_weight_files", "args": [folder]}
+        answer = self._call("POST", "/collective_rpc", body, self._work_timeout_s)
+        for of_worker in _field(answer, "results", list):
+            for key, kind in (("refused", ServerRefusal), ("fault", ServerFault)):
+                if isinstance(of_worker, dict) and key in of_worker:
+                    raise kind(str(of_worker[key]))
+        self._call("POST", f"/update_weight_version?v={quote(version)}", {"new_version": version})
+        self._call("POST", "/resume")
+
+    def generate(
+        self,
+        prompt_ids: Sequence[int],
+        seed: int,
+        settings: SamplingSettings,
+        *,
+        stop_token_ids: Sequence[int],
+        version: str,
+        salt: str,
+    ) -> Answer:
+        """Sample a response.
+
+        Args:
+            prompt_ids: At least one token.
+            seed: Of the response.
+            settings: Temperature, top-p, length limit.
+            stop_token_ids: Tokens that end it.
+            version: Of the weights that it is to be of.
+            salt: What was computed for requests with another one is not used again.
+
+        Raises:
+            ServerFault: For no answer, or rubbish.
+            StaleWeights: For an answer of other weights.
+        """
+        parameters = {
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "max_tokens": settings.max_response_length,
+            "seed": seed,
+            "stop_token_ids": list(stop_token_ids),
+            "ignore_eos": True,  # of vLLM's own choice: the list above is complete
+            "detokenize": False,
+        }
+        if settings.top_p == 1:
+            parameters["logprobs"] = 0  # of the sampled token alone
+        body = {
+            "token_ids": list(prompt_ids),
+            "sampling_params": parameters,
+            "cache_salt": salt,
+        }
+        answer = self._call("POST", "/inference/v1/generate", body, self._work_timeout_s)
+        choices = _field(answer, "choices", list)
+        if len(choices) != 1:
+            raise ServerFault(f"returned {len(choices)} responses for one")
+        check_version(choices[0], version)
+        return read_answer(choices[0], settings, stop_token_ids)
+
+    # The wire ------------------------------------------------------------------------------------
+
+    def abort(self) -> None:
+        """End every call that waits for an answer; each raises `ServerFault`."""
+        with self._lock:
+            for connection in self._open:
+                if connection.sock is not None:
+                    with suppress(OSError):
+                        connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def _call(
+        self, method: str, path: str, body: object = None, timeout_s: float | None = None
+    ) -> Any:
+        """Send a request and return its answer."""
+        patience_s = self._timeout_s if timeout_s is None else timeout_s
+        kind = HTTPSConnection if self._parts.scheme == "https" else HTTPConnection
+        assert self._parts.hostname is not None
+        connection = kind(self._parts.hostname, self._parts.port, timeout=patience_s)
+        with self._lock:
+            self._open.add(connection)
+        try:
+            sent = None if body is None else json.dumps(body)
+            connection.request(method, f"{self._parts.path}{path}", sent, self._headers)
+            response = connection.getresponse()
+            status, data = response.status, response.read()
+        except TimeoutError as error:
+            raise ServerFault(f"no answer in {patience_s:g} s") from error
+        except (OSError, HTTPException) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise ServerFault(reason.lower()) from error
+        finally:
+            with self._lock:
+                self._open.discard(connection)
+            connection.close()
+        if status == 401:
+            raise ServerRefusal("refuses the token (--model.engine.token_file)")
+        if status != 200:
+            kind_of_fault = ServerRefusal if status in REFUSALS else ServerFault
+            words = data.decode("utf-8", "replace").strip()[:MAX_WORDS]
+            raise kind_of_fault(f"{path.partition('?')[0]}: HTTP {status}: {words}")
+        try:
+            return json.loads(data) if data else {}
+        except ValueError as error:
+            raise ServerFault(f"{path.partition('?')[0]}: the answer is not JSON") from error
+
+
+def check_version(choice: Any, version: str) -> None:
+    """Check that all tokens of a response were sampled from the same, expected weights."""
+    spans = _field(choice, "weight_versions", list)
+    versions = {str(_field(span, "version", str)) for span in spans}
+    if versions != {version}:
+        raise StaleWeights(f"sampled from {', '.join(sorted(versions)) or 'nothing'}")
+
+
+def read_answer(choice: Any, settings: SamplingSettings, stop_token_ids: Sequence[int]) -> Answer:
+    """Return a response if it is one that the request can have.
+
+    Args:
+        choice: What the server says.
+        settings: Of the request.
+        stop_token_ids: Of the request.
+
+    Raises:
+        ServerFault: If it is not.
+    """
+    ids = _field(choice, "token_ids", list)
+    reason = _field(choice, "finish_reason", str)
+    if reason not in ("stop", "length"):
+        raise ServerFault(f"the response ended by {reason!r}")
+    if not ids or not all(type(token) is int and token >= 0 for token in ids):
+        raise ServerFault("the response has no token ids")
+    ends = [at for at, token in enumerate(ids) if token in set(stop_token_ids)]
+    finished = reason == "stop"
+    if len(ids) > settings.max_response_length or ends != ([len(ids) - 1] if finished else []):
+        raise ServerFault("the response does not end where it should")
+    if not finished and len(ids) != settings.max_response_length:
+        raise ServerFault("the response ends too early")
+    if settings.top_p < 1:
+        return Answer(ids, None, finished)
+    content = _field(_field(choice, "logprobs", dict), "content", list)
+    if [_field(entry, "token_id", int) for entry in content] != ids:
+        raise ServerFault("the log-probabilities are of other tokens")
+    logprobs = [float(_field(entry, "logprob", (int, float))) for entry in content]
+    if not all(math.isfinite(logprob) and logprob <= 1e-3 for logprob in logprobs):
+        raise ServerFault("a log-probability is not finite, or above 0")
+    return Answer(ids, logprobs, finished)
+
+
+def _field(answer: Any, name: str, kind: type | tuple[type, ...]) -> Any:
+    """Return a field of an answer.
+
+    Raises:
+        ServerFault: If it is missing or of another type.
+    """
+    value = answer.get(name) if isinstance(answer, Mapping) else None
+    if not isinstance(value, kind):
+        raise ServerFault(f"the answer has no {name}")
+    return value

@@ -1,0 +1,200 @@
+"""Sampling on vLLM servers that `vcppo serve` has started, on devices of their own.
+
+1. The weights go through files that trainer and servers see (`weight_files.py`). The first rank
+   writes them; whichever rank comes first has a server read them.
+2. Each version has a name that no other run can have. Every answer says of which version it is, so
+   a server that was started again is noticed, and gets the weights before it samples on.
+3. Each rank sends its own prompts, one request a response, to all servers (`server_fleet.py`). A
+   response depends on its prompt and seed, and not on who sampled it.
+
+Written against vLLM 0.32: its token-in, token-out endpoint, and the routes of its development mode.
+
+Shapes: B sequences.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from lightning_vcppo.common.server_token import read_token
+from lightning_vcppo.generation.base import Generations
+from lightning_vcppo.generation.padding import pad
+from lightning_vcppo.generation.server_client import Answer, ServerClient, ServerRefusal
+from lightning_vcppo.generation.server_fleet import Fleet
+from lightning_vcppo.generation.vllm_engine import product_type
+from lightning_vcppo.generation.weight_files import WeightFolder
+from lightning_vcppo.models.lora import plain_weights
+from lightning_vcppo.settings import EngineSettings, SamplingSettings
+
+MOST_PULSE_S = 10.0
+"""Seconds between two questions whether a server still answers."""
+
+
+class _Job(NamedTuple):
+    prompt_ids: Sequence[int]
+    seed: int
+
+
+class VLLMServerEngine:
+    """Samples from copies of the actor that servers hold.
+
+    Its log-probabilities are of the untruncated distribution only while `top_p` is 1: vLLM reports
+    what it has sampled from. With a smaller `top_p` they are NaN.
+    """
+
+    detached = True
+
+    def __init__(
+        self,
+        actor: PreTrainedModel,
+        settings: EngineSettings,
+        *,
+        pad_token_id: int,
+        eos_token_ids: set[int],
+    ) -> None:
+        """Agree on a directory for the weights; called on every rank. Servers may start later.
+
+        Args:
+            actor: The model that is trained; plain, or sharded by FSDP2.
+            settings: Addresses, patience, the directory's place.
+            pad_token_id: Filler of shorter responses.
+            eos_token_ids: The tokens that end a response.
+
+        Raises:
+            ValueError: If there is no token.
+        """
+        self._actor, self._device = actor, actor.device
+        self._pad, self._eos = pad_token_id, sorted(eos_token_ids)
+        token = read_token(settings.token_file)
+        self._fleet = Fleet(
+            [
+                ServerClient(
+                    url,
+                    token,
+                    timeout_s=settings.timeout_s,
+                    work_timeout_s=settings.response_timeout_s,
+                )
+                for url in settings.urls
+            ],
+            at_once=settings.max_num_seqs,
+            retry_s=settings.retry_s,
+            patience_s=settings.patience_s,
+            pulse_s=min(MOST_PULSE_S, settings.timeout_s / 3),
+        )
+        first = _rank() == 0
+        path, self._run = _of_first_rank(
+            lambda: (WeightFolder.create(settings.weights_dir), uuid.uuid4().hex[:12])
+        )
+        self._folder = WeightFolder(path, owned=first)
+        self._versions = 0
+        self._version: object = None
+        self._lock = threading.Lock()  # no weights come while responses are sampled
+
+    def take_weights(self, version: object) -> None:
+        """Write the actor's weights for the servers, unless they are there; called on every rank.
+
+        Args:
+            version: Names the state of the actor; equal versions mean equal weights.
+        """
+        if version == self._version:
+            return
+        with self._lock:
+            _wait_for_all()  # no other rank samples from the old ones any more
+            self._versions += 1
+            if _rank() == 0:
+                dtype = product_type(self._actor)
+                self._folder.write(self._name, plain_weights(self._actor), dtype)
+            elif any(isinstance(p, DTensor) for p in self._actor.parameters()):
+                for _ in plain_weights(self._actor):
+                    pass  # its shards are gathered
+            _wait_for_all()
+            self._fleet.prepare_anew()
+        self._version = version
+
+    def forget_weights(self) -> None:
+        """Have the weights taken over anew next time, whatever their version."""
+        self._version = None
+
+    def sleep(self) -> None:
+        """Do nothing: the memory is the servers' own."""
+
+    def generate(
+        self, prompt_ids: Sequence[Sequence[int]], seeds: Sequence[int], settings: SamplingSettings
+    ) -> Generations:
+        """Sample one response a prompt, see `GenerationEngine.generate`.
+
+        Raises:
+            EngineLostError: If no server has answered for `patience_s`.
+            ValueError: If a server refuses the token, the weights or the length of a prompt.
+        """
+        assert self._versions > 0, "take_weights comes first"
+        jobs = [_Job(*job) for job in zip(prompt_ids, seeds, strict=True)]
+        longest, limit = max(map(len, prompt_ids)), settings.max_response_length
+        salt = uuid.uuid4().hex  # a resumed run begins without what this one has computed
+
+        def prepare(client: ServerClient, over: Callable[[], bool]) -> None:
+            with self._folder.turn(client.url, over):
+                if client.version() == self._name:
+                    return
+                if (room := client.max_model_len()) < longest + limit:
+                    raise ServerRefusal(
+                        f"a prompt of {longest} tokens and a response of up to {limit} do not fit "
+                        f"into its --model.engine.max_model_len of {room}"
+                    )
+                client.take_weights(str(self._folder.path / self._name), self._name)
+
+        def do(client: ServerClient, job: _Job) -> Answer:
+            return client.generate(
+                job.prompt_ids,
+                job.seed,
+                settings,
+                stop_token_ids=self._eos,
+                version=self._name,
+                salt=salt,
+            )
+
+        with self._lock:
+            answers = self._fleet.run(jobs, do, prepare)
+        return pad(
+            [answer.token_ids for answer in answers],
+            [answer.logprobs for answer in answers],
+            [answer.finished for answer in answers],
+            self._pad,
+            self._device,
+        )
+
+    @property
+    def _name(self) -> str:
+        """Of the weights as servers know them."""
+        return f"{self._run}-{self._versions}"
+
+
+def _launched() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _rank() -> int:
+    return dist.get_rank() if _launched() else 0
+
+
+def _wait_for_all() -> None:
+    if _launched():
+        dist.barrier()
+
+
+def _of_first_rank(make: Callable[[], tuple[Path, str]]) -> tuple[Path, str]:
+    """Return what the first rank makes; every rank must call it."""
+    if not _launched():
+        return make()
+    made: list[tuple[Path, str] | None] = [make() if _rank() == 0 else None]
+    dist.broadcast_object_list(made)
+    assert made[0] is not None
+    return made[0]

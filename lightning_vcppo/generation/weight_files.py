@@ -1,0 +1,131 @@
+"""Weights on their way to sampling servers: safetensors files in a directory that both sides see.
+
+A version is a directory of its own. It takes its name when all of it is there, so whoever finds the
+name finds the whole version, and a server that starts again can be given the last one at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightning_vcppo.common.files import UNFINISHED, put_in_place, remove
+from lightning_vcppo.generation.server_client import ServerFault
+
+FILE_BYTES = 4 * 2**30
+"""Size of a file: so much memory the first rank needs, besides the actor."""
+
+
+class WeightFolder:
+    """Holds the newest version of the actor's weights.
+
+    Args:
+        path: Of a directory of this run alone, which is there.
+        owned: Whether to remove it in the end.
+    """
+
+    def __init__(self, path: Path, *, owned: bool) -> None:
+        """Use a directory."""
+        self.path = path
+        if owned:
+            weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
+
+    @staticmethod
+    def create(parent: str | None) -> Path:
+        """Make a directory that only this user can read.
+
+        Args:
+            parent: A directory that the servers see under the same name; None is this machine's
+                directory for temporary files.
+        """
+        if parent is not None:
+            Path(parent).mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="vcppo-weights-", dir=parent))
+
+    def write(
+        self, version: str, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype
+    ) -> None:
+        """Write a version, then remove the others.
+
+        Args:
+            version: Its name.
+            weights: By name; exhausted even if nothing of it is kept.
+            dtype: Of the files.
+        """
+        unfinished = self.path / f"{version}{UNFINISHED}"
+        unfinished.mkdir()
+        part: dict[str, Tensor] = {}
+        size = files = 0
+        for name, weight in weights:
+            copy = weight.to("cpu", dtype, copy=True).contiguous()  # tied weights share memory
+            if part and size + copy.nbytes > FILE_BYTES:
+                save_file(part, unfinished / f"{files:05}.safetensors")
+                part, size, files = {}, 0, files + 1
+            part[name] = copy
+            size += copy.nbytes
+        save_file(part, unfinished / f"{files:05}.safetensors")
+        put_in_place(unfinished, self.path / version)
+        for other in self.path.iterdir():
+            if other.is_dir() and other.name != version:
+                remove(other)
+
+    @contextlib.contextmanager
+    def turn(self, url: str, over: Callable[[], bool]) -> Iterator[None]:
+        """Let one process of the run at a time change a server.
+
+        Args:
+            url: Of the server.
+            over: Returns whether to stop waiting.
+
+        Raises:
+            ServerFault: If it was over before the turn came.
+        """
+        name = hashlib.sha256(url.encode()).hexdigest()[:16]
+        with (self.path / f"{name}.lock").open("w") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if over():
+                        raise ServerFault("another rank prepares it") from None
+                    time.sleep(0.05)
+            yield
+
+
+def read_shapes(folder: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the weights in a directory, by name."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in _files(folder):
+        with safe_open(path, "pt") as file:
+            names = file.keys()
+            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    return shapes
+
+
+def read_weights(folder: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights in a directory, one by one."""
+    for path in _files(folder):
+        with safe_open(path, "pt") as file:
+            names = file.keys()
+            for name in names:
+                yield name, file.get_tensor(name)
+
+
+def _files(folder: str) -> list[Path]:
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder}: no weights there; do both machines see this directory?")
+    return files

@@ -1,0 +1,138 @@
+"""Critics in the form in which other trainers load them.
+
+    verl      a token classifier with one label: `score.weight`, `score.bias`
+    nemo      the same in a checkpoint of NeMo-RL's, from which it warm-starts a value model; in
+              the folder of a model it would not read the head
+    openrlhf  a sequence classifier with one output: `score.weight` without a bias, which goes to
+              the mean that OpenRLHF subtracts from values
+
+In all of them the output at a token is V of the state after it, as it is here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lightning_vcppo.common.errors import require
+from lightning_vcppo.models.hf_folders import write_folder
+from lightning_vcppo.models.lora import plain_weights
+from lightning_vcppo.models.side_critic import Ladder
+
+Layout: TypeAlias = Literal["verl", "nemo", "openrlhf"]
+
+PLACES = {"verl": "critic", "nemo": "step_0", "openrlhf": "critic"}
+"""What a layout writes into the output directory."""
+_TRAINERS = {"verl": "verl", "nemo": "NeMo-RL", "openrlhf": "OpenRLHF"}
+
+
+def write_layout(
+    folder: Path, critic: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layout: Layout
+) -> None:
+    """Write a critic for another trainer.
+
+    Args:
+        folder: Its name, the place of the layout.
+        critic: A token classifier with a scalar head, as `Critic.model`, with adapters or without.
+        tokenizer: Of the critic.
+        layout: Of which trainer.
+
+    Raises:
+        ValueError: V is not the output of the critic's head, or needs more than the tokens.
+    """
+    check_layout(critic, layout)
+    place = folder / "value" / "weights" / "model" if layout == "nemo" else folder
+    place.parent.mkdir(parents=True, exist_ok=True)
+    model = critic
+    weights = dict(plain_weights(critic, critic.state_dict()))
+    if layout == "openrlhf":
+        config = deepcopy(critic.config)
+        del config.value_head  # what it describes has a bias
+        config.num_labels = 1
+        config.value_head_prefix = "score"
+        config.mean, config.std = -float(weights.pop("score.bias", torch.zeros(1))), 1.0
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config)
+    write_folder(place, model, tokenizer, weights)
+    _edit(place / "config.json", _with_names_of_transformers_4)
+    _edit(place / "tokenizer_config.json", _with_known_class)
+
+
+def check_layout(critic: PreTrainedModel, layout: Layout) -> None:
+    """Check that another trainer can compute a critic's values.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    trainer = _TRAINERS[layout]
+    require(
+        not isinstance(critic, Ladder),
+        f"--layout={layout}: a side critic reads the activations of an actor, which {trainer} does "
+        "not do",
+    )
+    described = getattr(critic.config, "value_head", None) or {"head": "scalar"}
+    head, hint = described["head"], described.get("privileged_prompt", "none")
+    require(
+        head == "scalar",
+        f"--layout={layout}: the critic has the head {head}, whose value is not its output; "
+        f"{trainer} reads one number a token (value.head=scalar)",
+    )
+    require(
+        hint == "none",
+        f"--layout={layout}: the critic reads a hint before each prompt ({hint}), which {trainer} "
+        "does not give it",
+    )
+
+
+def how_to_load(folder: Path, layout: Layout) -> str:
+    """Return which settings of the other trainer take what `write_layout` wrote."""
+    if layout == "verl":
+        return f"verl: critic.model.path={folder}"
+    if layout == "nemo":
+        return (
+            f"NeMo-RL: ppo.warm_start_value_checkpoint={folder}, and value.model_name is the model "
+            "that the critic was fitted from (dtensor_cfg; Megatron has checkpoints of its own)"
+        )
+    mean = json.loads((folder / "config.json").read_text(encoding="utf-8"))["mean"]
+    text = f"OpenRLHF: --critic.model_name_or_path {folder}"
+    if mean:
+        text += (
+            " --reward.normalize_enable, for the bias of the head went into `mean` of config.json"
+        )
+    return text
+
+
+def _edit(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(change(content), indent=2) + "\n", encoding="utf-8")
+
+
+def _with_names_of_transformers_4(config: dict[str, Any]) -> dict[str, Any]:
+    """Repeat the position embedding under its names of transformers 4, which many still run.
+
+    It does not know `rope_parameters`, and would take its default without a word.
+    """
+    scaling = dict(config.get("rope_parameters") or {})
+    for name in ("rope_theta", "partial_rotary_factor"):
+        if name in scaling:
+            config[name] = scaling.pop(name)
+    if scaling.get("rope_type", "default") != "default":
+        config["rope_scaling"] = scaling
+    return {**config, "torch_dtype": config.get("dtype")}
+
+
+def _with_known_class(config: dict[str, Any]) -> dict[str, Any]:
+    """Name the class of the tokenizer as both transformers 4 and 5 do."""
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    return config
