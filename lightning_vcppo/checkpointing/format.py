@@ -64,6 +64,8 @@ class Keys:
     """Number of optimizer steps, by network."""
     WAITING_GROUPS = "waiting_groups"
     """Groups that dynamic sampling has kept for the next rollout."""
+    ROLLOUTS_AHEAD = "rollouts_ahead"
+    """Rollouts that were sampled ahead and are not learned from yet."""
     METRICS_ROWS = "metrics_rows"
     """Number of rows in metrics.csv at the time of writing."""
 

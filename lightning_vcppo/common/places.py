@@ -1,20 +1,30 @@
 """Record this process's current work and when it last made progress, for messages.
 
-Names are for messages: "update of the policy". `move_on` is cheap, so loops call it each time.
+Names are for messages: "update of the policy". `move_on` is cheap, so loops call it each time. A
+thread that works aside has no place: it records progress only while it is waited for, and it ends
+at its next `move_on` once it has been told to.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 OUTSIDE = "the work between training steps"
 """Place of a process outside of all named ones."""
+SAMPLING = "sampling"
+"""Place of a process that samples, or waits for a thread that does."""
 
 _names: list[str] = []
 _moved_at = time.monotonic()
 _longest: dict[str, float] = {}
+_aside = threading.local()  # in a thread that works aside: `told_to_end`, an Event
+
+
+class EndedError(Exception):
+    """A thread was told to end its work."""
 
 
 @contextmanager
@@ -35,9 +45,33 @@ def place(name: str, patience_s: float = 0.0) -> Iterator[None]:
         _names.pop()
 
 
+@contextmanager
+def aside(told_to_end: threading.Event) -> Iterator[None]:
+    """Work in another thread than the one whose place is kept, while the body runs.
+
+    Args:
+        told_to_end: Set to end the work: the next `move_on` raises `EndedError`.
+    """
+    _aside.told_to_end = told_to_end
+    try:
+        yield
+    finally:
+        del _aside.told_to_end
+
+
 def move_on() -> None:
-    """Record progress."""
+    """Record progress.
+
+    Raises:
+        EndedError: In a thread that works aside and has been told to end.
+    """
     global _moved_at
+    told_to_end: threading.Event | None = getattr(_aside, "told_to_end", None)
+    if told_to_end is not None:
+        if told_to_end.is_set():
+            raise EndedError
+        if current() != SAMPLING:
+            return
     now = time.monotonic()
     name = current()
     _longest[name] = max(_longest.get(name, 0.0), now - _moved_at)

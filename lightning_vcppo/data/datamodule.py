@@ -11,6 +11,7 @@ import os
 from dataclasses import replace
 from datetime import date
 from functools import partial
+from math import inf
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -181,9 +182,8 @@ class AIMEDataModule(pl.LightningDataModule):
                     "the order of training prompts differs from the interrupted run's"
                 )
         rank, world_size = self._place()
-        return TrainLoader(
-            self._train, self.prompts_per_rollout, self.seed, rank, world_size, self._position
-        )
+        place = (rank, world_size, self._position, self._extent)
+        return TrainLoader(self._train, self.prompts_per_rollout, self.seed, *place)
 
     @override
     def val_dataloader(self) -> list[EvalLoader]:
@@ -375,6 +375,13 @@ class AIMEDataModule(pl.LightningDataModule):
             return 0, 0
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         return self.trainer.current_epoch, progress.current.ready
+
+    def _extent(self) -> tuple[float, float]:
+        """Return after how many batches an epoch ends, and after how many epochs the run."""
+        if self.trainer is None:
+            return inf, inf
+        epochs = self.trainer.max_epochs
+        return self.trainer.num_training_batches, inf if epochs in (None, -1) else epochs
 
     def _eval_loader(self, prompts: PromptBatch) -> EvalLoader:
         # A trial has one batch of each: of full size in training, and small in evaluation.

@@ -10,12 +10,16 @@ memory and need no workers, and Lightning does not inject a sampler into such it
    slice: a rollout has the same prompts whatever the number of processes.
 3. Every evaluation prompt is used once, by one process, and every process gets the same number of
    batches (the last may be empty): nothing is counted twice, and no process waits for ever.
+4. As the order is known, a training batch knows those that follow it (`PromptBatch.upcoming`), over
+   the end of an epoch and up to the end of the run, so they can be sampled ahead of their step.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
+from math import inf
 from typing import Any
 
 from lightning_vcppo.common.errors import require
@@ -36,6 +40,7 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
         position: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        extent: Callable[[], tuple[float, float]] = lambda: (inf, inf),
     ) -> None:
         """Collect the arguments.
 
@@ -47,6 +52,8 @@ class TrainLoader:
             world_size: Number of processes.
             position: Returns the epoch and its number of finished batches; called for the first
                 batch, because only then Lightning has restored its progress.
+            extent: Returns the number of batches after which the Trainer ends an epoch, and the
+                number of epochs of the run, so that no batch is announced that will not come.
 
         Raises:
             ValueError: If the batch cannot be divided among the processes.
@@ -59,7 +66,9 @@ class TrainLoader:
         self.batch_size = batch_size
         self.seed = seed
         self.rank, self.world_size = rank, world_size
-        self.position = position
+        self.position, self.extent = position, extent
+        # At the end of an epoch two orders are needed in turn.
+        self._order = lru_cache(maxsize=2)(partial(epoch_order, len(prompts), seed))
 
     def __len__(self) -> int:
         """Number of batches of a complete epoch, as Lightning counts them also after resuming."""
@@ -68,11 +77,27 @@ class TrainLoader:
     def __iter__(self) -> Iterator[PromptBatch]:
         """Yield the remaining batches of the epoch."""
         epoch, seen = self.position()
-        order = epoch_order(len(self.prompts), self.seed, epoch)
+        for number in range(seen, len(self)):
+            yield self.batch(epoch, number)
+
+    def batch(self, epoch: int, number: int) -> PromptBatch:
+        """Return this process's part of a batch.
+
+        Args:
+            epoch: 0, 1, ...
+            number: Of the batch within the epoch, from 0.
+        """
+        order = self._order(epoch)
         share = self.batch_size // self.world_size
-        for batch in range(seen, len(self)):
-            start = batch * self.batch_size + self.rank * share
-            yield select(self.prompts, order[start : start + share])
+        start = number * self.batch_size + self.rank * share
+        following = partial(self._following, epoch, number)
+        return select(self.prompts, order[start : start + share], following)
+
+    def _following(self, epoch: int, number: int) -> PromptBatch | None:
+        batches, epochs = self.extent()
+        if number + 1 < min(len(self), batches):
+            return self.batch(epoch, number + 1)
+        return self.batch(epoch + 1, 0) if epoch + 1 < epochs else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: having this method tells Lightning that the loader can resume."""
@@ -112,13 +137,18 @@ class EvalLoader:
             yield select(self.prompts, rows[start : start + self.batch_size])
 
 
-def select(prompts: PromptBatch, rows: Sequence[int]) -> PromptBatch:
-    """Return some rows of a batch."""
+def select(
+    prompts: PromptBatch,
+    rows: Sequence[int],
+    following: Callable[[], PromptBatch | None] | None = None,
+) -> PromptBatch:
+    """Return some rows of a batch, as one that another may follow."""
     return PromptBatch(
         [prompts.problems[row] for row in rows],
         [prompts.prompt_ids[row] for row in rows],
         [prompts.indices[row] for row in rows],
         prompts.evaluation_set,
+        following,
     )
 
 

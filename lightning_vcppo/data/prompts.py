@@ -6,7 +6,7 @@ a `Clock` with a fixed date, so a run that is resumed on another day has the sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 
@@ -35,6 +35,7 @@ class PromptBatch:
         prompt_ids: list[list[int]],
         indices: list[int],
         evaluation_set: str = "",
+        following: Callable[[], PromptBatch | None] | None = None,
     ) -> None:
         """Collect a batch.
 
@@ -43,11 +44,22 @@ class PromptBatch:
             prompt_ids: Token ids of each prompt, without padding.
             indices: Position of each problem in its data set.
             evaluation_set: Name of the evaluation set that they belong to, if any.
+            following: Returns the next training batch, None after the last; None if nobody knows.
         """
         self.problems = problems
         self.prompt_ids = prompt_ids
         self.indices = indices
         self.evaluation_set = evaluation_set
+        self._following = following
+
+    def upcoming(self, count: int) -> list[PromptBatch]:
+        """Return the next training batches of this process, at most `count`, as far as known."""
+        found: list[PromptBatch] = []
+        batch: PromptBatch | None = self
+        while len(found) < count and batch is not None and batch._following is not None:
+            if (batch := batch._following()) is not None:
+                found.append(batch)
+        return found
 
     def __len__(self) -> int:
         """Number of prompts."""

@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 from transformers import PreTrainedModel
 
+from lightning_vcppo.common.errors import require
 from lightning_vcppo.generation.base import GenerationEngine
 from lightning_vcppo.generation.server_engine import VLLMServerEngine
+from lightning_vcppo.generation.transformers_copy import TransformersCopyEngine
 from lightning_vcppo.generation.transformers_engine import TransformersEngine
 from lightning_vcppo.generation.vllm_engine import VLLMEngine
 from lightning_vcppo.settings import EngineSettings
@@ -30,6 +32,14 @@ def _vllm(
     return VLLMEngine(actor, settings, pad_token_id=pad_token_id, eos_token_ids=eos_token_ids)
 
 
+def _transformers_copy(
+    actor: PreTrainedModel, settings: EngineSettings, pad_token_id: int, eos_token_ids: set[int]
+) -> GenerationEngine:
+    return TransformersCopyEngine(
+        actor, settings, pad_token_id=pad_token_id, eos_token_ids=eos_token_ids
+    )
+
+
 def _vllm_server(
     actor: PreTrainedModel, settings: EngineSettings, pad_token_id: int, eos_token_ids: set[int]
 ) -> GenerationEngine:
@@ -38,10 +48,18 @@ def _vllm_server(
 
 ENGINES: dict[str, Callable[..., GenerationEngine]] = {
     "transformers": _transformers,
+    "transformers_copy": _transformers_copy,
     "vllm": _vllm,
     "vllm_server": _vllm_server,
 }
 """Builders of engines, by `--model.engine.name`."""
+DETACHED = {
+    "transformers": TransformersEngine.detached,
+    "transformers_copy": TransformersCopyEngine.detached,
+    "vllm": VLLMEngine.detached,
+    "vllm_server": VLLMServerEngine.detached,
+}
+"""Whether the engine of each name samples from a copy that training does not touch."""
 GATHERS_SHARDS = {"vllm", "vllm_server"}
 """Engines that gather sharded weights one by one; the others need complete weights."""
 
@@ -54,6 +72,21 @@ def require_installed(settings: EngineSettings) -> None:
     """
     if settings.name == "vllm":
         VLLMEngine.require_installed()
+
+
+def require_detached(settings: EngineSettings) -> None:
+    """Refuse to sample ahead with an engine that shares something with training.
+
+    Raises:
+        ValueError: If rollouts are to be sampled ahead, and training would be in the way.
+    """
+    able = [name for name, detached in DETACHED.items() if detached]
+    require(
+        settings.rollouts_ahead == 0 or settings.name in able,
+        f"--model.engine.rollouts_ahead: {settings.name} shares the model or its device with "
+        f"training, so it cannot sample meanwhile; set --model.engine.name to {' or '.join(able)}, "
+        "or rollouts_ahead to 0",
+    )
 
 
 def build_engine(

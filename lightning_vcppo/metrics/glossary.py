@@ -53,7 +53,8 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
             "response tokens divided by the seconds of the complete rollout with its updates",
             "steady",
         ),
-        Definition("time/generate_s", "seconds of sampling", "the largest of the four"),
+        Definition("rollout/age", "policy updates since the sampling weights, mean", "0 to 16"),
+        Definition("time/generate_s", "seconds of sampling or of waiting for it", "the largest"),
         Definition("time/grade_s", "seconds of grading, this rank's", "a small part of sampling"),
         Definition(
             "grading/limit_hits",
@@ -63,6 +64,9 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
         ),
         Definition("time/score_s", "seconds of log-probabilities, values and advantages", ""),
         Definition("time/update_s", "seconds of the updates", ""),
+        Definition("time/trainer_idle", "share of the time in which training waits", "near 0"),
+        Definition("time/sampler_idle", "share in which no rollout is being sampled", "near 0"),
+        Definition("time/overlap", "share in which both work", "near 1"),
     ),
     "Policy": (
         Definition(

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import lightning as L
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,6 +43,7 @@ from lightning_vcppo.modules.lost_engine import together
 from lightning_vcppo.modules.policy_probe import language_model, probe_policy
 from lightning_vcppo.modules.update_health import NotFiniteError, UpdateHealth
 from lightning_vcppo.rewards.functions import Grader, RewardFunction
+from lightning_vcppo.rollouts.ahead import RolloutsAhead, StopAfterError, Vantage
 from lightning_vcppo.rollouts.evaluator import Evaluator
 from lightning_vcppo.rollouts.records import ResponseRecord
 from lightning_vcppo.rollouts.rollout import Rollout
@@ -83,6 +85,7 @@ class PolicyModule(L.LightningModule):
         self.tokenizer = tokenizer
         self.grader = Grader(reward, grading)
         self.sampler = Sampler(tokenizer, self.grader, engine)
+        self.ahead = RolloutsAhead(engine.rollouts_ahead, self.sampler)
         self.evaluator = Evaluator(self.sample, evaluation)
         self.actor: PreTrainedModel | None = None
         self.health: dict[str, UpdateHealth] = {}  # by network that is trained
@@ -106,8 +109,14 @@ class PolicyModule(L.LightningModule):
 
     @override
     def teardown(self, stage: str) -> None:
-        """Stop watching the processes of the run."""
+        """Stop sampling ahead, and watching the processes of the run."""
+        self.ahead.stop()
         unwatch()
+
+    @override
+    def configure_callbacks(self) -> list[Callback]:
+        """Return the callback that ends sampling ahead when the run fails."""
+        return [StopAfterError(self.ahead)] if self.ahead.depth else []
 
     def begin_run(self) -> None:
         """Reset the counters of an earlier run; the weights stay as they are.
@@ -115,6 +124,7 @@ class PolicyModule(L.LightningModule):
         A checkpoint, if there is one, is restored afterwards.
         """
         self.rollouts_done, self.run_seed = 0, self._seed
+        self.ahead.begin_run()
         for health in self.health.values():
             health.skipped = health.in_a_row = 0
 
@@ -265,6 +275,18 @@ class PolicyModule(L.LightningModule):
                 version=self._weights_version(),
             )
 
+    def sample_to_learn(
+        self, batch: PromptBatch, settings: SamplingSettings, *stream: int | str
+    ) -> Rollout:
+        """Do the same for the next training step, or return what was sampled ahead for it.
+
+        Rollouts ahead name their streams by the number of the batch.
+        """
+        if not self.ahead.depth:
+            return self.sample(batch, settings, *stream)
+        with together(self.sampler.settings, self.max_over_ranks):
+            return self.ahead.take(batch, settings, self.run_seed, self.vantage())
+
     def generate(
         self, prompt_ids: list[list[int]], seeds: list[int], settings: SamplingSettings
     ) -> Generations:
@@ -274,9 +296,18 @@ class PolicyModule(L.LightningModule):
                 prompt_ids, seeds, settings, version=self._weights_version()
             )
 
+    def vantage(self) -> Vantage:
+        """Return what sampling ahead needs to know of this process and moment."""
+        updates, version = self._updates_of_actor(), self._weights_version()
+        return Vantage(version, updates, self.global_rank, self.device, self.max_over_ranks)
+
     def _weights_version(self) -> tuple[int, int]:
-        """Return a key of the actor's weights: Lightning counts every step of every optimizer."""
-        return (id(self.trainer), self.trainer.global_step) if is_attached(self) else (0, 0)
+        """Return a key of the actor's weights."""
+        return (id(self.trainer), self._updates_of_actor()) if is_attached(self) else (0, 0)
+
+    def _updates_of_actor(self) -> int:
+        """Return the number of updates: Lightning counts every step of every optimizer."""
+        return self.trainer.global_step
 
     # Checkpoints and directories -----------------------------------------------------------------
 
@@ -300,6 +331,7 @@ class PolicyModule(L.LightningModule):
         checkpoint[Keys.ROLLOUTS_DONE] = self.rollouts_done
         checkpoint[Keys.RUN_SEED] = self.run_seed
         checkpoint[Keys.RANKS] = self.trainer.world_size
+        checkpoint[Keys.ROLLOUTS_AHEAD] = self.ahead.state_dict()
         checkpoint[Keys.SKIPPED_IN_A_ROW] = {k: h.in_a_row for k, h in self.health.items()}
         assert self.actor is not None
         checkpoint[Keys.FOLDERS] = {"actor": hf_folders.describe(self.actor)}
@@ -320,6 +352,10 @@ class PolicyModule(L.LightningModule):
         for network, in_a_row in checkpoint[Keys.SKIPPED_IN_A_ROW].items():
             self.health[network].in_a_row = in_a_row
         self.sampler.forget_weights()
+        if is_attached(self):
+            nothing = {"taken": self.rollouts_done, "rollouts": []}
+            saved = checkpoint.get(Keys.ROLLOUTS_AHEAD) or nothing
+            self.ahead.load_state_dict(saved, self.global_rank, self.trainer.world_size)
 
     @cached_property
     def tokenizer_files(self) -> dict[str, str]:

@@ -50,14 +50,7 @@ def require_consistency(
         "value.privileged_prompt: siblings are other responses to the same prompt, so "
         "sampling.num_generations must be at least 2",
     )
-    correction = policy.correction_with(engine)
-    reads_sampler = correction != "off" or policy.old_logprobs == "sampler"
-    require(
-        not engine.is_vllm or not reads_sampler or sampling.top_p == 1,
-        f"sampling.top_p: with {sampling.top_p}, vLLM's log-probs are those of the truncated "
-        "distribution; set sampling.top_p=1, or policy.importance_correction=off and "
-        "policy.old_logprobs=recomputed",
-    )
+    _require_known_sampler(sampling, engine, policy)
     require(
         value.target_correction == "none" or update.order == "actor_first",
         "value.target_correction: before the actor's update there is nothing to correct; set "
@@ -90,4 +83,24 @@ def require_consistency(
         buffer <= longest,
         f"reward_shaping.overlong_buffer_len: {buffer} is more than "
         f"sampling.max_response_length={longest}",
+    )
+
+
+def _require_known_sampler(
+    sampling: SamplingSettings, engine: EngineSettings, policy: PolicySettings
+) -> None:
+    """Refuse a loss that takes the sampler for another distribution than it is."""
+    correction = policy.correction_with(engine)
+    reads_sampler = correction != "off" or policy.old_logprobs == "sampler"
+    require(
+        engine.rollouts_ahead == 0 or reads_sampler,
+        f"policy.importance_correction: with engine.rollouts_ahead={engine.rollouts_ahead} older "
+        "weights sample than learn, and nothing would correct for it; expected truncate or mask, "
+        "or policy.old_logprobs=sampler, where the loss itself does, got off",
+    )
+    require(
+        not engine.is_vllm or not reads_sampler or sampling.top_p == 1,
+        f"sampling.top_p: with {sampling.top_p}, vLLM's log-probs are those of the truncated "
+        "distribution; set sampling.top_p=1, or policy.importance_correction=off and "
+        "policy.old_logprobs=recomputed",
     )

@@ -28,7 +28,6 @@ from lightning_vcppo.checkpointing.format import Keys
 from lightning_vcppo.common.files import is_trial
 from lightning_vcppo.common.lightning_compat import forget_logged, is_attached, lift_step_limit
 from lightning_vcppo.data.prompts import PromptBatch
-from lightning_vcppo.distributed.collectives import gather
 from lightning_vcppo.distributed.precision import multiplies_precisely, step_precision
 from lightning_vcppo.distributed.standstill import in_place
 from lightning_vcppo.distributed.strategies import prepare_strategy
@@ -211,14 +210,10 @@ class VCPPOModule(PolicyModule):
         if self.saved_rollout is not None:
             return self.saved_rollout.to(self.device)
         stream = (self.run_seed, "rollout", self.rollouts_done, self.waiting_groups.batches)
-        rollout = self.sample(batch, self.sampling, *stream)
+        rollout = self.sample_to_learn(batch, self.sampling, *stream)
         if not self.sampling.dynamic_sampling or self.phase is Phase.VALUE_PRETRAINING:
             return rollout
-        self.waiting_groups.add(rollout, gather=gather)
-        size, n = len(rollout), self.sampling.num_generations
-        if len(self.waiting_groups) < size * self.trainer.world_size:
-            return None
-        return self.waiting_groups.take(size, self.global_rank * size, n).to(self.device)
+        return self.waiting_groups.fill(rollout, self.sampling.num_generations, self.ranks)
 
     def shape_rewards(self, rollout: Rollout) -> Rollout:
         """Add the overlong penalty, if it is on, to the verifier's reward."""
@@ -518,6 +513,10 @@ class VCPPOModule(PolicyModule):
         """Number of optimizer steps made, by network."""
         return {network: updater.updates_done for network, updater in self.updaters.items()}
 
+    @override
+    def _updates_of_actor(self) -> int:
+        return self.updates_done["policy"]
+
     @property
     def optimizer_settings(self) -> dict[Network, OptimizerSettings]:
         """Settings of the optimizers, by network."""
@@ -532,6 +531,7 @@ class VCPPOModule(PolicyModule):
         seconds = self.stopwatch.take()
         metrics = describe_step(rollout, self.advantage.gamma, seconds, self.ranks)
         metrics |= self.update_metrics | {"grading/limit_hits": float(self.grader.limit_hits)}
+        metrics |= self.ahead.describe(rollout, self.ranks)
         self.update_metrics = {}
         self.log_dict(metrics, batch_size=len(rollout))
         # Lightning counts optimizer steps; the loggers' x-axis counts rollouts.

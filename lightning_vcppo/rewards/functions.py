@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -80,7 +81,6 @@ class Grader:
         function: The reward function.
         style: Style of the verifier, if that is the reward function.
         pool: The worker processes.
-        seconds: Seconds spent in `grade_all` so far.
     """
 
     def __init__(
@@ -90,8 +90,13 @@ class Grader:
         self.function = load_reward(reward)
         self.style = _style_of(self.function)
         self.pool = GradingPool(settings)
-        self.seconds = 0.0
+        self._seconds: dict[int, float] = {}  # by thread
         self._has_warned = False
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the calling thread has spent in `grade_all`, so far."""
+        return self._seconds.get(threading.get_ident(), 0.0)
 
     @property
     def limit_hits(self) -> int:
@@ -150,7 +155,7 @@ class Grader:
             grades = [Grade(1.0 if c else -1.0, c, True) for c in self._verdicts(golds, self.style)]
         else:
             grades = [self.grade(*gold) for gold in golds]
-        self.seconds += time.perf_counter() - start
+        self._seconds[threading.get_ident()] = self.seconds + time.perf_counter() - start
         self._look_for_partial_credit(grades)
         return grades
 

@@ -8,14 +8,13 @@ rollout is full.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import astuple
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_vcppo.data.problem import Problem
+from lightning_vcppo.distributed.collectives import Ranks, gather
 from lightning_vcppo.rollouts.rollout import Rollout, join
 
 PATIENCE = 8
@@ -71,6 +70,22 @@ class GroupBuffer:
                 "problems (--data.path), a cold start, or more --model.sampling.num_generations."
             )
 
+    def fill(self, rollout: Rollout, num_generations: int, ranks: Ranks) -> Rollout | None:
+        """Keep the informative groups; return this rank's part of a rollout once there are enough.
+
+        Called on every rank.
+
+        Args:
+            rollout: Freshly sampled responses of this rank.
+            num_generations: Responses of a group.
+            ranks: Of the run.
+        """
+        self.add(rollout, gather=gather)
+        size = len(rollout)
+        if len(self) < size * ranks.count:
+            return None
+        return self.take(size, ranks.rank * size, num_generations).to(rollout.scores_B.device)
+
     def take(self, size: int, first_position: int, num_generations: int) -> Rollout:
         """Return this rank's part of the rollout and empty the buffer.
 
@@ -89,20 +104,9 @@ class GroupBuffer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the buffered groups as plain lists and tensors."""
-        return {"batches": self.batches, "parts": [_to_plain(part) for part in self._parts]}
+        return {"batches": self.batches, "parts": [part.to_plain() for part in self._parts]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the buffered groups."""
         self.batches = state["batches"]
-        self._parts = [_from_plain(part) for part in state["parts"]]
-
-
-def _to_plain(part: Rollout) -> dict[str, Any]:
-    plain = {k: v for k, v in vars(part).items() if v is not None}
-    plain["problems"] = [list(astuple(problem)) for problem in part.problems]
-    return plain | {"responses": list(part.responses)}
-
-
-def _from_plain(plain: dict[str, Any]) -> Rollout:
-    problems = tuple(Problem(*fields) for fields in plain["problems"])
-    return Rollout(**plain | {"problems": problems, "responses": tuple(plain["responses"])})
+        self._parts = [Rollout.from_plain(part) for part in state["parts"]]

@@ -7,7 +7,7 @@ mask and positions start at 0. Tensors named BT start at the response's first to
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,8 @@ class Rollout:
         group_ids_B: The same number for the responses to one prompt.
         scores_B: Reward of the verifier, shaping included.
         correct_B: True where the reward function says so, or its own reward is positive.
+        versions_B: Number of updates of the policy that sampled the response, if rollouts are
+            sampled ahead.
         hint_lengths_B: Number of hint tokens before the prompt that only the critic reads, in the
             critic's view of a rollout; `prompt_lengths_B` includes them.
         noise_weights_B: The critic's weight of each response, if prompts are weighted by noise.
@@ -64,6 +66,7 @@ class Rollout:
     group_ids_B: Tensor
     scores_B: Tensor
     correct_B: Tensor
+    versions_B: Tensor | None = None
     hint_lengths_B: Tensor | None = None
     noise_weights_B: Tensor | None = None
     rewards_BT: Tensor | None = None
@@ -115,6 +118,18 @@ class Rollout:
         """Return a copy whose tensors are on that device."""
         tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return self.with_(**tensors)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return its fields as lists and tensors, as a checkpoint takes them."""
+        plain = {k: v for k, v in vars(self).items() if v is not None}
+        plain["problems"] = [list(astuple(problem)) for problem in self.problems]
+        return plain | {"responses": list(self.responses)}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Rollout:
+        """Return the rollout of which `to_plain` has told."""
+        problems = tuple(Problem(*fields) for fields in plain["problems"])
+        return cls(**plain | {"problems": problems, "responses": tuple(plain["responses"])})
 
     def filler(self, weighed: Rollout) -> Rollout:
         """Return the first row, with the fields of a mini-batch and weights of 0.
@@ -176,12 +191,14 @@ def join_prompts(
 
 
 def join(parts: list[Rollout]) -> Rollout:
-    """Stack the rows of several rollouts that have the same fields, padding to the longest."""
+    """Stack the rows of several rollouts with the fields that all have, padding to the longest."""
     joined: dict[str, Any] = {}
     for name, first in vars(parts[0]).items():
         values = [getattr(part, name) for part in parts]
         if isinstance(first, tuple):
             joined[name] = tuple(item for value in values for item in value)
+        elif any(value is None for value in values):
+            continue
         elif isinstance(first, Tensor) and first.dim() == 2:
             width = max(value.shape[1] for value in values)
             joined[name] = torch.cat(

@@ -16,7 +16,11 @@ from lightning_vcppo.common.seeding import stream_seed
 from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.distributed.sharding import gathered
 from lightning_vcppo.generation import GenerationEngine, Generations, build_engine
-from lightning_vcppo.generation.build import GATHERS_SHARDS, require_installed
+from lightning_vcppo.generation.build import (
+    GATHERS_SHARDS,
+    require_detached,
+    require_installed,
+)
 from lightning_vcppo.models import loading
 from lightning_vcppo.models.fingerprints import model_fingerprint, tokenizer_fingerprint
 from lightning_vcppo.rewards import verifier
@@ -28,7 +32,12 @@ from lightning_vcppo.settings import EngineSettings, SamplingSettings
 class Sampler:
     """Samples responses from an actor through an engine, and grades them.
 
-    Its methods are called on every rank, because ranks may hold shards of the actor.
+    Its methods are called on every rank, because ranks may hold shards of the actor. `hand_over`
+    and `sample_aside` divide `sample` in two, for another thread than that of training
+    (`ahead.py`).
+
+    Attributes:
+        before_use: Called before the engine is used; waits for a thread that uses it.
     """
 
     def __init__(
@@ -37,12 +46,16 @@ class Sampler:
         """Collect the parts; the engine is built when it is first needed.
 
         Raises:
-            ValueError: If the engine's package is not installed.
+            ValueError: If the engine's package is not installed, or if rollouts are to be sampled
+                ahead by an engine that cannot.
         """
         require_installed(settings)
+        require_detached(settings)
         self.tokenizer, self.grader, self.settings = tokenizer, grader, settings
         self._actor: PreTrainedModel | None = None
         self._engine: GenerationEngine | None = None
+        self._handed_over: object = None
+        self.before_use: Callable[[], None] = _do_nothing
 
     def attach(self, actor: PreTrainedModel, make_room: Callable[[], None] = lambda: None) -> None:
         """Sample from this actor from now on.
@@ -53,7 +66,7 @@ class Sampler:
         """
         self._make_room = make_room
         if actor is not self._actor:
-            self._actor, self._engine = actor, None
+            self._actor, self._engine, self._handed_over = actor, None, None
 
     def generate(
         self,
@@ -71,10 +84,22 @@ class Sampler:
             settings: Temperature, top-p, length limit.
             version: Key of the actor's weights; engines that copy them do so when it changes.
         """
+        self.before_use()
         with self._weights():
-            engine = self.engine()
-            engine.take_weights(version)
-            return engine.generate(prompt_ids, seeds, settings)
+            return self._with(version).generate(prompt_ids, seeds, settings)
+
+    def hand_over(self, version: object) -> None:
+        """Give a detached engine the actor's weights, from which `sample_aside` then samples."""
+        if version != self._handed_over:
+            self.before_use()
+            with self._weights():
+                self._with(version)
+
+    def _with(self, version: object) -> GenerationEngine:
+        engine = self.engine()
+        engine.take_weights(version)
+        self._handed_over = version
+        return engine
 
     def sample(
         self,
@@ -95,12 +120,36 @@ class Sampler:
             device: Device of the rollout.
             version: Key of the actor's weights.
         """
-        n = settings.num_generations
-        prompts = [ids for ids in batch.prompt_ids for _ in range(n)]
-        problems = tuple(problem for problem in batch.problems for _ in range(n))
-        seeds = [stream_seed(*stream, i, sample) for i in batch.indices for sample in range(n)]
+        prompts, seeds = _asked(batch, settings, stream)
         sampled = self.generate(prompts, seeds, settings, version=version)
+        return self._graded(batch, prompts, sampled, rank, device)
 
+    def sample_aside(
+        self,
+        batch: PromptBatch,
+        settings: SamplingSettings,
+        *stream: int | str,
+        rank: int,
+        device: torch.device,
+    ) -> Rollout:
+        """Do the same from the weights that were handed over, without other ranks, in any thread.
+
+        The grader is used, too, so one call must have ended before the next begins.
+        """
+        prompts, seeds = _asked(batch, settings, stream)
+        sampled = self.engine().generate(prompts, seeds, settings)
+        return self._graded(batch, prompts, sampled, rank, device)
+
+    def _graded(
+        self,
+        batch: PromptBatch,
+        prompts: list[list[int]],
+        sampled: Generations,
+        rank: int,
+        device: torch.device,
+    ) -> Rollout:
+        n = len(prompts) // len(batch)
+        problems = tuple(problem for problem in batch.problems for _ in range(n))
         responses = tuple(
             self.response_text(prompt, ids[mask].tolist())
             for prompt, ids, mask in zip(
@@ -136,13 +185,13 @@ class Sampler:
 
     def attend(self, version: object = None) -> None:
         """Take part in the sampling of other ranks, without a prompt."""
+        self.before_use()
         with self._weights():
-            engine = self.engine()
-            engine.take_weights(version)
-            engine.sleep()
+            self._with(version).sleep()
 
     def forget_weights(self) -> None:
         """Copy the actor's weights before the next sampling, whatever their version."""
+        self._handed_over = None
         if self._engine is not None:
             self._engine.forget_weights()
 
@@ -208,3 +257,16 @@ class Sampler:
         """Return the thinking tag that a prompt ends with, or ""."""
         tail = str(self.tokenizer.decode(prompt_ids[-12:], skip_special_tokens=False)).rstrip()
         return next((tag for tag, _ in verifier.THINKING_TAGS if tail.endswith(tag)), "")
+
+
+def _asked(
+    batch: PromptBatch, settings: SamplingSettings, stream: tuple[int | str, ...]
+) -> tuple[list[list[int]], list[int]]:
+    """Return prompt and seed of each response."""
+    n = settings.num_generations
+    prompts = [ids for ids in batch.prompt_ids for _ in range(n)]
+    return prompts, [stream_seed(*stream, i, sample) for i in batch.indices for sample in range(n)]
+
+
+def _do_nothing() -> None:
+    """Do nothing, in a way that can be pickled."""

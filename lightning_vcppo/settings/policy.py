@@ -33,7 +33,8 @@ class PolicySettings:
         kl_placement: Add the KL to the loss, or subtract it from each token's reward.
         positive_example_nll_weight: VAPO's language-model loss on correct responses (0.1 there).
         importance_correction: Correct the sampler's mismatch with truncated or masked weights;
-            "auto" truncates with vLLM, whose arithmetic differs, and is off with transformers.
+            "auto" truncates with vLLM, whose arithmetic differs, and with rollouts ahead, whose
+            weights are older; otherwise it is off.
             importance_cap: Bound C of the weights.
             old_logprobs: Source of the log-probabilities before the update. "recomputed": from a
                 forward pass. "sampler": from sampling, by any engine ("bypass", as intended by DIS
@@ -111,4 +112,4 @@ class PolicySettings:
             return self.importance_correction
         if self.old_logprobs == "sampler":
             return "off"
-        return "truncate" if engine.is_vllm else "off"
+        return "truncate" if engine.is_vllm or engine.rollouts_ahead else "off"

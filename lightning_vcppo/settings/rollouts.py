@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lightning_vcppo.common.errors import require
 
-EngineName = Literal["transformers", "vllm", "vllm_server"]
+EngineName = Literal["transformers", "transformers_copy", "vllm", "vllm_server"]
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,20 @@ class EngineSettings:
     """Settings of the generation engine.
 
     Attributes:
-        name: "transformers", the trained model itself; "vllm", a copy of it in the same process
-            that copies the new weights after each update; "vllm_server", copies in servers that
-            `vcppo serve` has started.
+        name: "transformers", the trained model itself; "transformers_copy", a copy of it on the
+            same device or another; "vllm", a copy in the same process that copies the new weights
+            after each update; "vllm_server", copies in servers that `vcppo serve` has started.
+        rollouts_ahead: Number of rollouts that are sampled, by an engine with a copy of its own,
+            while others are learned from; also the largest age of a rollout, in rollouts. 0 samples
+            and learns in turn.
         max_num_seqs: Number of responses sampled at the same time, by each server if there are
             some; memory of the key-value cache grows with them.
         gpu_memory_utilization: vLLM's share of the device's memory, for its weights and cache (on
             the CPU a share of main memory, which is not released).
         max_model_len: Most tokens of a prompt and its response; None means the model's own limit.
         sleep: Release vLLM's memory to the trainer between rollouts (only on the GPU).
-        init_args: Other arguments of `vllm.LLM`, such as dtype (by default the type in which
-            the actor computes: bfloat16 under bf16-mixed).
+        init_args: Other arguments of the engine: of `vllm.LLM`, such as dtype (by default the type
+            in which the actor computes: bfloat16 under bf16-mixed); of transformers_copy: device.
         urls: Addresses of the servers, such as http://127.0.0.1:8000; the prompts are spread over
             them.
         token_file: File of the servers' token; None looks for VCPPO_SERVER_TOKEN in the
@@ -74,6 +77,7 @@ class EngineSettings:
     """
 
     name: EngineName = "transformers"
+    rollouts_ahead: int = 0
     max_num_seqs: int = 256
     gpu_memory_utilization: float = 0.3
     max_model_len: int | None = None
@@ -90,12 +94,14 @@ class EngineSettings:
     @property
     def is_vllm(self) -> bool:
         """Whether vLLM samples, here or elsewhere: with arithmetic of its own."""
-        return self.name != "transformers"
+        return self.name.startswith("vllm")
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
         self._check_servers()
         share, length = self.gpu_memory_utilization, self.max_model_len
+        ahead = self.rollouts_ahead
+        require(ahead >= 0, f"rollouts_ahead: expected >= 0 rollouts, got {ahead}")
         require(self.max_num_seqs >= 1, f"max_num_seqs: expected >= 1, got {self.max_num_seqs}")
         require(0 < share <= 1, f"gpu_memory_utilization: expected a share in (0, 1], got {share}")
         require(length is None or length >= 2, f"max_model_len: expected >= 2 tokens, got {length}")

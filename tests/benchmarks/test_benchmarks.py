@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import critics, grading, iteration, measure, plan, update
+from benchmarks import critics, grading, iteration, measure, overlap, plan, update
 
 
 @pytest.mark.parametrize("name", ["W", "W-tail"])
@@ -52,3 +52,12 @@ def test_the_critics_whose_updates_are_timed():
     assert all(result["update"] > 0 for result in found.values())
     weights = {kind: result["weights"] for kind, result in found.items()}
     assert 0 == weights["none"] < weights["side"] == weights["together"]
+
+
+def test_rollouts_of_set_times_overlap(tmp_path):
+    measure.write_actor(tmp_path / "actor", measure.actor_fields("model/tiny_qwen2"))
+    times = {"sample_s": (0.2,), "train_s": 0.2, "rollouts": 2}
+    seconds, share = overlap.run(str(tmp_path / "actor"), 0, **times)
+    assert seconds > 0.4 and share < 0.01
+    seconds, share = overlap.run(str(tmp_path / "actor"), 1, **times)
+    assert seconds > 0.2 and share > 0.1

@@ -1,6 +1,7 @@
 """Which process sees which prompts when, also after a resume."""
 
 import json
+from math import inf
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -200,3 +201,15 @@ def two_ranks(folder: Path, small: str) -> None:
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
     seen = [[rows for _, _, rows in module.seen], module.validated, metrics]
     (folder / f"{trainer.global_rank}.json").write_text(json.dumps(seen))
+
+
+def test_a_batch_knows_those_that_follow_it_and_no_others():
+    def loader(batches, epochs):
+        return TrainLoader(prompts(9), 2, 3, extent=lambda: (batches, epochs))
+
+    of_epochs = [loader(3, 2).batch(epoch, number) for epoch in (0, 1) for number in range(3)]
+    first = next(iter(loader(3, 2)))
+    assert [b.indices for b in first.upcoming(9)] == [b.indices for b in of_epochs[1:]]
+    assert [b.indices for b in first.upcoming(2)] == [b.indices for b in of_epochs[1:3]]
+    assert of_epochs[-1].upcoming(1) == [] and prompts(2).upcoming(1) == []
+    assert len(next(iter(loader(inf, inf))).upcoming(20)) == 20

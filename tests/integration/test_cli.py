@@ -96,6 +96,7 @@ def trained(cold_start, tmp_path_factory):
         *("--model.update.order=actor_first", "--model.value.target_correction=importance"),
         *("--model.policy.clip_ratio_c=3", "--model.policy.positive_example_nll_weight=0.1"),
         *("--model.actor_optimizer.lr=1e-3", "--model.value.cliprange_value=0.2"),
+        "--model.engine={name: transformers_copy, rollouts_ahead: 1}",
         *("--model.evaluation.num_generations=3", f"--data.evaluation_sets={{aime24: {problems}}}"),
         *("--critic_calibration.audit_every=1", "--critic_calibration.audit_prefixes=8"),
         "--critic_calibration.audit_continuations=2",

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,26 @@ def test_a_signal_lets_the_rollout_end_and_saves(number, code, tiny_actor, whole
     fit(tiny_actor, tmp_path, "--ckpt_path=last")
     assert rows(tmp_path) == rows(whole)
     ours, expected = state(tmp_path)["state_dict"], state(whole)["state_dict"]
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)
+
+
+def test_a_signal_saves_what_is_sampled_ahead(tiny_actor, tmp_path, capfd):
+    engine = "--model.engine={name: transformers_copy, rollouts_ahead: 1}"
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    fit(tiny_actor, whole, engine)
+    stop = [
+        "--trainer.callbacks+=tests.integration.test_resume.Signal",
+        "--trainer.callbacks.rollout=2",
+        f"--trainer.callbacks.number={int(signal.SIGTERM)}",
+    ]
+    with pytest.raises(SystemExit) as end:
+        fit(tiny_actor, stopped, engine, *stop)
+    assert end.value.code == 143 and "saved after rollout 2" in capfd.readouterr().out
+    assert not [t for t in threading.enumerate() if t.name == "rollout ahead"]
+    assert len(state(stopped)["rollouts_ahead"]["rollouts"]) == 1
+    fit(tiny_actor, stopped, engine, "--ckpt_path=last")
+    assert rows(stopped) == rows(whole)
+    ours, expected = state(stopped)["state_dict"], state(whole)["state_dict"]
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
 
 

@@ -26,6 +26,7 @@ from lightning_vcppo.planning.memory import (
 from lightning_vcppo.planning.run import GB, Run
 from lightning_vcppo.planning.seconds import DEVICES, Rates, forward_flops, plan_seconds
 from lightning_vcppo.planning.shapes import PUBLISHED, ModelShape
+from lightning_vcppo.planning.split import best_split
 
 # Two layers of width 8: q (8 x 8), k and v (8 x 4), o (8 x 8), an MLP of 16; 10 tokens.
 SMALL = ModelShape(
@@ -444,3 +445,17 @@ def test_the_plan_knows_the_sizes_that_a_run_uses() -> None:
     assert memory.STATIC_ROOM == static_batch.ROOM
     assert memory.WEIGHTS_AT_ONCE == master_weights.WEIGHTS_AT_ONCE
     assert memory.STACKED_WIDTH == decoding.STACKED_WIDTH
+
+
+def test_devices_are_split_so_that_neither_waits_long():
+    run, rates = replace(RUN, prompts=24, devices=8, strategy="ddp"), Rates(1e6, 1e6)
+    whole = plan_seconds(run, rates, 8)
+    best = best_split(run, rates, 8)
+    assert best.sampling + best.training == 8 and run.prompts % best.training == 0
+    for training in (1, 2, 3, 4, 6):  # 5 and 7 do not divide the prompts
+        learning = plan_seconds(replace(run, devices=training), rates, 8)
+        sampling = plan_seconds(replace(run, devices=8 - training), rates, 8).sampling
+        assert best.seconds <= max(sampling, learning.total - learning.sampling)
+    assert whole.total / 2 < best.seconds  # all devices at all times cannot be beaten by much
+    assert best_split(replace(run, devices=1), rates, 8) is None
+    assert best_split(replace(run, memory=1), rates, 8) is None

@@ -94,7 +94,9 @@ def weights(network: torch.nn.Module) -> torch.Tensor:
     return torch.cat([p.flatten() for p in whole]).clone()
 
 
-def fit(module, rollouts, *callbacks, prompts=4, epochs=1, ckpt_path=None, **flags) -> Recorder:
+def fit(
+    module, rollouts, *callbacks, prompts=4, epochs=1, val_batches=0, ckpt_path=None, **flags
+) -> Recorder:
     recorder = Recorder()
     trainer = Trainer(
         accelerator="cpu",
@@ -104,7 +106,7 @@ def fit(module, rollouts, *callbacks, prompts=4, epochs=1, ckpt_path=None, **fla
         enable_checkpointing=False,
         max_epochs=epochs,
         limit_train_batches=rollouts,
-        limit_val_batches=0,
+        limit_val_batches=val_batches,
         callbacks=[recorder, *callbacks],
         **flags,
     )

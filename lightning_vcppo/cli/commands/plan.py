@@ -33,6 +33,7 @@ from lightning_vcppo.planning.memory import Memory, engine_needs, offloaded, pla
 from lightning_vcppo.planning.run import GB, PRECISIONS, Run
 from lightning_vcppo.planning.seconds import DEVICES, Rates, plan_seconds
 from lightning_vcppo.planning.shapes import PUBLISHED, ModelShape
+from lightning_vcppo.planning.split import best_split
 from lightning_vcppo.settings import SamplingSettings
 
 PRECISION_NAMES = {None: "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed"} | {
@@ -132,7 +133,8 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
     require(precision in PRECISIONS, f"--trainer.precision: vcppo plan cannot use {precision}")
     uses_vllm = engine.name == "vllm"
     exact = precision in ("32-true", "64-true") and not uses_vllm
-    corrected = settings.policy.importance_correction not in ("auto", "off")
+    given = settings.policy.importance_correction not in ("auto", "off")
+    corrected = given or engine.rollouts_ahead > 0
     source = settings.policy.old_logprobs
     recomputed = source == "recomputed" or (source == "auto" and (corrected or not exact))
     targets = settings.lora.target_modules
@@ -330,6 +332,8 @@ def print_plan(run: Run, rates: Rates, gpus_per_node: int) -> None:
     phases = plan_memory(run)
     console.print(_memory_table(run, phases))
     console.print(_time_table(run, rates, gpus_per_node))
+    if run.device == "cuda" and (split := best_split(run, rates, gpus_per_node)):
+        console.print(split.sentence)
     if host := sum(offloaded(run).values()):
         console.print(f"{host / GB:.3g} GB in the host's memory for what is offloaded, each.")
     if fits(run):
@@ -342,12 +346,8 @@ def print_plan(run: Run, rates: Rates, gpus_per_node: int) -> None:
             f"response, more than its share ({run.engine_share:g} of {run.memory / GB:.0f} GB)."
         )
     changes, enough = advise(run)
-    each = (
-        "What would help:"
-        if len(changes) == 1
-        else "What would help, each in addition to those before:"
-    )
-    console.print(f"It does not fit. {each}")
+    more = "" if len(changes) == 1 else ", each in addition to those before"
+    console.print(f"It does not fit. What would help{more}:")
     for change in changes:
         console.print(f"  {change.flag}  ->  {change.peak / GB:.1f} GB", highlight=False)
     if not enough:

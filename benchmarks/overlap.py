@@ -1,0 +1,220 @@
+"""Time rollouts against `rollouts_ahead`, with set times: `python -m benchmarks.overlap`.
+
+No hardware is needed: sampling and training each take at least a set time, as if they ran on
+devices of their own, and everything else is a real run of a tiny model, with its threads, hand-over
+of weights, grading, scoring and updates. Sampling is a copy of the actor (`transformers_copy`)
+that returns no earlier than after `--sample_s`, training a step whose updates end no earlier than
+`--train_s` after its rollout was there.
+
+Two tables: with times that are the same in every rollout, and with sampling times that alternate
+between half and one and a half of it, where more than one rollout ahead evens them out. The last
+line is JSON:
+
+    speedup_1_ahead   seconds of a rollout in turn / with one ahead, at the same set times
+    rollouts          that were timed of each, after one to warm up
+    sample_s          the set time of sampling
+    train_s           that of training
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch import Callback
+from typing_extensions import override
+
+from benchmarks import measure
+from lightning_vcppo import AIMEDataModule, VCPPOModule
+from lightning_vcppo.common import places
+from lightning_vcppo.generation import GenerationEngine, Generations
+from lightning_vcppo.rollouts.ahead import RolloutsAhead
+from lightning_vcppo.rollouts.rollout import Rollout
+from lightning_vcppo.rollouts.sampler import Sampler
+from lightning_vcppo.settings import (
+    EngineSettings,
+    OptimizerSettings,
+    SamplingSettings,
+    UpdateSettings,
+)
+
+SAMPLE_S = TRAIN_S = 0.4
+ROLLOUTS = 24
+PROMPTS, RESPONSE = 4, 8
+UNEVEN = (0.5, 1.5)
+"""Shares of the sampling time, in turn."""
+
+
+class SlowEngine:
+    """An engine that takes a set time, and real responses from another one."""
+
+    detached = True
+
+    def __init__(self, engine: GenerationEngine, seconds: Sequence[float]) -> None:
+        """Wrap an engine.
+
+        Args:
+            engine: Samples.
+            seconds: Of each call, over and over.
+        """
+        self._engine, self._seconds, self._calls = engine, seconds, 0
+        self.take_weights, self.forget_weights = engine.take_weights, engine.forget_weights
+        self.sleep = engine.sleep
+
+    def generate(
+        self, prompt_ids: Sequence[Sequence[int]], seeds: Sequence[int], settings: SamplingSettings
+    ) -> Generations:
+        """Sample, and return when the time is over."""
+        ends_at = time.perf_counter() + self._seconds[self._calls % len(self._seconds)]
+        self._calls += 1
+        sampled = self._engine.generate(prompt_ids, seeds, settings)
+        wait_until(ends_at)
+        return sampled
+
+
+class SlowSampler(Sampler):
+    """A sampler whose engine takes a set time."""
+
+    seconds: Sequence[float] = (SAMPLE_S,)
+
+    @override
+    def engine(self) -> GenerationEngine:
+        """Return the engine, wrapped once."""
+        if self._engine is None:
+            self._engine = SlowEngine(super().engine(), self.seconds)
+        return self._engine
+
+
+class SlowModule(VCPPOModule):
+    """A module that samples and learns in set times."""
+
+    def __init__(self, actor: str, depth: int, sample_s: Sequence[float], train_s: float) -> None:
+        """Replace the sampler.
+
+        Args:
+            actor: Directory of the actor.
+            depth: Rollouts ahead.
+            sample_s: Seconds of sampling a rollout, over and over.
+            train_s: Seconds of learning from one.
+        """
+        engine = EngineSettings("transformers_copy", rollouts_ahead=depth)
+        super().__init__(
+            actor,
+            reward="benchmarks.iteration.parity",
+            sampling=SamplingSettings(max_response_length=RESPONSE),
+            engine=engine,
+            update=UpdateSettings(ppo_mini_batch_size=PROMPTS),
+            actor_optimizer=OptimizerSettings(lr=1e-4),
+        )
+        self.sampler = SlowSampler(self.tokenizer, self.grader, engine)
+        self.ahead = RolloutsAhead(depth, self.sampler)
+        self._sample_s, self._train_s = sample_s, train_s
+
+    @override
+    def on_train_start(self) -> None:
+        """Take the set times from here on: what is sampled before is a check of the model."""
+        self.sampler.seconds = self._sample_s  # type: ignore[attr-defined]
+        self.sampler.attach(self.actor)  # type: ignore[arg-type]
+
+    @override
+    def sample_rollout(self, batch: Any) -> Rollout | None:
+        """Note when there is something to learn from."""
+        rollout = super().sample_rollout(batch)
+        self._ends_at = time.perf_counter() + self._train_s
+        return rollout
+
+    @override
+    def update_networks(self, rollout: Rollout) -> None:
+        """Learn, and return when the time is over."""
+        super().update_networks(rollout)
+        wait_until(self._ends_at)
+
+
+class Clock(Callback):
+    """Notes when each rollout has ended, and the share in which both worked."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.ends: list[float] = []
+        self.overlaps: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Note a rollout."""
+        self.ends.append(time.perf_counter())
+        self.overlaps.append(float(trainer.callback_metrics.get("time/overlap", 0.0)))
+
+
+def wait_until(moment: float) -> None:
+    """Do nothing until then, as an engine does that waits for another device."""
+    while (left := moment - time.perf_counter()) > 0:
+        places.move_on()
+        time.sleep(min(left, 0.01))
+
+
+def run(
+    actor: str, depth: int, sample_s: Sequence[float], train_s: float, rollouts: int
+) -> tuple[float, float]:
+    """Return the mean seconds of a rollout, and the mean share in which both worked."""
+    clock = Clock()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_epochs=1,
+        limit_train_batches=rollouts + 1,
+        limit_val_batches=0,
+        callbacks=[clock],
+    )
+    data = AIMEDataModule(
+        train_size=PROMPTS * (rollouts + 4), val_size=1, prompts_per_rollout=PROMPTS, seed=0
+    )
+    trainer.fit(SlowModule(actor, depth, sample_s, train_s), data)
+    overlaps = clock.overlaps[1:]
+    return (clock.ends[-1] - clock.ends[0]) / rollouts, sum(overlaps) / len(overlaps)
+
+
+def main() -> None:
+    """Time both tables and print them."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rollouts", type=int, default=ROLLOUTS)
+    parser.add_argument("--sample_s", type=float, default=SAMPLE_S)
+    parser.add_argument("--train_s", type=float, default=TRAIN_S)
+    args = parser.parse_args()
+    measure.start()
+    times = (args.train_s, args.rollouts)
+    with tempfile.TemporaryDirectory() as folder:
+        actor = str(Path(folder) / "actor")
+        measure.write_actor(Path(actor), measure.actor_fields("model/tiny_qwen2"))
+        seconds: dict[int, float] = {}
+        for title, shares, depths in (
+            (f"sampling {args.sample_s:g} s, training {args.train_s:g} s", (1.0,), (0, 1, 2)),
+            ("the same, sampling 0.5 and 1.5 times as long in turn", UNEVEN, (0, 1, 2)),
+        ):
+            rows = []
+            for depth in depths:
+                each, overlap = run(actor, depth, [s * args.sample_s for s in shares], *times)
+                if shares == (1.0,):
+                    seconds[depth] = each
+                rows.append([f"{depth} ahead", each, overlap])
+            for row in rows:
+                row.append(rows[0][1] / row[1])  # type: ignore[operator]
+            measure.print_table(title, ["", "s a rollout", "overlap", "speed-up"], rows)
+    measure.print_json(
+        {
+            "speedup_1_ahead": seconds[0] / seconds[1],
+            "rollouts": args.rollouts,
+            "sample_s": args.sample_s,
+            "train_s": args.train_s,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
