@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,8 @@ class Protocol:
 
     Attributes:
         name: Of the directory.
-        setting: Directory with the configs of starts and runs.
+        settings: Directory with the configs of starts and runs, by task; an experiment with one
+            task has no name for it.
         seeds: That are reported, all or none.
         pilot_seeds: On which settings may be tried.
         arms: In the order in which they run.
@@ -59,12 +60,17 @@ class Protocol:
     """
 
     name: str
-    setting: Path
+    settings: Mapping[str, Path]
     seeds: tuple[int, ...]
     pilot_seeds: tuple[int, ...]
     arms: tuple[Arm, ...]
     contrasts: tuple[Contrast, ...]
     to_be_set: tuple[str, ...] = ()
+
+    @property
+    def setting(self) -> Path:
+        """Directory of the first task."""
+        return next(iter(self.settings.values()))
 
     def pick(self, names: Sequence[str]) -> list[Arm]:
         """Return the arms of the given names, all if there are none.
@@ -106,8 +112,13 @@ def read_protocol(name: str) -> Protocol:
     text: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     if missing := [field for field in FIELDS if not text.get(field)]:
         raise ValueError(f"{path}: a protocol must have {', '.join(missing)}")
-    setting = ROOT / text["setting"]
-    arms = tuple(Arm(arm, **fields, setting=setting) for arm, fields in text["arms"].items())
+    given = text["setting"] if isinstance(text["setting"], dict) else {"": text["setting"]}
+    settings = {task: ROOT / place for task, place in given.items()}
+    arms = tuple(
+        Arm(arm, **{k: v for k, v in fields.items() if k != "task"}, setting=setting)
+        for arm, fields in text["arms"].items()
+        for setting in [settings[fields.get("task", "")]]
+    )
     contrasts = []
     for kind, pairs in text["contrasts"].items():
         for arm, reference in pairs:
@@ -116,7 +127,7 @@ def read_protocol(name: str) -> Protocol:
             contrasts.append(Contrast(arm, reference, kind == "primary"))
     seeds, pilot_seeds = (tuple(text[field]) for field in ("seeds", "pilot_seeds"))
     to_be_set = tuple(text.get("to_be_set") or ())
-    return Protocol(name, setting, seeds, pilot_seeds, arms, tuple(contrasts), to_be_set)
+    return Protocol(name, settings, seeds, pilot_seeds, arms, tuple(contrasts), to_be_set)
 
 
 def main(name: str) -> None:

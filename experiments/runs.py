@@ -27,6 +27,15 @@ def vcppo(arguments: Sequence[str], run_dir: Path) -> None:
     """
     shutil.rmtree(run_dir, ignore_errors=True)
     command = [*arguments, f"--trainer.default_root_dir={run_dir}", "--loggers=[csv]"]
+    vcppo_plain(command, run_dir / "log.txt")
+
+
+def vcppo_plain(command: Sequence[str], log: Path) -> None:
+    """Run a `vcppo` command with one thread, as it is given; its output goes to a file.
+
+    Raises:
+        RuntimeError: If the command fails.
+    """
     print(f"$ vcppo {shlex.join(command)}", flush=True)
     done = subprocess.run(
         [sys.executable, "-m", "lightning_vcppo", *command],
@@ -35,11 +44,11 @@ def vcppo(arguments: Sequence[str], run_dir: Path) -> None:
         stderr=subprocess.STDOUT,
         check=False,
     )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "log.txt").write_bytes(done.stdout)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_bytes(done.stdout)
     if done.returncode:
         last = done.stdout.decode(errors="replace").strip().splitlines()[-1:]
-        raise RuntimeError(f"{run_dir}: {''.join(last)} (see log.txt there)")
+        raise RuntimeError(f"{log.parent}: {''.join(last)} (see {log.name} there)")
 
 
 def holds_model(folder: Path) -> bool:

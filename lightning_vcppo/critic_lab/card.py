@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 
 from lightning_vcppo.critic_lab.measures import Measures
+from lightning_vcppo.models.value_network import num_outputs
+from lightning_vcppo.settings import ValueSettings
 
 _TEXT = """\
 # A critic for {base}
@@ -36,6 +38,8 @@ Settings: {settings}
 
 ## Loading it
 
+{loading}"""
+_BACKBONE = """\
 ```python
 from transformers import AutoModelForTokenClassification
 
@@ -45,7 +49,6 @@ critic = AutoModelForTokenClassification.from_pretrained("{name}", num_labels={l
 {head}
 
 * lightning-vcppo: `vcppo fit --config vcppo --model.critic {name} ...`
-{others}
 """
 _OTHERS = """\
 * verl: `vcppo export --ckpt_path {name} --output verl --layout verl`, then
@@ -58,6 +61,20 @@ _OTHERS = """\
 _NO_OTHERS = """\
 * verl, NeMo-RL and OpenRLHF read one number a token and cannot load this head; `value.head: scalar`
   fits one that they can.
+"""
+_PRIVILEGED = """
+Before each prompt it reads a hint that the policy does not see: `value.privileged_prompt:
+{privileged}`, at most {length} tokens. Without it the values are those of another critic.
+"""
+_SIDE = """\
+It has no backbone: it reads the activations of the actor, and belongs to it alone.
+
+```python
+from lightning_vcppo.models.critic import load_critic
+from lightning_vcppo.settings import ValueSettings
+
+critic = load_critic("{name}", ValueSettings(architecture="side", head="{head_name}")).attach(actor)
+```
 """
 _HEADS = {
     "scalar": "The output is V of the state *after* each token.",
@@ -73,8 +90,7 @@ def write_card(
     measures: Measures,
     settings: Mapping[str, Any],
     origin: Mapping[str, Any],
-    head: str,
-    labels: int,
+    value: ValueSettings,
 ) -> None:
     """Write `README.md` and the picture of the positions into the directory of a critic."""
     header = {
@@ -98,14 +114,23 @@ def write_card(
         deciles=", ".join(f"{decile.r2:.2f}" for decile in measures.deciles),
         origin=", ".join(f"{key} {value}" for key, value in origin.items()) or "not known",
         settings=", ".join(f"{key}={value}" for key, value in settings.items()),
-        head=_HEADS.get(head, ""),
-        labels=labels,
-        others=(_OTHERS.format(name=folder.name) if head == "scalar" else _NO_OTHERS).rstrip(),
+        loading=_loading(folder.name, value),
     )
     (folder / "README.md").write_text(
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n{text}", encoding="utf-8"
     )
     _draw(measures, folder / "positions.png")
+
+
+def _loading(name: str, value: ValueSettings) -> str:
+    """Say how a critic of that kind is loaded."""
+    if value.architecture == "side":
+        return _SIDE.format(name=name, head_name=value.head)
+    text = _BACKBONE.format(name=name, labels=num_outputs(value), head=_HEADS[value.head])
+    if value.privileged_prompt == "none":
+        return text + (_OTHERS.format(name=name) if value.head == "scalar" else _NO_OTHERS)
+    kind, length = value.privileged_prompt, value.privileged_max_length
+    return text + _PRIVILEGED.format(privileged=kind, length=length)
 
 
 def _number(value: float | None) -> str:

@@ -20,15 +20,18 @@ from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
 from lightning_vcppo.algorithm.value_pretraining import Progress, StopRule
+from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.seeding import stream
+from lightning_vcppo.critic_lab.hints import Hints
 from lightning_vcppo.critic_lab.measures import Measures, measure
 from lightning_vcppo.critic_lab.store import TokenStore
 from lightning_vcppo.distributed.collectives import Ranks, gather
-from lightning_vcppo.distributed.fsdp2 import build
+from lightning_vcppo.distributed.fsdp2 import FSDP2Strategy, build
 from lightning_vcppo.distributed.sharding import full_state_dict
 from lightning_vcppo.distributed.strategies import prepare_strategy, refuse_strategy
 from lightning_vcppo.models import loading
 from lightning_vcppo.models.critic import Critic, load_critic
+from lightning_vcppo.models.side_critic import SideCritic, build_side_critic
 from lightning_vcppo.modules.objectives import CriticObjective
 from lightning_vcppo.modules.optimizers import build_optimizer
 from lightning_vcppo.modules.scoring import Scorer
@@ -47,8 +50,11 @@ from lightning_vcppo.settings import OptimizerSettings, ValueSettings
 class _Rows(IterableDataset[Rollout]):
     """This rank's part of each batch, in an order that epoch and seed name."""
 
-    def __init__(self, store: TokenStore, rows: list[int], size: int, seed: int | None) -> None:
-        self._store, self._rows, self._size, self._seed = store, rows, size, seed
+    def __init__(
+        self, store: TokenStore, hints: Hints, rows: list[int], size: int, seed: int | None
+    ) -> None:
+        self._store, self._hints = store, hints
+        self._rows, self._size, self._seed = rows, size, seed
         self.epoch, self.rank, self.ranks = 0, 0, 1
 
     def __len__(self) -> int:
@@ -63,19 +69,26 @@ class _Rows(IterableDataset[Rollout]):
             rows = [self._rows[i] for i in batch.tolist()]
             places = list(range(len(rows)))[self.rank :: self.ranks]
             mine = [rows[place] for place in places] or rows[:1]
-            yield self._store.rollout(mine, places or [-1])  # nobody's row counts nowhere
+            rollout = self._store.rollout(mine, places or [-1])  # nobody's row counts nowhere
+            yield self._hints.view(rollout, mine)
 
 
 class CriticData(L.LightningDataModule):
     """Stored rollouts, split by prompt."""
 
     def __init__(
-        self, store: TokenStore, held_out_share: float, mini_batch_size: int, seed: int
+        self,
+        store: TokenStore,
+        hints: Hints,
+        held_out_share: float,
+        mini_batch_size: int,
+        seed: int,
     ) -> None:
         """Split the rollouts.
 
         Args:
             store: Of the rollouts.
+            hints: What the critic reads before the prompts.
             held_out_share: Share of the prompts that judge the critic.
             mini_batch_size: Responses of an update, over all ranks.
             seed: Of split and order.
@@ -83,8 +96,8 @@ class CriticData(L.LightningDataModule):
         super().__init__()
         to_fit, self.held_out = store.split(held_out_share, seed)
         self.store = store
-        self._training = _Rows(store, to_fit, mini_batch_size, seed)
-        self._validation = _Rows(store, self.held_out, mini_batch_size, None)
+        self._training = _Rows(store, hints, to_fit, mini_batch_size, seed)
+        self._validation = _Rows(store, hints, self.held_out, mini_batch_size, None)
 
     @override
     def train_dataloader(self) -> DataLoader[Rollout]:
@@ -121,6 +134,7 @@ class CriticFit(L.LightningModule):
         *,
         max_tokens: int,
         seed: int,
+        actor: str | None = None,
     ) -> None:
         """Collect the settings; `configure_model` loads the critic.
 
@@ -131,13 +145,15 @@ class CriticFit(L.LightningModule):
             optimizer: Of the critic.
             stop_rule: Counted in epochs; it reads R^2 on held-out responses.
             max_tokens: Most tokens of a micro-batch.
-            seed: Of the order of responses.
+            seed: Of the order of responses, and of the weights of a side critic.
+            actor: Directory or hub id of the model that a side critic reads.
         """
         super().__init__()
         self.automatic_optimization = False
+        self.actor_source = actor
         self.model_source, self.value, self.seed = model, value, seed
         self.data, self.stop_rule, self.max_tokens = data, stop_rule, max_tokens
-        self.critic: Critic | None = None
+        self.critic: Critic | SideCritic | None = None
         self.updater = Updater("critic", optimizer, passes=1, mini_batch_size=2**31)
         self.progress = Progress()
         self.measures: Measures | None = None
@@ -148,6 +164,10 @@ class CriticFit(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse a strategy that cannot work."""
         refuse_strategy(self.trainer.strategy)
+        require(
+            self.actor_source is None or not isinstance(self.trainer.strategy, FSDP2Strategy),
+            "strategy: a side critic reads an actor that each process holds completely; take ddp",
+        )
         prepare_strategy(self.trainer.strategy, lambda: None)
 
     @override
@@ -155,18 +175,40 @@ class CriticFit(L.LightningModule):
         """Load the critic, once."""
         if self.critic is not None:
             return
-        network = build(lambda: load_critic(self.model_source, self.value), self.trainer.strategy)
+        self.critic = build(self._load, self.trainer.strategy)
+        loading.disable_dropout(self.critic.train())
+        self.scorer = Scorer(
+            self.critic.reader, self.critic, None, temperature=1.0, max_tokens=self.max_tokens
+        )
+        self.objective = CriticObjective(self.value, self.critic, self.scorer.critic_outputs)
+
+    def _load(self) -> Critic | SideCritic:
+        if self.actor_source is not None:
+            actor = loading.load_actor(self.actor_source).requires_grad_(False)
+            loading.disable_dropout(actor.train())
+            return build_side_critic(actor, self.value, self.seed)
+        network = load_critic(self.model_source, self.value)
         if not isinstance(network, Critic):
             raise ValueError(
                 f"{self.model_source}: a side critic reads the activations of an actor, and there "
                 "is none; expected a language model, a reward model or a critic of its own"
             )
-        self.critic = network
-        loading.disable_dropout(self.critic.train())
-        self.scorer = Scorer(
-            self.critic.model, self.critic, None, temperature=1.0, max_tokens=self.max_tokens
-        )
-        self.objective = CriticObjective(self.value, self.critic, self.scorer.critic_outputs)
+        return network
+
+    def _place_actor(self) -> None:
+        """Move the actor that a side critic reads; it is no part of the module."""
+        if isinstance(self.critic, SideCritic):
+            self.critic.reader.to(self.device)  # type: ignore[arg-type]
+
+    @override
+    def on_fit_start(self) -> None:
+        """Put the actor where the critic is."""
+        self._place_actor()
+
+    @override
+    def on_validation_start(self) -> None:
+        """Put the actor where the critic is."""
+        self._place_actor()
 
     @override
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -1,4 +1,4 @@
-"""Fit a critic to a directory, or read the values of one that is there."""
+"""Fit a critic on stored rollouts, to a directory."""
 
 from __future__ import annotations
 
@@ -21,15 +21,12 @@ from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.files import complete_file
 from lightning_vcppo.critic_lab.card import write_card
 from lightning_vcppo.critic_lab.fitting import CriticData, CriticFit
-from lightning_vcppo.critic_lab.measures import Measures, measure
+from lightning_vcppo.critic_lab.hints import Hints
+from lightning_vcppo.critic_lab.measures import Measures
 from lightning_vcppo.critic_lab.store import TokenStore
-from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.interchange import Importer, read_responses
 from lightning_vcppo.models import loading
-from lightning_vcppo.models.critic import load_critic
 from lightning_vcppo.models.hf_folders import write_folder
-from lightning_vcppo.models.value_network import num_outputs
-from lightning_vcppo.modules.scoring import Scorer
 from lightning_vcppo.rollouts.records import SavedResponse
 from lightning_vcppo.settings import OptimizerSettings, ValueSettings
 
@@ -87,6 +84,7 @@ def fit_critic(
     min_delta: float = 0.005,
     held_out_share: float = 0.2,
     seed: int = 0,
+    actor: str | None = None,
     accelerator: str = "auto",
     devices: int | str = "auto",
     strategy: str = "auto",
@@ -110,6 +108,7 @@ def fit_critic(
         min_delta: A rise smaller than this does not count.
         held_out_share: Share of the prompts that judge the critic.
         seed: Of split and order.
+        actor: Directory or hub id of the actor whose activations a side critic reads.
         accelerator: As in Lightning.
         devices: As in Lightning.
         strategy: As in Lightning: auto, ddp or fsdp2.
@@ -122,16 +121,15 @@ def fit_critic(
         ValueError: For rollouts that no critic can be fitted on, or an output that is finished.
     """
     folder = Path(output)
-    require(
-        not (folder / "critic").exists(), f"{output}: holds a fitted critic; name another --output"
-    )
+    _check(folder, value, actor)
     require(mini_batch_size >= 1, f"mini_batch_size: expected >= 1, got {mini_batch_size}")
     require(max_epochs >= 1, f"max_epochs: expected >= 1, got {max_epochs}")
     require(0 < held_out_share < 1, f"held_out_share: expected in (0, 1), got {held_out_share}")
     L.seed_everything(seed, verbose=False)
     store, origin = read_rollouts(rollouts, model)
     value = within(value, store)
-    data = CriticData(store, held_out_share, mini_batch_size, seed)
+    hints = Hints(store, loading.load_tokenizer(model), value)
+    data = CriticData(store, hints, held_out_share, mini_batch_size, seed)
     module = CriticFit(
         model,
         data,
@@ -140,18 +138,36 @@ def fit_critic(
         StopRule(max_epochs, 1, patience, min_delta),
         max_tokens=max_tokens_per_batch,
         seed=seed,
+        actor=actor,
     )
     trainer = _trainer(folder, max_epochs, accelerator, devices, strategy, precision)
-    last = folder / "checkpoints" / "last.ckpt"
-    start = time.perf_counter()
+    seconds = _run(trainer, module, data, folder / "checkpoints" / "last.ckpt")
+    facts = {"rollouts": rollouts, "seconds": seconds, "seed": seed}
+    facts |= {"held_out_share": held_out_share, "value": asdict(value)}
+    _write(folder, module, _settings(value, critic_optimizer, mini_batch_size, seed), origin, facts)
+    assert module.measures is not None
+    return module.measures
+
+
+def _check(folder: Path, value: ValueSettings, actor: str | None) -> None:
+    require(
+        not (folder / "critic").exists(), f"{folder}: holds a fitted critic; name another --output"
+    )
+    require(
+        (actor is not None) is (value.architecture == "side"),
+        "actor: a side critic, and no other, reads one; set both --actor and "
+        "--value.architecture=side, or neither",
+    )
+
+
+def _run(trainer: L.Trainer, module: CriticFit, data: CriticData, last: Path) -> float:
+    """Fit, from the last checkpoint if there is one, and judge; return the seconds of the fit."""
     resume = {"ckpt_path": last, "weights_only": False} if last.exists() else {}
+    start = time.perf_counter()
     trainer.fit(module, datamodule=data, **resume)  # type: ignore[arg-type]
     seconds = time.perf_counter() - start
     trainer.validate(module, datamodule=data, verbose=False)
-    settings = _settings(value, critic_optimizer, mini_batch_size, seed)
-    _write(folder, module, settings, origin, {"rollouts": rollouts, "seconds": seconds})
-    assert module.measures is not None
-    return module.measures
+    return seconds
 
 
 def _trainer(
@@ -208,45 +224,9 @@ def _write(
         "measures": module.measures.as_json(),
     }
     write_folder(folder / "critic", critic, loading.load_tokenizer(base), weights)
-    head, labels = module.value.head, num_outputs(module.value)
-    write_card(folder / "critic", base, module.measures, settings, origin, head, labels)
+    write_card(folder / "critic", base, module.measures, settings, origin, module.value)
     with complete_file(folder / "fit.json") as file:
         json.dump(facts, file, indent=1)
-
-
-def measure_critic(
-    critic: str, rollouts: str, max_tokens_per_batch: int = 16384, device: str | None = None
-) -> tuple[Measures, float]:
-    """Measure a critic that is there on all responses of stored rollouts.
-
-    Args:
-        critic: Directory or hub id: a critic of ours, a token classifier or a sequence classifier
-            with one label.
-        rollouts: File, pattern or directory.
-        max_tokens_per_batch: Tokens of one forward pass.
-        device: "cpu", "cuda", ...; None is the GPU if there is one.
-
-    Returns:
-        The measures, and the range of the rewards.
-
-    Raises:
-        ValueError: There is no such critic, or the rollouts are of a model with other tokens.
-    """
-    store, _ = read_rollouts(rollouts, critic)
-    described = getattr(loading.load_config(critic), "value_head", None) or {}
-    network = load_critic(critic, ValueSettings(**described))
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    loading.disable_dropout(network.to(place).train())
-    scorer = Scorer(network.model, network, None, temperature=1.0, max_tokens=max_tokens_per_batch)
-    values = []
-    with torch.no_grad():
-        for rows in torch.arange(len(store)).split(512):
-            rollout = store.rollout(rows.tolist()).to(place)
-            (values_BT,) = scorer.in_micro_batches(scorer.critic_values, rollout, Ranks())
-            mask_BT = rollout.response_mask_BT
-            values += [values_BT[i][mask_BT[i]].float().cpu().numpy() for i in range(len(rows))]
-    low, high = store.reward_range
-    return measure(values, list(store.rewards), list(store.groups), (low, high)), high - low
 
 
 def _settings(

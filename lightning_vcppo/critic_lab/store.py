@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.seeding import stream
 from lightning_vcppo.data.problem import Problem
+from lightning_vcppo.rewards.answers import Answer, AnswerKind
 from lightning_vcppo.rollouts.records import ImportedResponse, ResponseRecord, SavedResponse
 from lightning_vcppo.rollouts.rollout import Rollout
 
@@ -32,6 +33,9 @@ class TokenStore:
         prompt_lengths: Tokens of the prompt of each response.
         response_lengths: Tokens of each response.
         finished: 1 for each response that was not truncated.
+        correct: 1 for each response that was graded as right.
+        answers: The right answer to each prompt, or several; an empty text if none is stored.
+        kinds: How the answers to each prompt are compared; None decides by their type.
     """
 
     def __init__(self, records: Iterable[ResponseRecord], vocabulary: int) -> None:
@@ -48,7 +52,10 @@ class TokenStore:
         self._starts = array("q")
         self.rewards, self.groups = array("f"), array("i")
         self.prompt_lengths, self.response_lengths = array("i"), array("i")
-        self.finished = array("b")
+        self.finished, self.correct = array("b"), array("b")
+        self.answers: list[Answer] = []
+        self.kinds: list[AnswerKind | None] = []
+        self._siblings: list[list[int]] = []
         numbers: dict[tuple[str, int], int] = {}
         end = 0
         for record in records:
@@ -60,10 +67,15 @@ class TokenStore:
             end += len(ids)
             self.rewards.append(record.reward)
             key = (record.evaluation_set, record.index)
-            self.groups.append(numbers.setdefault(key, len(numbers)))
+            if key not in numbers:
+                numbers[key] = len(numbers)
+                self.answers.append(record.gold)
+                self.kinds.append(record.answer_kind)
+            self.groups.append(numbers[key])
             self.prompt_lengths.append(len(record.prompt_ids))
             self.response_lengths.append(len(record.response_ids))
             self.finished.append(record.finished)
+            self.correct.append(record.correct)
         require(len(self) > 0, "no rollouts")
         self.prompts = len(numbers)
 
@@ -124,27 +136,75 @@ class TokenStore:
             rows: Numbers of the responses.
             positions: Their numbers in the batch over all ranks; by default 0, 1, ...
         """
-        inputs = [self._ids(row) for row in rows]
-        lengths_B = torch.tensor([self.response_lengths[row] for row in rows])
-        mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
         scores_B = torch.tensor([self.rewards[row] for row in rows])
+        rollout = self._assemble(rows, [self.response(row) for row in rows], [0] * len(rows))
+        return rollout.with_(
+            finished_B=torch.tensor([bool(self.finished[row]) for row in rows]),
+            positions_B=torch.tensor(range(len(rows)) if positions is None else positions),
+            scores_B=scores_B,
+            correct_B=torch.tensor([bool(self.correct[row]) for row in rows]),
+            returns_BT=torch.where(rollout.response_mask_BT, scores_B[:, None], 0.0),
+        )
+
+    def continued(
+        self, rows: Sequence[int], places: Sequence[int], endings: Sequence[Sequence[int]]
+    ) -> Rollout:
+        """Return stored responses with other endings, to read values of; they have no reward.
+
+        Args:
+            rows: Numbers of the responses.
+            places: Tokens of each that are kept; those behind them are in the response mask.
+            endings: Tokens that follow them.
+        """
+        responses = [
+            [*self.response(row)[:place], *ending]
+            for row, place, ending in zip(rows, places, endings, strict=True)
+        ]
+        return self._assemble(rows, responses, places)
+
+    def _assemble(
+        self, rows: Sequence[int], responses: Sequence[Sequence[int]], firsts: Sequence[int]
+    ) -> Rollout:
+        """Return responses to the prompts of stored ones, masked from their first token on."""
+        pairs = zip(rows, responses, strict=True)
+        lengths_B = torch.tensor([len(response) for response in responses])
+        place_T = torch.arange(int(lengths_B.max()))
+        mask_BT = (place_T < lengths_B[:, None]) & (place_T >= torch.tensor(firsts)[:, None])
+        zeros_B = torch.zeros(len(rows))
         return Rollout(
             problems=(NO_PROBLEM,) * len(rows),
             responses=("",) * len(rows),
-            input_ids_BL=pad_sequence(inputs, batch_first=True),
+            input_ids_BL=pad_sequence(
+                [torch.tensor([*self.prompt(row), *response]) for row, response in pairs],
+                batch_first=True,
+            ),
             prompt_lengths_B=torch.tensor([self.prompt_lengths[row] for row in rows]),
             response_mask_BT=mask_BT,
             sampler_logprobs_BT=torch.zeros(mask_BT.shape),
-            finished_B=torch.tensor([bool(self.finished[row]) for row in rows]),
-            positions_B=torch.tensor(range(len(rows)) if positions is None else positions),
+            finished_B=zeros_B.bool(),
+            positions_B=torch.arange(len(rows)),
             group_ids_B=torch.tensor([self.groups[row] for row in rows]),
-            scores_B=scores_B,
-            correct_B=scores_B > 0,
-            returns_BT=torch.where(mask_BT, scores_B[:, None], 0.0),
+            scores_B=zeros_B,
+            correct_B=zeros_B.bool(),
         )
 
-    def _ids(self, row: int) -> torch.Tensor:
-        self._file.seek(4 * self._starts[row])
-        count = self.prompt_lengths[row] + self.response_lengths[row]
-        ids = np.frombuffer(self._file.read(4 * count), dtype=np.int32)
-        return torch.from_numpy(ids.astype(np.int64))
+    def prompt(self, row: int) -> list[int]:
+        """Return the token ids of the prompt of a response."""
+        return self._read(self._starts[row], self.prompt_lengths[row])
+
+    def response(self, row: int) -> list[int]:
+        """Return the token ids of a response."""
+        return self._read(self._starts[row] + self.prompt_lengths[row], self.response_lengths[row])
+
+    def rows_of_prompt(self, row: int) -> list[int]:
+        """Return the responses to the prompt of a response, itself among them, in stored order."""
+        if not self._siblings:
+            self._siblings = [[] for _ in range(self.prompts)]
+            for each, group in enumerate(self.groups):
+                self._siblings[group].append(each)
+        return self._siblings[self.groups[row]]
+
+    def _read(self, start: int, count: int) -> list[int]:
+        self._file.seek(4 * start)
+        ids: list[int] = np.frombuffer(self._file.read(4 * count), dtype=np.int32).tolist()
+        return ids

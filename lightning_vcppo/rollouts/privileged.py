@@ -14,7 +14,7 @@ Shapes: B responses, L tokens of hint + prompt + response, T response tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -47,52 +47,53 @@ class PrivilegedPrompt:
         """
         if self._settings.privileged_prompt == "none" or rollout.hint_lengths_B is not None:
             return rollout
-        hints = self.hints(rollout)
-        device = rollout.input_ids_BL.device
-        ids_BL = torch.nn.utils.rnn.pad_sequence(
-            [
-                torch.cat([torch.tensor(hint, dtype=ids.dtype, device=device), ids])
-                for hint, ids in zip(hints, rollout.input_ids_BL, strict=True)
-            ],
-            batch_first=True,
-        )
-        lengths_B = torch.tensor([len(hint) for hint in hints], device=device)
-        return rollout.with_(
-            input_ids_BL=ids_BL,
-            prompt_lengths_B=rollout.prompt_lengths_B + lengths_B,
-            hint_lengths_B=lengths_B,
-        )
+        return prepend(rollout, self.hints(rollout))
 
     def hints(self, rollout: Rollout) -> list[list[int]]:
         """Return the tokens of each response's hint, at most `privileged_max_length`."""
-        most = self._settings.privileged_max_length
-        answers = [self._ids(ANSWER.format(problem.answer)) for problem in rollout.problems]
         if self._settings.privileged_prompt == "answer":
-            return [answer[-most:] for answer in answers]
+            return [self.hint(problem.answer) for problem in rollout.problems]
         mask_BT = rollout.response_mask_BT
         prompts = rollout.prompt_lengths_B.tolist()
         responses = [
-            self._without_end(ids[length : length + len(mask)][mask[: len(ids) - length]].tolist())
+            ids[length : length + len(mask)][mask[: len(ids) - length]].tolist()
             for ids, length, mask in zip(rollout.input_ids_BL, prompts, mask_BT, strict=True)
         ]
         groups, correct = rollout.group_ids_B.tolist(), rollout.correct_B.tolist()
         rows_of: dict[int, list[int]] = {}
         for row, group in enumerate(groups):
             rows_of.setdefault(group, []).append(row)
-        hints = []
-        for row, group in enumerate(groups):
-            shown = choose_siblings(row, rows_of[group], correct)
-            both = len({correct[sibling] for sibling in shown}) == 2
-            hint = [] if both else answers[row][-most:]
-            # Siblings share the room; of a longer response the end is kept, which has the answer.
-            room = (most - len(hint)) // max(len(shown), 1)
-            for sibling in shown:
-                label, end = self._ids(LABELS[correct[sibling]]), self._ids(END)
-                left = room - len(label) - len(end)
-                if left > 0:
-                    hint = hint + label + responses[sibling][-left:] + end
-            hints.append(hint)
-        return hints
+        return [
+            self.hint(
+                rollout.problems[row].answer,
+                [
+                    (responses[sibling], correct[sibling])
+                    for sibling in choose_siblings(row, rows_of[group], correct)
+                ],
+            )
+            for row, group in enumerate(groups)
+        ]
+
+    def hint(
+        self, answer: int | str, siblings: Sequence[tuple[Sequence[int], bool]] = ()
+    ) -> list[int]:
+        """Return the tokens of one hint, at most `privileged_max_length`.
+
+        Args:
+            answer: The reference answer; an empty text means that there is none.
+            siblings: Tokens of those that `choose_siblings` has chosen, and whether each is right.
+        """
+        most = self._settings.privileged_max_length
+        both = len({correct for _, correct in siblings}) == 2
+        hint = [] if both or answer == "" else self._ids(ANSWER.format(answer))[-most:]
+        # What room there is, is shared; of a longer response the end is kept: it answers.
+        room = (most - len(hint)) // max(len(siblings), 1)
+        for response, correct in siblings:
+            label, end = self._ids(LABELS[correct]), self._ids(END)
+            left = room - len(label) - len(end)
+            if left > 0:
+                hint = hint + label + self._without_end(list(response))[-left:] + end
+        return hint
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
@@ -101,7 +102,27 @@ class PrivilegedPrompt:
         return ids[:-1] if ids and ids[-1] == self._tokenizer.eos_token_id else ids
 
 
-def choose_siblings(row: int, rows: Sequence[int], correct: Sequence[bool]) -> list[int]:
+def prepend(rollout: Rollout, hints: Sequence[Sequence[int]]) -> Rollout:
+    """Return the rollout with a hint before each prompt, for the critic alone."""
+    device = rollout.input_ids_BL.device
+    ids_BL = torch.nn.utils.rnn.pad_sequence(
+        [
+            torch.cat([torch.tensor(hint, dtype=ids.dtype, device=device), ids])
+            for hint, ids in zip(hints, rollout.input_ids_BL, strict=True)
+        ],
+        batch_first=True,
+    )
+    lengths_B = torch.tensor([len(hint) for hint in hints], device=device)
+    return rollout.with_(
+        input_ids_BL=ids_BL,
+        prompt_lengths_B=rollout.prompt_lengths_B + lengths_B,
+        hint_lengths_B=lengths_B,
+    )
+
+
+def choose_siblings(
+    row: int, rows: Sequence[int], correct: Sequence[bool] | Mapping[int, bool]
+) -> list[int]:
     """Return a right and a wrong response of a group, or up to two if all others are of one kind.
 
     Args:

@@ -1,10 +1,8 @@
-"""`vcppo critic`: a fit learns, resumes and is read back equal; critics are ranked."""
+"""`vcppo critic fit` and `evaluate`: a fit learns, resumes and is read back equal."""
 
 from __future__ import annotations
 
 import json
-import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
-from lightning_vcppo.critic_lab.comparison import read_specs
-from lightning_vcppo.critic_lab.running import fit_critic, measure_critic
+from lightning_vcppo.critic_lab.running import fit_critic
+from lightning_vcppo.critic_lab.values import measure_critic
 from lightning_vcppo.models.critic import load_critic
 from lightning_vcppo.settings import OptimizerSettings, ValueSettings
+from tests.support.lab_rollouts import write_rollouts
 from tests.support.tiny_runs import run_program
 
 FAST: dict[str, Any] = {
@@ -28,17 +27,7 @@ FAST: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def rollouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows whose responses say in their second character whether they are right."""
-    rng = random.Random(0)
-    path = tmp_path_factory.mktemp("lab") / "rollouts.jsonl"
-    with path.open("w") as file:
-        for problem in range(12):
-            for sample in range(4):
-                good = (problem + sample) % 2 == 0
-                text = ("y" if good else "n") * 4 + "x" * rng.randint(2, 6)
-                row = {"prompt": f"{problem}?", "response": text, "reward": 1.0 if good else -1.0}
-                file.write(json.dumps(row) + "\n")
-    return path
+    return write_rollouts(tmp_path_factory.mktemp("lab") / "rollouts.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -107,33 +96,6 @@ def test_a_critic_that_is_there_is_judged(
     assert judged["measures"] == measures.as_json()
 
 
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("hl_gaus", "no critic 'hl_gaus', did you mean hl_gauss"),
-        ("mse:lrr=1", "no setting 'lrr'"),
-        ("mse:lr", "expected key=value"),
-        ("side", "cannot be fitted on stored rollouts alone"),
-        ("nothing.yaml", "No such file"),
-    ],
-)
-def test_a_wrong_spec_is_named(spec: str, message: str) -> None:
-    with pytest.raises((ValueError, OSError)) as error:
-        read_specs([spec])
-    assert message in str(error.value).replace("; did", ", did").replace(" (did", ", did")
-
-
-def test_specs_have_the_settings_of_their_names(tmp_path: Path) -> None:
-    path = tmp_path / "own.yaml"
-    path.write_text("value: {head: hl_gauss, num_bins: 21}\ncritic_optimizer: {lr: 1.0e-3}\n")
-    huber, own = read_specs(["huber:huber_delta=0.5,lr=1e-4", str(path)])
-    expected = {"value.loss": "huber", "value.huber_delta": 0.5, "critic_optimizer.lr": 1e-4}
-    assert {k: float(v) if k.endswith("lr") else v for k, v in huber.settings.items()} == expected
-    assert own.name == "own" and own.settings["value.num_bins"] == 21
-    with pytest.raises(ValueError, match="mse is there twice"):
-        read_specs(["mse", "mse"])
-
-
 def test_equal_rewards_and_a_finished_output_are_refused(
     fitted: Path, rollouts: Path, tiny_actor: Path, tmp_path: Path
 ) -> None:
@@ -146,25 +108,11 @@ def test_equal_rewards_and_a_finished_output_are_refused(
         fit_critic(str(equal), str(tiny_actor), str(tmp_path / "fit"), **FAST)
 
 
-def test_critics_are_fitted_and_ranked(
-    fitted: Path,
-    rollouts: Path,
-    tiny_actor: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+def test_an_actor_is_for_side_critics_and_they_need_one(
+    rollouts: Path, tiny_actor: Path, tmp_path: Path
 ) -> None:
-    """One has been fitted before, and is not fitted again."""
-    output = tmp_path / "compared"
-    shutil.copytree(fitted, output / "0_mse_lr_0.01")
-    arguments = ("critic", "compare", rollouts, "--model", tiny_actor, "--output", output)
-    flags = ("--max_epochs=2", "--mini_batch_size=16", "--accelerator=cpu", "--devices=1")
-    run_program(*arguments, "--critics", "mse:lr=0.01", "hl_gauss:num_bins=21,lr=1e-5", *flags)
-    found = json.loads((output / "compare.json").read_text())
-    ranked = [fit["measures"]["r2"] for fit in found["critics"]]
-    assert ranked == sorted(ranked, reverse=True) and len(ranked) == 2
-    assert found["lambda_actor"]["recommended"] is None
-    page = (output / "compare.html").read_text()
-    assert "Content-Security-Policy" in page and "hl_gauss:num_bins=21,lr=1e-5" in page
-    header, *rows = (output / "compare.csv").read_text().splitlines()
-    assert header.startswith("critic,r2,") and len(rows) == 2
-    assert "compare.html" in capsys.readouterr().out
+    arguments = (str(rollouts), str(tiny_actor), str(tmp_path / "fit"))
+    with pytest.raises(ValueError, match="set both --actor and --value"):
+        fit_critic(*arguments, actor=str(tiny_actor), **FAST)
+    with pytest.raises(ValueError, match="set both --actor and --value"):
+        fit_critic(*arguments, value=ValueSettings(architecture="side"), **FAST)

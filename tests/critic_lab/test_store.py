@@ -7,26 +7,7 @@ import torch
 
 from lightning_vcppo.critic_lab.store import TokenStore
 from lightning_vcppo.rollouts.records import SavedResponse
-
-
-def record(index: int, sample: int = 0, **changes: object) -> SavedResponse:
-    fields: dict[str, object] = {
-        "index": index,
-        "sample": sample,
-        "source": f"dump:{index}",
-        "problem": "p",
-        "answer": 1,
-        "response": "r",
-        "prediction": None,
-        "correct": True,
-        "length": 3,
-        "finished": True,
-        "prompt_ids": [1] * (index + 1),
-        "response_ids": [2, 3, sample],
-        "reward": float(sample),
-        "origin": {},
-    }
-    return SavedResponse(**(fields | changes))
+from tests.support.saved_responses import saved_response as record
 
 
 def test_rows_come_back_in_any_order() -> None:

@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "interchange": {"rollouts", "data", "models", "rewards", "report"},
     "critic_lab": {
         *("interchange", "modules", "metrics", "rollouts", "models", "data", "report"),
-        *("distributed", "algorithm"),
+        *("distributed", "rewards", "algorithm"),
     },
     "metrics": {"rollouts", "distributed", "rewards", "algorithm"},
     "comparison": {"metrics", "report"},

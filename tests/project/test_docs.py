@@ -26,7 +26,7 @@ import lightning_vcppo
 from lightning_vcppo.cli.commands import compare, critic, import_, plan, regrade, report, serve
 from lightning_vcppo.cli.commands.registry import COMMANDS as COMMANDS_OF_VCPPO
 from lightning_vcppo.cli.configs import find_config
-from lightning_vcppo.critic_lab.comparison import read_specs
+from lightning_vcppo.critic_lab.specs import read_specs
 from lightning_vcppo.models.critic import load_critic
 from lightning_vcppo.rewards.functions import load_reward
 from lightning_vcppo.settings import ValueSettings
@@ -142,8 +142,9 @@ def check_vcppo(arguments: list[str]) -> None:
 def check_critic(action: str, *arguments: str) -> None:
     """Read the arguments of an action."""
     if action == "compare":
-        options, arguments = critic.compare_parser().parse_known_args(arguments)
-        read_specs(options.critics)
+        options, flags = critic.compare_parser().parse_known_args(arguments)
+        read_specs(options.critics, options.actor)
+        critic.fit_parser().parse_args([options.rollouts, "--model=m", "--output=o", *flags])
     elif action == "evaluate":
         critic.evaluate_parser().parse_args(arguments)
     else:

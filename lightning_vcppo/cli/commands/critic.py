@@ -27,6 +27,16 @@ vcppo critic evaluate CRITIC ROLLOUTS
 
 ROLLOUTS: output of `vcppo predict` or `vcppo import`, or a dump of another trainer.
 Flags: vcppo critic fit --help"""
+ACTOR_FLAGS: dict[str, tuple[type, str]] = {
+    "prefixes": (int, "places in held-out responses that are continued; 256"),
+    "continuations": (int, "of each place, and of each with the stored token; 8"),
+    "lambdas": (float, "that are compared; 0.9 0.95 0.99 1"),
+    "reward": (str, "that of the rollouts: a style of the verifier or a function; boxed"),
+    "temperature": (float, "of sampling; that of the rollouts"),
+    "top_p": (float, "of sampling; that of the rollouts"),
+    "max_response_length": (int, "in tokens; that of the rollouts"),
+}
+"""Flags of `compare` that say how the actor continues, with type and help."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -82,12 +92,31 @@ def fit_parser() -> OneLineParser:
 def _compare(arguments: Sequence[str]) -> None:
     options, flags = compare_parser().parse_known_args(arguments)
     with waiting_for("Loading"):
-        from lightning_vcppo.critic_lab.comparison import compare_critics, read_specs, table
-    specs = read_specs(options.critics)
+        from lightning_vcppo.critic_lab.comparison import Split, compare_critics
+        from lightning_vcppo.critic_lab.comparison_page import table
+        from lightning_vcppo.critic_lab.judging import ActorOptions
+        from lightning_vcppo.critic_lab.specs import read_specs
+    specs = read_specs(options.critics, options.actor)
+    # A wrong flag is noticed here, not in every fit.
+    needed = [options.rollouts, f"--model={options.model}", f"--output={options.output}"]
+    of_fit = fit_parser().parse_args([*needed, *flags])
+    of_actor = {name: getattr(options, name) for name in ACTOR_FLAGS}
+    given = {name: value for name, value in of_actor.items() if value is not None}
+    if given and options.actor is None:
+        fail(f"--{next(iter(given))}: only with --actor, whose continuations it is about")
+    if "lambdas" in given:
+        given["lambdas"] = tuple(given["lambdas"])
     jobs = options.jobs or _jobs(len(specs))
     with waiting_for(f"Fitting {len(specs)} critics"):
         fits = compare_critics(
-            options.rollouts, options.model, specs, options.output, jobs=jobs, flags=flags
+            options.rollouts,
+            options.model,
+            specs,
+            options.output,
+            jobs=jobs,
+            split=Split(of_fit.held_out_share, of_fit.seed),
+            flags=flags,
+            options=ActorOptions(options.actor, **given) if options.actor else None,
         )
     print(table(fits))
     print(f"The page is {options.output / 'compare.html'}")
@@ -105,12 +134,20 @@ def compare_parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="SPEC",
-        help="mse, huber, bounded, sigmoid, hl_gauss, each also as NAME:key=value,...; or a YAML",
+        help="mse, huber, bounded, sigmoid, hl_gauss, side, answer, siblings, each also as "
+        "NAME:key=value,...; or a YAML",
     )
     parser.add_argument("--output", type=Path, required=True, help="directory to write to")
     parser.add_argument(
         "--jobs", type=int, help="critics to fit at the same time; default: number of cores"
     )
+    parser.add_argument(
+        "--actor", help="directory or hub id of the rollouts' policy: continues held-out responses"
+    )
+    for name, (kind, text) in ACTOR_FLAGS.items():
+        parser.add_argument(
+            f"--{name}", type=kind, help=text, nargs="+" if name == "lambdas" else None
+        )
     return parser
 
 
@@ -118,9 +155,11 @@ def _evaluate(arguments: Sequence[str]) -> None:
     options = evaluate_parser().parse_args(arguments)
     with waiting_for("Loading"):
         from lightning_vcppo.common.files import complete_file
-        from lightning_vcppo.critic_lab.running import measure_critic
+        from lightning_vcppo.critic_lab.values import measure_critic
     with waiting_for("Reading values"):
-        measures, reward_range = measure_critic(options.critic, options.rollouts)
+        measures, reward_range = measure_critic(
+            options.critic, options.rollouts, actor=options.actor
+        )
     ready, reasons = measures.verdict(reward_range)
     print(f"{measures.responses} responses to {measures.prompts} prompts")
     print("\n".join(reasons))
@@ -136,6 +175,7 @@ def evaluate_parser() -> argparse.ArgumentParser:
     parser = OneLineArguments("vcppo critic evaluate", description="Evaluate a critic.")
     parser.add_argument("critic", help="directory or hub id")
     parser.add_argument("rollouts", help="file, pattern or directory")
+    parser.add_argument("--actor", help="directory or hub id of the model that a side critic reads")
     parser.add_argument("--output", type=Path, help="also write the measures as JSON")
     return parser
 

@@ -1,0 +1,1 @@
+"""Whether the lambda that `vcppo critic compare --actor` recommends is the one to take."""

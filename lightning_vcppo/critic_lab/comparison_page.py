@@ -1,0 +1,282 @@
+"""Write the comparison of critics: a page, tables, and everything as JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lightning_vcppo.common.files import complete_file
+from lightning_vcppo.critic_lab.truth import EIGHTHS, Recommendation
+from lightning_vcppo.report.drawing import Spec, color, jsonable, plain, spec
+from lightning_vcppo.report.page import offline_page
+
+Fit = Mapping[str, Any]
+
+COLUMNS: dict[str, Callable[[Fit], Any]] = {
+    "critic": lambda fit: fit["name"],
+    "r2": lambda fit: fit["measures"]["r2"],
+    "explained_variance": lambda fit: fit["measures"]["explained_variance"],
+    "bias": lambda fit: fit["measures"]["bias"],
+    "ece": lambda fit: fit["measures"]["ece"],
+    "brier": lambda fit: fit["measures"]["brier"],
+    "rank_correlation": lambda fit: fit["measures"]["rank_correlation"],
+    "auc_25": lambda fit: fit["measures"]["auc"]["25%"],
+    "auc_50": lambda fit: fit["measures"]["auc"]["50%"],
+    "auc_75": lambda fit: fit["measures"]["auc"]["75%"],
+    "r2_first_decile": lambda fit: fit["measures"]["deciles"][0]["r2"],
+    "r2_last_decile": lambda fit: fit["measures"]["deciles"][-1]["r2"],
+    "epochs": lambda fit: fit["epochs"],
+    "tokens_per_s": lambda fit: fit["tokens_per_s"],
+    "peak_mib": lambda fit: fit["peak_mib"],
+}
+TRUE_COLUMNS: dict[str, Callable[[Fit], Any]] = {
+    "true_r2": lambda fit: fit["truth"]["r2"],
+    "true_bias": lambda fit: fit["truth"]["values"]["bias"],
+    "true_variance": lambda fit: fit["truth"]["values"]["variance"],
+    "lambda_actor": lambda fit: fit["truth"]["lambda_actor"]["recommended"] or "not decided",
+}
+"""Of comparisons with an actor."""
+ERRORS = ("bias", "bias_squared", "reaching_gradient", "noise", "mse")
+
+
+def columns_of(fits: Sequence[Fit]) -> dict[str, Callable[[Fit], Any]]:
+    """Return the columns that the fits have."""
+    return COLUMNS | (TRUE_COLUMNS if "truth" in fits[0] else {})
+
+
+def table(fits: Sequence[Fit]) -> str:
+    """Return the ranking as text, a critic a line."""
+    shown = ["r2", "explained_variance", "bias", "ece", "auc_50", "tokens_per_s", "peak_mib"]
+    shown += ["true_r2", "lambda_actor"] if "truth" in fits[0] else []
+    columns, width = columns_of(fits), max(len(fit["name"]) for fit in fits)
+    lines = [f"{'critic':<{width}}  " + "  ".join(f"{name:>18}" for name in shown)]
+    for fit in fits:
+        texts = [_cell(columns[name](fit)) or "-" for name in shown]
+        lines.append(f"{fit['name']:<{width}}  " + "  ".join(f"{text:>18}" for text in texts))
+    return "\n".join(lines)
+
+
+def write_comparison(
+    output: Path,
+    fits: Sequence[Fit],
+    rollouts: str,
+    model: str,
+    recommendation: Recommendation,
+) -> None:
+    """Write `compare.json`, `compare.csv`, `compare.html`, and `compare_truth.csv` with an actor.
+
+    Args:
+        output: Directory to write to.
+        fits: What each fit has written, the best first; all with `truth`, or none.
+        rollouts: File, pattern or directory that they were fitted on.
+        model: Of the backbone.
+        recommendation: Of lambda, for the best critic.
+    """
+    whole = {
+        "rollouts": rollouts,
+        "model": model,
+        "critics": fits,
+        "lambda_actor": asdict(recommendation),
+    }
+    with complete_file(output / "compare.json") as file:
+        json.dump(jsonable(whole), file, indent=1)
+    columns = columns_of(fits)
+    with complete_file(output / "compare.csv") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows([read(fit) for read in columns.values()] for fit in fits)
+    if "truth" in fits[0]:
+        with complete_file(output / "compare_truth.csv") as file:
+            writer = csv.writer(file)
+            writer.writerow(["critic", "of", "lambda", "position", *ERRORS, "variance", "signal"])
+            writer.writerows(row for fit in fits for row in truth_rows(fit))
+    with complete_file(output / "compare.html") as file:
+        file.write(_page(fits, rollouts, model, recommendation))
+
+
+def truth_rows(fit: Fit) -> Iterator[list[Any]]:
+    """Yield the rows of `compare_truth.csv`: errors of V and A, everywhere and by position."""
+    truth = fit["truth"]
+    positions = ["all", *(f"{e}/{EIGHTHS}" for e in range(EIGHTHS))]
+    values = [truth["values"], *truth["values_by_position"]]
+    for position, found in zip(positions, values, strict=True):
+        if found is not None:
+            errors = [found["bias"], "", "", "", found["mse"], found["variance"], ""]
+            yield [fit["name"], "V", "", position, *errors]
+    for of_lambda in truth["lambdas"]:
+        for position, found in zip(
+            positions, [of_lambda["errors"], *of_lambda["by_position"]], strict=True
+        ):
+            if found is not None:
+                signal = of_lambda["signal"] if position == "all" else ""
+                errors = [found[name] for name in ERRORS]
+                yield [fit["name"], "A", of_lambda["lam"], position, *errors, "", signal]
+
+
+# The page ----------------------------------------------------------------------------------------
+
+
+def _page(fits: Sequence[Fit], rollouts: str, model: str, recommendation: Recommendation) -> str:
+    figures = [*_figures(fits), *(_true_figures(fits) if "truth" in fits[0] else [])]
+    decided = recommendation.recommended is not None
+    notes = [
+        f"{len(fits)} critics on {fits[0]['responses']} responses of {rollouts}; backbone {model}.",
+        "Ranked by R^2 on held-out prompts: 1 is perfect, 0 no better than the mean reward.",
+        f"lambda_actor: {recommendation.reason}.",
+    ]
+    if "truth" in fits[0]:
+        truth = fits[0]["truth"]
+        notes.append(
+            f"True errors are those against {truth['continuations']} continuations of each of "
+            f"{truth['states']} held-out states by the policy, and as many of each state with its "
+            "token. They are unbiased estimates, so squares may come out below 0."
+        )
+    columns = columns_of(fits)
+    return offline_page(
+        Path(__file__).with_name("critics.html"),
+        [plot for _, _, plot in figures],
+        notes=notes,
+        recommended=recommendation.recommended,
+        label=recommendation.label if decided else None,
+        columns=list(columns),
+        rows=[[_cell(read(fit)) for read in columns.values()] for fit in fits],
+        advantages=[row for fit in fits if "truth" in fit for row in _of_lambdas(fit)],
+        reasons=[
+            (fit["name"], fit["truth"]["lambda_actor"]["reason"]) for fit in fits if "truth" in fit
+        ],
+        colors={fit["name"]: color(place) for place, fit in enumerate(fits)},
+        figures=[(title, text) for title, text, _ in figures],
+    )
+
+
+def _of_lambdas(fit: Fit) -> Iterator[list[str]]:
+    """Yield the rows of the table of advantages on the page."""
+    for found in fit["truth"]["lambdas"]:
+        low, high = found["interval"]
+        errors = [_cell(found["errors"][name]) for name in ERRORS]
+        interval = f"{low:.3f} to {high:.3f}"
+        yield [fit["name"], f"{found['lam']:g}", *errors, _cell(found["signal"]), interval]
+
+
+def _lines(
+    fits: Sequence[Fit], x: Sequence[Any], read: Callable[[Fit], list[Any]]
+) -> list[dict[str, Any]]:
+    """Return a line for each critic, in its colour."""
+    return [
+        {
+            "x": x,
+            "y": read(fit),
+            "name": plain(fit["name"]),
+            "mode": "lines+markers",
+            "line": {"color": color(place)},
+        }
+        for place, fit in enumerate(fits)
+    ]
+
+
+def _figures(fits: Sequence[Fit]) -> Iterator[tuple[str, str, Spec]]:
+    tenths = [(d + 0.5) / 10 for d in range(10)]
+    lambdas = [str(a["lam"]) for a in fits[0]["measures"]["advantages"]]
+    along = "share of the response"
+    yield (
+        "R^2 by position",
+        "How much of the reward V explains at each tenth of a response.",
+        spec(
+            _lines(fits, tenths, lambda fit: [d["r2"] for d in fit["measures"]["deciles"]]),
+            x=along,
+            y="R^2",
+        ),
+    )
+    yield (
+        "Bias by position",
+        "Mean of V - R: a critic that is right on average lies on 0 everywhere.",
+        spec(
+            _lines(fits, tenths, lambda fit: [d["bias"] for d in fit["measures"]["deciles"]]),
+            x=along,
+            y="V - R",
+        ),
+    )
+    yield (
+        "Noise of the advantages by lambda",
+        "Standard deviation of A within a tenth, over that of R - V. A lower lambda buys less "
+        "noise with more trust in V.",
+        spec(
+            _lines(fits, lambdas, lambda fit: [a["noise"] for a in fit["measures"]["advantages"]]),
+            x="lambda",
+            y="relative noise",
+        ),
+    )
+
+
+def _true_figures(fits: Sequence[Fit]) -> Iterator[tuple[str, str, Spec]]:
+    along = "share of the response"
+    eighths = [(e + 0.5) / EIGHTHS for e in range(EIGHTHS)]
+    lambdas = [f"{found['lam']:g}" for found in fits[0]["truth"]["lambdas"]]
+
+    def at(name: str) -> Callable[[Fit], list[Any]]:
+        return lambda fit: [found and found[name] for found in fit["truth"]["values_by_position"]]
+
+    def by_lambda(name: str) -> Callable[[Fit], list[Any]]:
+        return lambda fit: [found["errors"][name] for found in fit["truth"]["lambdas"]]
+
+    yield (
+        "True bias of V by position",
+        "Mean of V - V*, V* being what the policy reaches from there.",
+        spec(_lines(fits, eighths, at("bias")), x=along, y="V - V*"),
+    )
+    yield (
+        "True variance of V's error by position",
+        "Variance of V - V* over states: what a constant correction would leave.",
+        spec(_lines(fits, eighths, at("variance")), x=along, y="variance of V - V*"),
+    )
+    yield (
+        "Bias that reaches the gradient, by lambda",
+        "Mean square of that part of the bias of A which differs between the tokens of a state. "
+        "With lambda = 1 there is none.",
+        spec(_lines(fits, lambdas, by_lambda("reaching_gradient")), x="lambda", y="squared bias"),
+    )
+    yield (
+        "Variance of the advantages, by lambda",
+        "Mean variance of A given state and token: what a lower lambda saves.",
+        spec(_lines(fits, lambdas, by_lambda("noise")), x="lambda", y="variance"),
+    )
+    signals = _lines(fits, lambdas, lambda fit: [f["signal"] for f in fit["truth"]["lambdas"]])
+    for line, fit in zip(signals, fits, strict=True):
+        found = fit["truth"]["lambdas"]
+        line["error_y"] = {
+            "array": [f["interval"][1] - f["signal"] for f in found],
+            "arrayminus": [f["signal"] - f["interval"][0] for f in found],
+            "thickness": 1,
+        }
+    yield (
+        "Signal of the advantages, by lambda",
+        "Cov(A, A*) / SD(A): how much of the true advantages' deviation those of the critic "
+        "recover, whatever their scale. Bars: 95 % over prompts.",
+        spec(signals, x="lambda", y="signal"),
+    )
+    best = fits[0]["truth"]["lambdas"]
+    for title, name, text in (
+        ("Bias of A by position", "bias", "Mean bias of A against A*, of the first critic."),
+        ("Variance of A by position", "noise", "Of the first critic, given state and token."),
+    ):
+        lines = [
+            {
+                "x": eighths,
+                "y": [there and there[name] for there in found["by_position"]],
+                "name": f"lambda {found['lam']:g}",
+                "mode": "lines+markers",
+                "line": {"color": color(place)},
+            }
+            for place, found in enumerate(best)
+        ]
+        yield title, text, spec(lines, x=along, y=name)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+    return "" if value is None else str(value)
