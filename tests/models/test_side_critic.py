@@ -111,7 +111,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(trained, tiny_actor, tmp_path
     _, again = train(tiny_actor, tmp_path, folder / "early.ckpt")
     assert torch.equal(again.critics[-1], record.critics[-1])
     assert torch.equal(again.actors[-1], record.actors[-1])
-    with pytest.raises(ValueError, match=r"value\.architecture: .* side, not with backbone"):
+    with pytest.raises(ValueError, match=r"value\.architecture: .* has side, got backbone"):
         other = {"value": ValueSettings(), "update": UpdateSettings()}
         train(tiny_actor, tmp_path, folder / "early.ckpt", **other)
 
@@ -126,7 +126,7 @@ def test_a_checkpoint_is_loaded_with_the_same_ladder_and_no_other(trained, tiny_
     assert again.critic.reader is again.actor
     for name, saved, given in (("side_taps", 2, 1), ("side_width", 16, 8)):
         value = replace(SIDE, **{name: given})
-        line = rf"--model\.value\.{name}: .* was trained with {saved}, not with {given}$"
+        line = rf"--model\.value\.{name}: .* has {saved}, got {given}$"
         with pytest.raises(ValueError, match=line):
             VCPPOModule.load_from_checkpoint(
                 folder / "late.ckpt", actor=str(tiny_actor), value=value
@@ -150,7 +150,7 @@ def test_its_folder_is_read_back(trained, tiny_actor, tmp_path, lora):
         torch.testing.assert_close(values_of(again), values_of(module.critic))  # sums are rounded
     other = decoder("llama")
     other.config.hidden_size = 48
-    with pytest.raises(ValueError, match="2 layers of 32, and the actor has 2 of 48"):
+    with pytest.raises(ValueError, match="2 layers of size 32, got 2 of 48"):
         again.attach(other)
 
 
