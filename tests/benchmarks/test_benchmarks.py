@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import grading, iteration, measure, plan, update
+from benchmarks import grading, iteration, measure, plan, rollout_sizes, update
 
 
 @pytest.mark.parametrize("name", ["W", "W-tail"])
@@ -43,3 +43,11 @@ def test_the_responses_that_are_graded_get_their_verdicts() -> None:
     assert grading.seconds_with(0, texts, golds, right) > 0
     with pytest.raises(AssertionError, match="wrong verdicts"):
         grading.seconds_with(0, texts, golds, [not r for r in right])
+
+
+def test_the_stored_responses_that_are_read(tmp_path) -> None:
+    file = tmp_path / "rollouts.jsonl"
+    file.write_text("".join(rollout_sizes.lines(40)))
+    measured = rollout_sizes.measure(file)
+    assert (measured["responses"], measured["prompts"]) == (40, 5)
+    assert min(measured["rate"], measured["store_rate"], measured["json_rate"]) > 0
