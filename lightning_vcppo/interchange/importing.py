@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -18,7 +18,7 @@ from lightning_vcppo.interchange.tokens import RoundTrips, Tokens
 from lightning_vcppo.models.fingerprints import tokenizer_fingerprint
 from lightning_vcppo.rewards.answers import AnswerKind
 from lightning_vcppo.rewards.functions import Grade, Grader
-from lightning_vcppo.rollouts.records import ImportedResponse, ResponseRecord, SavedResponse
+from lightning_vcppo.rollouts.records import ImportedResponse, SavedResponse
 
 CHUNK = 256
 """Responses that are tokenised and graded at once."""
@@ -163,7 +163,7 @@ class Importer:
         report.truncated += finished is False
         report.unknown_end += finished is None
         answer, *accepted = answers or [""]
-        base = ResponseRecord(
+        common: dict[str, Any] = dict(
             index=index,
             sample=sample,
             source=place,
@@ -175,8 +175,8 @@ class Importer:
             length=len(response_ids) if response_ids is not None else len(row.response),
             finished=finished is not False,
             accepted=accepted,
+            reward=grade.reward,
         )
-        common = asdict(base) | {"reward": grade.reward}
         if prompt_ids is None or response_ids is None:
             return ImportedResponse(**common, prompt=row.prompt)
         return SavedResponse(

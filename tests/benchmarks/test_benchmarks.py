@@ -5,7 +5,16 @@ import sys
 import pytest
 import torch
 
-from benchmarks import critics, grading, iteration, measure, overlap, plan, update
+from benchmarks import (
+    critics,
+    grading,
+    iteration,
+    measure,
+    overlap,
+    plan,
+    rollout_sizes,
+    update,
+)
 
 
 @pytest.mark.parametrize("name", ["W", "W-tail"])
@@ -61,3 +70,11 @@ def test_rollouts_of_set_times_overlap(tmp_path):
     assert seconds > 0.4 and share < 0.01
     seconds, share = overlap.run(str(tmp_path / "actor"), 1, **times)
     assert seconds > 0.2 and share > 0.1
+
+
+def test_the_stored_responses_that_are_read(tmp_path) -> None:
+    file = tmp_path / "rollouts.jsonl"
+    file.write_text("".join(rollout_sizes.lines(40)))
+    measured = rollout_sizes.measure(file)
+    assert (measured["responses"], measured["prompts"]) == (40, 5)
+    assert min(measured["rate"], measured["store_rate"], measured["json_rate"]) > 0
