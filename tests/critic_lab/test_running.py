@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -147,15 +146,9 @@ def test_equal_rewards_and_a_finished_output_are_refused(
 
 
 def test_critics_are_fitted_and_ranked(
-    fitted: Path,
-    rollouts: Path,
-    tiny_actor: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    rollouts: Path, tiny_actor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One has been fitted before, and is not fitted again."""
     output = tmp_path / "compared"
-    shutil.copytree(fitted, output / "0_mse_lr_0.01")
     arguments = ("critic", "compare", rollouts, "--model", tiny_actor, "--output", output)
     flags = ("--max_epochs=2", "--mini_batch_size=16", "--accelerator=cpu", "--devices=1")
     run_program(*arguments, "--critics", "mse:lr=0.01", "hl_gauss:num_bins=21,lr=1e-5", *flags)
