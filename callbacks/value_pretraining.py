@@ -204,7 +204,7 @@ class ValuePretraining(RunCallback):
         # One rank decides, because ranks on different machines may round differently.
         r_squared = trainer.strategy.broadcast(held_out[MEASURE])
         if self._stop_rule.advance(progress, r_squared):
-            self._best_critic = pl_module.critic_state()
+            self._best_critic = pl_module.critic_state(into=self._best_critic)
         metrics = held_out | {f"train_{name}": value for name, value in seen.items()}
         metrics |= {
             "rollouts": float(progress.rollouts),

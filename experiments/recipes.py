@@ -74,6 +74,8 @@ def command(recipe: str, seed: int, seed_dir: Path, rollouts: int) -> list[str]:
         "trainer.limit_train_batches": rollouts,
         "trainer.val_check_interval": rollouts,
     }
+    if own["value"]["architecture"] == "side":
+        flags["model.critic"] = "null"  # it starts on the actor's activations
     if update["critic_mini_batch_size"] is not None:
         share = update["critic_mini_batch_size"] / update["ppo_mini_batch_size"]
         flags["model.update.critic_mini_batch_size"] = max(1, round(MINI_BATCH * share))

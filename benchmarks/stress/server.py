@@ -123,11 +123,10 @@ def disturb(
         time.sleep(0.05)
         if len(killed) == kills or time.monotonic() < next_kill:
             continue
-        victims: list[Trainer | ServerProcess] = [trainer, *servers]
-        victim = chance.choice(victims)
+        victim = trainer if chance.random() < 0.5 else chance.choice(servers)
         victim.kill()
         victim.start()
-        killed.append("trainer" if victim is trainer else "server")
+        killed.append("trainer" if isinstance(victim, Trainer) else "server")
         next_kill = time.monotonic() + chance.uniform(0.1, 0.9) * run_s
     return killed
 

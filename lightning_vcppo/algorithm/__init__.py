@@ -6,10 +6,10 @@
 | section 3.2, decoupled GAE: lambda_critic = 1, lambda_actor < 1 | `advantages.py`: `decoupled_gae` |
 | equations 2 to 4, PPO: clipped policy loss, value loss | `policy_losses.py`: `policy_loss`; `losses.py`: `value_loss` |
 | policy losses of its successors: DIS, DPPO-TV, CISPO, GSPO | `policy_losses.py` |
-| relatives: VAPO's length-adaptive lambda and NLL on correct responses | `advantages.py`, `losses.py` |
+| related methods: VAPO's length-adaptive lambda and NLL on correct responses | `advantages.py`, `losses.py` |
 | without a critic: the group baselines of GRPO and RLOO | `critic_free.py` |
 | value heads other than a scalar | `value_heads.py` |
-| what must not depend on batching: masked statistics, weights of tokens | `statistics.py`, `loss_weights.py` |
+| independent of batching: masked statistics, weights of tokens | `statistics.py`, `loss_weights.py` |
 """  # noqa: E501
 
 from lightning_vcppo.algorithm.advantages import (

@@ -1,13 +1,13 @@
-"""Advantages and value targets with a critic: decoupled GAE, length-adaptive lambda, EV gate.
+"""Compute advantages and value targets with a critic: decoupled GAE, adaptive lambda, EV gate.
 
-How this differs from the loop over tokens that one knows:
+How this differs from the usual loop over tokens:
 
 1. The recursion runs over the return, R_t = r_t + gamma ((1 - lambda) V_{t+1} + lambda R_{t+1}),
-   and the advantage is R_t - V_t. It is the same GAE, but lambda = 1 takes the values out of the
-   recursion, so that Monte-Carlo targets are independent of the critic bit for bit.
+   and the advantage is R_t - V_t. It is the same GAE, but with lambda = 1 the values drop out of
+      the recursion, so that Monte-Carlo targets are independent of the critic bit for bit.
 2. It is a scan, in blocks of matrix products and in float64, instead of a loop over T.
-3. A token where `response_mask_BT` is False is not there: the recursion steps over it without a
-   discount, a reward on it is ignored, its value is never read, and the outputs on it are 0.
+3. A token where `response_mask_BT` is False is skipped: the recursion passes it without a
+   discount, its reward and value are ignored, and the outputs on it are 0.
 
 Nothing here is differentiable: advantages and value targets are constants of the losses.
 
@@ -110,7 +110,7 @@ def decoupled_gae(
 def monte_carlo_returns(
     rewards_BT: Tensor, response_mask_BT: Tensor, *, gamma: float = 1.0
 ) -> Tensor:
-    """Compute sum_l gamma^l r_{t+l}, what lambda_critic = 1 fits the critic to.
+    """Compute sum_l gamma^l r_{t+l}, the targets of the critic with lambda_critic = 1.
 
     Args:
         rewards_BT: Reward of each token.
@@ -133,7 +133,7 @@ def monte_carlo_returns(
 def length_adaptive_lambda(lengths_B: Tensor, alpha: float) -> Tensor:
     """Compute lambda_actor = 1 - 1/(alpha l), clamped to [0, 1] (VAPO, arXiv 2504.05118).
 
-    Without the clamp it would be negative for responses of fewer than 1/alpha tokens: they get 0.
+    Without the clamp it would be negative for responses of fewer than 1/alpha tokens; they get 0.
 
     Args:
         lengths_B: Response lengths l in tokens.
@@ -164,16 +164,16 @@ def explained_variance_gate(
 ) -> tuple[Tensor, Tensor]:
     """Use the critic's advantages only while the critic explains the returns (EVPO, 2604.19485).
 
-    EV > 0: the advantages as they are. EV <= 0 or undefined: each response's score minus the mean
-    score of the batch, on all of its tokens.
+    EV > 0: the critic's advantages, unchanged. EV <= 0 or undefined: each response's score minus
+    the mean score of the batch, on all of its tokens.
 
     Args:
         advantages_BT: The critic's advantages.
         returns_BT: Value targets.
-        values_BT: The values that the advantages were made with.
+        values_BT: The values from which the advantages were computed.
         scores_B: Total reward of each response.
         response_mask_BT: Boolean; True on the tokens that count. A row without any does not count.
-        reduce: Sums a small tensor over ranks, so that all of them take the same side.
+        reduce: Sums a small tensor over ranks, so that all of them decide alike.
 
     Returns:
         (advantages_BT, gate_open): 0 outside the mask; a boolean scalar, True for the critic's.
@@ -236,7 +236,7 @@ def _lambda_returns_of_rows(
     values_BT = values_BT.masked_fill(outside_BT, 0.0)
     if bootstrap_B is not None:
         rewards_BT = _add_to_last(rewards_BT, mask_BT, gamma * bootstrap_B)
-    place_BT = _places_without_gaps(mask_BT)
+    place_BT = _positions_without_gaps(mask_BT)
     if place_BT is not None:
         rewards_BT = _close_gaps(rewards_BT, mask_BT, place_BT)
         values_BT = _close_gaps(values_BT, mask_BT, place_BT)
@@ -262,7 +262,7 @@ def _discounted_reverse_cumsum(x_BT: Tensor, decay_B: Tensor) -> Tensor:
     and M = T/C tokens. Added to the last x of the block before, it makes the blocks independent.
     """
     if not bool(x_BT.sum().isfinite()):
-        return _with_what_is_not_finite(x_BT, decay_B)
+        return _cumsum_with_non_finite(x_BT, decay_B)
     batch, length = x_BT.shape
     size = min(_BLOCK, length)
     exponent_C = torch.arange(size, device=x_BT.device)
@@ -279,10 +279,10 @@ def _discounted_reverse_cumsum(x_BT: Tensor, decay_B: Tensor) -> Tensor:
     return (x_BMC @ kernel_BCC).view(batch, -1)[:, :length]
 
 
-def _with_what_is_not_finite(x_BT: Tensor, decay_B: Tensor) -> Tensor:
-    """Do the same with NaN and infinities, which reach the tokens before them alone.
+def _cumsum_with_non_finite(x_BT: Tensor, decay_B: Tensor) -> Tensor:
+    """Do the same with NaN and infinities, which must reach only the tokens before them.
 
-    A product of matrices would multiply them by the zeros of later tokens, too.
+    A matrix product would also multiply them by the zeros of later tokens.
     """
     finite_BT = x_BT.isfinite()
     y_BT = _discounted_reverse_cumsum(torch.where(finite_BT, x_BT, 0.0), decay_B)
@@ -291,10 +291,10 @@ def _with_what_is_not_finite(x_BT: Tensor, decay_B: Tensor) -> Tensor:
     return y_BT + torch.where(decay_B[:, None] > 0, before_BT, rest_BT)
 
 
-def _places_without_gaps(mask_BT: Tensor) -> Tensor | None:
-    """Return each token's place when the gaps are closed, or None if no row has a gap.
+def _positions_without_gaps(mask_BT: Tensor) -> Tensor | None:
+    """Return each token's position after closing gaps, or None if no row has a gap.
 
-    Padding on the left or the right is no gap: it cannot come between two tokens.
+    Padding on the left or the right is not a gap, because it is never between two tokens.
     """
     starts_BT = mask_BT[:, 1:] & ~mask_BT[:, :-1]
     if bool((starts_BT.sum(-1, dtype=torch.int32) + mask_BT[:, 0] <= 1).all()):
@@ -303,20 +303,20 @@ def _places_without_gaps(mask_BT: Tensor) -> Tensor | None:
 
 
 def _close_gaps(x_BT: Tensor, mask_BT: Tensor, place_BT: Tensor) -> Tensor:
-    """Move the tokens of each row to its start, and zeros after them."""
+    """Move the tokens of each row to its start, followed by zeros."""
     length = x_BT.shape[1]
     closed_BT = x_BT.new_zeros(x_BT.shape[0], length + 1)
     return closed_BT.scatter_(1, torch.where(mask_BT, place_BT, length), x_BT)[:, :length]
 
 
 def _add_to_last(x_BT: Tensor, mask_BT: Tensor, increment_B: Tensor) -> Tensor:
-    """Add to the last masked token of each row; to none in a row without any."""
+    """Add to the last masked token of each row, if the row has one."""
     last_BT = mask_BT & (mask_BT.flip(-1).cumsum(-1).flip(-1) == 1)
     return torch.where(last_BT, x_BT + increment_B.to(x_BT.dtype)[:, None], x_BT)
 
 
 def _per_sequence(name: str, lam: float | Tensor, like_BT: Tensor) -> Tensor:
-    """Return one float64 lambda a sequence, checked."""
+    """Return one checked float64 lambda per sequence."""
     lam_B = torch.as_tensor(lam, dtype=torch.float64, device=like_BT.device)
     batch = like_BT.shape[0]
     if lam_B.ndim > 1 or (lam_B.ndim == 1 and lam_B.shape[0] != batch):
@@ -333,7 +333,7 @@ def _check(
     gamma: float,
     bootstrap_B: Tensor | None,
 ) -> None:
-    """Raise ValueError for arguments that do not fit together."""
+    """Raise ValueError for arguments of inconsistent shapes or ranges."""
     if not 0.0 <= gamma <= 1.0:
         raise ValueError(f"gamma must be in [0, 1], got {gamma}")
     check_tokens(mask_BT, rewards_BT=rewards_BT, values_BT=values_BT)

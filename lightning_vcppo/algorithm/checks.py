@@ -1,4 +1,4 @@
-"""Checks of arguments: a tensor that broadcasts by chance gives a wrong number, and no error.
+"""Check arguments, because a tensor that broadcasts by accident gives wrong numbers without error.
 
 Every public function of this package checks shapes and types before it computes, and raises a
 ValueError that names both shapes.
@@ -14,17 +14,17 @@ def check_mask(name: str, mask: Tensor) -> None:
     """Refuse a mask that is not boolean.
 
     Raises:
-        ValueError: With the type it has.
+        ValueError: If so; the message states its type.
     """
     if mask.dtype != torch.bool:
         raise ValueError(f"{name} must be boolean, got {mask.dtype}")
 
 
 def check_same_shape(name: str, like: Tensor, **others: Tensor | None) -> None:
-    """Refuse tensors whose shape is not that of `like`; None is passed over.
+    """Refuse tensors of another shape than `like`; skip None.
 
     Raises:
-        ValueError: With both shapes.
+        ValueError: If so; the message states both shapes.
     """
     for other, tensor in others.items():
         if tensor is not None and tensor.shape != like.shape:
@@ -38,7 +38,7 @@ def check_tokens(response_mask_BT: Tensor, **tensors_BT: Tensor | None) -> None:
     """Refuse a response mask that is not boolean and (B, T), and tensors of another shape.
 
     Raises:
-        ValueError: With the type, or both shapes.
+        ValueError: If so; the message states the type, or both shapes.
     """
     check_mask("response_mask_BT", response_mask_BT)
     if response_mask_BT.ndim != 2:
@@ -52,7 +52,7 @@ def check_sequences(response_mask_BT: Tensor, **tensors_B: Tensor | None) -> Non
     """Refuse tensors that do not have one element for each row of the mask.
 
     Raises:
-        ValueError: With both shapes.
+        ValueError: If so; the message states both shapes.
     """
     for name, tensor in tensors_B.items():
         if tensor is not None and tensor.shape != response_mask_BT.shape[:1]:

@@ -1,6 +1,6 @@
-"""Advantages without a critic: a response's score against those of other responses.
+"""Compute advantages without a critic: a response's score against those of other responses.
 
-They are constants of the losses, one a response, to be broadcast over its tokens.
+They are constants of the losses, one per response, to be broadcast over its tokens.
 
 Shape suffixes: B sequences.
 """
@@ -22,7 +22,7 @@ def group_advantages(
 
     (R_i - mean R) / (std R + eps) over the responses to the same prompt, with the sample standard
     deviation. A group of one has no baseline and a group of equal rewards no signal: both
-    give 0. Groups must be whole: a group that is spread over ranks is seen as several.
+    give 0. Groups must be complete: a group that is spread over ranks counts as several.
 
     Args:
         rewards_B: Reward of each response.
@@ -50,7 +50,7 @@ def leave_one_out_advantages(rewards_B: Tensor, group_ids_B: Tensor) -> Tensor:
     R_i - mean_{j != i} R_j (Kool et al. 2019; for language models arXiv 2402.14740): the baseline
     does not depend on the response, so the gradient has no bias. It is n / (n - 1) times the
     advantage from the mean of all n. A group of one has no baseline and gets 0. Groups must be
-    whole: a group that is spread over ranks is seen as several.
+    complete: a group that is spread over ranks counts as several.
 
     Args:
         rewards_B: Reward of each response.
@@ -74,8 +74,8 @@ def batch_advantages(
 ) -> Tensor:
     """Compute the critic-free advantage of each response in its batch: REINFORCE with a baseline.
 
-    R_i - mean R over all responses of all ranks, its own included: with n responses that scales the
-    advantage over a leave-one-out baseline by (n - 1) / n, and changes nothing else.
+    R_i - mean R over all responses of all ranks, its own included: with n responses the advantage
+    is (n - 1) / n times that with a leave-one-out baseline.
 
     Args:
         scores_B: Total reward of each response.

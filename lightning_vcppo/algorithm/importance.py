@@ -1,6 +1,6 @@
-"""Importance ratios: how far two policies are from each other, and what corrects for it.
+"""Compute importance ratios of two policies, and correct for their difference.
 
-That is weights for the sampler's mismatch, and value targets for a policy that was updated.
+Corrections are weights for the sampler's mismatch, and value targets for an updated policy.
 
 Shape suffixes: B sequences, T response tokens.
 """
@@ -28,10 +28,10 @@ def truncated_importance_weights(
     mode: Literal["truncate", "mask"] = "truncate",
     reduce: Reduce = identity,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Weigh tokens against the mismatch between the sampler mu and the trainer pi_old.
+    """Weight tokens to correct the mismatch between the sampler mu and the trainer pi_old.
 
-    Both have the same weights, but the sampler another engine or precision. For the policy loss
-    only.
+    Both have the same network weights, but the sampler uses another engine or precision. This is
+    only for the policy loss.
 
     Args:
         old_logprobs_BT: log pi_old, the trainer's.
@@ -39,16 +39,16 @@ def truncated_importance_weights(
         response_mask_BT: Boolean; True on the tokens that count.
         cap: C >= 1.
         mode: "truncate", w = min(pi_old / mu, C) (truncated importance sampling); "mask",
-            w = pi_old / mu where 1/C <= pi_old / mu <= C, and no other token is kept.
+            w = pi_old / mu where 1/C <= pi_old / mu <= C; other tokens are dropped.
         reduce: Sums a small tensor over ranks, for the diagnostics.
 
     Returns:
         (weights_BT, keep_mask_BT, diagnostics). Weights are detached and 0 outside the keep mask.
-        With the mask as the `response_mask_BT` of `aggregation_weights`, tokens that are not kept
-        leave the denominator of the loss as well. Diagnostics are means over tokens of all ranks:
+        With that mask as the `response_mask_BT` of `aggregation_weights`, tokens that are not kept
+        do not count in the denominator of the loss. Diagnostics are means over tokens of all ranks:
         kl_k1 and kl_k3 of KL(mu || pi_old), weight_mean, ess (effective sample size as a share of
-        the tokens), weight_clipped (share truncated or not kept); and weight_max, of this rank
-        alone and before clipping.
+        the tokens), weight_clipped (share truncated or not kept); and weight_max, only of this
+        rank and before clipping.
 
     Raises:
         ValueError: For an unknown mode, a cap below 1, or a wrong shape or type of the mask.
@@ -104,10 +104,10 @@ def importance_corrected_returns(
     """Correct value targets for an update of the policy between sampling and the critic's fit.
 
     PACT (arXiv 2609.26355): Y_t = rho_t R_t with rho_t = pi_new / pi_old of token t, for returns in
-    [0, 1]. Its mean is the value of drawing token t from the new policy and all others from the
+    [0, 1]. Its mean is the value of sampling token t from the new policy and all others from the
     old: the first factor of the exact correction, whose product over the rest of the response
-    explodes. For returns from `low` on, as with rewards of +-1, it is the same in their unit:
-    Y_t = low + rho_t (R_t - low), so that the lowest return stays what it is.
+    explodes. For other ranges, such as rewards of +-1, returns are shifted by `low`:
+    Y_t = low + rho_t (R_t - low), so that the lowest return does not change.
 
     Args:
         returns_BT: R of each token.
@@ -115,12 +115,12 @@ def importance_corrected_returns(
         old_logprobs_BT: log pi_old, before it.
         response_mask_BT: Boolean; True on the tokens that count.
         low: Lowest return.
-        max_ratio: Tokens with a larger rho are left out of the critic's loss; 6 in the paper.
+        max_ratio: Tokens with a larger rho are dropped from the critic's loss; 6 in the paper.
         reduce: Sums a small tensor over ranks, for the diagnostics.
 
     Returns:
         (targets_BT, keep_mask_BT, diagnostics). Targets are detached and 0 outside the keep mask,
-        which takes tokens out of the denominator of the loss too. Diagnostics are means over
+        which also drops tokens from the denominator of the loss. Diagnostics are means over
         tokens of all ranks: target_ratio_mean, and target_left_out, the share not kept.
 
     Raises:
@@ -152,5 +152,5 @@ def masked(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def log_ratio(logprobs_BT: Tensor, other_logprobs_BT: Tensor) -> Tensor:
-    """Return the difference, cut off where its exponential would be useless."""
+    """Return the difference, clamped so that its exponential cannot overflow."""
     return (logprobs_BT - other_logprobs_BT).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)

@@ -1,4 +1,4 @@
-"""Weight of each token, and of each response, in a loss that is a weighted sum.
+"""Compute the weight of each token, and of each response, in a loss that is a weighted sum.
 
 Shape suffixes: B sequences, T response tokens.
 """
@@ -26,18 +26,18 @@ def aggregation_weights(
 ) -> Tensor:
     """Compute the weight of every token of a mini-batch in a loss that is a weighted sum.
 
-    Call it once for the whole mini-batch, then cut the weights into micro-batches together with the
+    Call it once for the complete mini-batch, then cut the weights into micro-batches with the
     data. A sequence without tokens does not count as a sequence.
 
     Args:
-        response_mask_BT: Boolean; True on the tokens that enter the loss. A row to be left out of
-            the denominator too must be False here.
+        response_mask_BT: Boolean; True on the tokens that enter the loss. A row that must not
+            count in the denominator must be False here.
         mode: "token-mean", 1 / tokens (DAPO, VAPO); "seq-mean-token-mean", 1 / (tokens of the
             sequence x sequences) (GRPO); "seq-mean-token-sum", 1 / sequences.
         reduce: Sums a small tensor over ranks.
-        sequence_weights_B: Factor of each sequence. It changes the numerator only: the denominator
+        sequence_weights_B: Factor of each sequence. It changes only the numerator: the denominator
             stays that of the mask.
-        dtype: Of the result.
+        dtype: Type of the result.
 
     Returns:
         weights_BT, 0 where the mask is False; all 0 if no token counts.
@@ -73,19 +73,19 @@ def prompt_noise_weights(
 ) -> Tensor:
     """Compute the weight of each prompt in the critic's loss, 1 / max(Var(R)^exponent, floor).
 
-    EasyPPO (arXiv 2609.36802, and its code): returns of a prompt that is sometimes solved are
+    EasyPPO (arXiv 2609.36802, and its code): returns of a prompt that is only sometimes solved are
     noisy. Weights are divided by their mean over prompts, so that the size of the loss does not
     depend on the noise. They are the `sequence_weights_B` of `aggregation_weights`.
 
     Args:
         scores_B: Return of each response.
         group_ids_B: Integers, equal for the responses to one prompt.
-        exponent: Of the population variance of a prompt's returns; 1/2 makes it their deviation.
-        floor: Of the power; a prompt whose returns are all equal, or a single one, has it.
+        exponent: Exponent of the population variance of a prompt's returns; 1/2: the deviation.
+        floor: Lower bound of the power, which a prompt with equal returns, or only one, has.
         reduce: Sums a small tensor over ranks, for the mean.
 
     Returns:
-        One weight a response, equal within a group.
+        One weight per response, equal within a group.
 
     Raises:
         ValueError: If the shapes are not (B,), or the group ids not integers.
@@ -101,7 +101,7 @@ def prompt_noise_weights(
 def token_weights(
     response_mask_BT: Tensor, token_weights_BT: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """Return the weights a loss was given, or equal ones of its own tokens if it was given none."""
+    """Return the given weights of a loss, or equal weights of its own tokens if there are none."""
     if token_weights_BT is not None:
         return token_weights_BT
     return aggregation_weights(response_mask_BT, dtype=dtype)
@@ -110,12 +110,12 @@ def token_weights(
 def weighted_sum(terms_BT: Tensor, response_mask_BT: Tensor, weights_BT: Tensor) -> Tensor:
     """Sum `weights_BT * terms_BT` over the response tokens.
 
-    This is how every loss, and an entropy bonus, becomes a scalar.
+    Every loss, and the entropy bonus, is reduced to a scalar in this way.
 
     Args:
-        terms_BT: One term a token.
+        terms_BT: One term per token.
         response_mask_BT: Boolean; terms and weights where it is False are never read.
-        weights_BT: From `aggregation_weights`.
+        weights_BT: Weights from `aggregation_weights`.
 
     Returns:
         A scalar.

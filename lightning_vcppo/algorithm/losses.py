@@ -1,12 +1,12 @@
-"""The loss of the critic, and what is added to the policy loss: KL and NLL of correct responses.
+"""Compute the critic's loss, and terms of the policy loss: KL and NLL of correct responses.
 
 Policy losses are in `policy_losses.py`. Every loss is a weighted sum over response tokens. With
-`token_weights_BT` from `aggregation_weights`, made once for the mini-batch, the losses of its
-micro-batches add up to that of the mini-batch, whatever the cut. Without them each token of the
+`token_weights_BT` from `aggregation_weights`, computed once for the mini-batch, the losses of its
+micro-batches add up to that of the mini-batch, however it is cut. Without them each token of the
 call has the same weight.
 
 Each returns `(loss, diagnostics)`: a scalar, and detached scalars that are weighted with the same
-weights and add up over micro-batches too, see `combine`. With the two mean modes they are means
+weights and also add up over micro-batches, see `combine`. With the two mean modes they are means
 over tokens.
 
 Inputs where `response_mask_BT` is False may be NaN or infinite: they reach neither the loss nor a
@@ -36,23 +36,23 @@ KLEstimator: TypeAlias = Literal["k1", "k2", "k3"]
 Diagnostics: TypeAlias = dict[str, Tensor]
 
 VALUE_DIAGNOSTICS = ("value_mean", "return_mean", "value_error", "value_clipfrac")
-"""What `value_loss` returns beside the loss."""
+"""Names of the diagnostics of `value_loss`."""
 NLL_DIAGNOSTICS = ("positive_tokens",)
-"""What `positive_example_nll` returns beside the loss."""
+"""Names of the diagnostics of `positive_example_nll`."""
 KL_DIAGNOSTICS = ("kl",)
-"""What `kl_penalty` returns beside the loss."""
+"""Names of the diagnostics of `kl_penalty`."""
 
 
 def is_extreme(name: str) -> bool:
-    """Return whether a diagnostic is an extreme, by its name; all others add up."""
+    """Return whether a diagnostic is an extreme by its name; all others add up."""
     return name.endswith(("_min", "_max"))
 
 
 def combine(name: str, first: Tensor, second: Tensor) -> Tensor:
-    """Return a diagnostic of two parts of a mini-batch, such as micro-batches, from those of each.
+    """Combine the diagnostics of two parts of a mini-batch, such as micro-batches.
 
     Args:
-        name: Of the diagnostic.
+        name: Name of the diagnostic.
         first: Its value in one part.
         second: Its value in the other.
     """
@@ -79,11 +79,11 @@ def value_loss(
         returns_BT: Value targets R.
         response_mask_BT: Boolean; True on the tokens of the loss.
         loss: "mse", or "huber": linear where |V - R| exceeds `huber_delta`.
-        huber_delta: In units of the return.
+        huber_delta: Threshold of "huber", in units of the return.
         old_values_BT: V at the start of the update, needed for clipping.
         cliprange_value: If given, the larger of the losses of V and of V clipped to
             old V +- cliprange_value (PPO2). The paper does not clip.
-        token_weights_BT: From `aggregation_weights`; None gives each token the same.
+        token_weights_BT: From `aggregation_weights`; None gives all tokens equal weights.
 
     Returns:
         The loss, and value_mean, return_mean, value_error (|V - R|), value_clipfrac.
@@ -155,7 +155,7 @@ def positive_example_nll(
             `response_mask_BT & correct_B[:, None]`.
 
     Returns:
-        The loss, and positive_tokens, their number.
+        The loss, and positive_tokens, the number of those tokens.
 
     Raises:
         ValueError: For a wrong shape or type.
@@ -184,7 +184,7 @@ def kl_estimate(
         estimator: k1, k2 or k3.
 
     Returns:
-        One estimate a token, in nats.
+        One estimate per token, in nats.
 
     Raises:
         ValueError: For an unknown estimator, or shapes that differ.
@@ -211,15 +211,15 @@ def kl_penalty(
     """Compute the KL divergence from the reference policy as a loss.
 
     Estimators of the same value differ as losses. On tokens sampled from pi, the expected gradient
-    of k2 is that of KL(pi || ref), of k3 that of KL(ref || pi), and of k1 it is zero: k1 belongs
-    into the reward.
+    of k2 is that of KL(pi || ref), of k3 that of KL(ref || pi), and of k1 it is zero: use k1 only
+    in the reward.
 
     Args:
         logprobs_BT: log pi of the response tokens; the only input that gets a gradient.
         ref_logprobs_BT: log ref of the same tokens.
         response_mask_BT: Boolean; True on the tokens of the loss.
         estimator: k1, k2 or k3, see `kl_estimate`.
-        token_weights_BT: From `aggregation_weights`; None gives each token the same.
+        token_weights_BT: From `aggregation_weights`; None gives all tokens equal weights.
 
     Returns:
         The loss in nats, not yet multiplied by kl_coef, and the same as kl.

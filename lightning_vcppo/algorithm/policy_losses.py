@@ -1,18 +1,18 @@
-"""The policy losses of the field, one function each: PPO, DIS, DPPO-TV, CISPO and GSPO.
+"""Compute policy losses, one function each: PPO, DIS, DPPO-TV, CISPO and GSPO.
 
-They have one signature, and differ in what they do with a token whose probability has moved:
+They have the same signature, and differ for a token whose probability has changed:
 
-| | where the ratio r = pi / pi_old leaves its bounds |
+| | if the ratio r = pi / pi_old is outside its bounds |
 |---|---|
-| PPO | no gradient, if it has left them in the direction of the advantage |
+| PPO | no gradient, if it is outside in the direction of the advantage |
 | DIS | no gradient, whatever the advantage |
 | DPPO-TV | as PPO, with bounds on pi - pi_old instead of r |
 | CISPO | a gradient with the ratio at the bound |
 | GSPO | as PPO, with one ratio for all tokens of a response |
 
-Some sources write -sg(w) A log pi, a weight without gradient times log pi. Here each loss is the
-function of r that has the same gradient (grad r = r grad log pi), except for GSPO's. Its value is
--A where pi = pi_old, as PPO's, instead of a multiple of log pi, so that values can be compared.
+Some sources write -sg(w) A log pi, a weight without gradient times log pi. Here each loss except
+GSPO's is the function of r with the same gradient (grad r = r grad log pi). Its value is -A where
+pi = pi_old, like PPO's, not a multiple of log pi, so that values can be compared.
 
 Losses and diagnostics are weighted sums, as in `losses.py`, where `Diagnostics` are defined.
 
@@ -64,7 +64,7 @@ def policy_loss(
         clip_ratio_c: Dual clip (arXiv 1912.09729): for A < 0 the loss is at most -A c; > 1.
         importance_weights_BT: Factor of each token's clipped loss, from
             `truncated_importance_weights`.
-        token_weights_BT: From `aggregation_weights`; None gives each token the same.
+        token_weights_BT: From `aggregation_weights`; None gives all tokens equal weights.
 
     Returns:
         The loss, and `POLICY_DIAGNOSTICS`.
@@ -98,18 +98,18 @@ def dis_loss(
     """Compute SAO's double-sided importance sampling, -A r within a band and 0 outside of it.
 
     SAO (arXiv 2607.07508, equations 1 to 3): -f(r) A log pi with f(r) = r if
-    1 - low < r < 1 + high, else 0, and r = pi / mu of the sampler mu. A token outside the band
-    keeps its place in the denominator of the loss.
+    1 - low < r < 1 + high, else 0, and r = pi / mu with the sampler mu. A token outside the band
+    still counts in the denominator of the loss.
 
     Args:
         logprobs_BT: log pi of the response tokens; the only input that gets a gradient.
-        old_logprobs_BT: log mu; SAO takes the sampler's own.
+        old_logprobs_BT: log mu; SAO uses the sampler's own.
         advantages_BT: A.
         response_mask_BT: Boolean; True on the tokens of the loss.
         clip_ratio_low: The band begins at 1 - clip_ratio_low. SAO: 0.3 for maths, 0.8 for code.
         clip_ratio_high: The band ends at 1 + clip_ratio_high. SAO: 5 for maths, 3 for code.
         importance_weights_BT: Factor of each token's loss.
-        token_weights_BT: From `aggregation_weights`; None gives each token the same.
+        token_weights_BT: From `aggregation_weights`; None gives all tokens equal weights.
 
     Returns:
         The loss, and `POLICY_DIAGNOSTICS`.
@@ -147,19 +147,19 @@ def dppo_tv_loss(
     """Compute DPPO's loss with the binary total variation, -A r where pi - mu is within bounds.
 
     DPPO (arXiv 2602.04879), the loss of BPCO (2608.23566): a token has no gradient where A > 0 and
-    pi - mu > high, or A < 0 and pi - mu < -low. The bound is on the change of the probability: for
-    the ratio it is 1 +- eps / mu, wide for a rare token and narrow for a likely one.
+    pi - mu > high, or A < 0 and pi - mu < -low. It bounds the change of the probability: for
+    the ratio that is 1 +- eps / mu, wide for a rare token and narrow for a likely one.
 
     Args:
         logprobs_BT: log pi of the response tokens; the only input that gets a gradient.
-        old_logprobs_BT: log mu; BPCO takes the sampler's own.
+        old_logprobs_BT: log mu; BPCO uses the sampler's own.
         advantages_BT: A.
         response_mask_BT: Boolean; True on the tokens of the loss.
         clip_ratio_low: Largest fall of the probability, for A < 0.
         clip_ratio_high: Largest rise of the probability, for A > 0.
         clip_ratio_c: Bound of the ratio as the weight of a token's gradient; > 1.
         importance_weights_BT: Factor of each token's loss.
-        token_weights_BT: From `aggregation_weights`; None gives each token the same.
+        token_weights_BT: From `aggregation_weights`; None gives all tokens equal weights.
 
     Returns:
         The loss, and `POLICY_DIAGNOSTICS`.
@@ -198,7 +198,7 @@ def cispo_loss(
     importance_weights_BT: Tensor | None = None,
     token_weights_BT: Tensor | None = None,
 ) -> tuple[Tensor, Diagnostics]:
-    """Compute CISPO's loss: the importance weight is clipped and no token loses its gradient.
+    """Compute CISPO's loss: the importance weight is clipped, and all tokens keep a gradient.
 
     CISPO (MiniMax-M1, arXiv 2506.13585, equation 4): -sg(clip(r, 1 - low, 1 + high)) A log pi.
 
@@ -210,7 +210,7 @@ def cispo_loss(
         clip_ratio_low: Lower clip of the weight; at 1, as in the paper, there is none.
         clip_ratio_high: Upper clip of the weight.
         importance_weights_BT: Factor of each token's loss.
-        token_weights_BT: From `aggregation_weights`; None gives each token the same.
+        token_weights_BT: From `aggregation_weights`; None gives all tokens equal weights.
 
     Returns:
         The loss, and `POLICY_DIAGNOSTICS`.
@@ -244,24 +244,24 @@ def gspo_loss(
     importance_weights_BT: Tensor | None = None,
     token_weights_BT: Tensor | None = None,
 ) -> tuple[Tensor, Diagnostics]:
-    """Compute GSPO's loss: PPO's with the ratio of the response instead of the token's.
+    """Compute GSPO's loss: PPO's loss with the ratio of the response instead of the token's.
 
-    GSPO (arXiv 2507.18071), in its form for advantages of tokens: s = exp(mean_t log(pi / pi_old)),
-    and the ratio of token t is sg(s) pi_t / sg(pi_t). With one advantage a response and weights of
-    "seq-mean-token-mean" that is the loss of the response. Its clips are a thousandth of PPO's.
+    GSPO (arXiv 2507.18071), in its form for token advantages: s = exp(mean_t log(pi / pi_old)),
+    and the ratio of token t is sg(s) pi_t / sg(pi_t). With one advantage per response and weights
+    of "seq-mean-token-mean" it is the loss of the response. Its clips are a thousandth of PPO's.
 
     Args:
         logprobs_BT: log pi of the response tokens; the only input that gets a gradient.
         old_logprobs_BT: log pi_old, the policy at the start of the update.
         advantages_BT: A.
-        response_mask_BT: Boolean; True on the tokens of the loss. Rows are whole responses.
+        response_mask_BT: Boolean; True on the tokens of the loss. Rows are complete responses.
         clip_ratio_low: Lower clip of the response's ratio.
         clip_ratio_high: Upper clip of the response's ratio.
         importance_weights_BT: Factor of each token's clipped loss.
-        token_weights_BT: From `aggregation_weights`; None gives each token the same.
+        token_weights_BT: From `aggregation_weights`; None gives all tokens equal weights.
 
     Returns:
-        The loss, and `POLICY_DIAGNOSTICS`, of the response's ratio at each of its tokens.
+        The loss, and `POLICY_DIAGNOSTICS` with the response's ratio at each of its tokens.
 
     Raises:
         ValueError: For a negative clip, or a wrong shape or type of the mask.
@@ -290,4 +290,4 @@ POLICY_LOSSES: dict[str, PolicyLoss] = {
     "cispo": cispo_loss,
     "gspo": gspo_loss,
 }
-"""Loss by the name that settings have for it."""
+"""Losses by their names in the settings."""

@@ -1,4 +1,4 @@
-"""Parts of policy losses: tokens that have been checked, ratios, terms, their sum.
+"""Compute the parts of policy losses: checked tokens, ratios, terms, and their sum.
 
 Shape suffixes: B sequences, T response tokens.
 """
@@ -27,7 +27,7 @@ POLICY_DIAGNOSTICS = (
     "clipfrac_high",
     "clipfrac_c",
 )
-"""What every policy loss returns beside the loss.
+"""Names of the diagnostics of every policy loss.
 
 approx_kl is k3 of pi_old to pi. clipfrac is the share of tokens whose gradient a bound removes or,
 in CISPO, limits; clipfrac_low, clipfrac_high and clipfrac_c are its parts, by the bound. ratio_min
@@ -36,13 +36,13 @@ and ratio_max are the extremes of 1 and the ratios of tokens with a weight.
 
 
 class PolicyTokens(NamedTuple):
-    """What a policy loss is made of, checked, and 0 outside the mask.
+    """The checked inputs of a policy loss, 0 outside the mask.
 
     Attributes:
         mask_BT: True on the tokens of the loss.
-        log_ratio_BT: log(pi / pi_old), with the gradient.
-        ratio_BT: Its exponential.
-        advantages_BT: A.
+        log_ratio_BT: log(pi / pi_old), with gradient.
+        ratio_BT: Exponential of `log_ratio_BT`.
+        advantages_BT: Advantage A.
         importance_weights_BT: Factor of each token's loss, or None.
         weights_BT: Weight of each token.
     """
@@ -113,7 +113,7 @@ def clipped_loss(
 def with_bounded_gradient(tokens: PolicyTokens, low: float, high: float) -> Tensor:
     """Return the function of r whose gradient is clip(r, low, high) grad log pi.
 
-    It is r between the bounds, and beyond one, b, it goes on as b (1 + log(r / b)).
+    It is r between the bounds, and beyond a bound b it is b (1 + log(r / b)).
     """
     value_BT, log_ratio_BT = tokens.ratio_BT, tokens.log_ratio_BT
     if low > 0:
@@ -133,7 +133,7 @@ def sum_terms(
     high_BT: Tensor,
     bounded_BT: Tensor | None = None,
 ) -> tuple[Tensor, Diagnostics]:
-    """Weigh the terms and the diagnostics, and sum them."""
+    """Weight the terms and the diagnostics, and sum them."""
     mask_BT, weights_BT = tokens.mask_BT, tokens.weights_BT
     if tokens.importance_weights_BT is not None:
         terms_BT = terms_BT * tokens.importance_weights_BT

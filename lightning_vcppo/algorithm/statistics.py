@@ -1,18 +1,18 @@
-"""Masked statistics, loss weights and micro-batches: everything that must not depend on batching.
+"""Compute masked statistics that do not depend on batching.
 
-A mini-batch is cut into micro-batches, and spread over ranks, only to fit into memory. Normalising
-inside a micro-batch or a rank would let that cut change the loss. Two rules prevent it:
+A mini-batch is cut into micro-batches, and spread over ranks, only to fit into memory. Normalizing
+within a micro-batch or a rank would make the loss depend on that cut. Two rules prevent it:
 
 1. Every loss is a weighted *sum* over tokens. Its weights are computed once for the mini-batch
-   (`aggregation_weights`), before it is cut, so micro-batch losses and gradients simply add up.
-2. Every statistic is made of sums. A function that takes `reduce` passes it a small float64 tensor
-   of sums and gets back their total over ranks; every rank calls it equally often.
+   (`aggregation_weights`), before it is cut, so micro-batch losses and gradients add up.
+2. Every statistic is computed from sums. A function with `reduce` passes it a small float64 tensor
+   of sums and gets their total over ranks; every rank must call it equally often.
 
-With data-parallel ranks the loss of the mini-batch is the sum over ranks too. A strategy that
-averages gradients over ranks needs it multiplied by their number.
+With data-parallel ranks the loss of the mini-batch is also a sum over ranks. For a strategy that
+averages gradients over ranks it must be multiplied by their number.
 
-Masks are True on what counts. Values where a mask is False are never read: they may be NaN or
-infinite.
+Masks are True on elements that count. Values where a mask is False are never read: they may be NaN
+or infinite.
 
 Shape suffixes: B sequences, T response tokens, G groups.
 """
@@ -31,7 +31,7 @@ Reduce: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def identity(statistics: Tensor) -> Tensor:
-    """Return the statistics as they are: the `reduce` of a single rank."""
+    """Return the statistics unchanged: the `reduce` of a single rank."""
     return statistics
 
 
@@ -121,8 +121,8 @@ def explained_variance(
         reduce: Sums a small tensor over ranks.
 
     Returns:
-        A scalar; NaN where the returns do not vary, for then nothing is there to explain. Whoever
-        compares it must treat NaN as "not positive", which `ev > 0` does.
+        A scalar; NaN if the returns do not vary, because then there is nothing to explain. A
+        comparison must treat NaN as "not positive", as `ev > 0` does.
 
     Raises:
         ValueError: If the shapes differ, or the mask is not boolean.
@@ -137,8 +137,8 @@ def r_squared(
     """Compute the coefficient of determination of the returns by the critic.
 
     R^2 = 1 - mean((R - V)^2) / Var(R). 1 is a perfect critic, 0 as good as the mean return,
-    negative worse than that. It is explained variance minus mean(R - V)^2 / Var(R), so that a
-    critic whose values are all off by a constant does not pass for a good one.
+    negative worse than that. It is explained variance minus mean(R - V)^2 / Var(R), so a
+    critic whose values are all off by a constant is not judged good.
 
     Args:
         values: Critic values V, any shape.
@@ -147,7 +147,7 @@ def r_squared(
         reduce: Sums a small tensor over ranks.
 
     Returns:
-        A scalar; NaN where the returns do not vary.
+        A scalar; NaN if the returns do not vary.
 
     Raises:
         ValueError: If the shapes differ, or the mask is not boolean.
@@ -160,7 +160,7 @@ def r_squared(
 def _errors(
     values: Tensor, returns: Tensor, mask: Tensor, reduce: Reduce
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean and variance of R - V, and the variance of R: NaN where R does not vary."""
+    """Return mean and variance of R - V, and the variance of R, NaN if R does not vary."""
     check_mask("mask", mask)
     check_same_shape("values", values, returns=returns, mask=mask)
     pair = torch.stack([returns.double(), returns.double() - values.double()])
@@ -176,10 +176,10 @@ def _common_dtype(values: Tensor, returns: Tensor) -> torch.dtype:
 def group_moments(values_B: Tensor, group_ids_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute mean, sample standard deviation and size of the group of each sequence.
 
-    Groups must be whole: one that is spread over ranks is seen as several.
+    Groups must be complete: a group that is spread over ranks counts as several.
 
     Args:
-        values_B: One value a sequence.
+        values_B: One value per sequence.
         group_ids_B: Integers, equal within a group, in any order.
 
     Returns:
@@ -203,7 +203,7 @@ def group_moments(values_B: Tensor, group_ids_B: Tensor) -> tuple[Tensor, Tensor
 
 
 def float_dtype(values: Tensor) -> torch.dtype:
-    """Return the type results are given in: that of `values`, but float32 at least."""
+    """Return the type of results: that of `values`, but at least float32."""
     return torch.promote_types(values.dtype, torch.float32)
 
 

@@ -1,4 +1,4 @@
-"""Value heads other than a plain scalar: bounded to the range of returns, sigmoid, and HL-Gauss.
+"""Compute values and losses of other heads than a scalar: bounded, sigmoid, and HL-Gauss.
 
 Shape suffixes: B sequences, T response tokens, K bins, E = K + 1 edges.
 """
@@ -60,7 +60,7 @@ def sigmoid_value(z: Tensor, low: float, high: float) -> Tensor:
 
 
 CROSS_ENTROPY_DIAGNOSTICS = ("value_mean", "return_mean", "value_error")
-"""What `bce_loss` and `hl_gauss_loss` return beside the loss."""
+"""Names of the diagnostics of `bce_loss` and `hl_gauss_loss`."""
 
 
 def bce_loss(
@@ -75,8 +75,8 @@ def bce_loss(
     """Compute the binary cross-entropy to the return mapped to [0, 1] (PACT, arXiv 2609.26355).
 
     -y log p - (1 - y) log(1 - p), with y = (R - low) / (high - low) and p = sigmoid(z). Its
-    gradient in z is p - y: unlike that of a squared error, it does not vanish where p is near the
-    wrong end. It is least at p = y, where it is the entropy of y.
+    gradient in z is p - y: unlike that of a squared error, it does not vanish if p is near the
+    wrong end. The minimum is at p = y, where the loss is the entropy of y.
 
     Args:
         logits_BT: z before each token; the only input that gets a gradient.
@@ -84,10 +84,10 @@ def bce_loss(
         response_mask_BT: Boolean; True on the tokens of the loss. Other inputs are never read.
         low: Smallest return.
         high: Largest return.
-        token_weights_BT: From `aggregation_weights`; None gives each token the same.
+        token_weights_BT: From `aggregation_weights`; None gives all tokens equal weights.
 
     Returns:
-        The loss in nats, and value_mean, return_mean, value_error (|V - R|), weighted as it is.
+        The loss in nats, and value_mean, return_mean, value_error (|V - R|), with the same weights.
 
     Raises:
         ValueError: If low is not below high, or for a wrong shape or type of the mask.
@@ -120,19 +120,19 @@ def hl_gauss_edges(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Compute the edges of equal bins that cover the returns and four sigmas more on either side.
+    """Compute the edges of equal bins that cover the returns and four more sigmas on each side.
 
-    A Gaussian around a return at the end of the range, as +1 and -1 are, would otherwise lose half
-    of its mass and with it the property that its histogram has the return as its mean. At the
-    default sigma these are three bins.
+    Otherwise a Gaussian around a return at the end of the range, such as +1 or -1, would lose half
+    of its mass, and the mean of its histogram would not be the return. At the default sigma the
+    margin is three bins.
 
     Args:
         low: Smallest return.
         high: Largest return.
-        num_bins: K, above 8 sigma_ratio.
-        sigma_ratio: Standard deviation of the targets in bins.
-        device: Of the result.
-        dtype: Of the result.
+        num_bins: Number of bins K, above 8 sigma_ratio.
+        sigma_ratio: Standard deviation of the targets, in bins.
+        device: Device of the result.
+        dtype: Type of the result.
 
     Returns:
         edges_E, ascending.
@@ -153,9 +153,9 @@ def hl_gauss_target(returns: Tensor, edges_E: Tensor, *, sigma_ratio: float = 0.
     """Compute the histogram of a Gaussian around each return (HL-Gauss, arXiv 2403.03950).
 
     Args:
-        returns: (...); clamped to the edges.
+        returns: Returns (...), clamped to the edges.
         edges_E: From `hl_gauss_edges`.
-        sigma_ratio: Standard deviation in bins; 0.75 in the paper.
+        sigma_ratio: Standard deviation, in bins; 0.75 in the paper.
 
     Returns:
         Probabilities (..., K).
@@ -175,7 +175,7 @@ def hl_gauss_value(logits: Tensor, edges_E: Tensor) -> Tensor:
     """Compute V = sum_i p_i c_i, the mean of the predicted histogram (arXiv 2403.03950).
 
     Args:
-        logits: (..., K).
+        logits: Logits (..., K).
         edges_E: From `hl_gauss_edges`.
 
     Returns:
@@ -205,11 +205,11 @@ def hl_gauss_loss(
         returns_BT: Value targets R.
         response_mask_BT: Boolean; True on the tokens of the loss. Other inputs are never read.
         edges_E: From `hl_gauss_edges`.
-        sigma_ratio: Standard deviation of the target in bins.
-        token_weights_BT: From `aggregation_weights`; None gives each token the same.
+        sigma_ratio: Standard deviation of the target, in bins.
+        token_weights_BT: From `aggregation_weights`; None gives all tokens equal weights.
 
     Returns:
-        The loss, and value_mean, return_mean, value_error (|V - R|), weighted as the loss is.
+        The loss, and value_mean, return_mean, value_error (|V - R|), with the same weights.
 
     Raises:
         ValueError: If sigma_ratio is not positive, or for a wrong shape or type of the mask.

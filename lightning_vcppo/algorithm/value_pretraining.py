@@ -1,9 +1,9 @@
-"""Value pretraining (VC-PPO, section 4.1): its place among the phases, and when it has done enough.
+"""Define the phases of training, and when value pretraining (VC-PPO, section 4.1) ends.
 
-The critic is fitted on Monte-Carlo returns of the frozen policy (`monte_carlo_returns`) until it no
-longer foresees the returns of responses that were held out any better. How well it does is R^2, not
-explained variance: a critic whose values are all off by a constant explains as much variance as one
-without that bias, and would push the policy all the same.
+The critic is fitted on Monte-Carlo returns of the frozen policy (`monte_carlo_returns`) until its
+predictions of held-out returns no longer improve. The measure is R^2, not explained variance: a
+critic whose values are all off by a constant explains as much variance as one without that bias,
+but would still bias the policy.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from enum import Enum
 
 
 class Phase(str, Enum):
-    """What a rollout is used for."""
+    """The phase of training in which a rollout is used."""
 
     VALUE_PRETRAINING = "value_pretraining"
     POLICY_OPTIMIZATION = "policy_optimization"
@@ -21,15 +21,15 @@ class Phase(str, Enum):
 
 @dataclass
 class Progress:
-    """How far value pretraining is, in plain numbers.
+    """The progress of value pretraining, in plain numbers.
 
     Attributes:
-        rollouts: Training steps of the phase.
-        generated_tokens: Response tokens generated in it, over all ranks.
+        rollouts: Number of training steps of the phase.
+        generated_tokens: Number of response tokens generated in it, over all ranks.
         best: Highest R^2 on held-out responses.
-        best_rollout: After which rollout.
+        best_rollout: Number of rollouts after which it was reached.
         risen_to: The same as `best`, without rises smaller than `min_delta`.
-        risen_at: After which rollout.
+        risen_at: Number of rollouts after which it was reached.
     """
 
     rollouts: int = 0
@@ -42,14 +42,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class StopRule:
-    """When value pretraining ends.
+    """The rule by which value pretraining ends.
 
     Attributes:
-        max_rollouts: Rollouts after which it ends; 0 means that there is none.
-        min_rollouts: It does not end earlier.
-        patience: It ends when R^2 has not risen for this many rollouts.
-        min_delta: A rise smaller than this does not count for `patience`.
-        target: It ends when R^2 is this high.
+        max_rollouts: Number of rollouts after which it ends; 0 means no value pretraining.
+        min_rollouts: Least number of rollouts.
+        patience: Number of rollouts without a rise of R^2 after which it ends.
+        min_delta: Smallest rise that counts for `patience`.
+        target: R^2 at which it ends.
     """
 
     max_rollouts: int
@@ -59,7 +59,7 @@ class StopRule:
     target: float | None = None
 
     def advance(self, progress: Progress, r_squared: float) -> bool:
-        """Count a rollout; return whether its critic is the best so far. NaN is no rise."""
+        """Count a rollout; return whether its critic is the best so far. NaN is not a rise."""
         progress.rollouts += 1
         if r_squared > progress.risen_to + self.min_delta:
             progress.risen_to, progress.risen_at = r_squared, progress.rollouts

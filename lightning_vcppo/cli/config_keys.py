@@ -12,11 +12,11 @@ def read_keys(path: str, name: str) -> dict[str, int]:
     """Return the keys of a config, nested ones with dots, and their lines.
 
     Args:
-        path: Where it is.
-        name: What it is called in messages.
+        path: Path of the config.
+        name: Its name in messages.
 
     Raises:
-        ValueError: If it is not YAML in UTF-8, no mapping, or has a key twice; the message names
+        ValueError: If it is not YAML in UTF-8, not a mapping, or has a key twice; the message names
             file and line.
         OSError: If it cannot be read.
     """
@@ -37,13 +37,13 @@ def read_keys(path: str, name: str) -> dict[str, int]:
     keys: dict[str, int] = {}
     for key, line in _keys(root, "", set()):
         if key in keys:
-            raise ValueError(f"{name}:{line}: {key} is here again, first in line {keys[key]}")
+            raise ValueError(f"{name}:{line}: duplicate key {key}, first in line {keys[key]}")
         keys[key] = line
     return keys
 
 
 def _keys(node: yaml.MappingNode, above: str, seen: set[int]) -> Iterator[tuple[str, int]]:
-    """Yield keys and lines; a mapping that is referred to again (an alias) is passed over."""
+    """Yield keys and lines; skip a mapping that an alias repeats."""
     seen.add(id(node))
     for name, value in node.value:
         key = f"{above}{name.value}"

@@ -1,6 +1,6 @@
-"""Files that come with the package beside its code: configs by short name, and documents.
+"""Find the package's data files: configs by short name, and documents.
 
-In a checkout they lie beside the package, in a wheel within it.
+In a checkout they are next to the package, in a wheel within it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ FRAGMENT_FLAGS = {
     "--trainer": "trainer",
     "--trainer.logger": "logger",
 }
-"""Flags that take a fragment, and its folder in `configs/`."""
+"""Flags that accept a config fragment, and its directory in `configs/`."""
 
 
 def shipped_folder(name: str) -> Path:
-    """Return a folder of documents or configs, wherever it is installed."""
+    """Return a directory of documents or configs, in a checkout or a wheel."""
     inside = PACKAGE / name
     return inside if inside.is_dir() else PACKAGE.parent / name
 
@@ -39,10 +39,10 @@ def config_names() -> tuple[str, ...]:
 
 
 def find_config(name: str) -> str | None:
-    """Return the file that a name stands for: one from here, else a shipped one; None if neither.
+    """Return the file of a name: one in the working directory, else a shipped one, else None.
 
     Args:
-        name: A path, or a short name. `.yaml` may be left out, `configs/` may be in front.
+        name: A path, or a short name, with or without `.yaml` and `configs/`.
     """
     for here in (name, f"{name}.yaml"):
         if Path(here).is_file():
@@ -57,7 +57,7 @@ def find_config(name: str) -> str | None:
 def resolve_configs(arguments: Iterable[str]) -> list[str]:
     """Replace short names of configs by their files.
 
-    `--config` and the flags of fragments take them, also as `--config=NAME`.
+    `--config` and the flags of fragments accept them, also as `--config=NAME`.
 
     Raises:
         ValueError: If a name is neither a file nor a shipped config.
@@ -77,7 +77,7 @@ def _resolved(arguments: Iterable[str]) -> Iterator[str]:
 
 
 def _file(flag: str, value: str) -> str:
-    """Return the file of a config's name; what is not one, as it is."""
+    """Return the file of a config's name; any other value unchanged."""
     if flag in ("-c", "--config"):
         folder = ""
         is_name = value != "null" and not set(value) & set(":{}\n")  # else YAML itself, or a URL
@@ -93,5 +93,5 @@ def _file(flag: str, value: str) -> str:
     ends = {name.removeprefix(folder): name for name in names}
     close = nearest(short.removeprefix(folder), ends)
     first = [name for name in names if "/" not in name.removeprefix(folder)]
-    hint = f"did you mean {ends[close]}?" if close else f"there are {', '.join(first)}"
+    hint = f"did you mean {ends[close]}?" if close else f"expected one of {', '.join(first)}"
     raise ValueError(f"{flag}: {value}: no such file, and no config of that name; {hint}")

@@ -1,4 +1,4 @@
-"""The command line: one LightningCLI for cold start, reward model, VC-PPO and evaluation."""
+"""Define the LightningCLI of cold start, reward model, VC-PPO and evaluation."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ FORCED_CALLBACKS = {
 
 
 class VCPPOCLI(LightningCLI):
-    """LightningCLI with our callbacks always on, and loggers by name."""
+    """LightningCLI with this package's callbacks always on, and loggers by name."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Note which command is given: the flags of the others are not needed."""
+        """Note the given command, because the flags of the others are not needed."""
         given = kwargs.get("args")
         words = sys.argv[1:] if given is None else given
         first = words[0] if isinstance(words, list) and words else None
@@ -69,7 +69,7 @@ class VCPPOCLI(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the callbacks, each under its own flag group, and flags of the run as a whole."""
+        """Add the callbacks, each under its own flag group, and flags of the run."""
         for name, callback in FORCED_CALLBACKS.items():
             parser.add_lightning_class_args(callback, name)
         parser.add_argument(
@@ -82,7 +82,7 @@ class VCPPOCLI(LightningCLI):
             "--threads",
             type=int | None,
             default=None,
-            help="CPU threads of PyTorch; None is its default.",
+            help="CPU threads of PyTorch; None means its default.",
         )
         parser.add_argument(
             "--float32_matmul_precision",
@@ -95,26 +95,26 @@ class VCPPOCLI(LightningCLI):
             action=ActionYesNo(no_prefix="keep_"),
             nargs="?",
             default=False,
-            help="Begin anew in a folder that holds a run.",
+            help="Replace an earlier run in the same directory.",
         )
         parser.add_argument(
             "--seeds",
             type=str | None,
             default=None,
-            help="Train once for each seed, such as 0..4 or 0,2,5, in folders seed_N of "
-            "trainer.default_root_dir; {seed} in a flag is the seed. Given again, it resumes.",
+            help="Train once for each seed, such as 0..4 or 0,2,5, in directories seed_N of "
+            "trainer.default_root_dir; {seed} in a flag is the seed. The same command resumes.",
         )
         parser.add_argument(
             "--jobs",
             type=int | None,
             default=None,
-            help="Seeds side by side; None is one for each core, and on GPUs one.",
+            help="Seeds at the same time; None means one per core, and on GPUs one.",
         )
         parser.add_argument(
             "--allow_pickle",
             type=bool,
             default=False,
-            help="Read models from pytorch_model.bin: a pickle, which can run code of its author.",
+            help="Load models from pytorch_model.bin: a pickle, which can run code of its author.",
         )
         parser.set_defaults({"model": {"class_path": "lightning_vcppo.VCPPOModule"}})
 
@@ -122,9 +122,9 @@ class VCPPOCLI(LightningCLI):
     def _prepare_subcommand_parser(
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
-        """Read checkpoints without running code that they bring along; say where the flags are.
+        """Read checkpoints without running code in them; add usage and epilog.
 
-        The parsers of commands that are not given stay empty: each takes a tenth of a second.
+        The parsers of other commands stay empty, because each takes a tenth of a second.
         """
         if subcommand not in self._commands:
             self._subcommand_method_arguments[subcommand] = []
@@ -132,7 +132,7 @@ class VCPPOCLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.set_defaults({"weights_only": True})
         if subcommand in ("validate", "test"):
-            parser.set_defaults({"verbose": False})  # our table says it, and with intervals
+            parser.set_defaults({"verbose": False})  # our table has it, with intervals
         parser.usage = f"vcppo {subcommand} [--config NAME ...] [--flag=value ...]"
         parser.epilog = (
             f"The model's flags: vcppo {subcommand} --model.help (of another class: =CLASS)"
@@ -168,7 +168,7 @@ class VCPPOCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
-        """Refuse what cannot work and what would overwrite a run, before anything runs."""
+        """Refuse settings that cannot work or would overwrite a run, before anything runs."""
         if self._get(self.config, "seeds") is not None:
             self._run_seeds()
         strategy = self._get(self.config, "trainer").get("strategy")
@@ -187,17 +187,17 @@ class VCPPOCLI(LightningCLI):
             self._start = choose_weights(folder, self._start)
         elif not given.trainer.fast_dev_run:
             self._start = choose_start(folder, self._start, overwrite=given.overwrite)
-            given.overwrite = False  # said once: config.yaml does not say it again
+            given.overwrite = False  # config.yaml must not repeat it
 
     def _run_seeds(self) -> NoReturn:
-        """Train for several seeds in processes of their own, and end with their exit code."""
+        """Train for several seeds in separate processes, and exit with their exit code."""
         given = self.config[str(self.subcommand)]
         seeds, trainer = parse_seeds(given.seeds), given.trainer
         require(self.subcommand == "fit", f"vcppo {self.subcommand}: --seeds is a flag of fit")
-        require(not given.ckpt_path, "--seeds resumes each seed by itself; leave --ckpt_path out")
+        require(not given.ckpt_path, "--seeds resumes each seed by itself; omit --ckpt_path")
         require(
             "LOCAL_RANK" not in os.environ,
-            "--seeds starts the runs by itself; give the seeds without a launcher",
+            "--seeds starts the runs by itself; run it without a launcher",
         )
         on_cpu = trainer.accelerator == "cpu" or (
             trainer.accelerator == "auto" and not torch.cuda.is_available()
@@ -221,7 +221,7 @@ class VCPPOCLI(LightningCLI):
 
     @override
     def _parse_ckpt_path(self) -> None:
-        """Check the checkpoint; its hyper-parameters do not override flags, so none are read."""
+        """Check the checkpoint; its hyper-parameters are not read, so they override no flags."""
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path and Path(path).exists():
             check_checkpoint(Path(path), to_train=self.config.subcommand == "fit")
@@ -229,41 +229,41 @@ class VCPPOCLI(LightningCLI):
     @override
     def instantiate_classes(self) -> None:
         """Build model, data, callbacks and trainer."""
-        with self._told_by_flag():
+        with self._naming_flags():
             super().instantiate_classes()
 
     @override
     def _run_subcommand(self, subcommand: str) -> None:
         """Run fit, validate, test or predict."""
         kind = self._get(self.config, "float32_matmul_precision")
-        with self._told_by_flag(), in_place(OUTSIDE), float32_products(kind, self.trainer):
+        with self._naming_flags(), in_place(OUTSIDE), float32_products(kind, self.trainer):
             watch(self.trainer.strategy)  # before the processes meet
             super()._run_subcommand(subcommand)
 
     @contextmanager
-    def _told_by_flag(self) -> Iterator[None]:
-        """Name the flag, where a setting's own check refuses it, and the folder of a full disk."""
+    def _naming_flags(self) -> Iterator[None]:
+        """Add the flag to errors of settings, and the run's directory to errors of a full disk."""
         given = self.config[str(self.subcommand)]
         try:
             yield
-        except Exception as error:  # `describe` tells a user's mistake from a fault, which goes on
+        except Exception as error:  # `describe` returns None for a bug, which is raised again
             line = describe(error, folder=given.trainer.default_root_dir)
             if line is None:
                 raise
             values = {
                 key.replace(".init_args", ""): value for key, value in vars(given.as_flat()).items()
             }
-            if (told := name_flag(one_line(line), values)) == str(error):
+            if (named := name_flag(one_line(line), values)) == str(error):
                 raise
-            raise UserError(told) from error
+            raise UserError(named) from error
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the Trainer with the loggers that were asked for by name."""
+        """Build the Trainer with the loggers given by name."""
         given = self._get(self.config_init, "trainer")
         _check_names(given)
         if given.get("logger") is None and not given.get("fast_dev_run"):
-            # Metrics and config of an evaluation do not take the place of the training run's.
+            # Metrics and config of an evaluation must not replace those of the training run.
             part = "" if self.subcommand == "fit" else str(self.subcommand)
             names = self._get(self.config_init, "loggers")
             kwargs["logger"] = [
@@ -290,16 +290,16 @@ def main(args: ArgsType = None, cli_class: type[VCPPOCLI] = VCPPOCLI) -> VCPPOCL
 
     Args:
         args: Arguments instead of the process's own.
-        cli_class: What to do with them.
+        cli_class: Class of the command line.
 
     Returns:
-        The command line, when all is done.
+        The command line, after its command has run.
     """
     _quieten()
     allowed = os.environ.get(ALLOW_PICKLE)
     try:
         return _run(args, cli_class)
-    finally:  # a flag is for one run, and this process may do several
+    finally:  # a flag applies to one run, and this process may do several
         if allowed is None:
             os.environ.pop(ALLOW_PICKLE, None)
 
@@ -335,7 +335,7 @@ def parser() -> ArgumentParser:
 
 
 def _name_the_model(arguments: list[str]) -> list[str]:
-    """Have `--model.help` alone speak of the model that a run trains unless told otherwise."""
+    """Let `--model.help` without a class describe the default model."""
     if arguments[-1:] == ["--model.help"]:
         return [*arguments[:-1], "--model.help=lightning_vcppo.VCPPOModule"]
     return arguments
@@ -349,7 +349,7 @@ _PATH = re.compile(
 
 
 def _settle_paths(given: Any) -> None:
-    """Put paths into the place of `file:` URLs, and refuse others, in every flag of a run."""
+    """Replace `file:` URLs by paths, and refuse other URLs, in every flag of a run."""
     for key, value in vars(given.as_flat()).items():
         if not _PATH.search(key):
             continue
@@ -365,10 +365,10 @@ def _settled(value: Any, flag: str) -> Any:
 
 
 def _check_names(trainer: Any) -> None:
-    """Refuse a strategy or accelerator that Lightning does not know, with the name it may be.
+    """Refuse a strategy or accelerator that Lightning does not know, and suggest a name.
 
     Raises:
-        ValueError: If so.
+        ValueError: If Lightning does not know the name.
     """
     for kind, registry in (
         ("strategy", StrategyRegistry.available_strategies()),
@@ -382,7 +382,7 @@ def _check_names(trainer: Any) -> None:
 
 
 def _quieten() -> None:
-    """Silence what tells a user nothing; what the libraries warn of otherwise is still shown."""
+    """Silence messages that do not help users; other warnings of libraries are still shown."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("WANDB_SILENT", "true")
     for message in (
@@ -390,9 +390,9 @@ def _quieten() -> None:
         "isinstance.treespec, LeafSpec",  # deprecated within torch
     ):
         warnings.filterwarnings("ignore", f".*{message}")
-    # Advertisements of products, and what concerns no machine of ours.
+    # Advertisements, and messages about TPUs.
     lightning_info = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     lightning_info.addFilter(lambda record: not re.match(".*Tip:|TPU", record.getMessage()))
-    # Progress bars of single files, and layers "not sharded" by a plan that nobody asked for.
+    # Progress bars of single files, and warnings about layers outside a tensor-parallel plan.
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The program `vcppo`: from the name of a command to the file that runs it."""
+"""Run the program `vcppo`: find the command by its name and run it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from lightning_vcppo.common.suggestions import did_you_mean
 def run() -> None:
     """Run the command line: a user's mistake ends in one line and exit code 2.
 
-    With `--debug` a traceback stands in front of it. What needs no training does not wait for its
-    imports.
+    With `--debug` a traceback precedes it. Commands without training do not wait for its imports.
     """
     if "--debug" in sys.argv:
         sys.argv = [argument for argument in sys.argv if argument != "--debug"]
         os.environ["VCPPO_DEBUG"] = "1"
     name, *arguments = sys.argv[1:] or ["--help"]
     if not getattr(sys.flags, "safe_path", False):
-        sys.path.append(os.getcwd())  # a reward or a class in a file beside the user
+        sys.path.append(os.getcwd())  # for rewards and classes in the working directory
     with in_one_line(), _exit_code_of_ctrl_c():
         if name in ("--help", "-h", "help"):
             print(overview())

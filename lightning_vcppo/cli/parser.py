@@ -1,4 +1,4 @@
-"""The parser of the command line: a mistake ends in one line that names it."""
+"""Define the parser of the command line, which reports a mistake in one line."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ CLASSES: dict[str, type] = {
     "--trainer.callbacks": Callback,
     "--trainer.logger": Logger,
 }
-"""Flags that name a class, and of which kind."""
+"""Flags that name a class, and its base class."""
 
 
 class OneLineParser(ArgumentParser):
-    """Answers a mistake with one line instead of a page of usage."""
+    """A parser that prints one line for a mistake, without the usage."""
 
     _reading = ""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Take flags by their whole names: shortened ones become others' with the next release."""
+        """Accept only complete flags, because a new flag may make an abbreviation ambiguous."""
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End the program, or raise where jsonargparse only tries something out."""
+        """End the program, or raise if jsonargparse only tries an alternative."""
         explained = self._reading + explain(message, self._flags(), _class_names)
         if not self.exit_on_error:
             super().error(explained, ex)
@@ -46,7 +46,7 @@ class OneLineParser(ArgumentParser):
     def parse_args(  # type: ignore[override]  # argparse's has overloads
         self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any
     ) -> Namespace:
-        """Read arguments; jsonargparse hands null on to the parser of a class as the text None."""
+        """Parse arguments; jsonargparse passes null to the parser of a class as the text None."""
         if not self.exit_on_error and args is not None:
             args = [f"{text[:-4]}null" if text.endswith("=None") else text for text in args]
         parsed: Namespace = super().parse_args(args, *rest, **kwargs)
@@ -62,11 +62,11 @@ class OneLineParser(ArgumentParser):
 
 
 class VCPPOArgumentParser(OneLineParser, LightningArgumentParser):
-    """Says in which config a mistake is."""
+    """A parser that names the config in which a mistake is."""
 
     @override
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Namespace:
-        """Read a config; what is wrong in there is said with its name."""
+        """Read a config; messages about mistakes name it."""
         try:
             keys = read_keys(os.fspath(cfg_path), str(cfg_path))
         except (ValueError, OSError) as error:
@@ -82,7 +82,7 @@ class VCPPOArgumentParser(OneLineParser, LightningArgumentParser):
         return config
 
     def _takes(self, key: str) -> bool:
-        """Return whether a key is an option, above one or within one."""
+        """Return whether a key is an option, or a parent or child of one."""
         names = {flag.removeprefix("--") for flag in self._flags() if not flag.endswith(".help")}
         above = {name.rpartition(".")[0] for name in names}
         return any(
@@ -92,7 +92,7 @@ class VCPPOArgumentParser(OneLineParser, LightningArgumentParser):
 
 
 def _class_names(flag: str) -> Iterator[str]:
-    """Yield the names of the classes that a flag may name."""
+    """Yield the names of the classes that a flag accepts."""
     waiting = [CLASSES[flag]] if flag in CLASSES else []
     while waiting:
         classes: list[type] = waiting.pop().__subclasses__()
@@ -103,19 +103,19 @@ def _class_names(flag: str) -> Iterator[str]:
 def run_function(function: Callable[..., Any], name: str, arguments: Sequence[str]) -> None:
     """Run a function as a command: its parameters are the flags.
 
-    `--dry_run` alone is `--dry_run=true`.
+    `--dry_run` without a value means `--dry_run=true`.
 
     Args:
-        function: To be called.
-        name: Of the command.
-        arguments: What follows the command.
+        function: Function to call.
+        name: Name of the command.
+        arguments: Arguments after the command's name.
     """
     parameters = signature(function).parameters.values()
     switches = {f"--{p.name}" for p in parameters if isinstance(p.default, bool)}
     auto_cli(
         function,
         args=[f"{text}=true" if text in switches else text for text in arguments],
-        as_positional=name != "export",  # which says --ckpt_path, as `fit` does
+        as_positional=name != "export",  # which has --ckpt_path, like `fit`
         parser_class=OneLineParser,
         prog=f"vcppo {name}",
     )

@@ -1,12 +1,12 @@
-"""Run one training for several seeds: `vcppo fit --seeds 0..4`, the set that `vcppo compare` reads.
+"""Run one training for several seeds: `vcppo fit --seeds 0..4`, as input of `vcppo compare`.
 
-    OUTPUT/seed_N/            the run of a seed, as `vcppo fit --seed_everything=N` leaves it
-    OUTPUT/seed_N/log.txt     what it printed
+    OUTPUT/seed_N/            the run of a seed, as `vcppo fit --seed_everything=N` writes it
+    OUTPUT/seed_N/log.txt     its output
     OUTPUT/seed_N/seed.json   its flags, and whether it has finished
 
-Each run is a process of its own. A seed that has finished is skipped, one that was interrupted is
-resumed from its checkpoint, so the same command can be given again. Ctrl-C is passed on: every run
-finishes its rollout and saves.
+Each run is a separate process. The same command can be given again: a finished seed is skipped, an
+interrupted one is resumed from its checkpoint. Ctrl-C is passed on, so that every run finishes its
+rollout and saves.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from lightning_vcppo.common.terminal import printable
 
 RECORD, LOG = "seed.json", "log.txt"
 PLACEHOLDER = "{seed}"
-"""In a flag it stands for the seed, as in `--model.actor=runs/start/seed_{seed}/actor`."""
+"""Text replaced by the seed in flags, as in `--model.actor=runs/start/seed_{seed}/actor`."""
 POLL_S = 0.2
 
 
@@ -46,7 +46,7 @@ def parse_seeds(text: str) -> list[int]:
     """Read seeds, as `0..4`, `0,2,5` or `0..2,7`.
 
     Raises:
-        ValueError: If the text is no such list, a range goes down, or a seed is there twice.
+        ValueError: If the text is not such a list, a range is descending, or a seed occurs twice.
     """
     seeds: list[int] = []
     for part in text.replace(" ", "").strip("[]").split(","):
@@ -61,12 +61,12 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def default_jobs(count: int, *, on_cpu: bool, devices: int = 1) -> int:
-    """Return how many runs go side by side: one for each core, on GPUs one after the other.
+    """Return the number of runs at the same time: one per core, and one on GPUs.
 
     Args:
         count: Number of seeds.
         on_cpu: Whether the runs compute on the CPU.
-        devices: Processes of each run.
+        devices: Number of processes of each run.
     """
     return max(1, min(count, cores() // max(1, devices))) if on_cpu else 1
 
@@ -78,8 +78,8 @@ class SeedRun:
     Attributes:
         seed: The seed.
         folder: Directory of the run.
-        arguments: Of `vcppo`, without what continues an earlier run.
-        total: Rollouts (or updates) of the run, if they are known.
+        arguments: Arguments of `vcppo`, without those that resume an earlier run.
+        total: Number of rollouts (or updates) of the run, if it is known.
         state: waiting, running, finished, skipped, interrupted or failed.
         reason: The last line of a run that failed.
     """
@@ -95,7 +95,7 @@ class SeedRun:
     seconds: float = 0.0
 
     def prepare(self, *, overwrite: bool) -> None:
-        """Skip a finished run; refuse a directory that other flags have made.
+        """Skip a finished run; refuse a directory with a run of other flags.
 
         Raises:
             ValueError: If the directory has a run of other flags, or its record cannot be read.
@@ -116,7 +116,7 @@ class SeedRun:
             which = ", ".join(changed) or "in another order"
             raise ValueError(
                 f"{self.folder} holds a run of other flags ({which}); "
-                "name another --trainer.default_root_dir, or replace it by --overwrite"
+                "choose another --trainer.default_root_dir, or replace it with --overwrite"
             )
         self.state = "skipped" if finished else self.state
 
@@ -132,7 +132,7 @@ class SeedRun:
         elif overwrite:
             command.append("--overwrite")
         with (self.folder / LOG).open("ab" if resumes else "wb") as log:
-            # A session of its own: Ctrl-C in the terminal reaches it once, through us.
+            # In a new session, Ctrl-C in the terminal reaches it once, through this process.
             self.process = subprocess.Popen(
                 command,
                 env=environment,
@@ -144,7 +144,7 @@ class SeedRun:
         self.state, self.began = "running", time.monotonic()
 
     def finish(self, code: int, *, record: bool, interrupted: bool) -> None:
-        """Note how the process has ended."""
+        """Record how the process has ended."""
         self.seconds = time.monotonic() - self.began
         if code == 0:
             self.state = "interrupted" if interrupted and not self._is_complete() else "finished"
@@ -158,7 +158,7 @@ class SeedRun:
             self.reason = printable(next((x.strip() for x in reversed(lines) if x.strip()), ""))
 
     def line(self) -> str:
-        """Describe the run in a line."""
+        """Describe the run in one line."""
         place = f"seed {self.seed:<4} {self.state:<11}"
         if self.state in ("waiting", "skipped"):
             return place
@@ -199,17 +199,17 @@ def run_seeds(
     """Run a training for several seeds, and print a line for each.
 
     Args:
-        arguments: Of `vcppo`, beginning with "fit"; "{seed}" in them stands for the seed.
+        arguments: Arguments of `vcppo`, beginning with "fit"; "{seed}" is replaced by the seed.
         seeds: The seeds.
-        output: Directory above the runs.
-        jobs: Number of runs side by side.
-        overwrite: Whether runs that are there are replaced.
+        output: Directory that contains the runs.
+        jobs: Number of runs at the same time.
+        overwrite: Whether existing runs are replaced.
         one_thread: Whether each run gets one thread.
-        total: Rollouts of each run, if they are known.
-        record: Whether runs leave a record by which they are resumed.
+        total: Number of rollouts of each run, if it is known.
+        record: Whether runs write the record that is needed to resume them.
 
     Returns:
-        The exit code: 0 if all have finished, 1 if one has failed, that of the signal after Ctrl-C.
+        Exit code: 0 if all have finished, 1 if one has failed, that of the signal after Ctrl-C.
 
     Raises:
         ValueError: If `jobs` is below 1, or a directory has a run of other flags.
@@ -242,7 +242,7 @@ def run_seeds(
         print("interrupted; the same command resumes the seeds", file=sys.stderr)
         return 128 + signals[0]
     if not failed:
-        print(f"To see what the seeds say: vcppo compare {shlex.quote(str(output))}")
+        print(f"To compare the seeds: vcppo compare {shlex.quote(str(output))}")
     return 1 if failed else 0
 
 
@@ -259,7 +259,7 @@ def _run_of(seed: int, arguments: Sequence[str], output: Path, total: int | None
 
 
 def _of_one_run(arguments: Sequence[str]) -> Iterator[str]:
-    """Leave out the flags that are about the set of runs."""
+    """Drop the flags that concern the set of runs."""
     waiting = [*arguments]
     while waiting:
         flag, equals, _ = (argument := waiting.pop(0)).partition("=")
@@ -271,22 +271,22 @@ def _of_one_run(arguments: Sequence[str]) -> Iterator[str]:
 
 @contextmanager
 def _passing_on(runs: Sequence[SeedRun]) -> Iterator[list[int]]:
-    """Pass Ctrl-C and SIGTERM on to the processes; at the end, none of them is left.
+    """Pass Ctrl-C and SIGTERM on to the processes; at the end, kill those that still run.
 
     Yields:
-        The signals that came, in their order.
+        The received signals, in their order.
     """
-    came: list[int] = []
+    received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        came.append(number)
+        received.append(number)
         for run in runs:
             if run.process and run.process.poll() is None:
                 run.process.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield came
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -298,10 +298,10 @@ def _passing_on(runs: Sequence[SeedRun]) -> Iterator[list[int]]:
 
 @contextmanager
 def _shown(runs: Sequence[SeedRun]) -> Iterator[Any]:
-    """Show a line for each run: live in a terminal, elsewhere whenever one begins or ends.
+    """Show a line for each run: live in a terminal, otherwise when a run begins or ends.
 
     Yields:
-        To be called with a run whose state has changed, or with None.
+        A function to call with a run whose state has changed, or with None.
     """
     console = Console()
     if not console.is_terminal:

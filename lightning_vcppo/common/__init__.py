@@ -1,1 +1,1 @@
-"""Helpers that every other package may use; they know none of them."""
+"""Provide helpers that every other package may use, and that import none of them."""

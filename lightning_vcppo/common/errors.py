@@ -1,7 +1,6 @@
-"""One line for what went wrong: what, where, and what to do.
+"""Turn errors into one line: what went wrong, where, and what to do.
 
-The libraries below us explain a mistake in paragraphs. Here they become the line with which `vcppo`
-ends.
+Other libraries explain a mistake in paragraphs. Here they become the line with which `vcppo` ends.
 """
 
 from __future__ import annotations
@@ -29,39 +28,39 @@ def require(condition: bool, message: str) -> None:
 
 
 USER_ERROR = 2
-"""Exit code."""
+"""Exit code of a user's mistake."""
 NO_SPACE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 MISTAKES = (ValueError, OSError, ImportError)
-"""What a user's mistake raises, here and in the libraries below."""
+"""Errors that a user's mistake raises, here and in other libraries."""
 MISTAKES_BY_NAME = {"MisconfigurationException", "UsageError", "AuthenticationError", "CommError"}
-"""The same, of libraries that take seconds to import: Lightning, Weights & Biases."""
+"""The same for libraries that take seconds to import: Lightning, Weights & Biases."""
 REFUSING = (
     *("lightning.", "lightning_fabric", "lightning_utilities", "pytorch_lightning", "wandb."),
     *("transformers.", "tokenizers.", "huggingface_hub.", "datasets.", "peft.", "accelerate."),
 )
-"""Libraries that refuse a user's mistake by a RuntimeError."""
+"""Libraries that raise a RuntimeError for a user's mistake."""
 KNOWN = {
     r"^No supported gpu backend": (
-        "--trainer.accelerator=gpu: no GPU is to be seen here; leave it out, and see `vcppo doctor`"
+        "--trainer.accelerator=gpu: no GPU found; omit the flag, and see `vcppo doctor`"
     ),
     r"^Automatic gradient clipping": (
-        "--trainer.gradient_clip_val: actor and critic have norms of their own; set "
+        "--trainer.gradient_clip_val: actor and critic have their own norms; set "
         "--model.actor_optimizer.max_grad_norm and --model.critic_optimizer.max_grad_norm"
     ),
     r"^Automatic gradient accumulation": (
-        "--trainer.accumulate_grad_batches: gradients are accumulated anyway; set "
+        "--trainer.accumulate_grad_batches: gradients are always accumulated; set "
         "--model.update.ppo_mini_batch_size and --model.update.ppo_max_token_len_per_gpu"
     ),
     r"^(-?\d+) is not in bounds, numpy accepts from 0 to (\d+)": (
         r"--seed_everything: expected a seed in 0..\2, got \1"
     ),
     r"^Interpolation key '(.*?)' not found.*full_key: \w+\.([\w.]+)": (
-        r"--\2: the reference ${\1} leads nowhere"
+        r"--\2: the reference ${\1} does not exist"
     ),
 }
-"""Patterns of other libraries' messages, and what they mean here."""
+"""Patterns of other libraries' messages, and the messages that replace them."""
 MAX_LENGTH = 600
-"""Characters of a line; what libraries add behind them is lists of everything they know."""
+"""Largest number of characters of a line; longer messages are mostly lists of all choices."""
 
 _FRAME = re.compile(
     r"Does not validate against|Subtypes: |Errors:$|Expected a <class 'NoneType'>|Given value|"
@@ -72,7 +71,7 @@ _TYPES |= {"dict": "a mapping {name: value}", "list": "a list [a, b]", "Sequence
 
 
 class UserError(ValueError):
-    """A mistake that has been put into words already."""
+    """A user's mistake whose message is already one line for the user."""
 
 
 class EngineLostError(UserError):
@@ -85,10 +84,10 @@ def debugging() -> bool:
 
 
 def fail(message: str, error: BaseException | None = None) -> NoReturn:
-    """End the program with one line and exit code 2; when debugging, a traceback in front of it.
+    """End the program with one line and exit code 2; when debugging, print a traceback first.
 
-    Most mistakes are met by all ranks alike, some by one alone, and none knows what the others have
-    met. So all of them speak, and all but the first say who they are.
+    Most mistakes occur on all ranks, some on only one, and no rank knows of the others'. So every
+    rank prints its line, and all but the first add their number.
     """
     if debugging() and error is not None:
         traceback.print_exception(error)
@@ -100,10 +99,10 @@ def fail(message: str, error: BaseException | None = None) -> NoReturn:
 
 @contextmanager
 def in_one_line() -> Iterator[None]:
-    """End the program as `fail` does where the body raises what is a user's mistake."""
+    """End the program as `fail` does if the body raises a user's mistake."""
     try:
         yield
-    except Exception as error:  # `describe` tells a user's mistake from a fault, which goes on
+    except Exception as error:  # `describe` returns None for a bug, which is raised again
         line = describe(error)
         if line is None:
             raise
@@ -111,7 +110,7 @@ def in_one_line() -> Iterator[None]:
 
 
 def one_line(message: str) -> str:
-    """Return what a message says, without the frame that jsonargparse puts around it."""
+    """Return the content of a message, without the lines that jsonargparse adds."""
     lines = (line.strip().removeprefix("- ") for line in message.splitlines())
     text = " ".join(line for line in lines if line and not _FRAME.match(line))
     text = text.replace(' in "<unicode string>",', " at")
@@ -120,23 +119,23 @@ def one_line(message: str) -> str:
     return text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]} ..."
 
 
-def describe(error: Exception, folder: str = "the run's folder") -> str | None:
-    """Return what an error means to the user, None if it is no fault of theirs or of the machine.
+def describe(error: Exception, folder: str = "the run's directory") -> str | None:
+    """Return the message of an error for the user; None if it is a bug.
 
     Args:
-        error: Any.
-        folder: Where a run writes, for errors of the disk, which do not know.
+        error: Any error.
+        folder: Directory of the run, for disk errors that name no file.
     """
     if isinstance(error, UserError):
         return str(error)
     for link in _causes(error):
-        system = re.search(r"\(os error (\d+)\)", str(link))  # as Rust says it: safetensors
+        system = re.search(r"\(os error (\d+)\)", str(link))  # the form of Rust, from safetensors
         number = link.errno if isinstance(link, OSError) else int(system[1]) if system else None
         if number in NO_SPACE:
             place = getattr(link, "filename", None) or folder
             return (
                 f"{place}: {os.strerror(number).lower()}; make room or choose another "
-                "--trainer.default_root_dir, and go on from the last checkpoint with --ckpt_path"
+                "--trainer.default_root_dir, and resume with --ckpt_path=last"
             )
     text = str(error).strip()
     if port := re.search(r"port: (\d+).*EADDRINUSE", text, re.DOTALL):
@@ -156,7 +155,7 @@ def describe(error: Exception, folder: str = "the run's folder") -> str | None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and what it came from."""
+    """Yield an error and its causes."""
     seen: list[BaseException] = []
     while error is not None and error not in seen:
         seen.append(error)
@@ -165,10 +164,10 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _describe_runtime_error(error: RuntimeError) -> str | None:
-    """Return what a RuntimeError means, if memory is full or a library has raised it on purpose.
+    """Return the message of a RuntimeError if memory is full or a library raised it on purpose.
 
-    Libraries refuse a user's mistake with it, too. What torch's operators raise is a fault of the
-    code that calls them, and keeps its traceback.
+    Some libraries raise it for a user's mistake. An error of torch's operators is a bug of the
+    calling code, and keeps its traceback.
     """
     if type(error).__name__ == "OutOfMemoryError":
         return (
@@ -187,7 +186,7 @@ def _describe_runtime_error(error: RuntimeError) -> str | None:
 
 
 def _describe_other_model(text: str) -> str:
-    """Say that a checkpoint does not fit the networks, by the first difference."""
+    """Return that a checkpoint does not fit the networks, with the first difference."""
     first, *others = [line.strip() for line in text.splitlines()[1:] if line.strip()]
     names = re.findall(r'"([\w.]+)"', first)
     if names:
@@ -199,18 +198,18 @@ def _describe_other_model(text: str) -> str:
         difference, more = f"{name} is {' there and '.join(shapes)} here", len(others)
     rest = f" (and {more} more differences)" if more else ""
     return (
-        f"--ckpt_path: the checkpoint is of another model: {difference}{rest}; give the --model.* "
+        f"--ckpt_path: the checkpoint is of another model: {difference}{rest}; use the --model.* "
         "flags of its run, which are in its config.yaml"
     )
 
 
 def _describe_file(error: OSError) -> str:
-    """Return the file's name and what is wrong with it."""
+    """Return the file's name and its error."""
     advice = {
         errno.EACCES: "; change its permissions or choose another place",
         errno.EPERM: "; change its permissions or choose another place",
         errno.EROFS: "; choose another place",
-        errno.ELOOP: "; its symbolic links lead in a circle",
+        errno.ELOOP: "; its symbolic links form a cycle",
     }
     reason = os.strerror(error.errno or 0)
     name = str(error.filename)
@@ -223,12 +222,12 @@ def explain(
     flags: Iterable[str],
     class_names: Callable[[str], Iterable[str]] = lambda flag: (),
 ) -> str:
-    """Say in our words what jsonargparse has found wrong with an argument.
+    """Rewrite jsonargparse's message about an argument as one line.
 
     Args:
-        message: Its own.
+        message: Message of jsonargparse.
         flags: All flags of the parser.
-        class_names: Returns the classes that a flag may name.
+        class_names: Returns the names of the classes that a flag accepts.
     """
     text, known = one_line(message), list(flags)
     if unknown := re.match(r"unrecognized arguments: (\S+)", text):
@@ -246,7 +245,7 @@ def explain(
         flag, name = named.groups()
         if flag == "--trainer.strategy" and name.islower():
             return (
-                f"{flag}={name}: a strategy with settings of its own is named by its class, "
+                f"{flag}={name}: a strategy with arguments must be given by its class, "
                 f"such as {flag}=DDPStrategy or {flag}=FSDP2Strategy"
             )
         return f"{flag}: no such class {name}{did_you_mean(name, class_names(flag))}"
@@ -263,7 +262,7 @@ def explain(
 
 
 class OneLineArguments(argparse.ArgumentParser):
-    """Answers a mistake with one line instead of a page of usage."""
+    """A parser that prints one line for a mistake, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         """End the program."""
@@ -277,17 +276,17 @@ def _no_such_option(flag: str, known: Iterable[str]) -> str:
 
 
 def _of_a_class(flag: str, path: str, reason: str) -> str:
-    """Say what is wrong with an argument of a class that another argument names."""
+    """Return the message about an argument of a class that another argument names."""
     reason = reason.partition(" Problem with given class_path")[0]  # the next type tried
     if required := re.match(r"the following arguments are required: ([\w.]+)", reason):
-        return f"{flag}.{required[1]}: {path.rpartition('.')[2]} needs one"
+        return f"{flag}.{required[1]}: required by {path.rpartition('.')[2]}"
     if not reason.startswith("--"):
         return f"{flag}: {path.rpartition('.')[2]}: {reason}"
     return re.sub(r"(?<!\S)--(?=\w)", f"{flag}.", reason)
 
 
 def _of_a_type(flag: str, expected: str, message: str) -> str:
-    """Say which values an argument takes, and which it got."""
+    """Return a message with the values that an argument accepts, and the one it got."""
     given = re.search(r"(?:Got value|Given value): (.*)", message)
     value = given[1].strip() if given else ""
     choices: list[str] = []

@@ -1,4 +1,4 @@
-"""Files and folders that are complete or absent, whenever a run is killed."""
+"""Write files and directories that are complete or absent, even if the run is killed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 UNFINISHED = ".tmp"
-"""Behind the name of what is being written. What a killed run has left of it is written anew."""
+"""Suffix of a file or directory while it is written; one left by a killed run is replaced."""
 REPLACED = ".old"
-"""Behind the name of a folder (or file) for the moment in which another takes its place."""
+"""Suffix of a directory (or file) while another one takes its name."""
 
 
 def is_trial(trainer: Trainer) -> bool:
-    """Return whether a run is only tried out, by `fast_dev_run`, and leaves nothing."""
+    """Return whether a run is a trial by `fast_dev_run`, which writes nothing."""
     return bool(vars(trainer)["fast_dev_run"])
 
 
@@ -32,36 +32,36 @@ def may_write(trainer: Trainer) -> bool:
 
 
 def local_path(path: str | Path, name: str) -> Path:
-    """Return the path that a `file:` URL stands for, and any other path as it is.
+    """Return the path of a `file:` URL, and any other path unchanged.
 
-    Lightning takes URLs for directories where we take paths: results would go to two places.
+    Lightning accepts URLs for directories where we accept paths: results would go to two places.
 
     Args:
         path: A path or a URL.
-        name: The flag or argument that it comes from.
+        name: The flag or argument that gave it.
 
     Raises:
-        ValueError: If it is a URL of another place than this machine.
+        ValueError: If it is a URL of another machine.
     """
     text = str(path)
     if text.startswith("file:"):
-        # Lightning's own normalisation leaves one slash of three.
+        # Lightning's own normalization keeps one slash of three.
         bare = re.sub(r"^file:(?://(?:localhost)?(?=/))?", "", text)
         if not bare.startswith("//"):
             return Path(re.sub(r"^/+", "/", unquote(bare)))
     elif not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         return Path(path)
     raise ValueError(
-        f"{name}: {text} is a URL; expected a path of this machine (mount the place, or copy from "
-        "and to it)"
+        f"{name}: {text} is a URL; expected a path on this machine (mount the storage, or copy "
+        "from and to it)"
     )
 
 
 def run_path(trainer: Trainer, *parts: str | Path, given: str | None = None) -> Path:
-    """Return a path in a run's folder, or the one that was given instead.
+    """Return a path in a run's directory, or `given` if it is not None.
 
     Raises:
-        ValueError: If it is a URL of another place than this machine.
+        ValueError: If it is a URL of another machine.
     """
     if given is not None:
         return local_path(given, "dirpath")
@@ -88,20 +88,20 @@ def check_place(folder: Path) -> None:
 
 @contextlib.contextmanager
 def complete_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file that takes its name when all of it is on the disk.
+    """Open a file that gets its name only when it is completely on the disk.
 
     Args:
-        path: The file; its folder is made if need be.
+        path: The file; its directory is created if necessary.
         mode: "w" for text in UTF-8, "wb" for bytes.
     """
     text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        # What is no ordinary file, such as /dev/stdout, is written to as it is.
+        # A path that is not a regular file, such as /dev/stdout, is written directly.
         try:
             with path.open(mode, **text) as file:
                 yield file
         except OSError as error:
-            error.filename = error.filename or str(path)  # a full disk does not know whose
+            error.filename = error.filename or str(path)  # an error of a full disk names no file
             raise
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,9 +118,9 @@ def complete_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def put_in_place(finished: Path, path: Path) -> None:
-    """Give a finished file or folder the name of the one that it replaces.
+    """Rename a finished file or directory to the one that it replaces.
 
-    With folders there is a moment without either; `recover` ends it after a kill.
+    With directories there is a moment in which neither exists; `recover` repairs it after a kill.
     """
     replaced = path.with_name(f"{path.name}{REPLACED}")
     if path.exists() and (path.is_dir() or finished.is_dir()):
@@ -132,7 +132,7 @@ def put_in_place(finished: Path, path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if there is one."""
+    """Remove a file or a directory, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -140,14 +140,14 @@ def remove(path: Path) -> None:
 
 
 def recover(path: Path) -> None:
-    """Bring back what was about to be replaced when the run was killed."""
+    """Restore a file or directory that was being replaced when the run was killed."""
     replaced = path.with_name(f"{path.name}{REPLACED}")
     if replaced.exists() and not path.exists():
         replaced.rename(path)
 
 
 def whole_lines(path: Path) -> list[str]:
-    """Return the lines of a file with their ends, without a last one that is half written."""
+    """Return the lines of a file with their line ends, without an incomplete last line."""
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as file:
@@ -155,7 +155,7 @@ def whole_lines(path: Path) -> list[str]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the names in a folder survive a power failure, where the system can do that."""
+    """Make the names in a directory survive a power failure, if the system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

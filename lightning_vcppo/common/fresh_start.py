@@ -1,4 +1,4 @@
-"""Tell where one run ends and the next begins, for objects that several runs may use."""
+"""Recognise the start of a new run, for objects that several runs may use."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
 
 def begins_anew(trainer: Trainer) -> bool:
-    """Return whether a Trainer that sets up `fit` has trained nothing yet.
+    """Return whether a Trainer in the setup of `fit` has not trained yet.
 
-    A checkpoint, if there is one, is restored after that. A Trainer whose `fit` is called again
+    A checkpoint, if there is one, is restored later. A Trainer whose `fit` is called again
     continues its own run, as Lightning does.
     """
     return trainer.fit_loop.epoch_loop.batch_progress.total.completed == 0

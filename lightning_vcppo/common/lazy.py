@@ -1,4 +1,4 @@
-"""Public names that are imported when they are first asked for."""
+"""Import public names when they are first used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def lazy_exports(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]
     """Return the `__getattr__` of a package whose public names take seconds to import.
 
     Args:
-        package: Its `__name__`.
+        package: The package's `__name__`.
         homes: The module, within the package, of each public name.
     """
 

@@ -1,4 +1,4 @@
-"""Every touch of what Lightning keeps to itself, with its reason. Tried with lightning 2.6.6."""
+"""Use private attributes of Lightning, each with its reason. Tried with lightning 2.6.6."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from lightning.pytorch.strategies import DDPStrategy
 
 
 def forget_logged(trainer: Trainer) -> None:
-    """Forget the values that the last batch has logged.
+    """Drop the values that the last batch has logged.
 
-    Lightning logs the last value of a key again until the epoch ends, and a run that resumes in
-    between, which has not seen it, does not.
+    Lightning logs the last value of a key again until the epoch ends; a run that is resumed before
+    that does not have it.
     """
     trainer.fit_loop.epoch_loop._results.reset()
 
 
 def lift_step_limit(trainer: Trainer) -> None:
-    """Let `fast_dev_run=N` mean N batches: Lightning counts the steps of all optimizers."""
+    """Make `fast_dev_run=N` mean N batches, because Lightning counts all optimizers' steps."""
     trainer.fit_loop.epoch_loop.max_steps = -1
 
 
 def is_attached(module: LightningModule) -> bool:
-    """Return whether a module has a Trainer; `module.trainer` raises where there is none."""
+    """Return whether a module has a Trainer; `module.trainer` raises if there is none."""
     return module._trainer is not None
 
 
 def look_for_unused_parameters(strategy: DDPStrategy) -> None:
-    """Have DDP look for the parameters that a backward pass leaves out.
+    """Make DDP look for parameters that are not in a backward pass.
 
-    The argument is given when the strategy is built, from a flag, and read when it wraps the model.
+    The argument is set when the strategy is built, and read when it wraps the model.
     """
     strategy._ddp_kwargs["find_unused_parameters"] = True
 
 
 def epoch_is_over(trainer: Trainer) -> bool:
-    """Return whether the epoch has ended by itself, and not because the run was stopped."""
+    """Return whether the epoch has ended, and not because the run was stopped."""
     return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
 
 
 def steps_done(trainer: Trainer) -> int:
-    """Return how many training batches have ended: no attribute of the Trainer tells."""
+    """Return the number of finished training batches, which no public attribute has."""
     return trainer.fit_loop.epoch_loop.batch_progress.total.completed
 
 
 @contextmanager
 def between_steps(trainer: Trainer) -> Iterator[None]:
-    """Set Lightning's counters to the moment between two training steps while the body saves them.
+    """Set Lightning's counters to those between two training steps while the body saves them.
 
-    In `on_train_batch_start` Lightning counts a batch as ready that has not begun, and at the end
-    of a run that was stopped it counts the epoch as over.
+    In `on_train_batch_start` Lightning already counts the next batch as ready, and at the end of a
+    stopped run it counts the epoch as completed.
     """
     loop, epoch = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_progress
     batches = loop.batch_progress
@@ -65,7 +65,7 @@ def between_steps(trainer: Trainer) -> Iterator[None]:
     fetcher = trainer.fit_loop._data_fetcher
     assert fetcher is not None
     if loop._should_check_val_fx(fetcher):
-        # A resumed run passes over this evaluation, and counts the step before it once more.
+        # A resumed run skips this evaluation, and counts the step before it again.
         loop._batches_that_stepped -= 1
     try:
         yield

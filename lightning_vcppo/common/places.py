@@ -1,6 +1,6 @@
-"""Keep where this process is in its work, and when it last moved on, for messages about it.
+"""Record this process's current work and when it last made progress, for messages.
 
-The names are for people: "update of the policy". Moving on is cheap, so loops do it each time.
+Names are for messages: "update of the policy". `move_on` is cheap, so loops call it each time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 OUTSIDE = "the work between training steps"
-"""The place of a process that is in none."""
+"""Place of a process outside of all named ones."""
 
 _names: list[str] = []
 _moved_at = time.monotonic()
@@ -19,11 +19,11 @@ _longest: dict[str, float] = {}
 
 @contextmanager
 def place(name: str, patience_s: float = 0.0) -> Iterator[None]:
-    """Be in a place while the body runs; it may be within another.
+    """Set the process's place while the body runs; places may be nested.
 
     Args:
-        name: Completes "waits in ...".
-        patience_s: What may well pass there before the work goes on.
+        name: Name of the work, which completes "waits in ...".
+        patience_s: Seconds without progress that are normal there.
     """
     move_on()
     _longest[name] = max(_longest.get(name, 0.0), patience_s)
@@ -36,7 +36,7 @@ def place(name: str, patience_s: float = 0.0) -> Iterator[None]:
 
 
 def move_on() -> None:
-    """Note that the work goes on."""
+    """Record progress."""
     global _moved_at
     now = time.monotonic()
     name = current()
@@ -50,13 +50,13 @@ def current() -> str:
 
 
 def idle_s() -> float:
-    """Return the seconds since the work last went on."""
+    """Return the seconds since the last progress."""
     return time.monotonic() - _moved_at
 
 
 def longest_s() -> float:
-    """Return the longest time, in seconds, after which the work has gone on in this place.
+    """Return the longest time between two progresses in this place so far, in seconds.
 
-    Outside of all places it is 0: what happens there is too different for it to say anything.
+    Outside of all places it is 0, because work there varies too much.
     """
     return 0.0 if current() == OUTSIDE else _longest.get(current(), 0.0)

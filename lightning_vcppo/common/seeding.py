@@ -1,8 +1,8 @@
-"""Randomness without state.
+"""Derive random streams from names, without state.
 
-Every random stream of a run is named by what it is for (purpose, rollout, problem, sample, ...) and
-seeded from that name. So what is sampled depends neither on what shares its batch nor on the number
-of processes, and a resumed run needs no stored generator state.
+Every random stream of a run has a name (purpose, rollout, problem, sample, ...) and is seeded from
+it. So samples depend neither on the rest of their batch nor on the number of processes, and a
+resumed run needs no stored generator state.
 """
 
 from __future__ import annotations

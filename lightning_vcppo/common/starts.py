@@ -1,4 +1,4 @@
-"""Name the weights that a run starts from, without loading them and without torch."""
+"""Compute fingerprints of a run's initial weights, without loading them and without torch."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from pathlib import Path
 from typing import Any
 
 START = "start.json"
-"""File in a run's directory with the names of the weights it started from, by network."""
+"""File in a run's directory with the fingerprints of its initial weights, by network."""
 NETWORKS = ("actor", "critic", "reference")
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 BLOCKS, BLOCK_BYTES = 64, 4096
-"""Parts of each file of weights that are read, evenly spaced: an update changes all of them."""
+"""Number and size of the blocks read from each weight file, evenly spaced."""
 
 
 def start_fingerprints(settings: dict[str, Any]) -> dict[str, str]:
-    """Return the names of a run's networks before training.
+    """Return the fingerprints of a run's networks before training.
 
     Args:
-        settings: The arguments of the module; `actor`, `critic` and `reference` are looked at.
+        settings: The arguments of the module, of which `actor`, `critic` and `reference` are used.
     """
     return {name: fingerprint(settings[name]) for name in NETWORKS if settings.get(name)}
 
 
 def fingerprint(source: Any) -> str:
-    """Return a name that changes with the weights of a model.
+    """Return a fingerprint that changes with the weights of a model.
 
     Args:
-        source: A folder with weights gives 16 hex digits of them. What is not on this machine, such
-            as a name on a hub, and the settings of a fresh model name themselves.
+        source: A directory with weights gives 16 hex digits. A source that is not on this machine,
+            such as a hub id, and a model config are their own fingerprints.
     """
     if not isinstance(source, str):
         return json.dumps(source, sort_keys=True, default=str)

@@ -1,4 +1,4 @@
-"""Suggestions for misspelt names."""
+"""Suggest names for misspelt ones."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ ELSEWHERE = {
     "beta": "--model.policy.kl_coef",
     "seed": "--seed_everything",
 }
-"""What flags of other trainers are called here."""
+"""Flags of other trainers, and their names here."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that is most like another one, whatever its case, if any is."""
+    """Return the known name most similar to `name`, ignoring case; None if none is similar."""
     by_folded = {other.casefold(): other for other in known}
     close = get_close_matches(name.casefold(), by_folded, 1)
     return by_folded[close[0]] if close else None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean X?`, or nothing where no known name is like it."""
+    """Return `; did you mean X?`, or "" if no known name is similar."""
     close = nearest(name, known)
     return f"; did you mean {close}?" if close else ""
 
 
 def nearest_flag(flag: str, known: Iterable[str]) -> str | None:
-    """Return the flag that a misspelt, shortened or misplaced one may have meant.
+    """Return the flag that was probably meant by a misspelt, shortened or misplaced one.
 
     Args:
-        flag: Such as `--lambda_actor`.
+        flag: A flag, such as `--lambda_actor`.
         known: All flags, such as `--model.advantage.lambda_actor`.
     """
     flags = list(known)
@@ -57,7 +57,7 @@ def nearest_flag(flag: str, known: Iterable[str]) -> str | None:
     beginnings = [other for other in flags if other.startswith(flag)]
     if len(beginnings) == 1:
         return beginnings[0]
-    # Names that are long in common would drown the difference, so the last parts are compared.
+    # A long common prefix would hide the difference, so only the last parts are compared.
     siblings = {
         other.rpartition(".")[2]: other
         for other in flags
@@ -68,7 +68,7 @@ def nearest_flag(flag: str, known: Iterable[str]) -> str | None:
 
 
 def near_file(path: Path) -> str:
-    """Return `; did you mean X?` for the file beside a missing one whose name is most like its."""
+    """Return `; did you mean X?` for the most similar name in a missing file's directory."""
     try:
         names = [other.name for other in path.parent.iterdir()]
     except OSError:
@@ -78,23 +78,23 @@ def near_file(path: Path) -> str:
 
 
 def name_flag(message: str, values: Mapping[str, Any]) -> str:
-    """Put its whole flag in front of a message that begins with a setting's name.
+    """Replace the setting's name at the start of a message by its complete flag.
 
     Args:
-        message: Such as "gamma: expected a number in [0, 1], got 2.0".
-        values: Of all settings, by flag without the dashes: {"model.advantage.gamma": 2.0}.
+        message: A message, such as "gamma: expected a number in [0, 1], got 2.0".
+        values: Values of all settings by flag without dashes: {"model.advantage.gamma": 2.0}.
 
     Returns:
-        "--model.advantage.gamma: expected ..."; where several flags end so, the ones with the value
-        that the message tells.
+        "--model.advantage.gamma: expected ..."; if several flags have this ending, those with the
+        value in the message.
     """
     begin = re.match(r"([a-z][\w.]*): ", message)
     if not begin:
         return message
     flags = [flag for flag in values if f".{flag}".endswith(f".{begin[1]}")]
     got = message.rpartition("got ")[2]
-    told = [flag for flag in flags if str(values[flag]) == got]
-    flags = told if len(flags) > 1 and told else flags
+    same = [flag for flag in flags if str(values[flag]) == got]
+    flags = same if len(flags) > 1 and same else flags
     if not flags:
         return message
     return f"{' or '.join(f'--{flag}' for flag in flags)}{message[len(begin[1]) :]}"

@@ -1,4 +1,4 @@
-"""A word in the terminal while one waits for what has no progress bar of its own."""
+"""Print safely to the terminal, and show what is being waited for without a progress bar."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from lightning_vcppo.common.ranks import own_rank
 
 
 def printable(text: str) -> str:
-    r"""Return a text without power over a terminal: what is no visible character is escaped.
+    r"""Return a text that is safe to print: all characters that are not printable are escaped.
 
-    Control characters, so that no response clears the screen or writes elsewhere, and marks that
-    turn the direction of writing; a line's end becomes `\n`.
+    These are control characters, so that no response clears the screen or moves the cursor, and
+    marks that change the writing direction; a line end becomes `\n`.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextmanager
 def waiting_for(what: str) -> Iterator[None]:
-    """Say what is being done, for as long as the body takes.
+    """Show what is being done while the body runs.
 
-    It is gone afterwards. Log files, pipes and other ranks than the first see nothing of it.
+    The text disappears afterwards. Log files, pipes and ranks after the first do not show it.
 
     Args:
-        what: Such as "Loading the actor".
+        what: Text to show, such as "Loading the actor".
     """
     console = Console(stderr=True)
     if not console.is_terminal or own_rank() != 0:

@@ -32,7 +32,14 @@ from lightning_vcppo.models.critic import Critic, load_critic
 from lightning_vcppo.modules.objectives import CriticObjective
 from lightning_vcppo.modules.optimizers import build_optimizer
 from lightning_vcppo.modules.scoring import Scorer
-from lightning_vcppo.modules.updates import Backend, Updater, copy_state, restore_state
+from lightning_vcppo.modules.updates import (
+    Backend,
+    Learner,
+    Updater,
+    copy_state,
+    restore_state,
+    run_updates,
+)
 from lightning_vcppo.rollouts.rollout import Rollout
 from lightning_vcppo.settings import OptimizerSettings, ValueSettings
 
@@ -177,11 +184,10 @@ class CriticFit(L.LightningModule):
     @override
     def training_step(self, batch: Rollout, batch_idx: int) -> None:
         """Do one update."""
-        metrics = self.updater.update(
+        metrics = run_updates(
+            [Learner(self.updater, self.objective, self.optimizers())],
             batch,
-            self.objective,
             self.scorer,
-            self.optimizers(),
             Backend.of(self, self.ranks),
             seed=(self.seed, self.updater.updates_done),
         )

@@ -1,4 +1,4 @@
-"""Problems and prompts: from files, data sets and generators to batches of token ids."""
+"""Read or generate problems, and turn them into batches of token ids."""
 
 from typing import TYPE_CHECKING
 

@@ -3,12 +3,12 @@
     data/aime24.jsonl           .jsonl .json .txt (JSON Lines too) .csv .tsv .parquet,
                                 each also behind .gz, .xz or .zst
     data/part-*.parquet         the files of a pattern, in the order of their names
-    data/aime                   a folder, as `datasets.load_dataset` or `save_to_disk` knows it
+    data/aime                   a directory of `datasets.load_dataset` or `save_to_disk`
     math-ai/aime25              a data set of the hub
     reasoning_gym:chain_sum     a task of reasoning-gym, generated from `size` and `seed`
 
-A folder or id of the hub may be followed by `:config` and `[split]`, an id by `@revision`. A file
-or folder that exists under the whole text goes first.
+A directory or hub id may be followed by `:config` and `[split]`, an id by `@revision`. A file or
+directory that exists under the complete text has precedence.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _PATTERN = re.compile(r"[*?]")
 
 
 class HubAddress(NamedTuple):
-    """A data set of the hub, or a folder that `datasets` reads.
+    """A data set of the hub, or a directory that `datasets` reads.
 
     Attributes:
-        path: Id or folder.
+        path: Hub id or directory.
         revision: Branch, tag or commit of an id.
         config: Configuration (subset).
-        split: Such as "train" or "train[:100]".
+        split: Split, such as "train" or "train[:100]".
     """
 
     path: str | Path
@@ -48,7 +48,7 @@ class HubAddress(NamedTuple):
 
 
 def gym_task(address: str) -> str | None:
-    """Return the task of reasoning-gym that an address names, None if it names none."""
+    """Return the task of reasoning-gym that an address names, or None."""
     task = _GYM_TASK.fullmatch(address)
     return task[1] if task else None
 
@@ -60,11 +60,11 @@ def find_source(address: str) -> list[Path] | HubAddress:
         address: See the head of this file; not a task of reasoning-gym.
 
     Raises:
-        ValueError: There is no such file, pattern or folder, and it is no id either.
+        ValueError: If there is no such file, pattern or directory, and it is not a hub id.
     """
     if not address or "\0" in address:
         raise ValueError(
-            f"path: expected a file, a folder or a data set of the hub, got {address!r}"
+            f"path: expected a file, a directory or a data set of the hub, got {address!r}"
         )
     file = Path(address).expanduser()
     if file.is_dir():
@@ -72,9 +72,7 @@ def find_source(address: str) -> list[Path] | HubAddress:
     if file.exists():
         return [file]
     if file.is_symlink():
-        raise ValueError(
-            f"{address}: a symbolic link to {os.readlink(file)}, which leads to no file"
-        )
+        raise ValueError(f"{address}: a symbolic link to {os.readlink(file)}, which does not exist")
     if _PATTERN.search(file.name) and file.parent.is_dir():
         return _matching(file)
     parts = _ADDRESS.fullmatch(address)
@@ -83,13 +81,13 @@ def find_source(address: str) -> list[Path] | HubAddress:
     folder = Path(parts["path"]).expanduser()
     if folder.is_dir():
         if revision:
-            raise ValueError(f"{address}: a folder has no revision; leave @{revision} out")
+            raise ValueError(f"{address}: a directory has no revision; omit @{revision}")
         return HubAddress(folder, None, config, split)
     is_id = _HUB_ID.fullmatch(parts["path"]) and not is_data_file(folder.name)
     if is_id and not folder.parent.exists():
         return HubAddress(parts["path"], revision, config, split)
     if not file.parent.is_dir():
-        raise ValueError(f"{address}: no such file, the folder {file.parent} does not exist")
+        raise ValueError(f"{address}: no such file, the directory {file.parent} does not exist")
     raise ValueError(f"{address}: no such file{near_file(file)}")
 
 

@@ -1,12 +1,12 @@
-r"""Answers of the wild, and of which kind a set's answers are.
+r"""Parse answers of real data sets, and choose the kind of a set's answers.
 
     aime      an integer in 0..999, and nothing else
     integer   any integer
-    math      anything with which math-verify can compare: numbers, expressions, sets, choices
-    text      any text; compared as it is, after normalisation
+    math      anything that math-verify can compare: numbers, expressions, sets, choices
+    text      any text, compared after normalization
 
-`auto` chooses among the first three for a set as a whole: `aime` if all answers are integers in
-0..999, a few excepted, which are taken for mistakes; `integer` if all are integers; else `math`.
+`auto` chooses among the first three for a complete set: `aime` if all answers are integers in
+0..999, except a few, which count as mistakes; `integer` if all are integers; else `math`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KINDS: dict[ReadAs, AnswerKind] = {
     "math": "math",
     "text": "text",
 }
-"""How answers that were read as a kind are compared."""
+"""Kind of comparison of answers, by the kind as which they were read."""
 
 EXPECTED: dict[ReadAs, str] = {
     "aime": "an integer answer in 0..999",
@@ -40,7 +40,7 @@ EXPECTED: dict[ReadAs, str] = {
     "text": f"an answer of at most {MAX_ANSWER_CHARS} characters",
 }
 NO_ANSWERS = frozenset({"proof", "notfound", "none", "null", "nan", "n/a", "unknown", "error"})
-"""What stands in the place of an answer where there is none, without spaces."""
+"""Words that data sets use in place of a missing answer, without spaces."""
 
 _INTEGER = re.compile(r"-?[0-9]+")
 _DIGIT = re.compile("[0-9]")
@@ -56,10 +56,10 @@ class Answers(NamedTuple):
 
 
 def answer_values(value: object) -> tuple[object, ...]:
-    """Return the values of a cell of which each is an accepted answer.
+    """Return the accepted answers of a cell.
 
     Args:
-        value: A value, a list of them, or a list of texts as JSON or as Python writes it. A text
+        value: A value, a list of values, or a list of texts in JSON or Python syntax. A text
             such as "[1, 2]" is one value, an interval or a vector.
     """
     value = plain(value)
@@ -74,7 +74,7 @@ def answer_values(value: object) -> tuple[object, ...]:
 
 
 def parse_answer(value: object) -> int | None:
-    r"""Return the integer in 0..999 that an answer of the wild stands for.
+    r"""Return the integer in 0..999 that an answer of a data set denotes.
 
     Args:
         value: 70, 70.0, "070", "70.0", ["70"], "$70$", "70^\circ", "\boxed{70}", "... #### 70" ...
@@ -87,7 +87,7 @@ def parse_answer(value: object) -> int | None:
 
 
 def parse_integer(value: object) -> int | None:
-    """Return the integer that an answer of the wild stands for, see `parse_answer`."""
+    """Return the integer that an answer of a data set denotes, see `parse_answer`."""
     value = plain(value)
     if isinstance(value, int):
         return None if isinstance(value, bool) else value
@@ -109,7 +109,7 @@ def _integer_in(text: str) -> int | None:
 
 
 def _final_part(text: str) -> str:
-    r"""Return what follows `####` (GSM8K), or the last box, or the whole text."""
+    r"""Return the text after `####` (GSM8K), or in the last box, or the complete text."""
     text = text.rpartition("####")[2]
     boxed = last_boxed(text) if "box" in text else None
     return (text if boxed is None else boxed).strip()
@@ -120,7 +120,7 @@ def answer_text(value: object, *, is_math: bool) -> str | None:
 
     Args:
         value: A text or a number.
-        is_math: Whether words that say that there is no answer are none.
+        is_math: Whether words such as "none" mean that there is no answer.
     """
     value = plain(value)
     if isinstance(value, float) and not math.isfinite(value):
@@ -140,11 +140,11 @@ def read_answers(values: tuple[object, ...], kind: ReadAs) -> Answers:
     """Read the accepted answers of a problem as a kind.
 
     Args:
-        values: Of which each is accepted; for "aime" they must be equal.
-        kind: Not "auto", which `choose_kind` replaces.
+        values: Accepted values; for "aime" they must be equal.
+        kind: Kind of answer, not "auto", which `choose_kind` replaces.
 
     Raises:
-        InvalidRow: There is no answer of this kind, or one of several is not of it.
+        InvalidRow: If there is no answer of this kind, or one of several is of another kind.
     """
     for value in values:
         if isinstance(value, str):
@@ -168,7 +168,7 @@ def _read(value: object, kind: ReadAs) -> int | str | None:
 
 
 class Choice(NamedTuple):
-    """What `auto` has chosen for a set, and the counts that it goes by."""
+    """The choice of `auto` for a set, and the counts on which it is based."""
 
     kind: ReadAs
     answers: int
@@ -176,7 +176,7 @@ class Choice(NamedTuple):
     of_aime: int
 
     def __str__(self) -> str:
-        """Return the decision in words."""
+        """Return a description of the choice."""
         share = {"aime": self.of_aime, "integer": self.answers}.get(self.kind, self.integers)
         name = {"aime": "integers in 0..999", "integer": "integers"}.get(self.kind, "integers")
         return f"answers are read as {self.kind}, for {share} of {self.answers} are {name}"
@@ -185,12 +185,12 @@ class Choice(NamedTuple):
 def choose_kind(rows: Iterable[tuple[object, ...]], *, tolerant: bool = True) -> Choice:
     """Choose the kind of a set's answers.
 
-    Answers that are AIME's but for a few are AIME's: at most a hundredth of them may be others, or
-    at most three where these are no more than a tenth. Rows without any answer do not count.
+    Answers count as AIME's if at most a hundredth of them are others, or at most three if these
+    are no more than a tenth. Rows without an answer do not count.
 
     Args:
-        rows: The values of each row.
-        tolerant: Whether the few are mistakes; otherwise they make it another kind.
+        rows: Values of each row.
+        tolerant: Whether a few exceptions count as mistakes; otherwise the kind is another one.
     """
     answers = integers = of_aime = 0
     for values in rows:

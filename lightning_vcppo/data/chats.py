@@ -1,7 +1,7 @@
-"""Chats in a cell: as a list, as JSON, or as Python writes them.
+"""Read chats of a cell: a list, JSON, or Python syntax.
 
-A chat's last user message is the question; the messages in front of it are its context, which the
-prompt keeps; what the assistant says behind it is a reply.
+A chat's last user message is the question; the messages before it are its context, which the
+prompt keeps; an assistant's message after it is a reply.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from lightning_vcppo.data.problem import Message
 from lightning_vcppo.data.texts import InvalidRow, check_text, plain
 
 ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
-"""Names of roles in the wild, and those of chat templates."""
+"""Names of roles in data sets, and those in chat templates."""
 
 _NESTED = re.compile(r"\s*(?:\[\s*[\[{'\"\]0-9-]|\{\s*['\"])")
 _LOOKS_LIKE_CHAT = re.compile(r"""\s*\[?\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
 
 
 class Chat(NamedTuple):
-    """A question with what stands around it.
+    """A question with its context and reply.
 
     Attributes:
         question: The last user message.
-        context: The messages in front of it.
-        reply: The assistant's message behind it, if there is one.
+        context: The messages before it.
+        reply: The assistant's message after it, if there is one.
     """
 
     question: str
@@ -37,9 +37,9 @@ class Chat(NamedTuple):
 
 
 def parsed(value: object) -> object:
-    """Return the list or mapping that a text holds, any other value as it is.
+    """Return the list or mapping in a text, and any other value unchanged.
 
-    Read are JSON, and what Python writes for lists and mappings (`str`, the `to_csv` of pandas).
+    JSON and Python syntax (`str`, the `to_csv` of pandas) are supported.
     """
     value = plain(value)
     if not isinstance(value, str) or not _NESTED.match(value):
@@ -50,7 +50,7 @@ def parsed(value: object) -> object:
         pass
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes that Python does not know
+            warnings.simplefilter("ignore")  # about unknown escapes
             return ast.literal_eval(value.strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
         return value
@@ -61,14 +61,14 @@ def read_chat(value: object) -> Chat | None:
 
     Args:
         value: Text; a message `{"role": ..., "content": ...}` or `{"from": ..., "value": ...}`; a
-            list of messages; or any of these as a JSON string or as Python writes it.
+            list of messages; or any of these as a JSON string or in Python syntax.
 
     Returns:
         The question, without surrounding space, and its context; None if there is none.
 
     Raises:
-        InvalidRow: The cell looks like a chat, and cannot be read as one, or a text of it holds
-            what no author meant.
+        InvalidRow: If the cell looks like a chat but cannot be read as one, or a text contains
+            invalid characters.
     """
     value = plain(value)
     found = parsed(value)
@@ -79,7 +79,7 @@ def read_chat(value: object) -> Chat | None:
             return None
         if _LOOKS_LIKE_CHAT.match(value):
             raise InvalidRow(
-                "the problem is a chat, neither in JSON nor as Python writes it; write the rows as "
+                "the problem is a chat, but neither JSON nor Python syntax; write the rows as "
                 "JSON Lines or parquet"
             )
         check_text(value, "the problem")

@@ -1,4 +1,4 @@
-"""Questions with choices: the choices joined to the question, the answer as a letter."""
+"""Read questions with choices: join choices to the question, and find the answer's letter."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _LABELLED = re.compile(r"\s*\(?([A-Z])\s*[).:]\s*(.*)", re.DOTALL)
 
 
 def read_choices(value: object) -> dict[str, str]:
-    """Return the choices of a cell by their letters; none where it holds none.
+    """Return the choices of a cell by their letters; empty if there are none.
 
     Args:
-        value: A list of texts, with ("A) 21") or without letters of their own; a mapping of
+        value: A list of texts, with ("A) 21") or without letters; a mapping of
             letters to texts; a mapping of the lists `text` and `label`; or these as JSON.
 
     Raises:
-        InvalidRow: A choice holds what no author meant.
+        InvalidRow: If a choice contains invalid characters.
     """
     found = parsed(value)
     labels: Sequence[object] = ascii_uppercase
@@ -37,7 +37,7 @@ def read_choices(value: object) -> dict[str, str]:
         return {}
     texts = [str(cell) for cell in cells]
     for text in texts:
-        check_text(text, "a choice")  # before it loses a form feed in front
+        check_text(text, "a choice")  # before a leading form feed is stripped
     texts = [text.strip() for text in texts]
     own = [_LABELLED.fullmatch(text) for text in texts]
     if all(own) and [match[1] for match in own if match] == list(ascii_uppercase[: len(own)]):
@@ -46,7 +46,7 @@ def read_choices(value: object) -> dict[str, str]:
 
 
 def join_choices(question: str, choices: dict[str, str]) -> str:
-    """Return a question with its choices, one a line, unless it names them itself."""
+    """Return a question with its choices, one per line, unless it contains them already."""
     if all(text in question for text in choices.values()):
         return question
     listed = "\n".join(f"{label}. {text}" for label, text in choices.items())
@@ -54,14 +54,14 @@ def join_choices(question: str, choices: dict[str, str]) -> str:
 
 
 def choice_answers(value: object, choices: dict[str, str]) -> tuple[str, ...]:
-    """Return the letter of the right choice, and its text where that can be no other choice.
+    """Return the letter of the correct choice, and its text if no other choice has it.
 
     Args:
-        value: A letter, the text of a choice, or an integer: its position, counted from 0.
+        value: A letter, the text of a choice, or its position, counted from 0.
         choices: Texts by letters.
 
     Raises:
-        InvalidRow: It is no choice.
+        InvalidRow: If it is not a choice.
     """
     labels = list(choices)
     letter: str | None = None

@@ -1,4 +1,4 @@
-"""Opening files, compressed ones too: as a stream of bytes that is unpacked while it is read."""
+"""Open plain and compressed files as a stream of unpacked bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import IO, cast
 
 COMPRESSIONS = {".gz": "gzip", ".xz": "xz", ".zst": "Zstandard"}
 MAX_UNPACKED = 2**35
-"""Bytes of a compressed parquet file, which is unpacked to the disk: 32 GiB."""
+"""Largest unpacked size of a compressed parquet file, which is unpacked to the disk: 32 GiB."""
 
 
 def format_of(file: Path) -> tuple[str, str]:
@@ -26,10 +26,10 @@ def format_of(file: Path) -> tuple[str, str]:
 
 
 def open_bytes(file: Path) -> IO[bytes]:
-    """Open a file for reading what it holds, unpacked.
+    """Open a file for reading its unpacked content.
 
     Raises:
-        OSError: It cannot be opened.
+        OSError: If it cannot be opened.
     """
     _, compression = format_of(file)
     if compression == ".gz":
@@ -41,7 +41,7 @@ def open_bytes(file: Path) -> IO[bytes]:
 
         if not pyarrow.Codec.is_available("zstd"):
             raise ValueError(f"{file.name}: this pyarrow cannot unpack Zstandard; unpack it first")
-        with file.open("rb"):  # may we? Arrow says it otherwise
+        with file.open("rb"):  # check permissions, because Arrow's message is unclear
             pass
         return io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd"))
     return file.open("rb")
@@ -49,10 +49,10 @@ def open_bytes(file: Path) -> IO[bytes]:
 
 @contextmanager
 def unpacking(file: Path) -> Iterator[None]:
-    """Say in one line that a compressed file is broken, where reading it in the body shows so.
+    """Raise one line if the body finds that a compressed file is broken.
 
     Raises:
-        ValueError: It is.
+        ValueError: If the file is broken.
     """
     try:
         yield
@@ -67,10 +67,10 @@ def unpacking(file: Path) -> Iterator[None]:
 
 @contextmanager
 def seekable(file: Path) -> Iterator[Path | IO[bytes]]:
-    """Give a file for reading at any place: itself, or a temporary copy that is unpacked.
+    """Yield a file for random access: itself, or a temporary unpacked copy.
 
     Raises:
-        ValueError: It is compressed and broken, or too large.
+        ValueError: If it is compressed and broken, or too large.
     """
     if not format_of(file)[1]:
         yield file
@@ -80,6 +80,6 @@ def seekable(file: Path) -> Iterator[Path | IO[bytes]]:
             while chunk := packed.read(2**22):
                 copy.write(chunk)
                 if copy.tell() > MAX_UNPACKED:
-                    raise ValueError(f"{file.name}: unpacked it has more than 32 GiB")
+                    raise ValueError(f"{file.name}: its unpacked size is more than 32 GiB")
         copy.seek(0)
         yield copy

@@ -1,8 +1,8 @@
-"""Prompts and answers for training and evaluation: `AIMEDataModule`.
+"""Provide prompts and answers for training and evaluation: `AIMEDataModule`.
 
-It reads problems (`sources.py`) or generates them (`generator.py`), keeps near-duplicates of
-evaluated problems out of training (`splits.py`), renders prompts as the model in training reads
-them (`prompts.py`), and deals them out to the processes (`loaders.py`).
+It reads problems (`sources.py`) or generates them (`generator.py`), removes near-duplicates of
+evaluated problems from training (`splits.py`), renders prompts for the trained model
+(`prompts.py`), and distributes them to the processes (`loaders.py`).
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ LEAST = {
 }
 """Smallest values of settings."""
 TRIAL_PROMPTS = 16
-"""Prompts that are evaluated with `--trainer.fast_dev_run`."""
+"""Number of prompts that are evaluated with `--trainer.fast_dev_run`."""
 
 
 class AIMEDataModule(pl.LightningDataModule):
-    """Problems of AIME or of other mathematics, read or generated, as tokenised prompts."""
+    """Problems of AIME or other mathematics, read or generated, as tokenized prompts."""
 
     def __init__(
         self,
@@ -94,32 +94,32 @@ class AIMEDataModule(pl.LightningDataModule):
             path: Training problems: a source or several, see `addresses.py`; None generates them.
                 `predict` answers these problems, in their order.
             val_path: Validation and test problems; None generates or sets aside `val_size` of them.
-            evaluation_sets: More such problems, by name (of `eval/NAME/*`): a path, or {path,
+            evaluation_sets: More validation problems, by name (of `eval/NAME/*`): a path, or {path,
                 answer_kind, problem_field, answer_field, split}; None generates them.
-            answer_kind: Of training and validation problems, see `answers.py`; "auto" chooses it.
-            problem_field: Where a row holds the problem (`prompt[0].content`); found out if None.
-            answer_field: Where a row holds the answer; found out if None.
-            drop_invalid: Leave rows without a valid problem or answer out instead of refusing.
-            split: Of a training data set with several splits.
-            val_split: Of a validation data set.
+            answer_kind: Kind of answers, see `answers.py`; "auto" chooses it.
+            problem_field: Field of a row with the problem (`prompt[0].content`); None finds it.
+            answer_field: Field of a row with the answer; None finds it.
+            drop_invalid: Skip rows without a valid problem or answer instead of refusing them.
+            split: Split of a training data set with several splits.
+            val_split: Split of a validation data set.
             config: Configuration (subset) of a data set of the hub.
-            generated: What generated problems look like.
+            generated: Settings of generated problems.
             train_size: Number of training problems to generate (by us or by reasoning-gym).
-            val_size: Number of validation problems to generate or to set aside; 0 is no validation.
-            prompts_per_rollout: Prompts of a training batch, over all processes.
-            val_batch_size: Prompts that a process evaluates at a time.
+            val_size: Number of validation problems to generate or set aside; 0 means no validation.
+            prompts_per_rollout: Number of prompts of a training batch, over all processes.
+            val_batch_size: Number of prompts that a process evaluates at a time.
             max_prompt_length: Longest prompt, in tokens.
-            on_long_prompt: Refuse longer ones, or leave them out with a warning.
+            on_long_prompt: Refuse longer prompts, or skip them with a warning.
             chat_template: "chat" (the tokenizer's), "plain", "auto" or a name, see `render_prompt`.
-            instruction: How to answer, in a chat; None is what belongs to the reward's style.
+            instruction: How to answer, in a chat; None takes that of the reward's style.
             system_prompt: System message of a chat whose row has none.
-            prompt_date: YYYY-MM-DD, of chat templates; None is the day of the run's first start.
-            tokenizer: Folder, hub id or object; None takes the tokenizer of the model in training.
-            seed: Of the generated problems, of the split and of the training order; None takes the
+            prompt_date: YYYY-MM-DD for chat templates; None means the day of the run's first start.
+            tokenizer: Directory, hub id or object; None takes the tokenizer of the trained model.
+            seed: Seed of generated problems, of the split and of the training order; None takes the
                 run's (`seed_everything`).
 
         Raises:
-            ValueError: A size, a date, a text or the name or a field of a set is not possible.
+            ValueError: If a size, a date, a text or the name or a field of a set is invalid.
         """
         super().__init__()
         shared = {"problem_field": problem_field, "answer_field": answer_field}
@@ -146,14 +146,14 @@ class AIMEDataModule(pl.LightningDataModule):
 
     @override
     def setup(self, stage: str) -> None:
-        """Read and render what a stage ("fit", "validate", "test" or "predict") needs.
+        """Read and render the problems of a stage ("fit", "validate", "test" or "predict").
 
         Raises:
-            ValueError: A source is unreadable, a prompt too long, or too little left to train on.
+            ValueError: If a source is unreadable, a prompt too long, or there are too few problems.
         """
         if stage == "fit" and self.trainer and begins_anew(self.trainer):
             self._resumed = {}
-        # Ranks that start around midnight have one date.
+        # Ranks that start around midnight must have the same date.
         today = date.today().isoformat()
         start = self.trainer.strategy.broadcast(today) if self.trainer else today
         self._clock = Clock(self.prompt_date or as_date(start))
@@ -167,18 +167,18 @@ class AIMEDataModule(pl.LightningDataModule):
             require(
                 len(self._train) >= self.prompts_per_rollout,
                 f"prompts_per_rollout: {self.prompts_per_rollout} is more than the "
-                f"{len(self._train)} training problems; lower it or give more problems",
+                f"{len(self._train)} training problems; lower it or add problems",
             )
 
     @override
     def train_dataloader(self) -> TrainLoader:
-        """Return the batches of the current epoch that are still to be seen."""
+        """Return the remaining batches of the current epoch."""
         now = self.state_dict()
         for name, before in self._resumed.items():
             if before != now[name]:
                 rank_zero_warn(
                     f"data: {name} was {before} in the checkpoint and is {now[name]}: "
-                    "the order of training prompts is not the interrupted run's"
+                    "the order of training prompts differs from the interrupted run's"
                 )
         rank, world_size = self._place()
         return TrainLoader(
@@ -202,10 +202,10 @@ class AIMEDataModule(pl.LightningDataModule):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Return what the order of training prompts depends on, to notice a change on resuming.
+        """Return the inputs of the order of training prompts, to detect a change when resuming.
 
-        The position in that order is not among it: Lightning's own progress holds it. The date is,
-        if a chat template writes it.
+        The position in that order is not included, because Lightning's progress has it. The date is
+        included if a chat template uses it.
         """
         of_clock = {"prompt_date": self._clock.date.isoformat()} if self._clock.was_read else {}
         return of_clock | {
@@ -216,19 +216,19 @@ class AIMEDataModule(pl.LightningDataModule):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember the interrupted run's state, see `state_dict`, and go back to its date."""
+        """Keep the interrupted run's state, see `state_dict`, and restore its date."""
         state = dict(state_dict)
         start = as_date(state.pop("prompt_date", None))
         self._resumed = state
         if start and start != self._clock.date and self.prompt_date is None:
             self._clock = Clock(start)
             for batch in (self._train, self._predict, *self._val):
-                batch.prompt_ids = self._tokenise(batch.problems)
+                batch.prompt_ids = self._tokenize(batch.problems)
             rank_zero_info(f"data: prompts have the date of the run's first start, {start}")
 
     @property
     def longest_prompt(self) -> int:
-        """Tokens of the longest prompt of this stage."""
+        """Number of tokens of the longest prompt of this stage."""
         batches = (self._train, self._predict, *self._val)
         return max((len(ids) for batch in batches for ids in batch.prompt_ids), default=0)
 
@@ -261,8 +261,8 @@ class AIMEDataModule(pl.LightningDataModule):
 
     def _split(self, *, with_train: bool) -> tuple[list[Problem], dict[str, list[Problem]]]:
         """Return training problems, without near-duplicates of the others, and validation sets."""
-        # Generators get a seed far away (reasoning-gym's item i of seed s is item i - 1 of seed
-        # s + 1), so validation problems depend neither on train_size nor on the stage.
+        # Validation problems get a distant seed (reasoning-gym's item i of seed s is item i - 1 of
+        # seed s + 1), so they depend neither on train_size nor on the stage.
         far = stream_seed(self.seed, "validation") % 2**31
         if self.val_set.paths or all(map(is_generator, self.train_set.paths)):
             of_val = self.val_set if self.val_set.paths else self.train_set
@@ -280,22 +280,22 @@ class AIMEDataModule(pl.LightningDataModule):
         for name, problems in of_sets.items():
             if copies := copies_among(problems):
                 rank_zero_info(
-                    f"data: {copies} of the {len(problems)} problems of {name} are copies of "
-                    "others; --model.evaluation.num_generations samples a problem several times"
+                    f"data: {copies} of the {len(problems)} problems of {name} are duplicates; "
+                    "--model.evaluation.num_generations samples a problem several times"
                 )
         if not with_train:
             return [], of_sets
         evaluated = [problem for problems in of_sets.values() for problem in problems]
         kept, copies = without_duplicates_of(evaluated, train)
-        among = f", {copies} of them copies of others" if copies else ""
+        among = f", {copies} of them duplicates" if copies else ""
         rank_zero_info(
             f"data: {len(kept)} training problems{among} ({len(train) - len(kept)} near-duplicates "
-            f"of validation problems left out), {len(evaluated)} validation problems"
+            f"of validation problems removed), {len(evaluated)} validation problems"
         )
         require(
             bool(kept),
             f"val_path: all {len(train)} training problems are near-duplicates of validation "
-            "problems; give others",
+            "problems; use others",
         )
         return kept, of_sets
 
@@ -304,8 +304,8 @@ class AIMEDataModule(pl.LightningDataModule):
     ) -> tuple[list[Problem], list[Problem]]:
         """Return the validation problems of a pool and the others.
 
-        `validate` and `test` take the problems that `fit` sets aside, for it sees all the others.
-        A pool too small for that (one year of AIME) can only be meant as a whole.
+        `validate` and `test` use the problems that `fit` sets aside, as it trains on the others.
+        A pool too small for that (one year of AIME) is used completely.
         """
         if not with_train and len(pool) <= self.val_size:
             return pool, []
@@ -313,16 +313,16 @@ class AIMEDataModule(pl.LightningDataModule):
         if not with_train:
             rank_zero_info(
                 f"data: {self.val_size} of {len(pool)} problems, those that `fit` sets aside; "
-                "--data.val_path takes all of a file"
+                "--data.val_path uses all problems of a file"
             )
         return val, train
 
     # Prompts -------------------------------------------------------------------------------------
 
     def _render(self, problems: list[Problem], evaluation_set: str = "") -> PromptBatch:
-        """Tokenise the prompts of problems and refuse or drop those that are too long."""
+        """Tokenize the prompts of problems and refuse or skip those that are too long."""
         warn_of_unread_forms(problems, self._style(), evaluation_set)
-        ids = self._tokenise(problems)
+        ids = self._tokenize(problems)
         rows = [row for row in range(len(ids)) if len(ids[row]) <= self.max_prompt_length]
         if len(rows) < len(ids):
             first = min(set(range(len(ids))).difference(rows))
@@ -333,18 +333,18 @@ class AIMEDataModule(pl.LightningDataModule):
             require(
                 self.on_long_prompt == "drop" and bool(rows),
                 f"{message} (as {len(ids) - len(rows)} of {len(ids)} prompts); raise "
-                "--data.max_prompt_length or leave them out with --data.on_long_prompt=drop",
+                "--data.max_prompt_length or skip them with --data.on_long_prompt=drop",
             )
-            rank_zero_warn(f"left out {len(ids) - len(rows)} long prompts; {message}")
+            rank_zero_warn(f"skipped {len(ids) - len(rows)} long prompts; {message}")
         kept = [problems[row] for row in rows]
         return PromptBatch(kept, [ids[row] for row in rows], rows, evaluation_set)
 
-    def _tokenise(self, problems: list[Problem]) -> list[list[int]]:
-        with waiting_for("Tokenising prompts"):
+    def _tokenize(self, problems: list[Problem]) -> list[list[int]]:
+        with waiting_for("Tokenizing prompts"):
             return self.format.token_ids(problems, self._tokenizer(), self._style(), self._clock)
 
     def _style(self) -> Style | None:
-        """Return the style of the verifier that the model in training is rewarded by, if any."""
+        """Return the verifier's style that rewards the trained model, if any."""
         module = self.trainer.lightning_module if self.trainer else None
         grader = getattr(module, "grader", None)
         return grader.style if isinstance(grader, Grader) else None
@@ -360,7 +360,7 @@ class AIMEDataModule(pl.LightningDataModule):
             if isinstance(tokenizer, PreTrainedTokenizerBase) and tokenizer is not own:
                 check_same_tokens(tokenizer, own, f"--data.tokenizer {name}", "prompts")
             return own
-        require(tokenizer is not None, "tokenizer: the model has none; give --data.tokenizer")
+        require(tokenizer is not None, "tokenizer: the model has none; set --data.tokenizer")
         assert isinstance(tokenizer, PreTrainedTokenizerBase)
         return tokenizer
 
@@ -370,14 +370,14 @@ class AIMEDataModule(pl.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _position(self) -> tuple[int, int]:
-        """Return epoch and batches already seen of it, as Lightning counts and restores them."""
+        """Return the epoch and its finished batches, as Lightning counts and restores them."""
         if self.trainer is None:
             return 0, 0
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         return self.trainer.current_epoch, progress.current.ready
 
     def _eval_loader(self, prompts: PromptBatch) -> EvalLoader:
-        # A trial has one batch of each: training as it will be, evaluation as short as can be.
+        # A trial has one batch of each: of full size in training, and small in evaluation.
         tried_out = self.trainer is not None and is_trial(self.trainer)
         size = min(self.val_batch_size, TRIAL_PROMPTS) if tried_out else self.val_batch_size
         return EvalLoader(prompts, size, *self._place())

@@ -1,9 +1,8 @@
-"""Rows of a file, whatever its format, with their numbers.
+"""Read the numbered rows of a file of any supported format.
 
-A file is trusted with nothing: its encoding, its keys and the length of its lines are checked while
-it is read, and a broken one ends in a line that names the row. Lines are read one by one, so a file
-without line ends does not fill the memory before it is refused. Compressed files are unpacked on
-the way (`compressed.py`).
+Encoding, keys and line lengths are checked while a file is read, and an error names the row. Lines
+are read one by one, so a file without line ends does not fill the memory before it is refused.
+Compressed files are unpacked while they are read (`compressed.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ NumberedRow = tuple[int, Row]
 
 FILE_SUFFIXES = (".jsonl", ".json", ".txt", ".csv", ".tsv", ".parquet")
 MAX_LINE = 2**24
-"""Characters of a line: 16 Mi, far more than any problem with its solutions."""
+"""Largest number of characters of a line: 16 Mi, far more than a problem with its solutions."""
 CHUNK = 2**20
 ADVICE = {
     b"\xff\xfe": "it is UTF-16; convert it with `iconv -f UTF-16 -t UTF-8`",
@@ -34,27 +33,27 @@ ADVICE = {
     b"PK": "it is a zip archive; unpack it",
     b"PA": "it is parquet; call it .parquet",
 }
-"""What the first two bytes of a file that is no text say."""
+"""Advice by the first two bytes of a file that is not text."""
 
 
 def is_data_file(name: str) -> bool:
-    """Return whether a name is that of a file of a format that is read."""
+    """Return whether a file name has a supported format."""
     return format_of(Path(name))[0] in FILE_SUFFIXES
 
 
 def file_rows(
     file: Path, is_row: Callable[[Row], bool], needed: Container[str]
 ) -> Iterable[NumberedRow]:
-    """Return the rows of a file, counted from 1 (in JSON Lines it is the line).
+    """Return the rows of a file, numbered from 1 (in JSON Lines by line).
 
     Args:
-        file: Of a format in `FILE_SUFFIXES`, compressed or not.
+        file: File of a format in `FILE_SUFFIXES`, compressed or not.
         is_row: Whether a JSON document is a row itself; otherwise it may have a list of them.
-        needed: Fields, in lower case, that a format of columns must read.
+        needed: Fields, in lower case, that must be read from a format with columns.
 
     Raises:
-        ValueError: The file is not what its name says; the message names file and row.
-        OSError: It cannot be read.
+        ValueError: If the content does not match the file name; the message names file and row.
+        OSError: If it cannot be read.
     """
     suffix, _ = format_of(file)
     if suffix not in FILE_SUFFIXES:
@@ -63,7 +62,7 @@ def file_rows(
             f"{file.name}: expected one of {listed}, got {suffix!r}; {packed} may follow"
         )
     if not stat.S_ISREG(file.stat().st_mode):
-        raise ValueError(f"{file}: expected an ordinary file")
+        raise ValueError(f"{file}: expected a regular file")
     with file.open("rb"):  # may we? Arrow says it otherwise
         pass
     if suffix == ".parquet":
@@ -81,7 +80,7 @@ def text_lines(file: Path) -> Iterator[tuple[int, str]]:
     """Yield the numbered lines of a text file with their ends, in UTF-8 with or without a mark.
 
     Raises:
-        ValueError: A line is too long, or the file is not UTF-8 without NUL bytes.
+        ValueError: If a line is too long, or the file is not UTF-8 without NUL bytes.
     """
     for number, line in enumerate(read_text(file, lambda text: text.readline(MAX_LINE)), 1):
         if len(line) == MAX_LINE:
@@ -93,7 +92,7 @@ def read_text(file: Path, read: Callable[[TextIO], str]) -> Iterator[str]:
     """Yield a text file piece by piece.
 
     Raises:
-        ValueError: It is not UTF-8 without NUL bytes, or it is compressed and broken.
+        ValueError: If it is not UTF-8 without NUL bytes, or it is compressed and broken.
     """
     with unpacking(file), io.TextIOWrapper(open_bytes(file), encoding="utf-8-sig") as text:
         ends = 0
@@ -109,7 +108,7 @@ def read_text(file: Path, read: Callable[[TextIO], str]) -> Iterator[str]:
 
 
 def _not_utf8(file: Path) -> str:
-    """Say where a file is not UTF-8, and what it may be."""
+    """Return where a file is not UTF-8, and its probable encoding."""
     with open_bytes(file) as lines:
         head = lines.read(2)
     if head in ADVICE:
@@ -151,8 +150,8 @@ def check_columns(name: str, columns: list[str]) -> None:
     """Check that a table has each column once.
 
     Raises:
-        ValueError: It does not.
+        ValueError: If a column occurs twice.
     """
     twice = [column for column, count in Counter(columns).items() if count > 1]
     if twice:
-        raise ValueError(f"{name}: two columns are called {twice[0]!r}")
+        raise ValueError(f"{name}: two columns are named {twice[0]!r}")

@@ -1,4 +1,4 @@
-r"""Sums of fractions: generated problems whose answer is a fraction in lowest terms.
+r"""Generate sums of fractions, whose answer is a fraction in lowest terms.
 
 A line adds one fraction over the product of the denominators, and reduces the sum by the greatest
 common divisor:
@@ -34,14 +34,14 @@ class FractionSum:
 
 
 def latex(value: Fraction) -> str:
-    """Write a fraction in LaTeX, an integer as such."""
+    """Format a fraction in LaTeX, or an integer as digits."""
     if value.denominator == 1:
         return str(value.numerator)
     return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
 def draw_sum(rng: random.Random, steps: int) -> FractionSum:
-    """Draw proper fractions with denominators of one digit, whose sum is no integer."""
+    """Draw proper fractions with one-digit denominators, whose sum is not an integer."""
     while True:
         fractions = []
         for _ in range(steps + 1):
@@ -60,19 +60,19 @@ def fraction_line(
     """Add a fraction and return the line and its result; a slip is in the numerator's last digit.
 
     Args:
-        term: To add.
+        term: Fraction to add.
         value: The sum so far.
-        left: Lines that follow; they are not shown.
+        left: Number of remaining lines; not shown.
         rough: Whether numerators and denominators are added.
         slip_rate: Probability of a slip.
-        rng: Of slips.
+        rng: Random stream of slips.
     """
     a, b, c, d = value.numerator, value.denominator, term.numerator, term.denominator
     if rough:
         work, numerator, denominator = f"({a}+{c})/({b}+{d})", a + c, b + d
     else:
         numerator, denominator = a * d + c * b, b * d
-        # One product at a time, for a model that computes nothing in its head
+        # One product at a time, for a model without mental arithmetic
         work = f"({a}*{d}+{c}*{b})/({b}*{d})=({a * d}+{c * b})/{denominator}"
     if rng.random() < slip_rate:
         numerator = numerator // 10 * 10 + rng.randrange(10)

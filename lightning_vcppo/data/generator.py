@@ -1,8 +1,8 @@
-r"""Generated AIME-style problems with worked long chain-of-thought solutions.
+r"""Generate AIME-style problems with worked long chain-of-thought solutions.
 
 Most problems are chains of three-digit operations, so that the answer is an integer in 0..999, the
-reasoning is as long as one wishes, and one wrong digit anywhere makes the answer wrong. Sums,
-products, powers and recurrences are worked digit by digit:
+reasoning can have any length, and one wrong digit anywhere makes the answer wrong. Sums, products,
+powers and recurrences are worked digit by digit:
 
     exact
     +082:7+2+0=09,4+8+0=12,0+0+1=01>129
@@ -10,8 +10,8 @@ products, powers and recurrences are worked digit by digit:
     </think>
     \boxed{903}
 
-Counting needs no arithmetic to speak of: a line is the number of lines left and the next number. It
-is there for what has to be decided (go on or answer, which method), not for what has to be known:
+Counting needs hardly any arithmetic: a line is the number of remaining lines and the next number.
+It tests decisions (continue or answer, which method), not knowledge:
 
     exact
     002:131
@@ -20,13 +20,13 @@ is there for what has to be decided (go on or answer, which method), not for wha
     </think>
     \boxed{133}
 
-Sums of fractions (`fraction_sums.py`) have answers that are no integers. Counting subsets
-(`subset_sums.py`) is a search, in which an error shows in the answer only at the end.
+Sums of fractions (`fraction_sums.py`) have answers that are not integers. Counting subsets
+(`subset_sums.py`) is a search, in which an error appears in the answer only at the end.
 
-Solutions can be made imperfect in the ways in which a language model is: digits slip, a rough
-method chosen in the first token spoils the answer at the end, reasoning stops too early. A policy
-cold-started on such solutions knows the skill but is unreliable, which is what reinforcement
-learning then repairs.
+Solutions can be imperfect in the same ways as a language model's: wrong digits, a rough method
+chosen in the first token that makes the final answer wrong, reasoning that stops too early. A
+policy cold-started on such solutions has the skill but is unreliable, which reinforcement learning
+then corrects.
 """
 
 from __future__ import annotations
@@ -51,22 +51,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProblemSettings:
-    """What the generated problems look like, and how imperfect their worked solutions are.
+    """Settings of generated problems and of the imperfections of their worked solutions.
 
     Attributes:
         families: Kinds of problems to draw from, see `FAMILIES`.
-        min_steps: Fewest operations (lines of reasoning) of a problem.
-        max_steps: Most operations of a problem; in `recurrence` a step is two operations, in
+        min_steps: Smallest number of operations (lines of reasoning) of a problem.
+        max_steps: Largest number of operations; in `recurrence` a step is two operations, in
             `short_recurrence` an odd number of operations is rounded up, in `subsets` it is a
             number to choose from. A line takes about 36 tokens of the tiny tokenizer, 8 in
             counting.
         slip_rate: Probability that a digit of a worked solution is wrong (and carried on).
         rough_rate: Share of solutions that choose, in their first token, the rough method: it never
-            works out the last digit, so the answer is nearly always wrong, and nothing later mends
-            it. In counting it rounds the answer up, and nothing before that shows the choice.
+            computes the last digit, so the answer is nearly always wrong, which nothing later
+            corrects. In counting it rounds the answer up, without earlier sign of the choice.
         check_rate: Probability that a line is worked twice; the second, careful working is kept.
-        early_stop_rate: Probability, after each line, that a solution answers without the rest.
-        prune_rate: In `subsets`: probability that a branch of the search is given up wrongly.
+        early_stop_rate: Probability, after each line, that a solution skips the rest and answers.
+        prune_rate: In `subsets`: probability that a branch of the search is wrongly pruned.
     """
 
     families: Sequence[str] = ("sum",)
@@ -79,7 +79,7 @@ class ProblemSettings:
     prune_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be generated."""
+        """Refuse impossible settings."""
         if unknown := [name for name in self.families if name not in FAMILIES]:
             raise ValueError(f"families: {unknown[0]!r} is not one of {', '.join(FAMILIES)}")
         if not self.families:
@@ -118,7 +118,7 @@ class Operation:
         return f"{digit}*{self.operand}+{carry}", digit * self.operand + carry
 
     def __str__(self) -> str:
-        """Return the head of the line that works the operation out."""
+        """Return the beginning of the operation's line."""
         return f"+{self.operand:03d}" if self.symbol == "+" else f"*{self.operand}"
 
 
@@ -171,7 +171,7 @@ def _recurrence(rng: random.Random, steps: int) -> Chain:
 
 
 def _short_recurrence(rng: random.Random, steps: int) -> Chain:
-    """Make a recurrence that has so many operations, as a sum does, and not so many terms."""
+    """Make a recurrence with `steps` operations, not terms."""
     return _recurrence(rng, (steps + 1) // 2)
 
 
@@ -199,12 +199,12 @@ def generate_problems(count: int, settings: ProblemSettings, *, seed: int) -> li
     """Generate problems with worked solutions.
 
     Args:
-        count: How many.
+        count: Number of problems.
         settings: Families, lengths and imperfections.
         seed: The same seed gives the same problems; a longer list starts with the shorter one.
 
     Returns:
-        `count` problems. Questions may repeat where a family has few of them.
+        `count` problems. Questions may repeat if a family has few of them.
     """
     rng = random.Random(seed)
     problems = []
@@ -212,7 +212,7 @@ def generate_problems(count: int, settings: ProblemSettings, *, seed: int) -> li
         family = rng.choice(list(settings.families))
         steps = rng.randint(settings.min_steps, settings.max_steps)
         chain = FAMILIES[family](rng, steps)
-        # A stream of its own: the questions of a seed do not depend on how well they are solved.
+        # A separate stream: the questions of a seed do not depend on how well they are solved.
         solution = work_out(chain, settings, random.Random(rng.getrandbits(64)))
         kind: AnswerKind = "math" if isinstance(chain, FractionSum) else "integer"
         problems.append(
@@ -224,7 +224,7 @@ def generate_problems(count: int, settings: ProblemSettings, *, seed: int) -> li
 def work_out(
     chain: Chain | FractionSum | SubsetCount, settings: ProblemSettings, rng: random.Random
 ) -> str:
-    """Write a solution of a chain, with the imperfections that the settings ask for."""
+    """Write a solution of a chain, with the imperfections of the settings."""
     if isinstance(chain, SubsetCount):
         return search(
             chain,
@@ -269,7 +269,7 @@ def _count_line(
 def _work_line(
     operation: Operation, value: int, left: int, rough: bool, slip_rate: float, rng: random.Random
 ) -> tuple[str, int]:
-    """Work one operation out digit by digit, from the units up; return the line and its result."""
+    """Compute an operation digit by digit, from the units up; return the line and its result."""
     micro_steps: list[str] = []
     result = carry = 0
     for place in range(1 if rough else 0, 3):

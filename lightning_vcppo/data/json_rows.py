@@ -1,7 +1,7 @@
-"""Rows of JSON files: objects line by line, a list of objects, or one object.
+"""Read rows of JSON files: objects line by line, a list of objects, or one object.
 
-Which of these a file is, its text says and not its name. A list is read object by object, so its
-text never stands in memory as a whole.
+The text of a file determines which of these it is, not its name. A list is read object by object,
+so its complete text is never in memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lightning_vcppo.data.files import (
 )
 
 MAX_DOCUMENT = 2**29
-"""Characters of a JSON document that is an object, which is read as a whole."""
+"""Largest number of characters of a JSON document that is one object, which is read at once."""
 _SPACE = " \t\r\n"
 
 
@@ -31,11 +31,11 @@ def json_rows(file: Path, is_row: Callable[[Row], bool]) -> Iterable[NumberedRow
     """Read JSON Lines if the first line is an object, and one JSON document otherwise.
 
     Args:
-        file: It.
-        is_row: Whether an object is a row itself; otherwise it may hold a list of them.
+        file: File to read.
+        is_row: Whether an object is a row itself; otherwise it may contain a list of rows.
 
     Raises:
-        ValueError: The file is not JSON; the message names file and line.
+        ValueError: If the file is not JSON; the message names file and line.
     """
     head = next(read_text(file, lambda text: text.read(CHUNK)), "").lstrip()
     if head.startswith("["):
@@ -47,7 +47,7 @@ def json_rows(file: Path, is_row: Callable[[Row], bool]) -> Iterable[NumberedRow
     try:
         row = _parse(first)
     except json.JSONDecodeError as error:
-        # An object that goes on in the next lines is wrong at the end of the first one alone.
+        # An object that continues on the next lines fails only at the end of the first one.
         if not head.startswith("{") or error.pos < len(first.rstrip()):
             raise _broken(file.name, number, error, a_line=True) from error
         row = _parse_document(file)
@@ -83,7 +83,7 @@ def _json_lines(name: str, lines: Iterable[tuple[int, str]]) -> Iterator[Numbere
 
 
 def _parse_document(file: Path) -> Any:
-    """Read a JSON document as a whole."""
+    """Read a complete JSON document."""
     parts, length = [], 0
     for part in read_text(file, lambda text: text.read(CHUNK)):
         parts.append(part)
@@ -104,7 +104,7 @@ def _parse_document(file: Path) -> Any:
 def _document_rows(
     name: str, document: Any, is_row: Callable[[Row], bool]
 ) -> Iterable[NumberedRow]:
-    """Return the rows of an object: itself, or the list that it holds beside remarks."""
+    """Return the rows of an object: itself, or the list that it contains next to metadata."""
     if not isinstance(document, dict):
         raise _no_rows(name)
     lists = [value for value in document.values() if value and isinstance(value, list)]
@@ -130,7 +130,7 @@ def _list_rows(file: Path) -> Iterator[Row]:
 
 
 def _as_row(name: str, value: Any) -> Row:
-    """Return an object, or a list of objects (a chat) with its places as names."""
+    """Return an object, or a list of objects (a chat) with positions as names."""
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         value = {str(place): item for place, item in enumerate(value)}
     if not isinstance(value, dict):
@@ -143,7 +143,7 @@ def _no_rows(name: str) -> ValueError:
 
 
 class _Window:
-    """A part of a JSON text from which one value after the other is taken."""
+    """A part of a JSON text, from which values are taken one by one."""
 
     def __init__(self, file: Path) -> None:
         self._name = file.name
@@ -152,7 +152,7 @@ class _Window:
         self._line, self._column = 1, 1  # of the window's first character
 
     def next_character(self) -> str:
-        """Return the next character that is no space, "" at the end."""
+        """Return the next character that is not white space, "" at the end."""
         while True:
             text, at = self._text, self._at
             while at < len(text) and text[at] in _SPACE:
@@ -174,11 +174,11 @@ class _Window:
         self.next_character()
         while True:
             try:
-                # A number could go on in the next piece, but no row is a number.
+                # A number could continue in the next piece, but no row is a number.
                 value, self._at = _DECODER.raw_decode(self._text, self._at)
                 return value
             except json.JSONDecodeError as error:
-                # A value that goes on in the next piece is wrong at the end of this one alone.
+                # A value that continues in the next piece fails only at the end of this one.
                 is_open = error.msg.startswith("Unterminated") or len(self._text) < error.pos + 16
                 if is_open and len(self._text) - self._at > MAX_LINE:
                     self.fail(f"a row of more than {MAX_LINE >> 20} MiB", self._at)
@@ -190,14 +190,14 @@ class _Window:
                 raise ValueError(f"{self._name}: {_reason(error)}") from None
 
     def fail(self, reason: str, place: int | None = None) -> NoReturn:
-        """Refuse the text, with line and column of a place (where the window has come to)."""
+        """Raise ValueError with line and column of a place (default: the current one)."""
         before = self._text[: self._at if place is None else place]
         line = self._line + before.count("\n")
         column = len(before) - before.rfind("\n") if "\n" in before else self._column + len(before)
         raise ValueError(f"{self._name}:{line}: broken JSON, {reason} (column {column})")
 
     def _read(self) -> bool:
-        """Move the window on to what is not taken yet, and the next piece; tell if there is one."""
+        """Drop the text taken so far and append the next piece; return whether there is one."""
         piece = next(self._pieces, "")
         if not piece:
             return False
@@ -229,7 +229,7 @@ def _parse(text: str) -> Any:
     """Read JSON whose objects have each key once.
 
     Raises:
-        ValueError: It is not, or is what the parser of the standard library cannot hold.
+        ValueError: If it is not such JSON, or beyond the limits of the standard library.
     """
     try:
         return _DECODER.decode(text)

@@ -1,15 +1,15 @@
-"""Deal prompts out to processes: the batches of training and of evaluation.
+"""Distribute prompts to processes: the batches of training and of evaluation.
 
 The loaders are plain iterables of `PromptBatch`, not `torch.utils.data.DataLoader`s: prompts are in
-memory and need no workers, and Lightning leaves such iterables alone (it injects no sampler).
+memory and need no workers, and Lightning does not inject a sampler into such iterables.
 
-1. The order of training prompts is a pure function of (seed, epoch). A resumed run asks Lightning's
-   own progress, which every checkpoint holds, where to go on, so it sees exactly the batches that
-   the interrupted run had left, and no second counter can disagree with the first.
+1. The order of training prompts is a pure function of (seed, epoch). A resumed run reads its
+   position from Lightning's progress, which every checkpoint has. So it gets exactly the remaining
+   batches of the interrupted run, and there is no second counter that could disagree.
 2. A training batch holds `prompts_per_rollout` prompts over all processes, of which each takes its
-   slice: the same prompts make up a rollout whatever the number of processes.
-3. Every evaluation prompt is seen once, by one process, and every process sees the same number of
-   batches (the last may be empty): nothing is counted twice, nothing waits for ever.
+   slice: a rollout has the same prompts whatever the number of processes.
+3. Every evaluation prompt is used once, by one process, and every process gets the same number of
+   batches (the last may be empty): nothing is counted twice, and no process waits for ever.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from lightning_vcppo.data.prompts import PromptBatch
 
 
 class TrainLoader:
-    """Training batches: every epoch another order, of which each process takes its slice.
+    """Training batches: each epoch has another order, of which each process takes its slice.
 
-    Problems that do not fill a last batch wait for another epoch's order.
+    Problems that do not fill a last batch are not used in that epoch.
     """
 
     def __init__(
@@ -41,15 +41,15 @@ class TrainLoader:
 
         Args:
             prompts: All training prompts.
-            batch_size: Prompts of a batch, over all processes.
-            seed: Of the order.
-            rank: This process.
+            batch_size: Number of prompts of a batch, over all processes.
+            seed: Seed of the order.
+            rank: Number of this process.
             world_size: Number of processes.
-            position: Tells the epoch and the batches already seen of it; asked when the first batch
-                is due, for only then has Lightning restored its progress.
+            position: Returns the epoch and its number of finished batches; called for the first
+                batch, because only then Lightning has restored its progress.
 
         Raises:
-            ValueError: The batch cannot be divided among the processes.
+            ValueError: If the batch cannot be divided among the processes.
         """
         require(
             batch_size % world_size == 0,
@@ -62,11 +62,11 @@ class TrainLoader:
         self.position = position
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, as Lightning counts them also after resuming in its middle."""
+        """Number of batches of a complete epoch, as Lightning counts them also after resuming."""
         return len(self.prompts) // self.batch_size
 
     def __iter__(self) -> Iterator[PromptBatch]:
-        """Yield what is left of the epoch."""
+        """Yield the remaining batches of the epoch."""
         epoch, seen = self.position()
         order = epoch_order(len(self.prompts), self.seed, epoch)
         share = self.batch_size // self.world_size
@@ -79,11 +79,11 @@ class TrainLoader:
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Do nothing: `position` knows where to go on."""
+        """Do nothing, because `position` has the state."""
 
 
 class EvalLoader:
-    """Each prompt once, in strides over the processes; empty batches make their number equal."""
+    """Evaluation batches: each prompt once, in strides; empty batches make the numbers equal."""
 
     def __init__(
         self, prompts: PromptBatch, batch_size: int, rank: int = 0, world_size: int = 1
@@ -92,8 +92,8 @@ class EvalLoader:
 
         Args:
             prompts: All prompts.
-            batch_size: Prompts of a batch of one process.
-            rank: This process.
+            batch_size: Number of prompts of a batch of one process.
+            rank: Number of this process.
             world_size: Number of processes.
         """
         self.prompts = prompts
@@ -123,7 +123,7 @@ def select(prompts: PromptBatch, rows: Sequence[int]) -> PromptBatch:
 
 
 def epoch_order(size: int, seed: int, epoch: int) -> list[int]:
-    """Return the permutation of `range(size)` that belongs to a seed and an epoch."""
+    """Return the permutation of `range(size)` of a seed and an epoch."""
     order = list(range(size))
     random.Random(f"{seed}/{epoch}").shuffle(order)
     return order

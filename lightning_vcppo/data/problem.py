@@ -1,4 +1,4 @@
-"""A problem with its answer: what a data set is made of."""
+"""Define a problem with its answer, the element of a data set."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class Problem:
         problem: The question's text, choices included.
         answer: The answer: an integer of any size for kind "integer", a text for the other kinds.
         solution: A worked response (reasoning, closing tag, boxed answer), if there is one.
-        source: Where the problem comes from: "file.jsonl:12", a hub id, or a family's name.
-        year: Of the competition, if the source tells it.
-        accepted: Further answers that are right as well.
-        answer_kind: How answers are compared.
-        context: The system message and the earlier turns of the chat that the question ends.
-        level: Of difficulty, if the source tells it.
-        subject: If the source tells it.
+        source: Source of the problem: "file.jsonl:12", a hub id, or a family's name.
+        year: Year of the competition, if the source states it.
+        accepted: Further correct answers.
+        answer_kind: Kind of comparison of answers.
+        context: The system message and the earlier turns of the chat before the question.
+        level: Level of difficulty, if the source states it.
+        subject: Subject of the problem, if the source states it.
     """
 
-    # Checkpoints hold these fields in this order: new ones go to the end.
+    # Checkpoints have these fields in this order, so new ones go to the end.
     problem: str
     answer: int | str
     solution: str | None = None
@@ -46,5 +46,5 @@ class Problem:
 
     @property
     def gold(self) -> Answer:
-        """The answer, or all of those that are right, for graders."""
+        """The answer, or all correct answers, for graders."""
         return (self.answer, *self.accepted) if self.accepted else self.answer

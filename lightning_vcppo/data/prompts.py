@@ -1,7 +1,7 @@
-"""Put a problem to a model: the text that it is asked to continue, and its token ids.
+"""Render problems as prompts that a model continues, and tokenize them.
 
-The text is a function of the problem and of settings alone. Chat templates that write the date get
-it from a `Clock` that stands still, so a run that is resumed tomorrow has the prompts of today.
+The text depends only on the problem and on settings. Chat templates that write the date get it from
+a `Clock` with a fixed date, so a run that is resumed on another day has the same prompts.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from lightning_vcppo.data.texts import fault_in
 from lightning_vcppo.rewards.verifier import INSTRUCTIONS, Style, asked_style, reads
 
 HELD_OUT = "held_out"
-"""Name of the evaluation set that comes with the training problems."""
+"""Name of the evaluation set that belongs to the training problems."""
 
 
 class PromptBatch:
-    """Problems of a data set, with their rendered and tokenised prompts.
+    """Problems of a data set, with their rendered and tokenized prompts.
 
-    An ordinary class: Lightning would walk through a dataclass, id by id, to move it to a device.
+    Not a dataclass, because Lightning would walk through it, id by id, to move it to a device.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class PromptBatch:
 
 INSTRUCTION = INSTRUCTIONS["boxed"]
 HASHES = "####"
-"""The form of GSM8K, which no style of the verifier reads as such."""
+"""The answer form of GSM8K, which no style of the verifier reads."""
 
 
 CLOCK = "strftime_now"
@@ -71,28 +71,28 @@ _STANDING_CLOCK = (
     "{{ of_date.text }}"
     "{%- endmacro %}{{ '' }}"  # Jinja would drop a line end right behind a block
 )
-"""Takes the place of the clock in front of a template; transformers passes no functions on."""
+"""Replaces the clock at the start of a template, because transformers passes no functions on."""
 
 
 class Clock:
-    """The clock of chat templates, which stands still.
+    """The clock of chat templates, with a fixed date.
 
     Attributes:
-        date: That templates write.
-        was_read: Whether one may have read it.
+        date: Date that templates write.
+        was_read: Whether a template may have read it.
     """
 
     def __init__(self, at: date | None = None) -> None:
         """Set the clock.
 
         Args:
-            at: A day; None is today.
+            at: A day; None means today.
         """
         self.date = at or date.today()
         self.was_read = False
 
     def directives(self) -> dict[str, str]:
-        """Return what the directives of `strftime` stand for, those without padding first."""
+        """Return the texts of the directives of `strftime`, those without padding first."""
         midnight = datetime(self.date.year, self.date.month, self.date.day)
         texts = {f"%{name}": midnight.strftime(f"%{name}") for name in _DIRECTIVES}
         bare = {f"%-{name}": texts[f"%{name}"].lstrip("0") or "0" for name in "dHIjmMSy"}
@@ -100,10 +100,10 @@ class Clock:
 
 
 def as_date(text: str | None) -> date | None:
-    """Read a date; None is none.
+    """Parse a date; None stays None.
 
     Raises:
-        ValueError: The text is no date.
+        ValueError: If the text is not a date.
     """
     try:
         return date.fromisoformat(text) if text else None
@@ -112,15 +112,15 @@ def as_date(text: str | None) -> date | None:
 
 
 def chat_template_text(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> str | None:
-    """Return the template that prompts follow; None if they are plain.
+    """Return the template of prompts; None if they are plain.
 
     Args:
-        tokenizer: It may have one template, several by name, or none.
-        chat_template: "plain"; "chat", the only template or the one called default; "auto", the
+        tokenizer: Tokenizer with one template, several by name, or none.
+        chat_template: "plain"; "chat", the only template or the one named default; "auto", the
             same if there is any; or the name of a template.
 
     Raises:
-        ValueError: There is no such template.
+        ValueError: If there is no such template.
     """
     own = tokenizer.chat_template
     templates = own if isinstance(own, dict) else {"default": own} if own else {}
@@ -156,10 +156,10 @@ def render_prompt(
     system_prompt: str | None = None,
     clock: Clock | None = None,
 ) -> str:
-    r"""Write the text that a model is asked to continue.
+    r"""Return the text that a model continues.
 
     Chat: the tokenizer's template around the context, the problem and the instruction, up to where
-    the assistant's turn begins. The instruction is added unless one of them asks for a form itself
+    the assistant's turn begins. The instruction is added unless one of them already asks for a form
     that the reward reads.
 
     Plain: context and problem, a line each, and an opening thinking tag, `"{problem}\n<think>\n"`;
@@ -167,17 +167,17 @@ def render_prompt(
 
     Args:
         problem: The question.
-        tokenizer: Has the chat template.
+        tokenizer: Tokenizer with the chat template.
         context: System message and earlier turns.
         chat_template: "chat", "plain", "auto" or a name, see `chat_template_text`.
-        instruction: How to answer; None is the one that belongs to the style, "" adds nothing.
-        style: Of the reward; None, as for a user's own function, instructs as "boxed".
-        system_prompt: The chat's system message where the context has none; None leaves it to the
+        instruction: How to answer; None takes that of the style, "" adds nothing.
+        style: Style of the reward; None, for a user's own function, instructs as "boxed".
+        system_prompt: The chat's system message if the context has none; None leaves it to the
             template.
-        clock: Tells templates the date; None is today's.
+        clock: Date of templates; None means today.
 
     Raises:
-        ValueError: The tokenizer has no such template, or that refuses the messages.
+        ValueError: If the tokenizer has no such template, or the template refuses the messages.
     """
     template = chat_template_text(tokenizer, chat_template)
     clock = clock or Clock()
@@ -200,16 +200,16 @@ def fill_template(
     messages: Sequence[Message],
     clock: Clock,
 ) -> str:
-    """Write a chat up to where the assistant's turn begins.
+    """Return a chat up to the start of the assistant's turn.
 
     Args:
-        tokenizer: It fills the template.
-        template: As `chat_template_text` returns it.
+        tokenizer: Tokenizer that fills the template.
+        template: Template from `chat_template_text`.
         messages: Role and text of each turn.
-        clock: Tells templates the date.
+        clock: Date of templates.
 
     Raises:
-        ValueError: The template refuses the messages.
+        ValueError: If the template refuses the messages.
     """
     if CLOCK in template:
         template, clock.was_read = _STANDING_CLOCK + template, True
@@ -233,7 +233,7 @@ def _asks_itself(texts: list[str], style: Style | None) -> bool:
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """How problems become prompts, see `render_prompt`.
+    """The format of prompts, see `render_prompt`.
 
     Attributes:
         chat_template: "chat", "plain", "auto" or a template's name.
@@ -246,7 +246,7 @@ class PromptFormat:
     system_prompt: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse texts that no author meant: YAML reads a backslash in double quotes."""
+        """Refuse unintended characters: YAML interprets a backslash in double quotes."""
         for name in ("instruction", "system_prompt"):
             fault = fault_in(getattr(self, name) or "")
             require(fault is None, f"{name}: holds {fault}")
@@ -261,13 +261,13 @@ class PromptFormat:
         """Return the token ids of the prompts of problems.
 
         Args:
-            problems: Any.
-            tokenizer: Of the model that is to answer them.
-            style: Of its reward.
-            clock: Tells templates the date.
+            problems: Problems.
+            tokenizer: Tokenizer of the model that answers them.
+            style: Style of its reward.
+            clock: Date of templates.
 
         Raises:
-            ValueError: The tokenizer has no such template, or that refuses the messages.
+            ValueError: If the tokenizer has no such template, or the template refuses the messages.
         """
         was_read = clock.was_read
         texts = [
@@ -295,12 +295,12 @@ class PromptFormat:
 def warn_of_unread_forms(
     problems: Sequence[Problem], style: Style | None, evaluation_set: str = ""
 ) -> None:
-    """Say how many problems ask for a form of answer that the reward does not read.
+    """Warn of problems that ask for a form of answer that the reward does not read.
 
     Args:
-        problems: Of a set.
-        style: Of the reward; None reads what it reads.
-        evaluation_set: Name of the set, if it is one.
+        problems: Problems of a set.
+        style: Style of the reward; None means unknown.
+        evaluation_set: Name of the set, if it is an evaluation set.
     """
     if style is None:
         return
@@ -318,7 +318,7 @@ def warn_of_unread_forms(
 def unread_form(problem: Problem, style: Style) -> str | None:
     """Return the form of answer that a problem asks for, if a style does not read it.
 
-    A response that does as such a problem asks is graded wrong.
+    A response that follows such a problem is graded wrong.
     """
     texts = [problem.problem, *(text for role, text in problem.context if role != "assistant")]
     if style == "last_number" or _asks_itself(texts, style):
@@ -332,15 +332,15 @@ def unread_form(problem: Problem, style: Style) -> str | None:
 def tokenise_prompts(
     texts: list[str], tokenizer: PreTrainedTokenizerBase, *, is_chat: bool
 ) -> list[list[int]]:
-    """Return the token ids of prompts, which are to be continued.
+    """Return the token ids of prompts, so that a model can continue them.
 
-    The special tokens that a tokenizer puts in front stay, and those that it puts behind
-    (`add_eos_token`, a separator) go: after them a text is over.
+    Special tokens that a tokenizer adds in front are kept; those that it appends (`add_eos_token`,
+    a separator) are removed, because they end a text.
 
     Args:
         texts: Rendered prompts.
-        tokenizer: Any.
-        is_chat: Whether a template has written the special tokens in front.
+        tokenizer: Tokenizer.
+        is_chat: Whether a template has already added the special tokens in front.
     """
     if not texts:
         return []

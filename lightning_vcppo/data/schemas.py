@@ -1,8 +1,8 @@
-"""From a row, in the schemas of the wild, to a problem whose answer is still to be read.
+"""Read rows in the schemas of public data sets as problems whose answers are not parsed yet.
 
-The first field of `PROBLEM_FIELDS` and of `ANSWER_FIELDS` that a row fills is taken, unless a field
-is named; a field may be a path through nested values: `prompt[0].content`. Where no field holds an
-answer, it is the last box of the solution or of the chat's reply.
+The first field of `PROBLEM_FIELDS` and of `ANSWER_FIELDS` with a value is used, unless a field is
+named; a field may be a path through nested values: `prompt[0].content`. If no field has an answer,
+it is the last box of the solution or of the chat's reply.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ Path = tuple[str, ...]
 
 
 class Draft(NamedTuple):
-    """A problem whose answer is not read yet: of which kind it is, is known at the set's end.
+    """A problem whose answer is not parsed yet, because the kind is only known for a complete set.
 
     Attributes:
-        question: With its choices.
-        context: The turns in front of it.
-        values: Of which each is an accepted answer.
-        solution: As `Problem.solution`; so are the others.
+        question: The question with its choices.
+        context: The turns before it.
+        values: Accepted answers.
+        solution: As in `Problem`, like the remaining fields.
     """
 
     question: str
@@ -65,10 +65,10 @@ class Draft(NamedTuple):
     subject: str | None
 
     def as_problem(self, kind: ReadAs) -> Problem:
-        """Return the problem, its answer read as a kind.
+        """Return the problem, with its answer parsed as a kind.
 
         Raises:
-            InvalidRow: The answer is not of it.
+            InvalidRow: If the answer is of another kind.
         """
         answers = read_answers(self.values, kind)
         return Problem(
@@ -86,7 +86,7 @@ class Draft(NamedTuple):
 
 
 class _Schema(NamedTuple):
-    """Where the rows with certain fields hold what, as paths that begin with one of the fields."""
+    """The paths of each content in rows with certain fields."""
 
     problem: tuple[Path, ...]
     answer: tuple[Path, ...]
@@ -99,7 +99,7 @@ class _Schema(NamedTuple):
 
 
 class RowReader:
-    """Reads rows; looks for the fields once for all rows that have the same."""
+    """Reads rows; the fields are searched once for all rows with the same names."""
 
     def __init__(self, problem_field: str | None = None, answer_field: str | None = None) -> None:
         """Name the fields of problem and answer; None finds them.
@@ -113,7 +113,7 @@ class RowReader:
 
     @property
     def needed(self) -> frozenset[str]:
-        """Names, in lower case, of the fields that may be read; others need not be there."""
+        """Names, in lower case, of the fields that may be read; others are not needed."""
         paths = (*PROBLEM_FIELDS, *ANSWER_FIELDS, *OTHER_FIELDS)
         named = [path for path in (self.problem_field, self.answer_field) if path]
         tops = {found[0] for path in paths if (found := _PATH_KEY.search(path))}
@@ -124,11 +124,11 @@ class RowReader:
         """Read a row.
 
         Args:
-            row: Of a file or a data set.
-            source: Its name and number.
+            row: Row of a file or a data set.
+            source: Name and number of the row.
 
         Raises:
-            InvalidRow: It has no problem or no answer, or a text that no author meant.
+            InvalidRow: If it has no problem or no answer, or a text with invalid characters.
         """
         schema = self._schema(row)
         chat = self._chat(row, schema)
@@ -148,7 +148,7 @@ class RowReader:
         else:
             values = answer_values(value)
         if not solution and isinstance(value, str) and "####" in value:
-            solution = value.rpartition("####")[0]  # GSM8K works it out in front
+            solution = value.rpartition("####")[0]  # in GSM8K the solution precedes it
         if solution:
             check_text(solution, "the solution")
             solution = solution.strip()
@@ -203,7 +203,7 @@ class RowReader:
 
 
 def has_answer(row: Row) -> bool:
-    """Return whether a JSON object is a row itself, not a list of rows beside remarks."""
+    """Return whether a JSON object is a row itself, not a list of rows with metadata."""
     return any(
         path and _follow(row, path) is not None
         for path in (_find(row, name) for name in ANSWER_FIELDS)
@@ -211,9 +211,9 @@ def has_answer(row: Row) -> bool:
 
 
 def _find(row: Row, name: str) -> Path | None:
-    """Return the path of a field in rows like this one; None where it begins with none of theirs.
+    """Return the path of a field in rows like this one; None if they do not have it.
 
-    A field's own name goes first, then its name in any case of letters, then a path.
+    The exact name has precedence, then the name in any letter case, then a path.
     """
     by_name = {field.lower(): field for field in row}
     whole = name if name in row else by_name.get(name.lower())
@@ -234,7 +234,7 @@ def _first(row: Row, paths: tuple[Path, ...]) -> object:
 
 
 def _follow(row: Row, path: Path) -> object:
-    """Follow a path into a row; None where it leads nowhere."""
+    """Return the value of a path in a row; None if there is none."""
     value: object = row[path[0]]
     for key in path[1:]:
         value = parsed(value)
@@ -256,7 +256,7 @@ def _missing(row: Row, wanted: str | None, usual: tuple[str, ...], flag: str) ->
 
 
 def _listed(row: Row) -> str:
-    """Return the names of a row's fields, not all of a table that has hundreds."""
+    """Return the names of a row's fields, at most twelve of them."""
     names = [str(name)[:40] for name in row]
     return ", ".join(names if len(names) <= 12 else [*names[:12], f"and {len(names) - 12} more"])
 
@@ -285,14 +285,14 @@ _YEAR = re.compile(r"(?<!\d)((?:19|20)\d\d)(?!\d)|(?:aime|amc)[ _-]?(\d\d)(?!\d)
 
 
 def find_year(row: Row, source: str = "") -> int | None:
-    """Return the year of the competition that a row or the name of its source tells.
+    """Return the year of the competition that a row or the name of its source states.
 
     Args:
-        row: Read are the fields `year`, `competition`, `contest`, `url`, `link` and `id`.
-        source: Such as "aime24.jsonl:7".
+        row: Row, whose fields `year`, `competition`, `contest`, `url`, `link` and `id` are read.
+        source: Source, such as "aime24.jsonl:7".
 
     Returns:
-        The year, or None where no text names one, or one names several.
+        The year, or None if no text names one, or one names several.
     """
     paths = (path for name in YEAR_FIELDS if (path := _find(row, name)))
     return _year([(path[0], row[path[0]]) for path in paths], source)
@@ -300,7 +300,7 @@ def find_year(row: Row, source: str = "") -> int | None:
 
 def _year(cells: list[tuple[str, object]], source: str) -> int | None:
     for name, value in cells:
-        # A number alone, but for a year's own field, is the number of a row.
+        # Only a number, except in the field `year`, is the number of a row.
         text = str(value or "")
         if not (text.isdecimal() and name.lower() != "year") and (year := _year_in(text)):
             return year

@@ -1,4 +1,4 @@
-"""Evaluation sets: by name, as a path or with settings of their own."""
+"""Define evaluation sets by name, as a path or with their own settings."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Paths = str | list[str] | None
 
 @dataclass(frozen=True)
 class ProblemSet:
-    """Where problems come from, and how they are read.
+    """The sources of problems, and how they are read.
 
     Attributes:
-        path: A file, a pattern, a folder, a hub id, `reasoning_gym:TASK`, or several of these; None
+        path: A file, pattern, directory, hub id, `reasoning_gym:TASK`, or several of these; None
             generates problems.
-        answer_kind: Of which kind its answers are; "auto" finds it out.
-        problem_field: Where a row holds the problem; None is `--data.problem_field`.
-        answer_field: Where a row holds the answer; None is `--data.answer_field`.
-        split: Of a data set; None is `--data.val_split`.
+        answer_kind: Kind of its answers; "auto" chooses it.
+        problem_field: Field of a row with the problem; None means `--data.problem_field`.
+        answer_field: Field of a row with the answer; None means `--data.answer_field`.
+        split: Split of a data set; None means `--data.val_split`.
     """
 
     path: str | list[str] | None = None
@@ -35,21 +35,21 @@ class ProblemSet:
 
     @property
     def paths(self) -> list[str]:
-        """Its sources."""
+        """Sources of the set, as a list."""
         return as_list(self.path)
 
     def with_defaults(self, **defaults: str | None) -> ProblemSet:
-        """Return the set, with the defaults of what it leaves open."""
+        """Return the set with these values for fields that are None."""
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         return replace(self, **missing)  # type: ignore[arg-type]
 
 
 NamedSets = dict[str, ProblemSet | dict[str, Any] | str | list[str] | None] | None
-"""What `--data.evaluation_sets` takes."""
+"""Type of `--data.evaluation_sets`."""
 
 
 def as_list(paths: Paths) -> list[str]:
-    """Return paths as a list; none is an empty one."""
+    """Return paths as a list, which is empty for None."""
     return [paths] if isinstance(paths, str) else list(paths or [])
 
 
@@ -57,12 +57,12 @@ def named_sets(evaluation_sets: NamedSets, **defaults: str | None) -> dict[str, 
     """Return evaluation sets by name.
 
     Args:
-        evaluation_sets: Paths, `ProblemSet`s, or the fields of one, by names; None is none.
-        defaults: Fields that sets leave open.
+        evaluation_sets: Paths, `ProblemSet`s, or the fields of one, by name; None means no sets.
+        defaults: Values for fields that are None.
 
     Raises:
-        ValueError: A name, which becomes part of metrics' names, is not fit for that, or a set has
-            a field or a kind that there is not.
+        ValueError: If a name cannot be part of metric names, or a set has an unknown field or
+            kind.
     """
     given_sets = evaluation_sets or {}
     for name in given_sets:

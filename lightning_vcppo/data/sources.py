@@ -1,8 +1,8 @@
-"""Reading problems from files, data sets and puzzle generators, in the schemas of the wild.
+"""Read problems from files, data sets and puzzle generators, in the schemas of public data sets.
 
-A source is named by one string, see `addresses.py`. Which fields hold the problem and its answer is
-found out row by row unless they are named, see `schemas.py`; of which kind the answers are is found
-out for the source as a whole, see `answers.py`.
+A source is named by one string, see `addresses.py`. The fields of problem and answer are found row
+by row unless they are named, see `schemas.py`; the kind of answers is chosen for the complete
+source, see `answers.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lightning_vcppo.data.schemas import Draft, RowReader, has_answer
 from lightning_vcppo.data.texts import InvalidRow
 
 SHOWN_ROWS = 5
-"""Invalid rows that a message names."""
+"""Largest number of invalid rows that a message names."""
 
 NamedRow = tuple[str, Row]
 """A row with its source: the name of its file or data set, and its number there."""
@@ -40,9 +40,9 @@ class Invalid(NamedTuple):
     """A row that cannot be read.
 
     Attributes:
-        source: Of the row.
-        reason: In words.
-        of_kind: Whether its answer is not of the kind that the set is read as.
+        source: Source of the row.
+        reason: Reason in words.
+        of_kind: Whether its answer is of another kind than that of the set.
     """
 
     source: str
@@ -65,25 +65,25 @@ def load_problems(
     """Read problems with answers that can be graded.
 
     Args:
-        path: A file, a pattern, a folder, a hub id or a reasoning-gym task, see `addresses.py`.
-        answer_kind: Of which kind all answers are, see `answers.py`; "auto" finds it out, says
-            what it has found, and never takes "text".
-        problem_field: Where a row holds the problem; found among `PROBLEM_FIELDS` if None.
-        answer_field: Where a row holds the answer; found among `ANSWER_FIELDS` if None.
-        drop_invalid: Leave rows without a problem or a valid answer out, with a warning, instead of
+        path: A file, pattern, directory, hub id or reasoning-gym task, see `addresses.py`.
+        answer_kind: Kind of all answers, see `answers.py`; "auto" chooses it and logs the choice,
+            which is never "text".
+        problem_field: Field of a row with the problem; None finds it among `PROBLEM_FIELDS`.
+        answer_field: Field of a row with the answer; None finds it among `ANSWER_FIELDS`.
+        drop_invalid: Skip rows without a problem or a valid answer, with a warning, instead of
             refusing the source.
-        split: Of a folder or hub data set; needed where there are several. The path may have one.
-        config: Configuration (subset) of a hub data set. The path may have one.
+        split: Split of a directory or hub data set with several. The path may contain one.
+        config: Configuration (subset) of a hub data set. The path may contain one.
         size: Number of problems to generate (reasoning-gym).
-        seed: Of the generator (reasoning-gym).
+        seed: Seed of the generator (reasoning-gym).
 
     Returns:
-        The problems in the order of the source. Their `source` is "name:row", the row counted from
-        1 (in JSON Lines it is the line).
+        The problems in the order of the source. Their `source` is "name:row", with rows numbered
+        from 1 (in JSON Lines by line).
 
     Raises:
-        ValueError: The source is missing, empty, unreadable or has invalid rows; one line that says
-            which and what was expected.
+        ValueError: If the source is missing, empty, unreadable or has invalid rows; the message
+            names them and what was expected.
     """
     require(
         answer_kind in get_args(ReadKind),
@@ -100,7 +100,7 @@ def load_problems(
     drafts = [_draft(reader, row, source) for source, row in rows]
     kind, chosen = answer_kind, None
     if kind == "auto":
-        # What a generator makes is no mistake: there a single other answer makes another kind.
+        # A generator makes no mistakes: there a single exception means another kind.
         values = (draft.values for draft in drafts if isinstance(draft, Draft))
         chosen = choose_kind(values, tolerant=task is None)
         kind = chosen.kind
@@ -112,7 +112,7 @@ def load_problems(
 
 
 def is_generator(path: str) -> bool:
-    """Return whether a source makes up its problems, any number of them, from a seed."""
+    """Return whether a source generates any number of problems from a seed."""
     return gym_task(path) is not None
 
 
@@ -128,7 +128,7 @@ def _read_answers(
 ) -> tuple[list[Problem], list[Invalid]]:
     """Return the problems of drafts, and the rows that are invalid, in their order.
 
-    The list of drafts is emptied on the way: a large set does not stand in memory twice.
+    The list of drafts is emptied meanwhile, so that a large set is not in memory twice.
     """
     problems: list[Problem] = []
     invalid: list[Invalid] = []
@@ -148,10 +148,10 @@ def _read_answers(
 def _judge_invalid(
     name: str, valid: int, invalid: list[Invalid], chosen: Choice | None, *, drop: bool
 ) -> None:
-    """Refuse invalid rows, or say that they are left out.
+    """Refuse invalid rows, or warn that they are skipped.
 
     Raises:
-        ValueError: No row is valid, or some are not and are not to be dropped.
+        ValueError: If no row is valid, or some are invalid and must not be dropped.
     """
     first = printable(f"{invalid[0].source}: {invalid[0].reason}") if invalid else ""
     if not valid:
@@ -199,10 +199,10 @@ def _rows_of_files(files: list[Path], reader: RowReader) -> Iterator[NamedRow]:
 
 
 def _data_set_rows(address: HubAddress, reader: RowReader) -> Iterator[Row]:
-    """Read a folder or a data set of the hub through `datasets`.
+    """Read a directory or a data set of the hub through `datasets`.
 
     Raises:
-        ValueError: It cannot be read, or has several splits, none of which is chosen.
+        ValueError: If it cannot be read, or has several splits, none of which is chosen.
     """
     import datasets
 

@@ -1,6 +1,6 @@
-"""Training problems and those to evaluate on, and what they have in common.
+"""Split problems into training and evaluation, without near-duplicates between them.
 
-Near-duplicates are found by their fingerprints: a copy of a problem in another data set differs in
+Near-duplicates have equal fingerprints: a copy of a problem in another data set differs in
 spaces, figures and instructions.
 """
 
@@ -22,11 +22,11 @@ _IGNORED = re.compile(r"[^\w+\-*/^=<>]|_")
 
 
 def fingerprint(text: str) -> str:
-    """Return what near-duplicates share: letters, digits and operators of the question itself.
+    """Return the text that near-duplicates share: letters, digits and operators of the question.
 
-    Case, spaces, punctuation, LaTeX's brackets, figures and sentences on how to answer go (a copy
-    of a data set often brings them along); digits and + - * / ^ = < > stay, for with other ones it
-    is another problem.
+    Case, spaces, punctuation, LaTeX's brackets, figures and sentences on how to answer are removed
+    (copies of a data set often add them); digits and + - * / ^ = < > are kept, because a change of
+    them makes another problem.
     """
     sentences = _SENTENCE_END.split(_FIGURE.sub("", text))
     question = (s for s in sentences if _DIGIT.search(s) or not _HOW_TO_ANSWER.search(s))
@@ -39,7 +39,7 @@ def _squash(text: str) -> str:
 
 
 def problem_fingerprint(problem: Problem) -> str:
-    """Return the fingerprint of a question with the turns in front of it, the system's aside."""
+    """Return the fingerprint of a question with the turns before it, without the system's."""
     turns = [text for role, text in problem.context if role != "system"]
     return fingerprint("\n".join([*turns, problem.problem]))
 
@@ -47,14 +47,14 @@ def problem_fingerprint(problem: Problem) -> str:
 def without_duplicates_of(
     evaluated: Iterable[Problem], train: list[Problem]
 ) -> tuple[list[Problem], int]:
-    """Return the training problems of which no near-duplicate is evaluated, and their copies.
+    """Return the training problems without near-duplicates among the evaluated ones.
 
     Args:
         evaluated: Problems of all evaluation sets.
         train: Training problems.
 
     Returns:
-        The problems that stay, and how many of them are near-duplicates of one before.
+        The remaining problems, and how many of them are near-duplicates of an earlier one.
     """
     known = {problem_fingerprint(problem) for problem in evaluated}
     prints = [problem_fingerprint(problem) for problem in train]
@@ -64,7 +64,7 @@ def without_duplicates_of(
 
 
 def copies_among(problems: Iterable[Problem]) -> int:
-    """Return how many problems are near-duplicates of one before them."""
+    """Return the number of problems that are near-duplicates of an earlier one."""
     prints = [problem_fingerprint(problem) for problem in problems]
     return len(prints) - len(set(prints))
 
@@ -74,11 +74,11 @@ def set_aside(pool: list[Problem], size: int, seed: int) -> tuple[list[Problem],
 
     Args:
         pool: All problems.
-        size: Of those that are set aside.
-        seed: Of the choice.
+        size: Number of problems to evaluate on.
+        seed: Seed of the choice.
 
     Raises:
-        ValueError: None would be left to train on.
+        ValueError: If none would remain for training.
     """
     require(
         len(pool) > size,

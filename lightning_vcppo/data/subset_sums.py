@@ -1,6 +1,6 @@
 r"""Count the subsets of some numbers that have a given sum, by depth-first search with pruning.
 
-"How many subsets of 3 5 6 8 9 4 sum to 17?" is worked out node by node, a line each:
+"How many subsets of 3 5 6 8 9 4 sum to 17?" is solved node by node, one line each:
 
     exact
     1:3.0
@@ -12,16 +12,16 @@ r"""Count the subsets of some numbers that have a given sum, by depth-first sear
     </think>
     \boxed{3}
 
-A line has the choice so far (1 takes a number, 0 leaves it, in the order of the question), the sum
-of what has been taken, a mark, and the number of subsets found so far. The mark says what follows:
+A line has the choice so far (1 takes a number, 0 skips it, in the order of the question), the sum
+of the taken numbers, a mark, and the number of subsets found so far. The mark means:
 
     .   both choices for the next number, taking it first
-    =   the sum is right: one more is found, and the search goes back
-    >   the sum is too large: back
-    <   even all numbers that are left are too few: back
+    =   the sum is right: one more is found, and the search backtracks
+    >   the sum is too large: backtrack
+    <   the sum is too small even with all remaining numbers: backtrack
 
-Every error is visible where it is made, and shows in the answer only at the end: what is wrongly
-pruned is missing in the count. An answer before the tree is exhausted may be right by luck.
+Every error is visible where it is made, but appears in the answer only at the end: a wrongly pruned
+subset is missing in the count. An answer before the tree is exhausted may be right by chance.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from itertools import accumulate
 from lightning_vcppo.data.problem import THINK_CLOSE
 
 MOST_NUMBERS = 9
-"""There are nine different digits."""
+"""Largest number of numbers: there are nine different digits."""
 MOST_LINES = 80
-"""Of a search: about 900 tokens of the tiny tokenizer."""
+"""Largest number of lines of a search: about 900 tokens of the tiny tokenizer."""
 
 
 @dataclass(frozen=True)
 class SubsetCount:
-    """Different digits, and the sum that is asked for."""
+    """Different digits, and the target sum."""
 
     numbers: tuple[int, ...]
     target: int
@@ -62,14 +62,14 @@ class SubsetCount:
 
 
 def draw_subset_count(rng: random.Random, steps: int) -> SubsetCount:
-    """Draw `steps` numbers, and a sum that at least one subset has and that is found in time.
+    """Draw `steps` numbers and a sum of at least one subset, with a search of limited length.
 
     Raises:
-        ValueError: If there are not so many digits.
+        ValueError: If there are fewer digits than `steps`.
     """
     if steps > MOST_NUMBERS:
         raise ValueError(f"max_steps: subsets have at most {MOST_NUMBERS} numbers, got {steps}")
-    while True:  # a sum of one number is found in time, so this ends
+    while True:  # the search for a single number is short, so this ends
         numbers = rng.sample(range(1, MOST_NUMBERS + 1), steps)
         some = rng.sample(numbers, rng.randint(1, max(1, steps - 1)))
         drawn = SubsetCount(tuple(numbers), sum(some))
@@ -85,14 +85,14 @@ def search(
     prune_rate: float = 0.0,
     early_stop_rate: float = 0.0,
 ) -> str:
-    """Write the search down, with imperfections at the given rates.
+    """Write the search, with imperfections at the given rates.
 
     Args:
-        problem: What to count.
-        rng: Draws the imperfections.
-        slip_rate: Probability that the last digit of a line's sum is drawn at random; what follows
-            from that node is built on it.
-        prune_rate: Probability that a node from which the search should go on is given up.
+        problem: Problem to solve.
+        rng: Random stream of the imperfections.
+        slip_rate: Probability that the last digit of a line's sum is drawn at random; the nodes
+            below use that sum.
+        prune_rate: Probability that a node with children is wrongly pruned.
         early_stop_rate: Probability, after each line, that the count so far is the answer.
     """
     lines, answer = ["exact"], 0

@@ -1,4 +1,4 @@
-"""Rows of parquet files and of Arrow tables, a few hundred at a time."""
+"""Read rows of parquet files and of Arrow tables, a few hundred at a time."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def parquet_rows(file: Path, needed: Container[str]) -> Iterator[Row]:
     """Yield the rows of a parquet file.
 
     Args:
-        file: It.
+        file: Parquet file.
         needed: Columns, in lower case, that are read; the others are None in each row.
 
     Raises:
-        ValueError: It is no complete parquet file, has a column twice, or a text not in UTF-8.
+        ValueError: If it is not a complete parquet file, has a column twice, or text not in UTF-8.
     """
     import pyarrow
     import pyarrow.parquet
@@ -53,8 +53,8 @@ def batch_rows(batch: Any, names: list[str]) -> Iterator[Row]:
     """Yield the rows of an Arrow batch or table.
 
     Args:
-        batch: It.
-        names: Of all columns; those that the batch lacks are None.
+        batch: Arrow batch or table.
+        names: Names of all columns; those that the batch lacks are None.
     """
     there = {name: place for place, name in enumerate(batch.schema.names)}
     columns = [

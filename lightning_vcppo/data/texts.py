@@ -1,8 +1,8 @@
-r"""Texts that come in from outside: as text, and as their author meant them.
+r"""Check that external texts contain only characters that their author intended.
 
-A file may hold texts that no author meant: `"\frac"` with a single backslash is, in JSON, a form
-feed and "rac", `"\theta"` a tab and "heta". A model would be asked nonsense, silently. So every
-text of a row (question, turns, choices, answer, solution) and of a flag is checked here.
+A file may contain unintended characters: `"\frac"` with a single backslash is, in JSON, a form feed
+and "rac", `"\theta"` a tab and "heta". The prompts would be wrong without any error. So every text
+of a row (question, turns, choices, answer, solution) and of a flag is checked here.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _COMMAND = re.compile("[A-Za-z]*")
 
 
 class InvalidRow(ValueError):
-    """A row that holds no problem with an answer of the kind that was asked for."""
+    """A row without a problem with an answer of the expected kind."""
 
 
 def plain(value: object) -> object:
-    """Return a cell as JSON would have it: bytes as text, decimals as integers or as text.
+    """Return a cell with JSON's types: bytes as text, decimals as integers or as text.
 
     Raises:
-        InvalidRow: The bytes are not UTF-8.
+        InvalidRow: If the bytes are not UTF-8.
     """
     if isinstance(value, str):  # most are
         return value
@@ -46,23 +46,23 @@ def plain(value: object) -> object:
 
 
 def check_text(text: str, name: str) -> None:
-    """Check that a text holds characters only that its author can have meant.
+    """Check that a text contains only characters that its author can have intended.
 
     Args:
-        text: Any.
-        name: Of the text, for the message, such as "the problem".
+        text: Text to check.
+        name: Name of the text in the message, such as "the problem".
 
     Raises:
-        InvalidRow: It does not; the message has the place.
+        InvalidRow: If it does not; the message has the position.
     """
     if fault := fault_in(text):
         raise InvalidRow(f"{name} holds {fault}")
 
 
 def fault_in(text: str) -> str | None:
-    """Return the first character of a text that no author meant, in words; None if there is none.
+    """Describe the first unintended character of a text; None if there is none.
 
-    It takes about a nanosecond a character.
+    It takes about a nanosecond per character.
     """
     try:
         encoded = text.encode()

@@ -1,4 +1,4 @@
-"""A tokenizer small enough for a tiny model, trained in a second."""
+"""Train a tokenizer that is small enough for a tiny model, in about a second."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lightning_vcppo.data.generator import ProblemSettings, generate_problems
 from lightning_vcppo.data.problem import THINK_CLOSE, THINK_OPEN
 
 FAMILIES_OF_THE_TOKENIZER = ("sum", "product", "power", "recurrence", "count")
-"""Fixed: with another family in it, token ids of all tiny models would be others."""
+"""Fixed families of its texts: another family would change the token ids of all tiny models."""
 
 
 def default_tokenizer(vocab_size: int) -> Any:
-    """Train the tiny model's tokenizer on generated problems, always the same."""
+    """Train the tiny model's tokenizer, always on the same generated problems."""
     settings = ProblemSettings(
         FAMILIES_OF_THE_TOKENIZER, max_steps=6, rough_rate=0.2, check_rate=0.2
     )
@@ -35,8 +35,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     """Train a small byte-level BPE tokenizer: digits one by one, any text without loss.
 
     Args:
-        texts: Samples of the texts to come.
-        vocab_size: Upper bound; 256 bytes and the special tokens are always there.
+        texts: Samples of the texts to tokenize.
+        vocab_size: Upper bound; 256 bytes and the special tokens are always included.
 
     Returns:
         A fast tokenizer with <pad>, <eos> and the thinking tags as single tokens.

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_vcppo.algorithm.statistics import Reduce, identity
+from lightning_vcppo.distributed.standstill import collective_timeout
 
 T = TypeVar("T")
 
@@ -21,8 +22,27 @@ def gather(mine: T) -> list[T]:
     if not (dist.is_available() and dist.is_initialized()):
         return [mine]
     of_ranks: list[T] = [mine] * dist.get_world_size()
-    dist.all_gather_object(of_ranks, mine)
+    dist.all_gather_object(of_ranks, mine, group=_host_group())
     return of_ranks
+
+
+_host_groups: dict[dist.ProcessGroup, dist.ProcessGroup] = {}
+"""For a run's group, the one that exchanges in the host's memory; of the last run only."""
+
+
+def _host_group() -> dist.ProcessGroup | None:
+    """Return a group whose objects stay in the host's memory; None is the run's own.
+
+    NCCL would put on the GPU what all ranks have, and stored rollouts are gigabytes.
+    """
+    if "gloo" in dist.get_backend_config():
+        return None
+    own = dist.group.WORLD
+    assert own is not None
+    if own not in _host_groups:
+        _host_groups.clear()
+        _host_groups[own] = dist.new_group(backend="gloo", timeout=collective_timeout())
+    return _host_groups[own]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ prepares its wrapper before each backward pass; here those of the networks that 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -67,9 +67,10 @@ class NetworksDDPStrategy(DDPStrategy):
             yield
 
     @contextmanager
-    def exchanging(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-        """Exchange the gradients that an optimizer steps with, and no others."""
-        stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    def exchanging(self, optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[None]:
+        """Exchange the gradients with which some optimizers step, and no others."""
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        stepped = {id(parameter) for group in groups for parameter in group["params"]}
         self._updated = tuple(
             wrapper
             for wrapper in self.wrappers.values()

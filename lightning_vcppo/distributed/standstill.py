@@ -104,7 +104,7 @@ class Watch(threading.Thread):
             timeout_s: Timeout of the collectives.
         """
         super().__init__(name="standstill", daemon=True)
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._launcher = os.getppid() if _has_launcher() else None
         self._signals: list[int] = []
         self._reported = False
@@ -149,7 +149,7 @@ class Watch(threading.Thread):
 
     def _report_once(self) -> None:
         """Report once if there was no progress for the collectives' timeout."""
-        hangs = places.idle_s() > self._timeout_s
+        hangs = places.idle_s() > self.timeout_s
         if hangs and not self._reported:
             _report("")
         self._reported = hangs
@@ -202,6 +202,11 @@ def watch(strategy: Strategy) -> None:
     if together or _has_launcher():
         timeout = getattr(strategy, "_timeout", None) or TIMEOUT
         _watch = Watch(timeout.total_seconds())
+
+
+def collective_timeout() -> timedelta:
+    """Return how long a collective of this run may wait."""
+    return TIMEOUT if _watch is None else timedelta(seconds=_watch.timeout_s)
 
 
 def unwatch() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -97,15 +97,15 @@ def prepare_strategy(strategy: Strategy, settle_types: Callable[[], None]) -> No
 
 
 def sum_gradients_once(
-    strategy: Strategy, optimizer: Optimizer, *, is_last: bool
+    strategy: Strategy, optimizers: Sequence[Optimizer], *, is_last: bool
 ) -> AbstractContextManager[None]:
     """Return the context of one of several backward passes whose gradients add up.
 
-    DDP sums them over ranks in the last pass, for the network of the optimizer. Shards are summed
+    DDP sums them over ranks in the last pass, for the networks of the optimizers. Shards are summed
     in each pass, because a rank has no memory for complete gradients.
     """
     if isinstance(strategy, DDPStrategy) and not is_last:
         return strategy.block_backward_sync()
     if isinstance(strategy, NetworksDDPStrategy):
-        return strategy.exchanging(optimizer)
+        return strategy.exchanging(optimizers)
     return nullcontext()

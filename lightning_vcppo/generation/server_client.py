@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from lightning_vcppo.settings import SamplingSettings
 
@@ -102,7 +102,7 @@ class ServerClient:
             for key, kind in (("refused", ServerRefusal), ("fault", ServerFault)):
                 if isinstance(of_worker, dict) and key in of_worker:
                     raise kind(str(of_worker[key]))
-        self._call("POST", f"/update_weight_version?v={quote(version)}", {"new_version": version})
+        self._call("POST", "/update_weight_version", {"new_version": version})
         self._call("POST", "/resume")
 
     def generate(

@@ -165,10 +165,11 @@ class _Work(Generic[Job, Result]):
             with self._changed:
                 self._error = self._error or (None if self._done() else KeyboardInterrupt())
                 self._changed.notify_all()
-            for member in members:
-                member.client.abort()
             for thread in threads:
-                thread.join()
+                while thread.is_alive():  # it may just have begun to ask
+                    for member in members:
+                        member.client.abort()
+                    thread.join(0.1)
         if self._error is not None:
             raise self._error
         return [self._results[job] for job in range(len(self._jobs))]

@@ -1,1 +1,1 @@
-"""The numbers that are reported about rollouts and evaluations; none needs a Trainer."""
+"""Compute the metrics of rollouts and evaluations, without a Trainer."""

@@ -1,9 +1,9 @@
 """Compare V(prompt) with the outcome that it predicts.
 
 With a terminal reward of +1 or -1 and no discount, V before the first token is a forecast of a
-yes-or-no event, p = (V - r_min) / (r_max - r_min), and the pass rate over the samples of a prompt
-is its truth. Forecasts of such events have measures of their own: reliability curve, expected
-calibration error (arXiv 1706.04599), Brier score (1950), rank correlation.
+binary event, p = (V - r_min) / (r_max - r_min), whose observed frequency is the pass rate over the
+samples of a prompt. Such forecasts are measured by reliability curve, expected calibration error
+(arXiv 1706.04599), Brier score (1950), and rank correlation.
 
 Shapes: R responses of all ranks, P prompts, D bins of probability.
 """
@@ -19,12 +19,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Forecasts:
-    """Forecasts for prompts, and what came of them.
+    """Forecasts for prompts, and their outcomes.
 
     Attributes:
         predicted_P: Forecast probability of success.
         observed_P: Pass rate over the prompt's samples.
-        samples_P: How many samples.
+        samples_P: Number of samples.
     """
 
     predicted_P: Tensor
@@ -41,9 +41,9 @@ class ReliabilityBin:
     """The prompts whose forecasts fall into one bin of probability.
 
     Attributes:
-        predicted: Their mean forecast.
-        observed: Their mean pass rate.
-        count: How many.
+        predicted: Mean forecast of the prompts.
+        observed: Mean pass rate of the prompts.
+        count: Number of prompts.
     """
 
     predicted: float
@@ -53,14 +53,14 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How good the forecasts are.
+    """Measures of the quality of forecasts.
 
     Attributes:
-        prompts: How many forecasts.
+        prompts: Number of forecasts.
         ece: Expected calibration error: mean |predicted - observed| of the bins, by their prompts.
         brier: Mean squared error of the forecast against single outcomes.
         brier_skill: 1 - brier / (that of always forecasting the mean); None if all outcomes agree.
-        rank_correlation: Spearman's, of forecast and pass rate; None if one of them never varies.
+        rank_correlation: Spearman's, of forecast and pass rate; None if one of them is constant.
         bins: Reliability curve, without empty bins.
     """
 
@@ -72,23 +72,23 @@ class Calibration:
     bins: list[ReliabilityBin]
 
     def scalars(self) -> dict[str, float]:
-        """Return the numbers that are known."""
+        """Return the numbers that are not None."""
         return {k: float(v) for k, v in asdict(self).items() if k != "bins" and v is not None}
 
 
 def success_probability(
     values: Tensor, *, reward_min: float = -1.0, reward_max: float = 1.0
 ) -> Tensor:
-    """Turn expected rewards into probabilities of the higher one, cut off at 0 and 1."""
+    """Convert expected rewards to probabilities of the higher one, clamped to [0, 1]."""
     return ((values - reward_min) / (reward_max - reward_min)).clamp(0.0, 1.0)
 
 
 def forecasts_of_prompts(predicted_R: Tensor, correct_R: Tensor, group_ids_R: Tensor) -> Forecasts:
-    """Bring the responses to one prompt together; its forecast is the mean of (equal) ones.
+    """Group responses by prompt; the forecast of a prompt is the mean of its (equal) forecasts.
 
     Args:
         predicted_R: Forecast probability of success.
-        correct_R: Whether the response is right.
+        correct_R: Whether the response is correct.
         group_ids_R: The same number for the responses to one prompt.
     """
     _, prompt_R = group_ids_R.unique(return_inverse=True)
@@ -101,18 +101,18 @@ def forecasts_of_prompts(predicted_R: Tensor, correct_R: Tensor, group_ids_R: Te
 
 
 def join_forecasts(parts: list[Forecasts]) -> Forecasts:
-    """Put the prompts of several rollouts together."""
+    """Concatenate the prompts of several rollouts."""
     return Forecasts(*(torch.cat(of_parts) for of_parts in zip(*map(_tensors, parts), strict=True)))
 
 
 def calibrate(forecasts: Forecasts, num_bins: int = 10) -> Calibration:
     """Compare forecasts with outcomes, prompt by prompt.
 
-    If one of them is no finite number, neither are the errors, and there are no bins.
+    If one of them is not finite, the errors are NaN, and there are no bins.
 
     Args:
-        forecasts: At least one.
-        num_bins: Bins of equal width between 0 and 1.
+        forecasts: Forecasts, at least one.
+        num_bins: Number of bins of equal width between 0 and 1.
     """
     predicted_P, observed_P = forecasts.predicted_P, forecasts.observed_P
     if not bool((predicted_P + observed_P).isfinite().all()):
@@ -143,7 +143,7 @@ def calibrate(forecasts: Forecasts, num_bins: int = 10) -> Calibration:
 
 
 def correlation(x: Tensor, y: Tensor) -> float | None:
-    """Return Pearson's correlation, or None if x or y never varies or is not finite."""
+    """Return Pearson's correlation, or None if x or y is constant or not finite."""
     if not bool((x + y).isfinite().all()) or bool((x == x[0]).all()) or bool((y == y[0]).all()):
         return None
     x, y = x.double() - x.double().mean(), y.double() - y.double().mean()
@@ -151,9 +151,9 @@ def correlation(x: Tensor, y: Tensor) -> float | None:
 
 
 def rank_correlation(x: Tensor, y: Tensor) -> float | None:
-    """Return Spearman's correlation: that of the ranks, equal numbers sharing their mean rank.
+    """Return Spearman's correlation: that of the ranks; equal numbers share their mean rank.
 
-    It is None if x or y never varies or is not finite.
+    It is None if x or y is constant or not finite.
     """
     if not bool((x + y).isfinite().all()):
         return None
@@ -177,15 +177,15 @@ def _tensors(forecasts: Forecasts) -> tuple[Tensor, Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Audit:
-    """V at prefixes of responses against the mean reward of continuations from there.
+    """Comparison of V at prefixes of responses with the mean reward of continuations.
 
     Attributes:
-        prefixes: How many.
+        prefixes: Number of prefixes.
         bias: Mean of V - mean reward.
         rmse: Root mean squared difference.
-        correlation: Pearson's, of V and mean reward; None if one of them never varies.
-        standard_error: Root mean squared standard error of a mean reward: the `rmse` that a perfect
-            critic would show.
+        correlation: Pearson's, of V and mean reward; None if one of them is constant.
+        standard_error: Root mean squared standard error of a mean reward: the `rmse` of a perfect
+            critic.
     """
 
     prefixes: int
@@ -195,7 +195,7 @@ class Audit:
     standard_error: float
 
     def scalars(self) -> dict[str, float]:
-        """Return the measures that are known."""
+        """Return the measures that are not None."""
         measures = {k: v for k, v in asdict(self).items() if k != "prefixes"}
         return {k: float(v) for k, v in measures.items() if v is not None}
 
@@ -205,7 +205,7 @@ def audit_values(values_P: Tensor, rewards_PM: Tensor) -> Audit:
 
     Args:
         values_P: V at each prefix.
-        rewards_PM: Rewards of M >= 2 continuations of each.
+        rewards_PM: Rewards of M >= 2 continuations of each prefix.
     """
     means_P = rewards_PM.mean(1)
     error_P = values_P - means_P

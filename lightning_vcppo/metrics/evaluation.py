@@ -1,10 +1,10 @@
-"""avg@k, pass@k and maj@k of an evaluation, with confidence intervals; none needs a Trainer.
+"""Compute avg@k, pass@k and maj@k of an evaluation, with confidence intervals.
 
 1. Each problem gets a score for every rate (`problem_scores`); a rate is their mean over problems.
 2. An interval is a bootstrap over problems, see `bootstrap_intervals`.
-3. Rows with the same text are one problem: a file that holds each problem 32 times holds 32 samples
-   of each, not 32 times as many problems, and the bootstrap draws problems.
-4. Tables by problem and by group (year, level, subject, or source) say where the points are won.
+3. Rows with the same text are one problem: a file with each problem 32 times has 32 samples of
+   each, not 32 times as many problems, because the bootstrap draws problems.
+4. Tables by problem and by group (year, level, subject, or source) break the results down.
 
 Shapes: P problems, M rates, R resamples.
 """
@@ -60,21 +60,21 @@ GROUP_COLUMNS = (
 
 
 GROUPINGS = ("year", "level", "subject")
-"""What problems are grouped by, where their data have it."""
+"""Fields by which problems are grouped if their data have them."""
 MAX_GROUPS = 50
-"""A column with more levels or subjects than these is no grouping."""
+"""Largest number of levels or subjects of a column that is used as a grouping."""
 MAX_LOGGED_GROUPS = 20
-"""A grouping with more groups than these is only in the table."""
+"""Largest number of groups of a grouping that is logged; larger ones are only in the table."""
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Estimate, without bias, the probability that at least one of k samples is right.
+    """Estimate, without bias, the probability that at least one of k samples is correct.
 
     It is 1 - C(n - c, k) / C(n, k) (Chen et al., arXiv 2107.03374, equation 1).
 
     Args:
-        num_samples: Responses n drawn for the problem.
-        num_correct: Right ones c among them.
+        num_samples: Number n of responses to the problem.
+        num_correct: Number c of correct responses among them.
         k: Size of the subset, at most n.
 
     Raises:
@@ -90,15 +90,15 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 def majority_vote(
     predictions: Sequence[str | None], correct: Sequence[bool], kind: AnswerKind | None = None
 ) -> float:
-    """Return the probability that the most frequent answer is right, ties broken at random.
+    """Return the probability that the most frequent answer is correct, ties broken at random.
 
-    Right responses vote together, however they write the answer, and so do wrong ones whose answers
-    are equal; wrong ones without an answer do not vote.
+    Correct responses vote together, however they write the answer, and so do wrong ones with equal
+    answers; wrong ones without an answer do not vote.
 
     Args:
-        predictions: Answers of the k samples of one problem, None where there is none.
-        correct: Whether each is right.
-        kind: How answers are compared; None compares them as math.
+        predictions: Answers of the k samples of one problem; None if a sample has none.
+        correct: Whether each sample is correct.
+        kind: Kind of comparison; None compares answers as math.
     """
     num_right = sum(correct)
     if num_right == 0:
@@ -108,7 +108,7 @@ def majority_vote(
     return 0.0 if any(votes > num_right for votes in rivals) else 1 / (1 + len(rivals))
 
 
-@lru_cache(maxsize=2**12)  # the set as a whole and each of its groups ask for the same problems
+@lru_cache(maxsize=2**12)  # the set and each of its groups need the same problems
 def _votes(predictions: tuple[str | None, ...], kind: AnswerKind | None) -> tuple[int, ...]:
     """Count the votes of each answer."""
     numbers = group_equal(predictions, kind)
@@ -121,16 +121,16 @@ def bootstrap_intervals(
     """Compute percentile-bootstrap intervals of the mean scores (Efron, 1979).
 
     P problems are drawn with replacement, each with all its responses. So an interval covers the
-    choice of problems and the sampling of the responses to them; it does not cover the training
-    run: another seed of it is another policy. All rates see the same draws. With few problems the
-    interval is somewhat too narrow, and it is empty where every problem has the same score (0 of 30
-    right does not mean that the next is wrong, too).
+    choice of problems and the sampling of responses, but not the training run: another seed gives
+    another policy. All rates use the same draws. With few problems the interval is somewhat too
+    narrow, and it has width 0 if every problem has the same score (although 0 of 30 correct does
+    not mean that the next one is wrong).
 
     Args:
         scores_PM: Score of each problem for each rate.
-        level: Probability that an interval shall hold the true mean.
+        level: Nominal probability that an interval contains the true mean.
         resamples: Number of draws R.
-        seed: Of the draws; the same seed gives the same interval.
+        seed: Seed of the draws; the same seed gives the same interval.
 
     Returns:
         Lower and upper ends, (M,) each.
@@ -163,14 +163,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class EvaluationSummary:
-    """An evaluation in numbers.
+    """The numbers of an evaluation.
 
     Attributes:
-        problems: Number of distinct ones.
-        k: Samples of each (the fewest, if they differ).
-        rates: Means over problems. `accuracy` is avg@k, the share of right samples; `pass_at_2`,
-            `pass_at_4`, ... below k and `pass_at_k` are the shares of problems that one of so many
-            samples solves; `maj_at_k` is the share that the majority of the samples solves.
+        problems: Number of distinct problems.
+        k: Number of samples per problem (the smallest, if they differ).
+        rates: Means over problems. `accuracy` is avg@k, the share of correct samples; `pass_at_2`,
+            `pass_at_4`, ... below k and `pass_at_k` are the shares of problems that at least one of
+            so many samples solves; `maj_at_k` is the share that the majority of samples solves.
         response_length: Mean length in tokens, over responses.
         truncation_rate: Share of responses cut off at the limit.
     """
@@ -182,7 +182,7 @@ class EvaluationSummary:
     truncation_rate: float
 
     def metrics(self) -> dict[str, float]:
-        """Return all numbers by name; `accuracy_low` and `accuracy_high` are an interval."""
+        """Return all numbers by name; `accuracy_low` and `accuracy_high` are an interval's ends."""
         numbers = {"problems": float(self.problems), "k": float(self.k)}
         for name, rate in self.rates.items():
             numbers |= {name: rate.value, f"{name}_low": rate.low, f"{name}_high": rate.high}
@@ -221,8 +221,8 @@ def problem_scores(groups: Sequence[Sequence[ResponseRecord]], k: int) -> tuple[
     """Score each problem for each rate.
 
     Args:
-        groups: The samples of each of P problems.
-        k: Samples that every problem has.
+        groups: Samples of each of P problems.
+        k: Number of samples that every problem has.
 
     Returns:
         Names of the M rates and the float64 scores_PM.
@@ -241,7 +241,7 @@ def problem_scores(groups: Sequence[Sequence[ResponseRecord]], k: int) -> tuple[
 
 
 def by_set(records: Iterable[ResponseRecord]) -> dict[str, list[ResponseRecord]]:
-    """Part records by the name of their evaluation set, in the order of appearance."""
+    """Split records by the name of their evaluation set, in the order of appearance."""
     parts: dict[str, list[ResponseRecord]] = defaultdict(list)
     for record in records:
         parts[record.evaluation_set].append(record)
@@ -275,7 +275,7 @@ def problem_table(records: Sequence[ResponseRecord]) -> list[list[Cell]]:
 def group_table(records: Sequence[ResponseRecord]) -> list[list[Cell]]:
     """Return a row of `GROUP_COLUMNS` for each year, level and subject of one set, in order.
 
-    Problems that have none of these are grouped by where they come from: file, data set or family.
+    Problems that have none of these are grouped by their source: file, data set or family.
     """
     rows: list[list[Cell]] = []
     for (by, name), of_group in _grouped(records).items():
@@ -318,7 +318,7 @@ def group_metrics(rows: Sequence[Sequence[Cell]]) -> dict[str, float]:
 def _grouped(
     records: Iterable[ResponseRecord],
 ) -> dict[tuple[str, str], list[ResponseRecord]]:
-    """Part records by (what they are grouped by, group); a record may be in several groups."""
+    """Split records by (grouping, group); a record may be in several groups."""
     groups: dict[tuple[str, str], list[ResponseRecord]] = defaultdict(list)
     for record in records:
         named = [(by, str(v)) for by in GROUPINGS if (v := getattr(record, by)) is not None]
@@ -335,16 +335,16 @@ def _grouped(
 
 
 def _in_order(group: tuple[str, str]) -> tuple[int, float, str]:
-    """Sort by grouping, then numbers by value in front of words."""
+    """Return a sort key: by grouping, then numbers by value, then words."""
     by, name = group
     number = float(name) if re.fullmatch(r"\d+(\.\d+)?", name) else math.inf
     return (*GROUPINGS, "source").index(by), number, name
 
 
 def by_problem(records: Iterable[ResponseRecord]) -> list[list[ResponseRecord]]:
-    """Group the records of one set by the text of their problem, whatever rows it stands in.
+    """Group the records of one set by the text of their problem, whatever their rows.
 
-    White space makes no difference. Problems without a text are told apart by their row.
+    White space makes no difference. Problems without a text are distinguished by their row.
     """
     groups: dict[str | int, list[ResponseRecord]] = defaultdict(list)
     for record in records:

@@ -1,6 +1,6 @@
-"""Define each metric and its healthy values; they are defined nowhere else.
+"""Define each metric and its healthy values; this is their only definition.
 
-The tables of docs/metrics.md are these, word for word, which a test checks. Texts are Markdown.
+A test checks that the tables of docs/metrics.md have these texts. They are Markdown.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ class Definition:
 
     Attributes:
         key: `group/name`; braces stand for letters, digits and underscores, as in `decile_{0..9}`.
-        meaning: What the number is.
-        healthy: Which values are healthy; may be empty.
+        meaning: Definition of the number.
+        healthy: Healthy values; may be empty.
     """
 
     key: str
@@ -24,7 +24,7 @@ class Definition:
     healthy: str
 
     def covers(self, key: str) -> bool:
-        """Return whether a logged key is this one."""
+        """Return whether a logged key matches this definition."""
         parts = re.split(r"\{.*?\}", self.key)
         return re.fullmatch(r"\w+".join(map(re.escape, parts)), key) is not None
 
@@ -35,20 +35,17 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
         Definition("rollout/reward_mean", "mean score, shaping included", "rises"),
         Definition(
             "rollout/accuracy",
-            (
-                "share of responses that are right: whose reward is positive, unless the reward "
-                "function says it itself"
-            ),
-            "rises; at 0 or 1 nothing is left to learn",
+            "share of correct responses: as the reward function states, else positive reward",
+            "rises; at 0 or 1 there is nothing to learn",
         ),
         Definition(
             "rollout/response_length",
-            "mean tokens of a response, its `<eos>` included",
+            "mean number of tokens of a response, its `<eos>` included",
             "steady or rising",
         ),
         Definition(
             "rollout/truncation_rate",
-            "share of responses cut off at `max_response_length`",
+            "share of responses truncated at `max_response_length`",
             "below 0.1",
         ),
         Definition(
@@ -70,7 +67,7 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
     "Policy": (
         Definition(
             "policy/loss",
-            "what is minimised but for the entropy, KL and NLL terms: the loss that is set",
+            "the policy loss that is set, without the entropy, KL and NLL terms",
             "near 0, no trend",
         ),
         Definition("policy/approx_kl", "mean of r - 1 - log r (k3), r = pi / pi_old", "0 to 0.05"),
@@ -79,12 +76,12 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
         Definition("policy/ratio_max", "largest of 1 and r, of all updates", "below 10"),
         Definition(
             "policy/clipfrac",
-            "share of tokens where a bound cuts the gradient off; with `cispo` limits it",
+            "share of tokens whose gradient a bound removes or, with `cispo`, limits",
             "0 to 0.2",
         ),
-        Definition("policy/clipfrac_low", "of them, at `clip_ratio_low`", ""),
-        Definition("policy/clipfrac_high", "of them, at `clip_ratio_high`", ""),
-        Definition("policy/clipfrac_c", "of them, at `clip_ratio_c`", "0 to 0.01"),
+        Definition("policy/clipfrac_low", "the part of it at `clip_ratio_low`", ""),
+        Definition("policy/clipfrac_high", "the part of it at `clip_ratio_high`", ""),
+        Definition("policy/clipfrac_c", "the part of it at `clip_ratio_c`", "0 to 0.01"),
         Definition(
             "policy/entropy",
             "mean entropy of the next token, nats",
@@ -115,16 +112,18 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
         ),
         Definition(
             "critic/explained_variance",
-            "1 - Var(R - V) / Var(R), of the same; a constant bias does not change it",
+            "1 - Var(R - V) / Var(R), for the same; a constant bias does not change it",
             "above 0.3 when the policy phase begins, at most 1",
         ),
-        Definition("critic/bias", "mean R - V, of the same", "near 0 when the policy phase begins"),
+        Definition(
+            "critic/bias", "mean R - V, for the same", "near 0 when the policy phase begins"
+        ),
         Definition("critic/value_mean", "mean V", "close to `critic/return_mean`"),
         Definition("critic/return_mean", "mean value target", "between -1 and 1"),
         Definition("critic/value_error", r"mean \|V - R\|", "falls"),
         Definition(
             "critic/value_clipfrac",
-            "share of tokens where `cliprange_value` cuts the gradient off; not with cross-entropy",
+            "share of tokens whose gradient `cliprange_value` removes; not with cross-entropy",
             "0",
         ),
         Definition(
@@ -134,7 +133,7 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
         ),
         Definition(
             "critic/target_left_out",
-            "share of tokens with rho above `target_max_ratio`, left out of the critic's loss",
+            "share of tokens with rho above `target_max_ratio`, dropped from the critic's loss",
             "below 0.01",
         ),
         Definition("critic/grad_norm", "norm of the gradient before clipping", "steady"),
@@ -148,7 +147,7 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
         ),
         Definition(
             "update/skipped_critic",
-            "the same of the critic; absent without a critic",
+            "the same for the critic; absent without a critic",
             "0",
         ),
         Definition(
@@ -223,7 +222,7 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
         Definition(
             "decay/actor_horizon",
             "1 / (1 - gamma lambda) tokens, mean over responses; infinite at 1",
-            "a good part of `rollout/response_length`",
+            "a large part of `rollout/response_length`",
         ),
         Definition("decay/critic_horizon", "the same for the value targets", "infinite"),
         Definition(
@@ -248,7 +247,7 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
     "Critic calibration": (
         Definition(
             "calibration/prompts",
-            "forecasts that the numbers are of",
+            "number of forecasts",
             "at least 512 after some rollouts",
         ),
         Definition(
@@ -261,7 +260,7 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
         ),
         Definition(
             "calibration/brier",
-            "mean (forecast - outcome)^2; 0.25 is always saying 1/2",
+            "mean (forecast - outcome)^2; 0.25 for a constant forecast of 1/2",
             "falls",
         ),
         Definition(
@@ -271,7 +270,7 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
         ),
         Definition(
             "calibration/rank_correlation",
-            "Spearman's, of forecast and pass rate; absent if one never varies",
+            "Spearman's, of forecast and pass rate; absent if one is constant",
             "above 0.2: the critic tells hard prompts from easy ones",
         ),
         Definition(
@@ -289,7 +288,7 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
         ),
         Definition(
             "calibration/audit_correlation",
-            "Pearson's, of the two; absent if one never varies",
+            "Pearson's, of the two; absent if one is constant",
             "rises towards 1",
         ),
         Definition(
@@ -298,20 +297,20 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
                 "root mean squared standard error of those mean rewards: the rmse of a perfect "
                 "critic"
             ),
-            "below 0.3, by more continuations",
+            "below 0.3; otherwise use more continuations",
         ),
     ),
     "Guard rails": (Definition("guard_rails/violations", "rules that the rollout breaks", "0"),),
     "Evaluation": (
         Definition(
             "eval/accuracy",
-            "avg@k: share of right responses; the metric to select checkpoints by",
+            "avg@k: share of correct responses; the metric for selecting checkpoints",
             "rises",
         ),
         Definition(
             "eval/pass_at_k",
             "share of problems that one of k responses solves, 1 - C(n - c, k) / C(n, k)",
-            "rises or holds: else only guessing got narrower",
+            "rises or holds; if it falls, answers only became less diverse",
         ),
         Definition(
             "eval/pass_at_{m}",
@@ -320,22 +319,22 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
         ),
         Definition(
             "eval/maj_at_k",
-            "share of problems that the most frequent answer solves; a tie counts in parts",
+            "share of problems that the most frequent answer solves; a tie counts proportionally",
             "above `eval/accuracy`",
         ),
         Definition("eval/{rate}_low", "lower end of the 95 % interval of each of these rates", ""),
         Definition("eval/{rate}_high", "its upper end", "rises above that of the start"),
         Definition("eval/problems", "problems evaluated", "the size of the set"),
-        Definition("eval/k", "responses a problem", ""),
+        Definition("eval/k", "responses per problem", ""),
         Definition(
             "eval/response_length",
-            "mean tokens of a response",
+            "mean number of tokens of a response",
             "as `rollout/response_length`",
         ),
-        Definition("eval/truncation_rate", "share of responses cut off", "below 0.1"),
+        Definition("eval/truncation_rate", "share of truncated responses", "below 0.1"),
         Definition("eval/by_level/{level}", "`eval/accuracy` of the problems of a level", "rises"),
-        Definition("eval/by_subject/{subject}", "the same of a subject", "rises"),
-        Definition("eval/by_year/{year}", "the same of a competition's year", "rises"),
+        Definition("eval/by_subject/{subject}", "the same for a subject", "rises"),
+        Definition("eval/by_year/{year}", "the same for a competition's year", "rises"),
     ),
     "Sampler mismatch": (
         Definition("mismatch/kl_k1", r"KL(mu \|\| pi_old), mean log(mu / pi_old)", "below 0.01"),
@@ -345,7 +344,7 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
         Definition("mismatch/ess", "effective sample size as a share of the tokens", "above 0.9"),
         Definition(
             "mismatch/weight_clipped",
-            "share of tokens that the cap cuts or drops",
+            "share of tokens that the cap truncates or drops",
             "below 0.01",
         ),
     ),
@@ -363,7 +362,7 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
         ),
         Definition(
             "reward_model/explained_variance",
-            "of the reward by that score",
+            "explained variance of the reward by that score",
             "rises above 0",
         ),
     ),
@@ -377,7 +376,7 @@ def definitions() -> tuple[Definition, ...]:
 
 
 def define(key: str) -> Definition:
-    """Return the definition of a key, as it is logged or as the page writes it.
+    """Return the definition of a key, in its logged form or in that of the page.
 
     Raises:
         KeyError: If there is none.

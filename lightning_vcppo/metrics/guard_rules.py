@@ -1,7 +1,7 @@
-"""Rules against the usual faults of a run of PPO on language models; a number breaks them.
+"""Define rules against common faults of PPO runs on language models.
 
-Each rule is a function of `Facts`. It returns None, or one line with the number that it saw and the
-flag to change. docs/metrics.md has a table of them.
+Each rule is a function of `Facts`. It returns None, or one line with the number that breaks the
+rule and the flag to change. docs/metrics.md has a table of them.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from lightning_vcppo.settings import AdvantageSettings
 
 @dataclass(frozen=True)
 class Limits:
-    """Beyond which number a rule is broken; all are ours, but for those marked.
+    """Numbers beyond which a rule is broken; all are ours, except those marked.
 
     Attributes:
-        window: Rollouts over which "now" and "at the start" are means.
-        r2: The actor may move above it. At 0 the critic foresees as much as the mean return would.
+        window: Number of rollouts over which "now" and "at the start" are averaged.
+        r2: R^2 above which the actor may be trained. At 0 the critic is as good as the mean return.
         bias_share: Largest distance of mean V from mean R, as a share of the range of the rewards.
-        reward_share: Least weight of the reward at the first token of a response of mean length, in
+        reward_share: Smallest weight of the reward at a mean-length response's first token, in
             the critic's targets.
-        length_ratio: Least mean length as a share of that at the start (VC-PPO's baseline fell to a
+        length_ratio: Smallest mean length as a share of the initial one (VC-PPO's baseline: a
             fifth).
-        truncation_rise: Most that the truncation rate may rise above that at the start.
-        clipfrac: Largest share of tokens at which the policy's clip cuts the gradient off.
-        approx_kl: Largest KL divergence of the updates of a rollout, nats a token.
-        mismatch_kl: Largest KL divergence of the trainer's policy from the sampler's, nats a token.
-        cured_after: Rollouts without it after which a broken rule would be warned of again.
+        truncation_rise: Largest rise of the truncation rate above that at the start.
+        clipfrac: Largest share of tokens at which the policy's clip removes the gradient.
+        approx_kl: Largest KL divergence of the updates of a rollout, in nats per token.
+        mismatch_kl: Largest KL divergence of the trainer's policy from the sampler's, per token.
+        cured_after: Number of rollouts without a violation after which a rule warns again.
     """
 
     window: int = 5
@@ -54,20 +54,20 @@ class Limits:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the rules look at after a rollout.
+    """The inputs of the rules after a rollout.
 
     Attributes:
         advantage: Settings of advantages and value targets.
         actor_lr: Peak learning rate of the actor.
-        critic_lr: Of the critic; None if there is none.
-        cliprange_value: The critic's clip; None is off.
-        fresh_critic: Whether the run started from a critic that nobody had fitted.
+        critic_lr: Peak learning rate of the critic; None if there is none.
+        cliprange_value: The critic's clip; None means off.
+        fresh_critic: Whether the run started from an untrained critic.
         fits_critic: Whether there is or was value pretraining, in this run or before it.
         pretraining: Whether this was a rollout of value pretraining.
         actor_moves: Whether the next rollout updates the actor.
         last: Metrics of this rollout, those that are finite.
         now: Their means over the last rollouts, as many as `Limits.window`.
-        seen: Rollouts that have been measured, up to `Limits.window`.
+        seen: Number of measured rollouts, up to `Limits.window`.
         start: Their means over the first ones.
         reward_range: Lowest and highest reward of the run so far; None before the first.
     """
@@ -91,7 +91,7 @@ Rule = Callable[[Facts, Limits], str | None]
 
 MISMATCH_KL = "mismatch/kl_k3"
 REWARD_VARIANCE = "rollout/reward_variance"
-"""Of the responses of a rollout, over all ranks; not logged."""
+"""Variance of the rewards of a rollout, over all ranks; not logged."""
 WATCHED = (
     "rollout/response_length",
     "rollout/accuracy",
@@ -111,19 +111,19 @@ WATCHED = (
 
 
 def bootstrapped_targets(facts: Facts, limits: Limits) -> str | None:
-    """Value pretraining, which takes lambda 1 whatever is set, is followed by lambda_critic < 1."""
+    """Value pretraining, which always uses lambda 1, is followed by lambda_critic < 1."""
     lam = facts.advantage.lambda_critic
     if facts.critic_lr is None or not facts.fits_critic or lam == 1:
         return None
     return (
-        f"the critic is fitted on Monte-Carlo returns, but when the actor moves its targets have "
-        f"lambda_critic {lam:g} and are made of its own values again; "
+        f"the critic is fitted on Monte-Carlo returns, but while the actor is trained its targets "
+        f"have lambda_critic {lam:g} and contain its own values again; "
         "set --model.advantage.lambda_critic=1"
     )
 
 
 def unready_critic(facts: Facts, limits: Limits) -> str | None:
-    """The actor is about to move, or moves on, by a critic that foresees nothing."""
+    """The actor is trained, or about to be, with a critic that does not predict the returns."""
     if facts.critic_lr is None or not facts.actor_moves or facts.advantage.explained_variance_gate:
         return None
     r2 = _of_critic(facts, "r2")
@@ -131,18 +131,18 @@ def unready_critic(facts: Facts, limits: Limits) -> str | None:
         return None
     cure = "raise --value_pretraining.max_rollouts or --model.critic_optimizer.lr"
     return (
-        f"the actor moves by a critic whose R^2 is {r2:.2f}, not above {limits.r2:g}; "
+        f"the actor is trained with a critic whose R^2 is {r2:.2f}, not above {limits.r2:g}; "
         f"{cure if facts.fits_critic else ENABLE}"
     )
 
 
 def biased_critic(facts: Facts, limits: Limits) -> str | None:
-    """The values are all too low, which rewards any end, or all too high, which punishes it."""
+    """All values are too low, which rewards any ending, or too high, which punishes it."""
     bias = _of_critic(facts, "bias")
     if facts.critic_lr is None or not facts.actor_moves or facts.reward_range is None:
         return None
     low, high = facts.reward_range
-    if bias is None or low == high:  # equal rewards have a rule of their own
+    if bias is None or low == high:  # equal rewards have their own rule
         return None
     value = None if facts.pretraining else facts.now.get("critic/value_mean")
     cure = "raise --value_pretraining.max_rollouts or --model.critic_optimizer.lr"
@@ -158,7 +158,7 @@ def biased_critic(facts: Facts, limits: Limits) -> str | None:
 
 
 def unheard_reward(facts: Facts, limits: Limits) -> str | None:
-    """A lambda below 1 keeps the terminal reward from the critic's targets of early tokens."""
+    """With a lambda below 1 the terminal reward hardly reaches the targets of early tokens."""
     settings, length = facts.advantage, facts.now.get("rollout/response_length")
     lam = settings.lambda_critic
     if facts.critic_lr is None or facts.pretraining or length is None or lam == 1:
@@ -188,7 +188,7 @@ def zero_lambda(facts: Facts, limits: Limits) -> str | None:
 
 
 def slow_critic(facts: Facts, limits: Limits) -> str | None:
-    """The critic does not learn faster than the actor, which it has to follow."""
+    """The critic does not learn faster than the actor, which it must follow."""
     if facts.critic_lr is None or facts.critic_lr > facts.actor_lr:
         return None
     return (
@@ -198,18 +198,18 @@ def slow_critic(facts: Facts, limits: Limits) -> str | None:
 
 
 def clipped_values(facts: Facts, limits: Limits) -> str | None:
-    """Value clipping holds back a critic that has all its way still to go."""
+    """Value clipping slows down a critic that starts untrained."""
     clip = facts.cliprange_value
     if facts.critic_lr is None or clip is None or not facts.fresh_critic:
         return None
     return (
-        f"cliprange_value lets a value move by {clip:g} in a rollout, and this critic starts "
-        "unfitted; set --model.value.cliprange_value=null"
+        f"cliprange_value limits a value's change to {clip:g} per rollout, and this critic starts "
+        "untrained; set --model.value.cliprange_value=null"
     )
 
 
 def shrinking_responses(facts: Facts, limits: Limits) -> str | None:
-    """Responses get much shorter: the signature of the collapse (VC-PPO, section 3)."""
+    """Responses become much shorter, the sign of a collapse (VC-PPO, section 3)."""
     start, now = (seen.get("rollout/response_length") for seen in (facts.start, facts.now))
     if start is None or now is None or now >= limits.length_ratio * start:
         return None
@@ -227,16 +227,16 @@ def shrinking_responses(facts: Facts, limits: Limits) -> str | None:
 
 
 def equal_rewards(facts: Facts, limits: Limits) -> str | None:
-    """All responses of some rollouts got the same reward, so no token's advantage says anything."""
+    """All responses of some rollouts got the same reward, so no advantage is informative."""
     variance = facts.now.get(REWARD_VARIANCE)
     if facts.seen < limits.window or variance is None or variance > 1e-9:
         return None
     accuracy = facts.now.get("rollout/accuracy", math.nan)
-    cure = "give harder problems (--data.path)"
+    cure = "use harder problems (--data.path)"
     if not accuracy > 0.5:
         cure = (
-            "give easier problems (--data.path) or fine-tune first (--model=ColdStartModule), and "
-            "see in evaluation/*.jsonl that right answers are not graded wrong (--model.reward)"
+            "use easier problems (--data.path) or fine-tune first (--model=ColdStartModule), and "
+            "check in evaluation/*.jsonl that correct answers are graded correct (--model.reward)"
         )
     return (
         f"all rewards of the last {limits.window} rollouts are the same, at an accuracy of "
@@ -245,7 +245,7 @@ def equal_rewards(facts: Facts, limits: Limits) -> str | None:
 
 
 def rising_truncation(facts: Facts, limits: Limits) -> str | None:
-    """More and more responses are cut off, so that the limit decides the reward."""
+    """More and more responses are truncated, so that the limit decides the reward."""
     start, now = (seen.get("rollout/truncation_rate") for seen in (facts.start, facts.now))
     if start is None or now is None or now - start <= limits.truncation_rise:
         return None
@@ -256,12 +256,12 @@ def rising_truncation(facts: Facts, limits: Limits) -> str | None:
 
 
 def large_clip_fraction(facts: Facts, limits: Limits) -> str | None:
-    """The clip cuts off too much of the gradient."""
+    """The clip removes too much of the gradient."""
     return _too_large(facts, "policy/clipfrac", limits.clipfrac)
 
 
 def large_policy_kl(facts: Facts, limits: Limits) -> str | None:
-    """One rollout's updates move the policy too far."""
+    """The updates of one rollout change the policy too much."""
     return _too_large(facts, "policy/approx_kl", limits.approx_kl)
 
 
@@ -271,22 +271,22 @@ def sampler_mismatch(facts: Facts, limits: Limits) -> str | None:
     if kl is None or kl <= limits.mismatch_kl:
         return None
     return (
-        f"the KL of the trainer's policy from the sampler's is {kl:.3g} nats a token, above "
+        f"the KL of the trainer's policy from the sampler's is {kl:.3g} nats per token, above "
         f"{limits.mismatch_kl:g}; set --model.policy.importance_correction=truncate, or sample and "
         "train in the same precision"
     )
 
 
 def skipped_updates(facts: Facts, limits: Limits) -> str | None:
-    """Loss or gradient of an update was not finite, and it was left out."""
+    """The loss or gradient of an update was not finite, so that it was skipped."""
     skipped = {name: facts.last.get(f"update/skipped_{name}", 0) for name in ("policy", "critic")}
     if not any(skipped.values()):
         return None
     counts = " and ".join(f"{count:.0f} of the {name}" for name, count in skipped.items() if count)
     optimizer = "actor" if skipped["policy"] else "critic"
     return (
-        f"loss or gradient was not finite in updates of this rollout, {counts}, which were left "
-        "out; look for rewards that are not numbers (--model.reward), or lower "
+        f"loss or gradient was not finite in updates of this rollout, {counts}, which were "
+        "skipped; look for rewards that are not finite (--model.reward), or lower "
         f"--model.{optimizer}_optimizer.lr"
     )
 
@@ -321,10 +321,10 @@ def broken_rules(facts: Facts, limits: Limits) -> dict[str, str]:
 
 
 def _of_critic(facts: Facts, name: str) -> float | None:
-    """Return R^2 or bias of the critic by which the actor is going to move."""
+    """Return R^2 or bias of the critic with which the actor will be trained."""
     if not facts.pretraining:
         return facts.now.get(f"critic/{name}")
-    # It ends: the last word counts, on held-out responses if there is one.
+    # The phase ends: its last value counts, on held-out responses if there are any.
     before_fit = facts.last.get(f"critic/{name}", facts.now.get(f"critic/{name}"))
     return facts.last.get(f"value_pretraining/{name}", before_fit)
 

@@ -1,9 +1,9 @@
-"""Means by position in the response, and how far the terminal reward reaches.
+"""Compute means by position in the response, and how far the terminal reward reaches.
 
-These are the two pictures by which VC-PPO (arXiv 2503.01491, section 3) finds what is wrong with
-PPO on long responses: values and advantages that drift with the position, although nothing but the
-end of a response is rewarded (`profile_positions`); and a weight of the reward that vanishes before
-the first token (`reward_weights`).
+VC-PPO (arXiv 2503.01491, section 3) uses both to explain the failure of PPO on long responses:
+values and advantages drift with the position, although only the end of a response is rewarded
+(`profile_positions`); and the weight of the reward vanishes before the first token
+(`reward_weights`).
 
 Shapes: B responses of this rank, T response tokens, N masked tokens, Q quantities, D bins.
 Masks are True on the tokens that count, which start each row.
@@ -27,7 +27,7 @@ NUM_DECILES = 10
 SPLITS = ("all", "correct", "incorrect", "short", "long")
 
 Profile = dict[str, dict[str, list[float | None]]]
-"""Quantity -> split -> its mean in each bin; None where no token fell into it."""
+"""Quantity -> split -> its mean in each bin; None for a bin without tokens."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class PositionProfiles:
     """Means of token quantities by position, over all ranks.
 
     Attributes:
-        deciles: By tenths of each response's own length. A response of fewer than ten tokens leaves
-            some of them out.
-        absolute: By bins of `bin_width` tokens, counted from the first one of the response; the
-            last bin takes all later tokens, too.
-        bin_width: Tokens of an absolute bin.
-        count: Tokens in each absolute bin.
+        deciles: Means by tenths of each response's length. A response of fewer than ten tokens is
+            not in all of them.
+        absolute: Means by bins of `bin_width` tokens from the start of the response; the last bin
+            also contains all later tokens.
+        bin_width: Number of token positions of an absolute bin.
+        count: Number of tokens in each absolute bin.
     """
 
     deciles: Profile
@@ -61,16 +61,16 @@ def profile_positions(
 ) -> PositionProfiles:
     """Average quantities in relative and absolute bins, for each of `SPLITS`.
 
-    `short` and `long` are the responses below and above the median; those of just that length are
-    in neither.
+    `short` and `long` are the responses below and above the median; those of exactly that length
+    are in neither.
 
     Args:
-        quantities: (B, T) each; read only where the mask is True.
+        quantities: Token quantities, (B, T) each; read only where the mask is True.
         response_mask_BT: True on the tokens of the responses.
-        correct_B: True for right responses.
-        median_length: Of the responses of all ranks, in tokens.
-        bin_width: Tokens of an absolute bin.
-        num_bins: How many of them.
+        correct_B: True for correct responses.
+        median_length: Median length of the responses of all ranks, in tokens.
+        bin_width: Number of token positions of an absolute bin.
+        num_bins: Number of absolute bins.
         reduce: Sums a small tensor over ranks; called once.
 
     Raises:
@@ -110,11 +110,11 @@ def profile_rollout(
 
     Args:
         rollout: Graded responses of this rank.
-        quantities: (B, T) each.
-        bin_width: Tokens of an absolute bin.
-        num_bins: How many of them.
-        ranks: Ranks with as many responses each.
-        reduce: Sums a small tensor over them; called twice.
+        quantities: Token quantities, (B, T) each.
+        bin_width: Number of token positions of an absolute bin.
+        num_bins: Number of absolute bins.
+        ranks: Number of ranks, with equally many responses each.
+        reduce: Sums a small tensor over ranks; called twice.
     """
     lengths_R = of_all_ranks(
         rollout.response_lengths_B.double(), rollout.positions_B, ranks=ranks, reduce=reduce
@@ -123,7 +123,7 @@ def profile_rollout(
         quantities,
         rollout.response_mask_BT,
         rollout.correct_B,
-        float(lengths_R.quantile(0.5)),  # of an even number the mean of the middle two
+        float(lengths_R.quantile(0.5)),  # for an even number the mean of the middle two
         bin_width=bin_width,
         num_bins=num_bins,
         reduce=reduce,
@@ -131,10 +131,10 @@ def profile_rollout(
 
 
 def token_quantities(rollout: Rollout, gamma: float = 1.0) -> dict[str, Tensor]:
-    """Return what is worth seeing by position, (B, T) each, as far as the rollout has it.
+    """Return the quantities to show by position, (B, T) each, that the rollout has.
 
-    The returns are the Monte-Carlo ones. Against targets with lambda_critic below 1, which are made
-    of the critic's own values, a biased critic would look unbiased.
+    The returns are Monte-Carlo returns. Against targets with lambda_critic below 1, which contain
+    the critic's own values, a biased critic would look unbiased.
     """
     found = {}
     if rollout.values_BT is not None and rollout.rewards_BT is not None:
@@ -149,19 +149,19 @@ def token_quantities(rollout: Rollout, gamma: float = 1.0) -> dict[str, Tensor]:
 
 
 def absolute_bins(max_response_length: int, bin_width: int | None, at_most: int) -> tuple[int, int]:
-    """Return width and number of the bins for responses of up to so many tokens.
+    """Return width and number of the bins for responses up to a length.
 
     Args:
-        max_response_length: The limit.
-        bin_width: Tokens of a bin; None makes `at_most` bins or a few less.
-        at_most: See there.
+        max_response_length: Largest length, in tokens.
+        bin_width: Number of token positions of a bin; None makes about `at_most` bins.
+        at_most: Largest number of bins if `bin_width` is None.
     """
     width = bin_width or math.ceil(max_response_length / at_most)
     return width, math.ceil(max_response_length / width)
 
 
 def _means(names: Mapping[str, object], sums: Tensor) -> tuple[Profile, list[int]]:
-    """Turn sums (Q, 6 D) over cells into means over splits, and the tokens in each bin."""
+    """Return means over splits, and the number of tokens in each bin, from sums (Q, 6 D)."""
     sums_QCLD = sums.view(len(sums), 2, 3, -1)
     of_splits = {
         "all": sums_QCLD.sum((1, 2)),
@@ -184,8 +184,8 @@ def reward_weights(response_mask_BT: Tensor, lam: float | Tensor, *, gamma: floa
     """Compute the weight (gamma lambda)^(T - t) of the terminal reward in the advantage of token t.
 
     Tokens count from 1, so the last one has weight 1 and the first (gamma lambda)^(T - 1). With the
-    critic's lambda it is the weight in the value target instead. Whatever weight is missing, the
-    critic's own bootstraps fill (VC-PPO, section 3.2).
+    critic's lambda it is the weight in the value target. The remaining weight goes to the critic's
+    own bootstrapped values (VC-PPO, section 3.2).
 
     Args:
         response_mask_BT: True on the tokens of the response, which start each row.
@@ -206,7 +206,7 @@ def actor_lambda(lengths_B: Tensor, settings: AdvantageSettings) -> Tensor:
     """Return the lambda of each response's advantages.
 
     It is fixed or adapted to the length in tokens; estimators without a critic give every token
-    the whole reward, as lambda = 1 would.
+    the complete reward, like lambda = 1.
     """
     if not settings.needs_critic:
         return torch.ones(lengths_B.shape, device=lengths_B.device)
@@ -222,12 +222,12 @@ def effective_horizon(lam: float, gamma: float = 1.0) -> float:
 
 @dataclass(frozen=True)
 class RewardReach:
-    """How far the terminal reward reaches in a rollout, for actor and critic; means over all ranks.
+    """Reach of the terminal reward in a rollout, for actor and critic; means over all ranks.
 
     Attributes:
-        response_length: Mean tokens of a response.
-        lambda_actor: Mean over responses.
-        lambda_critic: Of the value targets of this rollout.
+        response_length: Mean number of tokens of a response.
+        lambda_actor: Lambda of the advantages, mean over responses.
+        lambda_critic: Lambda of the value targets of this rollout.
         gamma: Discount.
         actor_horizon: Tokens over which the advantages sum TD errors, mean over responses.
         critic_horizon: The same for the value targets.
@@ -257,12 +257,12 @@ def reward_reach(
     gamma: float = 1.0,
     reduce: Reduce = identity,
 ) -> RewardReach:
-    """Measure how much of the terminal reward the lambdas let through to the tokens.
+    """Measure how much of the terminal reward reaches the tokens with these lambdas.
 
     Args:
         response_mask_BT: True on the tokens of the responses.
-        lambda_actor_B: Of the advantages.
-        lambda_critic: Of the value targets.
+        lambda_actor_B: Lambdas of the advantages.
+        lambda_critic: Lambda of the value targets.
         gamma: Discount.
         reduce: Sums a small tensor over ranks; called once.
     """

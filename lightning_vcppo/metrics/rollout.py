@@ -1,8 +1,8 @@
-"""The numbers that we report about rollouts; none needs a Trainer.
+"""Compute the metrics of rollouts, without a Trainer.
 
-They are its means (`describe_rollout`) and how good the critic was (`describe_critic`), or is after
-a fit (`describe_fit`). What depends on the position in the response is in `profiles.py`, what an
-evaluation gives in `evaluation.py`.
+They are means (`describe_rollout`) and the quality of the critic before its updates
+(`describe_critic`) or after a fit (`describe_fit`). Metrics by position in the response are in
+`positions.py`, those of evaluations in `evaluation.py`.
 
 Shapes: B sequences, T response tokens. Masks are True on the tokens that count.
 """
@@ -26,7 +26,7 @@ from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.rollouts.rollout import Rollout
 
 ALIGNED = 0.05
-"""Largest share of the bias in the squared error once the range of the values is right; ours."""
+"""Largest share of the bias in the squared error when the range of values is right; ours."""
 
 
 def describe_rollout(rollout: Rollout, *, reduce: Reduce = identity) -> dict[str, float]:
@@ -52,13 +52,13 @@ def describe_rollout(rollout: Rollout, *, reduce: Reduce = identity) -> dict[str
 def describe_fit(
     values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, *, reduce: Reduce = identity
 ) -> dict[str, float]:
-    """Return how well values fit their returns: loss, R^2, explained variance and bias.
+    """Return loss, R^2, explained variance and bias of values against their returns.
 
     Twice the loss is bias^2 + (1 - explained_variance) Var(R), or (1 - r2) Var(R).
 
     Args:
-        values_BT: V.
-        returns_BT: R.
+        values_BT: Values V.
+        returns_BT: Returns R.
         mask_BT: True on the tokens that count.
         reduce: Sums a small tensor over ranks.
     """
@@ -74,15 +74,15 @@ def describe_fit(
 
 
 def range_alignment_end(losses: Sequence[float], biases: Sequence[float]) -> int | None:
-    """Return where the first phase of value pretraining is over; None if it is not.
+    """Return the index at which the first phase of value pretraining ends; None if it does not.
 
-    VC-PPO (section 4.1) sees two: first the values move into the range of the returns, fast, then
-    the critic learns which tokens matter, slowly. In the first the squared error has a large common
-    part, (mean(R - V))^2; the second begins when that is at most 5 % of mean((R - V)^2).
+    VC-PPO (section 4.1) observes two: first the values quickly move into the range of the returns,
+    then the critic slowly learns which tokens matter. In the first the squared error has a large
+    common part, (mean(R - V))^2; the second begins when it is at most 5 % of mean((R - V)^2).
 
     Args:
-        losses: 1/2 mean((R - V)^2), one a rollout.
-        biases: mean(R - V).
+        losses: 1/2 mean((R - V)^2), one per rollout.
+        biases: mean(R - V), one per rollout.
     """
     return next(
         (
@@ -97,14 +97,14 @@ def range_alignment_end(losses: Sequence[float], biases: Sequence[float]) -> int
 def describe_critic(
     rollout: Rollout, gamma: float = 1.0, *, reduce: Reduce = identity
 ) -> dict[str, float]:
-    """Return how good the critic was before its updates, under its `critic/*` names.
+    """Return the quality of the critic before its updates, under `critic/*` names.
 
-    R^2, explained variance and bias are of the Monte-Carlo returns. Against bootstrapped targets
-    (lambda_critic below 1) they would measure how far the critic agrees with itself, and flatter
-    plain PPO.
+    R^2, explained variance and bias are against Monte-Carlo returns. Against bootstrapped targets
+    (lambda_critic below 1) they would measure how far the critic agrees with itself, and
+    overestimate plain PPO's critic.
 
     Args:
-        rollout: With rewards, values and the critic's targets.
+        rollout: Rollout with rewards, values and the critic's targets.
         gamma: Discount.
         reduce: Sums a small tensor over ranks.
     """
@@ -125,13 +125,13 @@ def describe_critic(
 def describe_step(
     rollout: Rollout, gamma: float, seconds: Mapping[str, float], ranks: Ranks
 ) -> dict[str, float]:
-    """Return all that a training step logs of its rollout; called on every rank.
+    """Return all metrics of a training step's rollout; called on every rank.
 
     Args:
-        rollout: That was learned from.
+        rollout: Rollout of the step.
         gamma: Discount.
-        seconds: Of each part of the step, on this rank.
-        ranks: Of the run.
+        seconds: Seconds of each part of the step, on this rank.
+        ranks: Ranks of the run.
     """
     metrics = describe_rollout(rollout, reduce=ranks.sum)
     if rollout.values_BT is not None:

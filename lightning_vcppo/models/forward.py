@@ -6,7 +6,8 @@ H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ def response_layers(
     prompt_lengths_B: Tensor,
     mask_BT: Tensor,
     layers: Sequence[int],
+    tapped: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Do the same as `response_hidden` for the states after some layers.
 
@@ -52,25 +54,45 @@ def response_layers(
         prompt_lengths_B: Number of tokens of each prompt, at least 1.
         mask_BT: True on the wanted response tokens.
         layers: Numbers of the layers, from 1, ascending.
+        tapped: States that `tapping` has collected in a forward pass on the same tokens; None runs
+            one.
 
     Returns:
-        States (N, K, H), before the norm that follows the last layer.
+        States (N, K, H), before the norm that follows the last layer, detached.
     """
     inputs, index = _lay_out(backbone, input_ids_BL, prompt_lengths_B, mask_BT)
+    if tapped is None:
+        with tapping(backbone, layers) as tapped:
+            backbone(**inputs, use_cache=False)
+    read = [hidden.shape[:2] for hidden in tapped]
+    assert read == [inputs["input_ids"].shape] * len(layers), "these tokens, in one forward pass"
+    return torch.stack([hidden[index] for hidden in tapped], 1)
+
+
+@contextmanager
+def tapping(backbone: nn.Module, layers: Sequence[int]) -> Iterator[list[Tensor]]:
+    """Collect the states after some layers in the forward passes of a context.
+
+    Args:
+        backbone: A transformers base model with its layers in `layers`.
+        layers: Numbers of the layers, from 1, ascending.
+
+    Yields:
+        A list that grows by the states of each layer, padding and prompts included, detached.
+    """
     tapped: list[Tensor] = []
 
     def tap(layer: nn.Module, given: Any, output: Any) -> None:
         hidden: Tensor = output[0] if isinstance(output, tuple) else output
-        tapped.append(hidden[index])
+        tapped.append(hidden.detach())
 
     assert isinstance(backbone.layers, nn.ModuleList)
     hooks = [backbone.layers[layer - 1].register_forward_hook(tap) for layer in layers]
     try:
-        backbone(**inputs, use_cache=False)
+        yield tapped
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.stack(tapped, 1)
 
 
 def _lay_out(

@@ -6,7 +6,7 @@
    with a learnt share m and x_k the normalized, down-projected state, and a small MLP on each rung.
    It treats tokens one by one: the context of a token is in the actor's states.
 3. V depends on the actor: when its weights change, so do the states. Each update of the critic
-   computes them again.
+   computes them again, in a forward pass of its own, or in the policy's (`sharing_forward`).
 
 Shapes: B sequences, L tokens, T response tokens, N masked response tokens, K taps, H hidden, R
 width of the ladder.
@@ -14,6 +14,8 @@ width of the ladder.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,7 +29,7 @@ from transformers import (
 from typing_extensions import override
 
 from lightning_vcppo.common.seeding import stream_seed
-from lightning_vcppo.models.forward import response_layers
+from lightning_vcppo.models.forward import response_layers, tapping
 from lightning_vcppo.models.value_network import ValueNetwork, describe_head, num_outputs
 from lightning_vcppo.settings import ValueSettings
 
@@ -114,6 +116,7 @@ class SideCritic(ValueNetwork):
         self.model, self.settings = model, settings
         model.config.value_head = describe_head(settings)
         self._actor: tuple[PreTrainedModel, ...] = ()  # in a tuple, so that it is not a submodule
+        self._tapped: Sequence[Tensor] | None = None  # states of the policy's forward pass
 
     def attach(self, actor: PreTrainedModel) -> SideCritic:
         """Set the actor whose activations are read, and return the critic.
@@ -145,6 +148,20 @@ class SideCritic(ValueNetwork):
         assert isinstance(head, nn.Linear)
         return head
 
+    @override
+    @contextmanager
+    def sharing_forward(self) -> Iterator[None]:
+        """Read the states of the actor's forward pass in this context, instead of running another.
+
+        Within it, the actor reads some tokens once, with or without gradients; then the critic is
+        asked about the same tokens.
+        """
+        with tapping(self.reader.base_model, self.model.config.taps) as self._tapped:
+            try:
+                yield
+            finally:
+                self._tapped = None
+
     def forward(self, input_ids_BL: Tensor, prompt_lengths_B: Tensor, mask_BT: Tensor) -> Tensor:
         """Return the head's float32 (or better) output for the state before each token, (N, K)."""
         with torch.no_grad():
@@ -154,6 +171,7 @@ class SideCritic(ValueNetwork):
                 prompt_lengths_B,
                 mask_BT,
                 self.model.config.taps,
+                self._tapped,
             )
         return self.read_head(self.model(tapped_NKH.to(self.model.dtype)))
 

@@ -6,6 +6,7 @@ Shapes: N masked response tokens, K outputs of the head, H hidden, E = K + 1 edg
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -41,6 +42,10 @@ class ValueNetwork(HasOwnShards):
     def head(self) -> nn.Linear:
         """The value head, (H -> K)."""
         raise NotImplementedError
+
+    def sharing_forward(self) -> AbstractContextManager[None]:
+        """Return a context in which a critic on the actor's activations runs the actor no more."""
+        return nullcontext()
 
     @override
     def own_shards(self) -> list[nn.Module]:

@@ -42,7 +42,7 @@ def require_consistency(
     )
     require(
         value.architecture == "backbone" or critic is None,
-        "critic: a side critic has no backbone to load; leave --model.critic null, or set "
+        "critic: a side critic has no backbone to load; add --model.critic null, or set "
         "value.architecture=backbone",
     )
     require(
@@ -63,6 +63,22 @@ def require_consistency(
         "value.target_correction: before the actor's update there is nothing to correct; set "
         "update.order=actor_first",
     )
+    together = update.order == "together" and advantage.needs_critic
+    require(
+        not together or value.architecture == "side",
+        "update.order: only a side critic learns together with the actor, whose forward pass it "
+        "reads; set value.architecture=side, or update.order=critic_first",
+    )
+    for name, of_policy in (
+        ("critic_epochs", update.ppo_epochs),
+        ("critic_mini_batch_size", update.ppo_mini_batch_size),
+    ):
+        own = getattr(update, name)
+        require(
+            not together or own in (None, of_policy),
+            f"update.{name}: with update.order=together, the critic learns in the policy's passes "
+            f"and mini-batches; leave it null, or set update.order=critic_first",
+        )
     alpha, longest = advantage.length_adaptive_alpha, sampling.max_response_length
     require(
         alpha is None or alpha * longest > 1,

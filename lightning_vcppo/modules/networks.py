@@ -22,6 +22,8 @@ from lightning_vcppo.settings import LoRASettings, ValueSettings
 
 FIXED = {"architecture": "backbone", "freeze": "none", "privileged_prompt": "none"}
 """Settings that a checkpoint fixes, with their values where it does not state them."""
+FIXED_BESIDE = ("side_taps", "side_width")
+"""Settings that it fixes only for a side critic."""
 
 
 @dataclass
@@ -136,13 +138,15 @@ class NetworkLoader:
     def save(self, checkpoint: dict[str, Any]) -> None:
         """Record in a checkpoint which weights the run trains."""
         checkpoint[Keys.ADAPTERS] = adapters.record(self.lora, self.bases)
-        checkpoint[Keys.CRITIC] = {name: getattr(self.value, name) for name in FIXED}
+        names = [*FIXED, *(FIXED_BESIDE if self.value.architecture == "side" else ())]
+        checkpoint[Keys.CRITIC] = {name: getattr(self.value, name) for name in names}
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of a run that trains other weights.
 
         Raises:
-            ValueError: For adapters of another kind or on another base, or another frozen part.
+            ValueError: For adapters of another kind or on another base, another frozen part, or a
+                side critic of another size.
         """
         adapters.require_same(checkpoint.get(Keys.ADAPTERS), adapters.record(self.lora, self.bases))
         for name, saved in (FIXED | checkpoint.get(Keys.CRITIC, {})).items():

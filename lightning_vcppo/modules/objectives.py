@@ -167,7 +167,7 @@ class CriticObjective:
             reduce=reduce,
             sequence_weights_B=mini_batch.noise_weights_B,
         )
-        return mini_batch.with_(loss_weights_BT=weights_BT)
+        return mini_batch.with_(value_weights_BT=weights_BT)
 
     def loss(self, micro_batch: Rollout) -> tuple[Tensor, Diagnostics]:
         """Return the critic's loss on a part of a mini-batch and its diagnostics."""
@@ -181,7 +181,7 @@ class CriticObjective:
                 mask_BT,
                 edges_E=self.critic.edges(),
                 sigma_ratio=settings.sigma_ratio,
-                token_weights_BT=micro_batch.loss_weights_BT,
+                token_weights_BT=micro_batch.value_weights_BT,
             )
         if settings.loss == "bce":
             return value_heads.bce_loss(
@@ -190,7 +190,7 @@ class CriticObjective:
                 mask_BT,
                 low=settings.value_min,
                 high=settings.value_max,
-                token_weights_BT=micro_batch.loss_weights_BT,
+                token_weights_BT=micro_batch.value_weights_BT,
             )
         return losses.value_loss(
             pad(self.critic.values(outputs_NK), mask_BT),
@@ -200,5 +200,5 @@ class CriticObjective:
             huber_delta=settings.huber_delta,
             old_values_BT=micro_batch.values_BT,
             cliprange_value=settings.cliprange_value,
-            token_weights_BT=micro_batch.loss_weights_BT,
+            token_weights_BT=micro_batch.value_weights_BT,
         )

@@ -6,6 +6,7 @@ Shapes: B responses, T response tokens, N masked response tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.distributed.sharding import is_sharded
 from lightning_vcppo.models import forward
 from lightning_vcppo.models.packing import reads_packed_rows
+from lightning_vcppo.models.side_critic import SideCritic
 from lightning_vcppo.models.value_network import ValueNetwork
 from lightning_vcppo.modules.micro_batches import token_balanced_micro_batches
 from lightning_vcppo.rollouts.rollout import Rollout, pad
@@ -49,6 +51,16 @@ class Scorer:
         """Return log-probabilities and entropy under the actor, (B, T) each."""
         return self._logprobs(self.actor, rollout)
 
+    def actor_outputs(self, rollout: Rollout) -> tuple[Tensor, ...]:
+        """Return what one forward pass of the actor tells, (B, T) each.
+
+        Log-probabilities and entropy; and V, if a side critic reads the pass.
+        """
+        if not isinstance(self.critic, SideCritic):
+            return self.actor_logprobs(rollout)
+        with self.critic.sharing_forward():
+            return (*self.actor_logprobs(rollout), *self.critic_values(rollout))
+
     def reference_logprobs(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Return log-probabilities and entropy under the reference, (B, T) each."""
         assert self.reference is not None
@@ -67,6 +79,10 @@ class Scorer:
         assert self.critic is not None
         values_N = self.critic.values(self.critic_outputs(rollout))
         return (pad(values_N, rollout.response_mask_BT),)
+
+    def sharing_forward(self) -> AbstractContextManager[None]:
+        """Return a context in which the critic reads the actor's forward pass, if it can."""
+        return nullcontext() if self.critic is None else self.critic.sharing_forward()
 
     def bootstrap(self, rollout: Rollout, ranks: Ranks) -> Tensor:
         """Return V after the last token of truncated responses and 0 for finished ones, (B,)."""

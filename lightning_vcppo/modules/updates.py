@@ -1,17 +1,22 @@
-"""Update a network: epochs, mini-batches over all ranks, micro-batches, one step each."""
+"""Update networks: epochs, mini-batches over all ranks, micro-batches, one step each.
+
+Two networks may learn in one pass, from the same micro-batches. Their gradients are those of the
+sum of their losses, which share no weights; each has its own clipping and its own step, after both
+losses were computed.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_vcppo.algorithm.losses import combine, is_extreme
@@ -37,14 +42,14 @@ class Backend:
     Attributes:
         ranks: Ranks of the run.
         run_backward: Runs the backward pass of this rank's share of a loss summed over ranks.
-        summing: Returns the context of one of several backward passes of an optimizer's network;
+        summing: Returns the context of one of several backward passes of some optimizers' networks;
             pass True for the last.
         device: Device of losses and metrics.
     """
 
     ranks: Ranks
     run_backward: Callable[[Tensor], None]
-    summing: Callable[[Any, bool], AbstractContextManager[None]]
+    summing: Callable[[Sequence[Any], bool], AbstractContextManager[None]]
     device: torch.device
 
     @classmethod
@@ -55,8 +60,8 @@ class Backend:
             ranks,
             # Strategies average over ranks; the loss of a mini-batch is the sum over ranks.
             run_backward=lambda loss: module.manual_backward(loss * ranks.count),
-            summing=lambda optimizer, is_last: sum_gradients_once(
-                strategy, optimizer, is_last=is_last
+            summing=lambda optimizers, is_last: sum_gradients_once(
+                strategy, optimizers, is_last=is_last
             ),
             device=module.device,
         )
@@ -87,54 +92,8 @@ class Updater:
         self.health = UpdateHealth(settings.max_skipped_updates, f"--model.{flag}_optimizer")
         self.updates_done = 0
 
-    def update(
-        self,
-        rollout: Rollout,
-        objective: Objective,
-        scorer: Scorer,
-        optimizer: Any,
-        backend: Backend,
-        *,
-        seed: tuple[int, int],
-        epochs: list[int] | None = None,
-    ) -> dict[str, float]:
-        """Do all updates on a rollout: epochs x mini-batches x micro-batches.
-
-        Args:
-            rollout: Rollout to learn from, with its targets.
-            objective: The network's loss.
-            scorer: Cuts mini-batches into micro-batches.
-            optimizer: Optimizer of the network, as Lightning wraps it.
-            backend: Functions of the Trainer.
-            seed: Seed of the run and number of the rollout, which determine the order of rows.
-            epochs: Numbers of the passes, each with its own order; None means `passes` of them.
-
-        Returns:
-            Means over the updates, by logged name.
-        """
-        history: list[dict[str, float]] = []
-        numbers = range(self.passes) if epochs is None else epochs
-        for mini_batch in self._mini_batches(rollout, seed, numbers, backend):
-            totals: dict[str, Tensor] = {}
-            optimizer.zero_grad()
-            weighed = objective.weigh(mini_batch, backend.ranks.sum)
-            pieces = list(scorer.micro_batches(weighed, rollout, backend.ranks))
-            for left, micro_batch in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
-                with backend.summing(optimizer, left == 0):
-                    loss, parts = objective.loss(micro_batch)
-                    backend.run_backward(loss)
-                parts = {"loss": loss, **parts}
-                assert len(parts) == 1 + len(objective.diagnostics), "ranks sum what is named there"
-                parts = {key: parts[key].detach() for key in ("loss", *objective.diagnostics)}
-                totals = {
-                    key: combine(key, totals[key], part) if totals else part
-                    for key, part in parts.items()
-                }
-                places.move_on()
-            history.append(self._step(optimizer, totals, backend.ranks))
-        return self._means(history)
-
-    def _means(self, history: list[dict[str, float]]) -> dict[str, float]:
+    def means(self, history: list[dict[str, float]]) -> dict[str, float]:
+        """Return the means over the updates, by logged name."""
         # A skipped update would make all means NaN, so it counts only if all were skipped.
         made = [u for u in history if math.isfinite(u["loss"]) and math.isfinite(u["grad_norm"])]
         history = made or history
@@ -143,7 +102,7 @@ class Updater:
             for key in history[0]
         }
 
-    def _step(self, optimizer: Any, totals: dict[str, Tensor], ranks: Ranks) -> dict[str, float]:
+    def step(self, optimizer: Any, totals: dict[str, Tensor], ranks: Ranks) -> dict[str, float]:
         """Clip, step and count."""
         lr = warmed_up_lr(self.settings, self.updates_done)
         parameters = []
@@ -164,8 +123,8 @@ class Updater:
         self.health.count(skipped=broken_ranks > 0)
         return summed | {"grad_norm": grad_norm, "lr": lr}
 
-    def _mini_batches(
-        self, rollout: Rollout, seed: tuple[int, int], epochs: Any, backend: Backend
+    def mini_batches(
+        self, rollout: Rollout, seed: tuple[int, int], epochs: Sequence[int], backend: Backend
     ) -> Iterator[Rollout]:
         """Yield this rank's part of each mini-batch: random rows of the rollout over all ranks."""
         run_seed, rollouts_done = seed
@@ -175,6 +134,89 @@ class Updater:
             for chosen in torch.randperm(total, generator=rng).split(self.mini_batch_size):
                 mine_B = torch.isin(rollout.positions_B, chosen.to(backend.device))
                 yield rollout.select(mine_B.nonzero()[:, 0])
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A network in an update.
+
+    Attributes:
+        updater: Clips, steps and counts.
+        objective: The network's loss.
+        optimizer: Optimizer of the network, as Lightning wraps it.
+    """
+
+    updater: Updater
+    objective: Objective
+    optimizer: Any
+
+
+def run_updates(
+    learners: Sequence[Learner],
+    rollout: Rollout,
+    scorer: Scorer,
+    backend: Backend,
+    *,
+    seed: tuple[int, int],
+    epochs: Sequence[int] | None = None,
+) -> dict[str, float]:
+    """Do all updates on a rollout: epochs x mini-batches x micro-batches.
+
+    Args:
+        learners: One network, or policy and critic, which learn in one pass; the first determines
+            passes and mini-batches.
+        rollout: Rollout to learn from, with its targets.
+        scorer: Cuts mini-batches into micro-batches.
+        backend: Functions of the Trainer.
+        seed: Seed of the run and number of the rollout, which determine the order of rows.
+        epochs: Numbers of the passes, each with its own order; None means the updater's number.
+
+    Returns:
+        Means over the updates, by logged name.
+    """
+    first = learners[0].updater
+    histories: list[list[dict[str, float]]] = [[] for _ in learners]
+    numbers = range(first.passes) if epochs is None else epochs
+    optimizers = [learner.optimizer for learner in learners]
+    for mini_batch in first.mini_batches(rollout, seed, numbers, backend):
+        weighed = mini_batch
+        for learner in learners:
+            learner.optimizer.zero_grad()
+            weighed = learner.objective.weigh(weighed, backend.ranks.sum)
+        totals: list[dict[str, Tensor]] = []
+        pieces = list(scorer.micro_batches(weighed, rollout, backend.ranks))
+        for left, micro_batch in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
+            with backend.summing(optimizers, left == 0):
+                losses, parts = _read_losses(learners, micro_batch, scorer)
+                backend.run_backward(functools.reduce(torch.add, losses))
+            totals = [*map(_add_up, totals, parts)] if totals else parts
+            places.move_on()
+        for learner, total, history in zip(learners, totals, histories, strict=True):
+            history.append(learner.updater.step(learner.optimizer, total, backend.ranks))
+    metrics: dict[str, float] = {}
+    for learner, history in zip(learners, histories, strict=True):
+        metrics |= learner.updater.means(history)
+    return metrics
+
+
+def _read_losses(
+    learners: Sequence[Learner], micro_batch: Rollout, scorer: Scorer
+) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Return the loss of each network and its logged parts, after one forward pass if possible."""
+    losses, logged = [], []
+    with scorer.sharing_forward() if len(learners) > 1 else nullcontext():
+        for objective in (learner.objective for learner in learners):
+            loss, parts = objective.loss(micro_batch)
+            assert len(parts) == len(objective.diagnostics), "ranks sum what is named there"
+            parts = {"loss": loss, **{key: parts[key] for key in objective.diagnostics}}
+            losses.append(loss)
+            logged.append({key: part.detach() for key, part in parts.items()})
+    return losses, logged
+
+
+def _add_up(totals: dict[str, Tensor], parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add the parts of one more micro-batch to the totals of those before."""
+    return {key: combine(key, totals[key], part) for key, part in parts.items()}
 
 
 def _combine_ranks(totals: dict[str, Tensor], ranks: Ranks) -> dict[str, float]:
@@ -232,16 +274,35 @@ def build_optimizers(
     ]
 
 
-def copy_state(network: nn.Module, optimizer: Any) -> dict[str, Any]:
+def copy_state(
+    network: nn.Module, optimizer: Any, into: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return a copy, on the CPU, of a network's weights and of its optimizer's state.
 
     If they are sharded, each rank copies its own part.
+
+    Args:
+        network: A network.
+        optimizer: Its optimizer.
+        into: Earlier copy that is not needed any more; its memory is used again where it fits, for
+            a copy has 12 bytes a weight, and there would be two at a time.
     """
     state = {"weights": network.state_dict(), "optimizer": optimizer.state_dict()}
-    copied: dict[str, Any] = apply_to_collection(
-        state, Tensor, lambda tensor: tensor.detach().to("cpu", copy=True)
-    )
+    copied: dict[str, Any] = _copied(state, into)
     return copied
+
+
+def _copied(value: Any, memory: Any) -> Any:
+    """Return a copy of nested dicts and lists of tensors, in the memory of another one."""
+    if isinstance(value, Tensor):
+        fits = type(memory) is Tensor and type(value.detach()) is Tensor
+        if fits and (memory.shape, memory.dtype) == (value.shape, value.dtype):
+            return memory.copy_(value.detach())
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        known = memory if isinstance(memory, Mapping) else {}
+        return {key: _copied(item, known.get(key)) for key, item in value.items()}
+    return [_copied(item, None) for item in value] if isinstance(value, list) else value
 
 
 def restore_state(network: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:

@@ -51,11 +51,13 @@ from lightning_vcppo.modules.scoring import Scorer
 from lightning_vcppo.modules.stopwatch import Stopwatch
 from lightning_vcppo.modules.updates import (
     Backend,
+    Learner,
     Network,
     build_optimizers,
     build_updaters,
     copy_state,
     restore_state,
+    run_updates,
 )
 from lightning_vcppo.rewards.functions import RewardFunction
 from lightning_vcppo.rollouts.dynamic_sampling import GroupBuffer
@@ -226,18 +228,19 @@ class VCPPOModule(PolicyModule):
     @torch.no_grad()
     def score(self, rollout: Rollout) -> Rollout:
         """Read log-probabilities and values before any update, and place the rewards on tokens."""
+        values: Sequence[Tensor] = ()
         if self.phase is Phase.POLICY_OPTIMIZATION:
             old_logprobs_BT, entropy_BT = rollout.sampler_logprobs_BT, rollout.entropy_BT
             exact = entropy_BT is not None and self.sampler_is_exact()
             if self.policy.old_logprobs != "sampler" and not exact:
-                old_logprobs_BT, entropy_BT = self.read(self.scorer.actor_logprobs, rollout)
+                old_logprobs_BT, entropy_BT, *values = self.read(self.scorer.actor_outputs, rollout)
             rollout = rollout.with_(old_logprobs_BT=old_logprobs_BT, entropy_BT=entropy_BT)
             if self.reference is not None:
                 ref_logprobs_BT, _ = self.read(self.scorer.reference_logprobs, rollout)
                 rollout = rollout.with_(ref_logprobs_BT=ref_logprobs_BT)
         if self.advantage.needs_critic:
-            (values_BT,) = self.read(self.scorer.critic_values, self.critic_reads(rollout))
-            rollout = rollout.with_(values_BT=values_BT)
+            values = values or self.read(self.scorer.critic_values, self.critic_reads(rollout))
+            rollout = rollout.with_(values_BT=values[0])
             rollout = estimation.weigh_prompts(rollout, self.value, reduce=self.sum_over_ranks)
         return estimation.place_rewards(rollout, self.policy)
 
@@ -269,11 +272,12 @@ class VCPPOModule(PolicyModule):
 
     def update_networks(self, rollout: Rollout) -> None:
         """Update actor and critic in the set order, from what was read before both updates."""
-        critic_first = self.update.order == "critic_first"
-        if self.advantage.needs_critic and critic_first:
+        order = self.update.order if self.advantage.needs_critic else None
+        if order == "critic_first":
             self.update_network("critic", self.critic_reads(rollout))
-        self.update_network("policy", self.prepare_policy_update(rollout))
-        if self.advantage.needs_critic and not critic_first:
+        also: list[Network] = ["critic"] if order == "together" else []
+        self.update_network("policy", self.prepare_policy_update(rollout), also=also)
+        if order == "actor_first":
             rollout = self.critic_reads(self.prepare_critic_update(rollout))
             self.update_network("critic", rollout)
 
@@ -312,33 +316,31 @@ class VCPPOModule(PolicyModule):
             self.update_network("critic", rollout, [epoch])
 
     def update_network(
-        self, network: Network, rollout: Rollout, epochs: list[int] | None = None
+        self,
+        network: Network,
+        rollout: Rollout,
+        epochs: Sequence[int] | None = None,
+        also: Sequence[Network] = (),
     ) -> None:
-        """Do all updates of actor or critic on a rollout.
-
-        Args:
-            network: Network to update.
-            rollout: Rollout to learn from.
-            epochs: Numbers of the passes, each with its own order; None takes the settings' count.
-        """
-        updater = self.updaters[network]
-        with in_place(f"update of the {network}"):
-            self.update_metrics |= updater.update(
+        """Do all updates of a network on a rollout, and of others in the same passes (`also`)."""
+        names = [network, *also]
+        with in_place(f"update of the {' and '.join(names)}"):
+            self.update_metrics |= run_updates(
+                [Learner(self.updaters[n], self.objectives[n], self._optimizer(n)) for n in names],
                 rollout,
-                self.objectives[network],
                 self.scorer,
-                self._optimizer(network),
                 Backend.of(self, self.ranks),
                 seed=(self.run_seed, self.rollouts_done),
                 epochs=epochs,
             )
-        key, skipped = f"update/skipped_{network}", updater.health.take_skipped()
-        self.update_metrics[key] = self.update_metrics.get(key, 0.0) + skipped
+        for name in names:
+            key, skipped = f"update/skipped_{name}", self.health[name].take_skipped()
+            self.update_metrics[key] = self.update_metrics.get(key, 0.0) + skipped
 
     def read(
         self, reading: Callable[[Rollout], tuple[Tensor, ...]], rollout: Rollout
     ) -> tuple[Tensor, ...]:
-        """Apply a method of the scorer to a rollout in micro-batches; called on every rank.
+        """Apply a method of the scorer in micro-batches; called on every rank.
 
         It runs in the Trainer's precision, also when called from a callback.
         """
@@ -373,10 +375,10 @@ class VCPPOModule(PolicyModule):
         self.phase = Phase.POLICY_OPTIMIZATION
         self.rollout_store = self.saved_rollout = None
 
-    def critic_state(self) -> dict[str, Any]:
+    def critic_state(self, into: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return a copy, on the CPU, of the critic's weights and of its optimizer's state."""
         assert self.critic is not None
-        return copy_state(self.critic, self._optimizer("critic"))
+        return copy_state(self.critic, self._optimizer("critic"), into)
 
     def restore_critic(self, state: dict[str, Any]) -> None:
         """Restore what `critic_state` has returned."""

@@ -55,6 +55,7 @@ class Run:
         actor: Shape of the actor.
         critic: Shape of the critic; None if there is no critic.
         side_weights: Weights of a side critic, which reads the actor; 0 if there is none.
+        side_together: Whether it learns in the policy's passes.
         reference: Whether there is a frozen reference, which has the actor's shape.
         prompt_length: Tokens of the longest prompt.
         response_length: Tokens of the longest response.
@@ -91,6 +92,7 @@ class Run:
     actor: ModelShape
     critic: ModelShape | None
     side_weights: int = 0
+    side_together: bool = False
     reference: bool = False
     prompt_length: int = 2048
     response_length: int = 1024

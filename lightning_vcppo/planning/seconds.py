@@ -118,9 +118,10 @@ def plan_seconds(run: Run, rates: Rates, devices_per_machine: int) -> Seconds:
     readings = run.logprob_readings + int(run.reference)
     score = readings * forward_flops(run, "policy")
     score += forward_flops(run, "critic") if "critic" in run.networks else 0.0
-    # A side critic reads the actor without gradients, to score and in each of its passes.
+    # A side critic reads the actor without gradients, unless somebody else does so anyway.
     reading = forward_flops(run, "policy", head=False) if run.side_weights else 0.0
-    score += reading
+    score += 0.0 if run.logprob_readings else reading
+    passes = 0 if run.side_together else run.critic_epochs
     link = rates.link if run.shards <= devices_per_machine else rates.network
     moved = {part: 2 * size / rates.host for part, size in offloaded(run).items()}
     return Seconds(
@@ -129,7 +130,7 @@ def plan_seconds(run: Run, rates: Rates, devices_per_machine: int) -> Seconds:
         critic=(
             _updates(run, "critic", rates, link)
             if "critic" in run.networks
-            else run.critic_epochs * reading / rates.update_flops
+            else passes * reading / rates.update_flops
         )
         + moved.get("critic", 0.0)
         + moved.get("critic optimizer", 0.0),

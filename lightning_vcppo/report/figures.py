@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from lightning_vcppo.report import drawing, positions
 from lightning_vcppo.report.drawing import Spec
-from lightning_vcppo.report.plotting import CURVES, LOSS, R2, Curve
+from lightning_vcppo.report.plotting import CURVES, DECAY_LAMBDAS, LOSS, R2, Curve
 from lightning_vcppo.report.reading import Run
 from lightning_vcppo.report.summary import last_length, reach
 
@@ -95,9 +95,11 @@ def _results(runs: Sequence[Run]) -> Iterator[Figure]:
     if drawing.has(runs, "rollout/response_characters"):
         yield _curve(
             runs,
-            "rollout/response_characters",
-            "Response length in characters",
-            "mean characters of a response",
+            Curve(
+                "rollout/response_characters",
+                "Response length in characters",
+                "mean characters of a response",
+            ),
             "In place of tokens, which these dumps do not count.",
             form=".1f",
         )
@@ -197,9 +199,8 @@ def _along_the_response(runs: Sequence[Run]) -> Iterator[Figure]:
             Panel(plot, place) for place, plot in positions.by_position(runs, quantity, label)
         ]
         text = f"Pale lines are early in the run, strong ones late. {text}"
-        yield Figure(
-            f"{quantity}_by_position", title, text, panels, missing=_no_values(runs, panels)
-        )
+        missing = _no_values(runs, panels, "advantages" if quantity == "advantage" else "values")
+        yield Figure(f"{quantity}_by_position", title, text, panels, missing=missing)
     if any(run.trainer for run in runs):
         panels = [
             Panel(plot, place)
@@ -305,7 +306,7 @@ def _reach_facts(runs: Sequence[Run]) -> list[str]:
                 f" tokens with the actor's lambda, {critic:.2%} with the critic's"
             )
         elif run.trainer and (length := last_length(run)):
-            shares = (f"{lam ** (length - 1):.2%} with {lam:g}" for lam in positions.DECAY_LAMBDAS)
+            shares = (f"{lam ** (length - 1):.2%} with {lam:g}" for lam in DECAY_LAMBDAS)
             facts.append(
                 f"{run.name}: of the reward, {', '.join(shares)} reach the first of {length:.0f}"
                 " tokens; dumps do not say their lambda (1 loses nothing)"

@@ -1,4 +1,4 @@
-"""From a response to its reward: the one scorer of training and of evaluation."""
+"""Compute the reward of a response: the only scorer of training and evaluation."""
 
 from typing import TYPE_CHECKING
 
@@ -33,4 +33,4 @@ _HOME = {
     "verify": "verifier",
 }
 
-__getattr__ = lazy_exports(__name__, _HOME)  # a worker compares answers without torch
+__getattr__ = lazy_exports(__name__, _HOME)  # a worker compares answers without importing torch

@@ -1,7 +1,7 @@
-r"""Whether two answers are the same: as integers, as mathematics, or as text.
+r"""Decide whether two answers are equal: as integers, as mathematics, or as text.
 
-`quick_verdict` decides from the texts alone where that suffices; the rest is evaluated, which takes
-milliseconds and may be done by worker processes. `docs/verifier.md` lists what is equal to what.
+`quick_verdict` decides from the texts if they suffice; other answers are evaluated, which takes
+milliseconds and may be done by worker processes. `docs/verifier.md` lists which answers are equal.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def answers_equal(candidate: str, answer: Answer, kind: AnswerKind | None = None
     """Return whether a candidate equals the gold answer, or one of several.
 
     Args:
-        candidate: What a response gives as its final answer.
-        answer: The gold answer, or several of which each is accepted.
-        kind: How they are compared; None compares an int as an integer, a text as math.
+        candidate: Final answer of a response.
+        answer: The gold answer, or several accepted ones.
+        kind: Kind of comparison; None compares an int as an integer, a text as math.
 
     Raises:
-        ValueError: Unknown kind.
+        ValueError: If the kind is unknown.
     """
     verdict = quick_verdict(candidate, answer, kind)
     if verdict is not None:
@@ -57,10 +57,10 @@ def answers_equal(candidate: str, answer: Answer, kind: AnswerKind | None = None
 
 
 def quick_verdict(candidate: str, answer: Answer, kind: AnswerKind | None = None) -> bool | None:
-    """Return the verdict where the texts alone decide it, or None where it takes an evaluation.
+    """Return the verdict if the texts decide it, or None if an evaluation is needed.
 
     Raises:
-        ValueError: Unknown kind.
+        ValueError: If the kind is unknown.
     """
     if kind is not None and kind not in get_args(AnswerKind):
         raise ValueError(f"kind: {kind!r} is not one of {', '.join(get_args(AnswerKind))}")
@@ -74,18 +74,18 @@ def quick_verdict(candidate: str, answer: Answer, kind: AnswerKind | None = None
 def group_equal(
     predictions: Sequence[str | None], kind: AnswerKind | None = None
 ) -> list[int | None]:
-    """Number predictions such that equal ones share a number, that of the first of them.
+    """Number predictions so that equal ones have the same number.
 
     Args:
-        predictions: Answers to one problem; None, and an empty one, is no answer.
-        kind: How they are compared; None compares them as math.
+        predictions: Answers to one problem; None or empty text means no answer.
+        kind: Kind of comparison; None compares them as math.
 
     Returns:
         A number for each prediction, from 0 in the order of appearance; None for no answer.
     """
     kind = kind or "math"
     firsts: list[str] = []
-    others: list[int] = []  # numbers of groups whose value is no plain number
+    others: list[int] = []  # numbers of groups whose value is not a plain number
     known: dict[Hashable, int] = {}  # a group's number by text, and by value
     numbers: list[int | None] = []
     for prediction in predictions:
@@ -110,7 +110,7 @@ def group_equal(
 
 
 def _value(prediction: str, kind: AnswerKind) -> tuple[str, Hashable] | None:
-    """Return what identifies a plain number or a text among predictions, or None."""
+    """Return a key of a plain number or a text among predictions, or None."""
     if kind == "text":
         return "text", _text(prediction)
     if kind == "integer":
@@ -190,16 +190,16 @@ def _same(ours: Form, gold: Form) -> bool:
 
 
 def _same_in_any_order(ours: Sequence[Form], gold: Sequence[Form]) -> bool:
-    """Return whether each part has its equal on the other side; one that is repeated is one."""
+    """Return whether each part has an equal on the other side; repeated parts count once."""
     pairs = [[_same(part, other) for other in gold] for part in ours]
     return all(map(any, pairs)) and all(map(any, zip(*pairs, strict=True)))
 
 
 def _same_as_named(ours: Form, gold: Form) -> bool:
-    """Compare an equation with what is none.
+    """Compare an equation with a form that is not one.
 
-    `x = 5` is 5 on either side. In a response any left side that is no number says what the answer
-    is (`m + n = 5`); a gold equation is not a number.
+    `x = 5` is 5 on either side. In a response any left side that is not a number names the answer
+    (`m + n = 5`); a gold equation is not a number.
     """
     if isinstance(ours, Relation):
         named = ours.sign == "=" and _names(ours.left)
@@ -255,7 +255,7 @@ def _same_leaf(ours: str, gold: str) -> bool:
 
 
 def _bare(text: str) -> str:
-    """Drop signs of units, percent and money, and brackets around a single letter or expression."""
+    """Drop signs of units, percent and money, and brackets around one letter or expression."""
     before = None
     while before != text:
         before = text
@@ -278,7 +278,7 @@ _CHOICE = re.compile(r"\(?([A-Z])(?:\)|[.:])+\s*(.+)", re.DOTALL)
 
 
 def _is_choice(candidate: str, accepted: Sequence[int | str], kind: AnswerKind | None) -> bool:
-    """Return whether a candidate names an accepted letter together with its accepted content."""
+    """Return whether a candidate has an accepted letter together with its accepted content."""
     letters = {text for one in accepted if len(text := _bare(str(one))) == 1 and text.isupper()}
     found = _CHOICE.fullmatch(_unwrapped_letter(tidy(candidate)))
     if not found or found[1] not in letters:

@@ -1,8 +1,8 @@
-r"""One expression: whether it is harmless to evaluate, and whether two of them are equal.
+r"""Decide whether an expression is safe to evaluate, and whether two of them are equal.
 
 math-verify parses, sympy evaluates: numbers to 30 digits, expressions with letters at fixed points
-of both signs. Nothing is simplified, for that has no bound in time. What the parser would drop or
-read as something else (text, `3(4)`, letters of both cases) is refused or written out before.
+of both signs. Nothing is simplified, because that has no time bound. Text that the parser would
+drop or misread (words, `3(4)`, letters of both cases) is refused or written out before.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _PLAIN_EXPONENT = re.compile(r"\^\{?-?[0-9]{0,2}[A-Za-z]?\}?")
 
 
 def is_harmless(expression: str) -> bool:
-    """Return whether sympy can evaluate an expression quickly, judged by its text alone.
+    """Return whether sympy can evaluate an expression quickly, judged only by its text.
 
-    Refused are: what is long or deeply nested (the parser is exponential in parentheses), commands
-    that can loop (sums, binomials, factorials), towers of powers, and exponents with a large
-    product over the levels of nesting: 9^(9^9) takes all memory, in C code that nothing interrupts.
-    So does the sine of a number with very many digits: exponents beside circular functions are
+    It refuses long or deeply nested texts (the parser is exponential in parentheses), commands that
+    can loop (sums, binomials, factorials), towers of powers, and exponents with a large product
+    over the levels of nesting: 9^(9^9) takes all memory, in C code that cannot be interrupted. So
+    does the sine of a number with very many digits; exponents next to circular functions must be
     small.
     """
     if len(expression) > _MAX_EXPRESSION_CHARS or not expression.isascii():
@@ -60,7 +60,7 @@ def is_harmless(expression: str) -> bool:
     exponents = list(_EXPONENT.finditer(expression))
     if len(exponents) != expression.count("^"):
         return False
-    # What is raised at one level of nesting multiplies what is raised within it
+    # Exponents at one level of nesting multiply those within it
     largest: dict[int, int] = {}
     for exponent in exponents:
         power = math.prod(max(int(n), 1) for n in re.findall("[0-9]{1,9}", exponent[0]))
@@ -88,7 +88,7 @@ _RATIONAL = re.compile(
 
 
 def rational(text: str) -> Fraction | None:
-    r"""Return the exact value of a decimal, a fraction or a mixed number; None of any other."""
+    r"""Return the exact value of a decimal, a fraction or a mixed number; None for other texts."""
     found = _RATIONAL.fullmatch(text)
     if found is None or text.strip("+-") in ("", "."):
         return None
@@ -116,7 +116,7 @@ def rational(text: str) -> Fraction | None:
 # Evaluation --------------------------------------------------------------------------------------
 
 _SIZES = ((1, 3), (1, 3), (0, 1), (0, 1))
-"""Bounds of a letter's size at each point; its sign changes from every other point to the next."""
+"""Bounds of a letter's absolute value at each point; its sign alternates between points."""
 _DIGITS = 30
 _CLOSE = 1e-20
 _NOTHING = 1e-90
@@ -124,7 +124,7 @@ _NOTHING = 1e-90
 _WORD_FUNCTION = re.compile(r"(?<![\\A-Za-z])(sin|cos|tan|log|ln|pi)(?![A-Za-z])")
 _EXP = re.compile(r"\\exp ?[({]([^(){}^]*)[)}]")
 _WORD_ROOT = re.compile(r"(?<![\\A-Za-z])sqrt\(([^()]*)\)")
-# A function keeps its argument; anything else before a bracket is a factor, f(x) is f times x
+# A function keeps its argument; any other letter before a bracket is a factor: f(x) is f times x
 _OPENED = re.compile(
     rf"(\\(?:{_FUNCTIONS})(?![A-Za-z]) ?(?:_(?:\{{\w+\}}|\w))? ?(?:\^(?:\{{-?\w+\}}|\w))? ?\()"
     r"|([0-9A-Za-z)}])\("
@@ -137,9 +137,9 @@ _BRACED_ARGUMENTS = re.compile(
 
 
 def written_out(expression: str) -> str | None:
-    """Write an expression such that the parser reads all of it; None if it cannot.
+    """Rewrite an expression so that the parser reads all of it; None if that is impossible.
 
-    Words of functions become commands, mixed numbers sums, and what stands side by side products.
+    Names of functions become commands, mixed numbers sums, and adjacent factors products.
     """
     text = _WORD_ROOT.sub(r"\\sqrt{\1}", expression)
     text = _WORD_FUNCTION.sub(r"\\\1", text)
@@ -148,7 +148,7 @@ def written_out(expression: str) -> str | None:
     if re.search(r"[0-9)}\]] +[0-9]|[0-9]_|\.[0-9]*\.|_\{?[^{}0-9A-Za-z]", text):
         return None
     bare = text
-    while True:  # braces that are no arguments say nothing, and the parser makes numbers of them
+    while True:  # drop braces that are not arguments, which the parser would read as numbers
         fewer = _BRACED_ARGUMENTS.sub("x", bare)
         if fewer == bare:
             break
@@ -157,7 +157,7 @@ def written_out(expression: str) -> str | None:
         return None
     letters = set(re.findall("[A-Za-z]", _COMMAND.sub(" ", text)))
     if any(letter.swapcase() in letters for letter in letters):
-        return None  # the parser knows letters of one case only
+        return None  # the parser does not distinguish letter case
     text = re.sub(
         r"(?<![A-Za-z\\])([A-Za-z])(?=[A-Za-z])|(?<= )([A-Za-z])(?=[A-Za-z])", r"\1\2 ", text
     )
@@ -167,11 +167,11 @@ def written_out(expression: str) -> str | None:
 
 @lru_cache(maxsize=4096)
 def parse(expression: str) -> Any | None:
-    """Return the sympy expression of a harmless text, or None if there is none."""
+    """Return the sympy expression of a safe text, or None if it cannot be parsed."""
     expression = _EXP.sub(r"e^{\1}", expression)
     if not is_harmless(expression) or (text := written_out(expression)) is None:
         return None
-    # math-verify warns that its timeouts are off; `is_harmless` does what they are for.
+    # math-verify warns that its timeouts are off; `is_harmless` replaces them.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     try:
         parsed = math_verify.parse(
@@ -181,14 +181,14 @@ def parse(expression: str) -> Any | None:
             parsing_timeout=None,
         )
         return _exact(parsed[0]) if parsed and hasattr(parsed[0], "free_symbols") else None
-    except Exception:  # sympy raises anything on nonsense, and nonsense must not end a training run
+    except Exception:  # sympy may raise any error on invalid text, which must not end a run
         return None
 
 
 def _exact(parsed: Any) -> Any:
-    """Write the decimals of an expression as fractions, where floats are not exact.
+    """Replace the decimals of an expression by fractions, because floats are not exact.
 
-    Not those of exponents: an exact power may have any number of digits.
+    Exponents are not replaced, because an exact power may have any number of digits.
     """
     if any(power.exp.has(sympy.Float) for power in parsed.atoms(sympy.Pow)):
         return parsed
@@ -196,13 +196,13 @@ def _exact(parsed: Any) -> Any:
 
 
 def equal(candidate: str, gold: str) -> bool:
-    """Return whether two expressions have the same value, at every point if they have letters."""
+    """Return whether two expressions have equal values, at every point if they have letters."""
     pairs = _values_at_points(candidate, gold)
     return bool(pairs) and all(_is_close(a, b) for a, b in pairs)
 
 
 def ratio(candidate: str, gold: str) -> int:
-    """Return the sign of the constant number that one expression is of the other; 0 if none is."""
+    """Return the sign of the constant ratio of two expressions; 0 if it is not constant."""
     pairs = _values_at_points(candidate, gold)
     try:
         if not pairs or any(_is_close(b, sympy.Integer(0)) for _, b in pairs):
@@ -217,9 +217,9 @@ def ratio(candidate: str, gold: str) -> int:
 
 
 def _values_at_points(candidate: str, gold: str) -> list[tuple[Any, Any]]:
-    """Evaluate two expressions at the same points, those apart where both are undefined.
+    """Evaluate two expressions at the same points, except where both are undefined.
 
-    The list is empty if an expression cannot be read, or is undefined alone.
+    The list is empty if an expression cannot be parsed, or only one of them is undefined.
     """
     letters = set(re.findall("[A-Za-z]", _COMMAND.sub(" ", f"{candidate} {gold}")))
     if any(letter.swapcase() in letters for letter in letters):
@@ -237,9 +237,9 @@ def _values_at_points(candidate: str, gold: str) -> list[tuple[Any, Any]]:
 
 @lru_cache(maxsize=4096)
 def _values(expression: str) -> tuple[Any, ...]:
-    """Evaluate an expression at the points, a number once: None where it is undefined.
+    """Evaluate an expression at the points, or a number once; None where it is undefined.
 
-    The tuple is empty if the expression cannot be read, or its value is no number.
+    The tuple is empty if the expression cannot be parsed, or its value is not a number.
     """
     parsed = parse(expression)
     if parsed is None:

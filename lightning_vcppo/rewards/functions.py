@@ -1,4 +1,4 @@
-"""Reward functions: how they are found by name, what they return, and how a batch is graded."""
+"""Find reward functions by name, interpret their results, and grade batches."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from lightning_vcppo.rewards.verifier import Style, extract_answer, has_formulas
 from lightning_vcppo.settings import GradingSettings
 
 RewardFunction = Callable[[str, Any], float | tuple[float, bool]]
-"""From a response and the gold answer (an int, or a text if it is no integer) to a reward, which is
-positive if the response is correct; or to a reward and whether it is."""
+"""Function of a response and the gold answer (an int, or a text if it is not an integer). It
+returns a reward, which is positive if the response is correct; or a reward and whether it is."""
 
 
 class Grade(NamedTuple):
-    """What a response is worth.
+    """The grade of a response.
 
     Attributes:
-        reward: To learn from.
-        correct: What accuracy, evaluation and the loss on correct responses count.
-        by_sign: Whether correctness was read off the reward.
+        reward: Reward for training.
+        correct: Correctness for accuracy, evaluation and the loss on correct responses.
+        by_sign: Whether correctness is the sign of the reward.
     """
 
     reward: float
@@ -45,7 +45,7 @@ def load_reward(reward: str | RewardFunction) -> RewardFunction:
             (response, answer), such as "my_package.my_function", or such a function.
 
     Raises:
-        ValueError: It cannot be imported, or cannot be called with two arguments.
+        ValueError: If it cannot be imported, or cannot be called with two arguments.
     """
     if not isinstance(reward, str):
         return _of_two_arguments(reward, repr(reward))
@@ -71,16 +71,16 @@ def _of_two_arguments(function: Any, name: str) -> RewardFunction:
 
 
 class Grader:
-    """A reward function, and the grades that its rewards are.
+    """Grades responses with a reward function.
 
-    A style of the verifier compares answers in worker processes; a function of a user's own is
-    called in this process.
+    A style of the verifier compares answers in worker processes; a user's own function is called in
+    this process.
 
     Attributes:
         function: The reward function.
         style: Style of the verifier, if that is the reward function.
         pool: The worker processes.
-        seconds: Time spent in `grade_all`, so far.
+        seconds: Seconds spent in `grade_all` so far.
     """
 
     def __init__(
@@ -95,19 +95,19 @@ class Grader:
 
     @property
     def limit_hits(self) -> int:
-        """Comparisons, so far, that have reached a worker's limit."""
+        """Number of comparisons so far that have reached a worker's limit."""
         return self.pool.limit_hits
 
     def grade(self, response: str, answer: Answer, kind: AnswerKind | None = None) -> Grade:
-        """Return what the reward function makes of a response, computed in this process.
+        """Return the grade of a response, computed in this process.
 
         Args:
             response: Thinking and answer part.
-            answer: The gold answer, or several; a function of a user's own gets the first.
-            kind: How the verifier compares them, see `is_correct`.
+            answer: The gold answer, or several; a user's own function gets the first.
+            kind: Kind of comparison of the verifier, see `is_correct`.
 
         Raises:
-            ValueError: If it answers with anything but a number, or a number and a truth value.
+            ValueError: If the function does not return a number, or a number and a truth value.
         """
         places.move_on()
         given: Any
@@ -132,16 +132,16 @@ class Grader:
         answers: Sequence[Answer],
         kinds: Sequence[AnswerKind | None] | None = None,
     ) -> list[Grade]:
-        """Grade responses, and say once if they seem to get partial credit that counts as correct.
+        """Grade responses, and warn once if they seem to get partial credit that counts as correct.
 
         Args:
             responses: Thinking and answer parts.
-            answers: The gold answer of each, or several.
-            kinds: How each is compared; None decides by the type of the answer.
+            answers: The gold answer of each response, or several.
+            kinds: Kind of comparison of each; None decides by the type of the answer.
 
         Raises:
             ValueError: As in `grade`.
-            RuntimeError: The workers cannot be started.
+            RuntimeError: If the workers cannot be started.
         """
         start = time.perf_counter()
         kinds = [None] * len(answers) if kinds is None else kinds
@@ -157,7 +157,7 @@ class Grader:
     def _verdicts(
         self, golds: Sequence[tuple[str, Answer, AnswerKind | None]], style: Style
     ) -> list[bool]:
-        """Decide from the texts where they suffice, and let the workers compare the rest."""
+        """Decide from the texts if they suffice, and let the workers compare the rest."""
         verdicts: list[bool | None] = []
         comparisons: list[Comparison] = []
         for response, answer, kind in golds:

@@ -1,8 +1,8 @@
-r"""One way of writing for each answer: what may be dropped from a text before it is compared.
+r"""Normalize answers: drop what does not change their value before they are compared.
 
-Nothing is dropped unread: a unit is letters that neither make another number of it nor take it back
+All that is dropped is checked first: a unit must neither change the number nor revoke it
 (`33\text{ cm}` is 33, `33\text{ or 34}` and `33\text{ thousand}` are not), and the left side of an
-equality is dropped only if it is the only one and no number itself.
+equality is dropped only if it is the only one and not a number itself.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 MAX_ANSWER_CHARS = 300
-"""A longer candidate is no answer."""
+"""Largest number of characters of an answer."""
 
 _TEXT_COMMAND = r"\\(?:text|textrm|textnormal|mathrm|mbox)"
 OPENING, CLOSING = "([{", ")]}"
@@ -25,9 +25,9 @@ _TIDY = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\(?:left|right|displaystyle|textstyle)(?![A-Za-z])", ""),
-        # Where it is marked, a separator is no comma of a list
+        # A marked separator is not a comma of a list
         (r"(?<=[0-9])(?:(?<!\\),\\!\s*|\s*\{,\s*\}\s*)(?=[0-9]{3}(?![0-9]))", ""),
-        # A thin space separates thousands; any other one is space, not a part of a number
+        # A thin space separates thousands; any other space is not a part of a number
         (r"(?<!\\),\\!\s*|\s*\{,\s*\}\s*", ","),
         (r"(?<!\\)\\[,!]", ""),
         (r"\u2212", "-"),
@@ -44,7 +44,7 @@ _TIDY = tuple(
 _ESCAPED = re.compile(r"\\\\(?=[A-Za-z({\[])")
 _WIDE_SPACE = re.compile(r"\\(?:quad|qquad|thinspace|enspace)(?![A-Za-z])|(?<!\\)\\[;: ]|~")
 _DEGREES = re.compile(r"(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree(?![A-Za-z])|°)\s*$")
-# Space that tells things apart: 20 4 is not 204, the list 1, 234 not 1234
+# Space that separates: 20 4 is not 204, the list 1, 234 is not 1234
 _SPACE = re.compile(r"((?<=[0-9])\s+(?=[0-9])|(?<=[A-Za-z])\s+(?=[A-Za-z])|(?<=,)\s+(?=[0-9]))|\s+")
 
 THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?")
@@ -86,11 +86,11 @@ UNITS_IN_LETTERS = (
     r"|kilomet(?:er|re)s?|grams?|kg|kilograms?|lit(?:er|re)s?|ml|seconds|minutes|hours|days|weeks"
     r"|months|years|degrees?|radians?|dollars?|cents?|euros?|units?|mph|percent|pct"
 )
-"""Bare words that are units behind a number; other letters may be variables."""
+"""Bare words that are units after a number; other letters may be variables."""
 
 
 def is_unit(text: str) -> bool:
-    """Return whether the text behind a number is a unit: words that leave the number what it is."""
+    """Return whether the text after a number is a unit, which does not change the number."""
     words = text.replace(".", " ").replace("/", " per ").split()
     if not words:
         return True
@@ -101,7 +101,7 @@ def is_unit(text: str) -> bool:
 
 
 def drop_unit(text: str, behind: str = "[0-9]") -> str:
-    r"""Drop the unit or the ordinal's ending behind a number: `12\text{ cm}^2`, `12^{\text{th}}`.
+    r"""Drop the unit or the ordinal suffix after a number: `12\text{ cm}^2`, `12^{\text{th}}`.
 
     Args:
         text: A tidy answer.
@@ -129,10 +129,10 @@ _OPERATOR_COMMAND = re.compile(r"\\(?:frac|sqrt|cdot|times|div|pm|mp|text|mathrm
 
 
 def drop_left_side(text: str) -> str:
-    r"""Drop what an answer says the number is: `m + n = 27`, `|S| = 27`, `N \equiv 27 \pmod{50}`.
+    r"""Drop the name of an answer: `m + n = 27`, `|S| = 27`, `N \equiv 27 \pmod{50}`.
 
-    The text comes back as it is with more than one equality, with another relation, in a list, and
-    where the left side is a number itself or denies the equality.
+    The text is unchanged with more than one equality, with another relation, in a list, and if the
+    left side is a number itself or negates the equality.
     """
     bare = _GROUP.sub(lambda group: "." * len(group[0]), text)
     found = list(_EQUALITY.finditer(bare))
@@ -144,7 +144,7 @@ def drop_left_side(text: str) -> str:
 
 
 def says_what(left: str) -> bool:
-    """Return whether the left side of an equality names something, instead of being a number."""
+    """Return whether the left side of an equality is a name and not a number."""
     if _DENIAL.search(left):
         return False
     symbols = _OPERATOR_COMMAND.sub(" ", left)
@@ -158,7 +158,7 @@ _DENIAL = re.compile(rf"(?<![A-Za-z\\])(?:{_DENYING})(?![A-Za-z])", re.IGNORECAS
 
 
 def enclosed(text: str, opening: str, closing: str) -> str | None:
-    """Return what stands between two brackets if they match and hold the entire text."""
+    """Return the text between two brackets if they match and enclose the complete text."""
     if not (text.startswith(opening) and text.endswith(closing)) or len(text) < len(opening) + 1:
         return None
     inside = text[len(opening) : len(text) - len(closing)]
@@ -171,8 +171,8 @@ def enclosed(text: str, opening: str, closing: str) -> str | None:
 
 
 def tidy(text: str) -> str:
-    """Drop wrapping, layout, signs of degrees and dollars, and space that tells nothing apart."""
-    if r"\begin" not in text:  # where it ends a row, `\\` is no escaped backslash
+    """Drop wrapping, layout, signs of degrees and dollars, and space without meaning."""
+    if r"\begin" not in text:  # at the end of a row, `\\` is not an escaped backslash
         text = _ESCAPED.sub(r"\\", text)
     before = None
     while before != text:
@@ -188,19 +188,19 @@ def tidy(text: str) -> str:
 
 
 def _inside(wrapped: str) -> str | None:
-    """Return a wrapped text without the braces of a command, None where they are several groups."""
+    """Return a wrapped text without the braces of a command; None for several groups."""
     return enclosed(wrapped, "{", "}") if wrapped.startswith("{") else wrapped
 
 
 def normalize_answer(text: str) -> str:
-    r"""Write an answer in one canonical way, for comparing and for reading data sets.
+    r"""Return the canonical form of an answer, for comparison and for reading data sets.
 
     Numbers lose their padding ("070" and "70.0" become "70"), thousands separators, units and signs
-    of dollars and degrees; "m + n = 5" becomes "5"; any other answer loses wrapping, and space that
-    tells nothing apart.
+    of dollars and degrees; "m + n = 5" becomes "5"; any other answer loses wrapping, and space
+    without meaning.
 
     Returns:
-        The canonical text; a text of more than `MAX_ANSWER_CHARS` characters comes back as it is.
+        The canonical text; a text of more than `MAX_ANSWER_CHARS` characters is unchanged.
     """
     if len(text) > MAX_ANSWER_CHARS:
         return text
@@ -212,7 +212,7 @@ def normalize_answer(text: str) -> str:
 
 
 def canonical_number(text: str) -> str:
-    """Write a decimal number without padding and thousands separators, and a list with spaces."""
+    """Return a number without padding and thousands separators, or a list with spaces."""
     if THOUSANDS.fullmatch(text):
         text = text.replace(",", "")
     decimal = DECIMAL.fullmatch(text)

@@ -1,12 +1,12 @@
-"""Worker processes that compare answers, so that no comparison can stop a training run.
+"""Compare answers in worker processes, so that no comparison can stop a training run.
 
 * Verdicts, and their order, depend on neither the number of workers nor the load: expressions are
   bounded by their text first (`expressions.is_harmless`), and the workers' limits, in CPU seconds
   and memory, are far above what any expression within those bounds needs.
 * A comparison that reaches a limit counts as wrong and is counted in `limit_hits`.
-* A worker that dies of anything else is started again, and its comparison made once more.
+* A worker that dies for another reason is started again, and its comparison is repeated.
 
-A worker is a fresh interpreter with pipes, no fork: it has neither the run's memory nor its GPU,
+A worker is a new interpreter with pipes, not a fork: it has neither the run's memory nor its GPU,
 and ends with the run, however that ends.
 """
 
@@ -33,7 +33,7 @@ from lightning_vcppo.rewards.worker import OUT_OF_MEMORY
 from lightning_vcppo.settings import GradingSettings
 
 PROGRESS_S = 2.0
-"""A line says how far grading is when it takes longer than this, and every so often from there."""
+"""Seconds of grading after which a line reports its progress, repeated at this interval."""
 
 _AHEAD = 8  # comparisons that wait in a worker's pipe, a few hundred bytes each
 _MAX_FAILED_STARTS = 3
@@ -41,7 +41,7 @@ _SIGXCPU = 24
 
 
 class Comparison(NamedTuple):
-    """A candidate, the answers of which each is accepted, and how they are compared."""
+    """A candidate, the accepted answers, and the kind of comparison."""
 
     candidate: str
     accepted: tuple[int | str, ...]
@@ -50,7 +50,7 @@ class Comparison(NamedTuple):
 
 @dataclass
 class _Worker:
-    """A process, and what it has been asked and has not answered, in order."""
+    """A process, and its unanswered comparisons, in order."""
 
     process: subprocess.Popen[bytes]
     asked: deque[int] = field(default_factory=deque)
@@ -62,7 +62,7 @@ class GradingPool:
     """Compares answers in worker processes, which are started when they are first needed.
 
     Attributes:
-        limit_hits: Comparisons, so far, that have reached a limit and count as wrong.
+        limit_hits: Number of comparisons so far that reached a limit and count as wrong.
     """
 
     def __init__(self, settings: GradingSettings) -> None:
@@ -76,7 +76,7 @@ class GradingPool:
         """Return the verdict of each comparison, in order.
 
         Raises:
-            RuntimeError: Workers end before they have compared anything.
+            RuntimeError: If workers end before they have compared anything.
         """
         unique = {comparison: n for n, comparison in enumerate(dict.fromkeys(comparisons))}
         if self.settings.workers == 0:
@@ -92,11 +92,11 @@ class GradingPool:
         self._workers = []
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the processes out of a copy, which starts its own."""
+        """Return the state without processes, because a copy starts its own."""
         return vars(self) | {"_workers": []}
 
     def workers(self) -> list[_Worker]:
-        """Return the workers, those that have died since the last call started again."""
+        """Return the workers; start those again that have died since the last call."""
         alive = [worker for worker in self._workers if worker.process.poll() is None]
         self._workers = alive + [self.start() for _ in range(self.settings.workers - len(alive))]
         return list(self._workers)
@@ -119,10 +119,10 @@ class GradingPool:
         return _Worker(process)
 
     def replace(self, worker: _Worker) -> _Worker:
-        """Start another worker in the place of a dead one.
+        """Start a worker to replace a dead one.
 
         Raises:
-            RuntimeError: Several in a row have ended before they were ready.
+            RuntimeError: If several in a row have ended before they were ready.
         """
         self._failed_starts = 0 if worker.is_ready else self._failed_starts + 1
         if self._failed_starts >= _MAX_FAILED_STARTS:
@@ -138,14 +138,14 @@ class GradingPool:
 
 
 class _Round:
-    """One call of `compare`: hands comparisons out, and takes verdicts in."""
+    """One call of `compare`: distributes comparisons, and collects verdicts."""
 
     def __init__(self, pool: GradingPool, comparisons: list[Comparison]) -> None:
         self.pool = pool
         self.comparisons = comparisons
         self.verdicts: dict[int, bool] = {}
         self.waiting = deque(range(len(comparisons)))
-        self.crashed: set[int] = set()  # comparisons that a worker has died of once
+        self.crashed: set[int] = set()  # comparisons during which a worker has died once
         self.selector = selectors.DefaultSelector()
         self.started = self.told = time.monotonic()
 
@@ -165,14 +165,14 @@ class _Round:
         self._ask(worker)
 
     def _ask(self, worker: _Worker) -> None:
-        """Hand a worker comparisons until enough of them wait in its pipe."""
+        """Send a worker comparisons until enough of them wait in its pipe."""
         assert worker.process.stdin is not None
         lines = []
         while self.waiting and len(worker.asked) < _AHEAD:
             number = self.waiting.popleft()
             worker.asked.append(number)
             lines.append(json.dumps([number, *self.comparisons[number]]).encode() + b"\n")
-        with suppress(BrokenPipeError):  # it has died, as its closed output is about to tell
+        with suppress(BrokenPipeError):  # it has died; its closed output will show that
             worker.process.stdin.write(b"".join(lines))
             worker.process.stdin.flush()
 
@@ -196,7 +196,7 @@ class _Round:
         self._ask(worker)
 
     def _bury(self, worker: _Worker) -> None:
-        """Replace a worker that has ended, and decide on the comparison that it was at."""
+        """Replace a worker that has ended, and repeat or give up its current comparison."""
         assert worker.process.stdout is not None
         self.selector.unregister(worker.process.stdout)
         code = worker.process.wait()
@@ -230,7 +230,7 @@ class _Round:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a worker: with its input closed, or else by force."""
+    """End a worker by closing its input, or else by force."""
     if process.stdin is not None and not process.stdin.closed:
         with suppress(BrokenPipeError):
             process.stdin.close()

@@ -1,4 +1,4 @@
-"""Terms that are added to the reward of the verifier."""
+"""Compute terms that are added to the reward of the verifier."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ def overlong_penalty(
     overlong_buffer_len: int,
     penalty_factor: float = 1.0,
 ) -> Tensor:
-    """Punish long responses softly, over the last tokens before the limit (DAPO, equation 13).
+    """Compute a soft penalty on the last tokens before the length limit (DAPO, equation 13).
 
     Zero up to `max_response_length - overlong_buffer_len`, from there linearly down to -1 at
     `max_response_length`, -1 beyond; times the factor. It is added to the reward.
 
     Args:
-        lengths_B: Tokens of each response, (B,).
-        max_response_length: Tokens after which a response is truncated.
-        overlong_buffer_len: Tokens over which the penalty grows; 0 switches it off.
+        lengths_B: Number of tokens of each response, (B,).
+        max_response_length: Number of tokens after which a response is truncated.
+        overlong_buffer_len: Number of tokens over which the penalty grows; 0 switches it off.
         penalty_factor: The penalty at the limit.
 
     Returns:
-        (B,) float32, in [-penalty_factor, 0].
+        Penalties (B,), float32, in [-penalty_factor, 0].
 
     Raises:
-        ValueError: The buffer is negative or longer than the limit.
+        ValueError: If the buffer is negative or longer than the limit.
     """
     if not 0 <= overlong_buffer_len <= max_response_length:
         raise ValueError(

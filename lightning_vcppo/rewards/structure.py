@@ -1,6 +1,6 @@
-r"""The form of a mathematical answer: what in it is a set, a tuple, an interval, an equation.
+r"""Parse the form of a mathematical answer: its sets, tuples, intervals and equations.
 
-`read` takes a text apart into forms down to single expressions, which `expressions` compares:
+`read` splits a text into forms down to single expressions, which `expressions` compares:
 
     Leaf        an expression, a word, a letter of a choice: `\frac{1}{2}`, `Evelyn`, `C`
     Items       several answers in any order: `1, 2`, `\{1, 2\}`, `1 \pm 2`, `1 \text{ or } 2`
@@ -20,7 +20,7 @@ from typing import Literal, TypeAlias
 from lightning_vcppo.rewards.normalization import CLOSING, OPENING, THOUSANDS, enclosed
 
 MAX_ITEMS = 30
-"""More items than these are one text."""
+"""Largest number of items; a list with more is one text."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Brackets:
 
     Attributes:
         opening: The bracket before the parts.
-        closing: The bracket behind them.
-        parts: What stands between them.
+        closing: The bracket after them.
+        parts: Forms between the brackets.
         relation: The inequality that was read as this interval, if one was.
     """
 
@@ -73,7 +73,7 @@ class Relation:
     """An equation or an inequality.
 
     Attributes:
-        sign: "=", or "<" and "<=" after the sides are put such that the left is the smaller one.
+        sign: "=", or "<" or "<=" after the sides are ordered so that the left is the smaller one.
         left: Text of the left side.
         right: Text of the right side.
     """
@@ -130,7 +130,7 @@ def read(text: str) -> Form:
 
 
 def items(parts: Iterator[Form] | tuple[Form, ...]) -> Form:
-    """Return several answers as one form: a list within a list is one, and of one part the part."""
+    """Return several answers as one form: nested lists are merged, and one part is itself."""
     flat: list[Form] = []
     for part in parts:
         flat += part.parts if isinstance(part, Items) else (part,)

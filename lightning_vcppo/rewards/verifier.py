@@ -1,8 +1,8 @@
-r"""From a response to its reward: the one scorer of training and of evaluation.
+r"""Grade responses: the only scorer of training and evaluation.
 
-A verdict is made in three steps, each a pure function of strings:
+A verdict has three steps, each a pure function of strings:
 
-1. `answer_part` leaves the thinking out: only what follows it is scored (VC-PPO, section 4).
+1. `answer_part` skips the thinking: only the text after it is scored (VC-PPO, section 4).
 2. `extract_answer` finds the final answer there, by one of four styles:
 
     boxed        the last complete \boxed{...} or \fbox{...}, nothing else (the default)
@@ -13,13 +13,14 @@ A verdict is made in three steps, each a pure function of strings:
 
 3. `answers_equal` compares it with the gold answer: numbers as numbers, the rest by math-verify.
 
-Only "boxed" and "answer_line" are safe to train on: a response cut off at "maybe the answer is 236"
-is wrong under them, right under the lenient ones. `docs/verifier.md` compares with other graders.
+Only "boxed" and "answer_line" are safe for training: a response truncated at "maybe the answer is
+236" is wrong under them, and right under the lenient ones. `docs/verifier.md` compares with other
+graders.
 
-Responses are written by an optimizer that looks for holes, so every scan is linear in the response,
-only ASCII digits count as digits, and no expression reaches sympy before `expressions.is_harmless`
-has bounded what evaluating it can cost. No timeout is used: a verdict must not depend on the thread
-or on how busy the machine is.
+Training exploits any gap of the verifier, so every scan is linear in the response, only ASCII
+digits count as digits, and no expression reaches sympy before `expressions.is_harmless` has bounded
+its cost. There are no timeouts, because a verdict must not depend on the thread or on the load of
+the machine.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ INSTRUCTIONS: dict[Style, str] = {
     "last_number": "Please reason step by step, and end with your final answer, a number.",
     "lenient": _BOX_INSTRUCTION,
 }
-"""How a prompt asks for the final answer that a style reads."""
+"""Instructions of prompts for the final answer, by style."""
 
 THINKING_TAGS = (
     ("<think>", "</think>"),
@@ -86,7 +87,7 @@ _BOX_TOKEN = re.compile(
     r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\(?:boxed|fbox)\s(?P<bare>-?[0-9][^\s{}$\\]*)"
     r"|(?P<escape>\\\\(?!boxed|fbox)|\\[{}])|(?P<open>\{)|(?P<close>\})"
 )
-# A dash in a minus's place is kept, for without it a number turns into its opposite
+# A dash used as a minus is kept, because without it the number has the opposite sign
 _NUMBER = re.compile(
     r"(?:(?<![\w)}\]])[-\u2212\u2010-\u2014\ufe63\uff0d])?"
     r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"
@@ -106,7 +107,7 @@ _DECLINES = re.compile(
 _FORMULA = re.compile(
     r"\$\$?([^$]+)\$\$?|\\\(((?:[^\\]|\\[^()])+)\\\)|\\\[((?:[^\\]|\\[^\[\]])+)\\\]"
 )
-_SPECIAL_TOKEN = re.compile(r"<\|\w+\|>")  # such as <|im_end|>: not a part of the answer
+_SPECIAL_TOKEN = re.compile(r"<\|\w+\|>")  # such as <|im_end|>, not a part of the answer
 _ANSWER_IS = re.compile(r"answer[\s*_]*(?::|is\b)", re.IGNORECASE)
 
 
@@ -118,11 +119,11 @@ def _last(matches: Iterable[re.Match[str]]) -> re.Match[str] | None:
 
 
 def answer_part(response: str) -> str:
-    """Return what follows the thinking.
+    """Return the text after the thinking.
 
-    The last thinking tag decides: the text after it if it closes; nothing if it opens, for then the
-    thinking never ended; the whole response if there is no tag. A tag that the prompt opened must
-    be put in front of the response, or thinking that never ends would count as an answer.
+    The last thinking tag decides: the text after it if it is a closing tag; "" if it is an opening
+    tag, because the thinking never ended; the complete response without a tag. A tag that the
+    prompt opened must precede the response, or unfinished thinking would count as an answer.
     """
     tag = _last(_THINKING_TAG.finditer(response))
     if tag is None:
@@ -131,7 +132,7 @@ def answer_part(response: str) -> str:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Return the content of the last box that is closed (an outer box wins over those inside)."""
+    r"""Return the content of the last closed box (an outer box has precedence over inner ones)."""
     span: tuple[int, int] | None = None
     opened: list[int] = []  # where a box's content starts; -1 for a plain brace
     for token in _BOX_TOKEN.finditer(text):
@@ -151,13 +152,13 @@ def extract_answer(response: str, *, style: Style = "boxed", formulas: bool = Fa
     Args:
         response: Thinking and answer part.
         style: Form of a final answer, see the head of this file.
-        formulas: Under `lenient`, take the last formula where no number follows it.
+        formulas: Under `lenient`, take the last formula if no number follows it.
 
     Returns:
-        Its text, or None if there is none or none of at most `MAX_ANSWER_CHARS` characters.
+        The answer, or None if there is none of at most `MAX_ANSWER_CHARS` characters.
 
     Raises:
-        ValueError: Unknown style.
+        ValueError: If the style is unknown.
     """
     if style not in get_args(Style):
         raise ValueError(f"style: {style!r} is not one of {', '.join(get_args(Style))}")
@@ -180,7 +181,7 @@ def _line_after(pattern: re.Pattern[str], text: str) -> str | None:
         return None
     line = text[match.end() :].lstrip(" \t\r\n*:`").partition("\n")[0]
     line = _SPECIAL_TOKEN.split(line, maxsplit=1)[0]
-    return line.rstrip(" \t\r*`")  # emphasis around the answer or the whole line
+    return line.rstrip(" \t\r*`")  # emphasis around the answer or the complete line
 
 
 def _last_number(text: str) -> str | None:
@@ -205,11 +206,11 @@ def _lenient(text: str, formulas: bool) -> str | None:
 
 
 def asked_style(problem: str) -> Style | None:
-    r"""Return the style whose form a problem's own text asks for, if it asks for one.
+    r"""Return the style whose answer form a problem's own text asks for, or None.
 
     A box is read by `boxed` and `lenient`, a line `Answer:` by `answer_line` and `lenient`. With
-    another style a response that does as it is asked is wrong. A form that the text declines ("you
-    do not need \boxed{}") is not asked for.
+    another style a response that follows the problem is wrong. A form that the text declines ("you
+    do not need \boxed{}") does not count.
     """
     if _asks_for(_BOX, problem):
         return "boxed"
@@ -217,7 +218,7 @@ def asked_style(problem: str) -> Style | None:
 
 
 def _asks_for(form: re.Pattern[str], problem: str) -> bool:
-    """Return whether a text names a form, at least once without declining it in the same clause."""
+    """Return whether a text names a form at least once without declining it in that clause."""
     return any(
         not _DECLINES.search(_CLAUSE_END.split(problem[max(0, at - _CLAUSE_CHARS) : at])[-1])
         for at in (found.start() for found in form.finditer(problem))
@@ -232,16 +233,16 @@ def reads(style: Style, asked: Style) -> bool:
 def is_correct(
     response: str, answer: Answer, *, style: Style = "boxed", kind: AnswerKind | None = None
 ) -> bool:
-    """Return whether a response ends with the right answer.
+    """Return whether a response ends with the correct answer.
 
     Args:
         response: Thinking and answer part.
-        answer: The gold answer, or several of which each is accepted.
+        answer: The gold answer, or several accepted ones.
         style: Form of a final answer, see the head of this file.
-        kind: How answers are compared; None compares an int as an integer, a text as math.
+        kind: Kind of comparison; None compares an int as an integer, a text as math.
 
     Raises:
-        ValueError: Unknown style or kind.
+        ValueError: If style or kind is unknown.
     """
     candidate = extract_answer(response, style=style, formulas=has_formulas(answer, kind))
     return candidate is not None and answers_equal(candidate, answer, kind)
@@ -259,11 +260,11 @@ def verify(
         kind: As in `is_correct`.
 
     Raises:
-        ValueError: Unknown style or kind.
+        ValueError: If style or kind is unknown.
     """
     return 1.0 if is_correct(response, answer, style=style, kind=kind) else -1.0
 
 
 def has_formulas(answer: Answer, kind: AnswerKind | None = None) -> bool:
-    """Return whether a gold answer may be more than a number, so that `lenient` reads formulas."""
+    """Return whether a gold answer may be other than a number, so that `lenient` reads formulas."""
     return any(kind_of(one, kind) == "math" for one in accepted_answers(answer))

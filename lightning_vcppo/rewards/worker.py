@@ -1,8 +1,8 @@
-"""A process that compares answers, run by `pool` as `python -m lightning_vcppo.rewards.worker`.
+"""Compare answers in a process that `pool` runs as `python -m lightning_vcppo.rewards.worker`.
 
-It reads one JSON line `[number, candidate, accepted answers, kind]` a comparison, writes one line
-`[number, verdict]` each, and ends with its input. The system ends it when one comparison takes more
-CPU seconds than allowed: no signal handler of Python's could, in the middle of C code.
+It reads one JSON line `[number, candidate, accepted answers, kind]` per comparison, writes one line
+`[number, verdict]` for each, and ends with its input. The system ends it when a comparison takes
+more CPU seconds than allowed, because a Python signal handler cannot interrupt C code.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from collections.abc import Callable
 from lightning_vcppo.rewards.equality import answers_equal
 
 OUT_OF_MEMORY = "memory"
-"""Verdict of a comparison that has run out of memory."""
+"""Verdict of a comparison that ran out of memory."""
 
 
 def main(limit_s: float, memory_mb: int) -> None:
-    """Compare what comes in until the input ends.
+    """Do the comparisons of the input until it ends.
 
     Args:
         limit_s: CPU seconds of one comparison.
-        memory_mb: Address space of this process.
+        memory_mb: Limit of the address space of this process, in MiB.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends the input
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the run, which closes the input
     allow = _limits(limit_s, memory_mb)
-    answers_equal("x", "2x-x")  # the first evaluation imports and fills tables
+    answers_equal("x", "2x-x")  # the first evaluation imports modules and fills tables
     print(json.dumps([-1, True]), flush=True)
     for line in sys.stdin:
         number, candidate, accepted, kind = json.loads(line)
@@ -41,14 +41,14 @@ def main(limit_s: float, memory_mb: int) -> None:
 
 
 def _limits(limit_s: float, memory_mb: int) -> Callable[[], None]:
-    """Limit memory now, and return the function that allows CPU seconds for one comparison."""
+    """Limit memory now, and return a function that sets the CPU seconds of a comparison."""
     try:
         import resource
-    except ImportError:  # Windows has neither; the static limits hold there as well
+    except ImportError:  # Windows has neither; only the static bounds hold there
         return lambda: None
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":  # elsewhere address space is no measure of memory
+    if sys.platform == "linux":  # elsewhere address space does not measure memory
         most = resource.getrlimit(resource.RLIMIT_AS)[1]
         wanted = memory_mb * 2**20
         limit = wanted if most == resource.RLIM_INFINITY else min(wanted, most)

@@ -44,9 +44,10 @@ class Rollout:
         values_BT: V(s_t) before the update; s_t is the prompt and the tokens before token t.
         advantages_BT: Advantages of the policy, before whitening.
         returns_BT: Targets of the critic.
-        loss_weights_BT: Weight of each token in the loss of its mini-batch, set when the rollout is
-            cut into mini-batches, so that the losses of micro-batches add up.
+        loss_weights_BT: Weight of each token in the policy's loss on its mini-batch, set when the
+            rollout is cut into mini-batches, so that the losses of micro-batches add up.
         nll_weights_BT: The same for the loss on correct responses.
+        value_weights_BT: The same for the critic's loss.
         importance_weights_BT: Correction for the mismatch of the sampler, if it is on.
         trusted_BT: True where sampler and trainer agree closely enough to learn from the token.
         fitted_BT: True where the critic learns from the token, if its targets were corrected.
@@ -74,6 +75,7 @@ class Rollout:
     returns_BT: Tensor | None = None
     loss_weights_BT: Tensor | None = None
     nll_weights_BT: Tensor | None = None
+    value_weights_BT: Tensor | None = None
     importance_weights_BT: Tensor | None = None
     trusted_BT: Tensor | None = None
     fitted_BT: Tensor | None = None
@@ -125,12 +127,9 @@ class Rollout:
         """
         row = self.select(torch.zeros(1, dtype=torch.long, device=self.positions_B.device))
         nothing_BT = torch.zeros_like(row.sampler_logprobs_BT)
-        return replace(
-            row,
-            correct_B=torch.zeros_like(row.correct_B),
-            loss_weights_BT=None if weighed.loss_weights_BT is None else nothing_BT,
-            nll_weights_BT=None if weighed.nll_weights_BT is None else nothing_BT,
-        )
+        names = ("loss_weights_BT", "nll_weights_BT", "value_weights_BT")
+        weights = {name: nothing_BT for name in names if getattr(weighed, name) is not None}
+        return row.with_(correct_B=torch.zeros_like(row.correct_B), **weights)
 
     def select(self, rows: Tensor) -> Rollout:
         """Return the given rows, with padding trimmed to the longest row.

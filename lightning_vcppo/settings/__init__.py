@@ -1,6 +1,6 @@
-"""The hyper-parameters of VC-PPO, grouped by the part of the algorithm that reads them.
+"""Define the hyper-parameters of VC-PPO, grouped by the part of the algorithm that reads them.
 
-Defaults are the paper's (VC-PPO, arXiv 2503.01491) where it states one; every switch that came with
+Defaults are the paper's (VC-PPO, arXiv 2503.01491) where it states one; every switch of
 a later paper is off. `configs/` holds the presets.
 """
 

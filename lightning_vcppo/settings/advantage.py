@@ -1,4 +1,4 @@
-"""Hyper-parameters of advantages and value targets."""
+"""Define the hyper-parameters of advantages and value targets."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from lightning_vcppo.common.errors import require
 
 @dataclass(frozen=True)
 class AdvantageSettings:
-    """From rewards and values to advantages and value targets.
+    """Settings of advantages and value targets.
 
     Attributes:
         estimator: "gae"; or without a critic: "group", GRPO's comparison with the mean of the
-            responses to the prompt; "rloo", with the mean of the others; "batch", with the mean of
-            the rollout, for one response a prompt.
+            responses to the prompt; "rloo", with the mean of the other responses; "batch", with
+            the mean of the rollout, for one response per prompt.
         gamma: Discount.
-        lambda_actor: Of the advantages (VC-PPO's decoupled GAE).
-        lambda_critic: Of the value targets; 1 makes them Monte-Carlo returns.
+        lambda_actor: Lambda of the advantages (VC-PPO's decoupled GAE).
+        lambda_critic: Lambda of the value targets; 1 makes them Monte-Carlo returns.
         length_adaptive_alpha: VAPO's lambda_actor = 1 - 1 / (alpha length) instead of a fixed one.
-        whiten: Normalise advantages over the tokens of the rollout, on all ranks.
+        whiten: Normalize advantages over the tokens of the rollout, on all ranks.
         normalize_group_std: Divide group advantages by the group's standard deviation.
         bootstrap_truncated: End truncated responses with the critic's value instead of 0.
         explained_variance_gate: EVPO: use the batch mean as baseline while explained variance <= 0.
@@ -46,7 +46,7 @@ class AdvantageSettings:
 
     @property
     def needs_critic(self) -> bool:
-        """Whether advantages are made from values."""
+        """Whether advantages are computed from values."""
         return self.estimator == "gae"
 
     @property

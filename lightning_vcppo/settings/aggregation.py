@@ -1,4 +1,4 @@
-"""Ways in which the losses of tokens become one number."""
+"""Define how the losses of tokens are aggregated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hyper-parameters of the policy loss."""
+"""Define the hyper-parameters of the policy loss."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from lightning_vcppo.settings.rollouts import EngineSettings
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """The policy loss.
+    """Settings of the policy loss.
 
     Attributes:
-        loss: PPO's clipped one; "dis", SAO's band, outside of which a token has no gradient;
+        loss: "ppo", the clipped loss; "dis", SAO's band, outside of which a token has no gradient;
             "dppo_tv", BPCO's bound on the change of the probability; "cispo", a clipped weight on
-            every token's gradient; "gspo", PPO with one ratio a response.
+            every token's gradient; "gspo", PPO with one ratio per response.
         clip_ratio_low: PPO's lower clip, 1 - clip_ratio_low; in every loss the lower bound.
-        clip_ratio_high: The upper one, 1 + clip_ratio_high (VAPO's clip-higher: 0.28). Sizes differ
-            by loss: DIS has 0.3 and 5, DPPO-TV 0.2 and 0.2 of a probability, GSPO 3e-4 and 4e-4.
+        clip_ratio_high: Upper clip, 1 + clip_ratio_high (VAPO's clip-higher: 0.28). Sizes differ
+            by loss: DIS uses 0.3 and 5, DPPO-TV 0.2 and 0.2 of a probability, GSPO 3e-4 and 4e-4.
         clip_ratio_c: Dual clip of PPO: bound of the loss for negative advantages; in DPPO-TV bound
             of the ratio.
-        loss_agg_mode: How token losses become one number.
+        loss_agg_mode: Aggregation of token losses.
         entropy_coeff: Weight of the entropy bonus.
         kl_coef: Weight of the KL divergence from the reference; at 0 no reference is loaded.
         kl_estimator: k1, k2 or k3 (Schulman). As a loss k1 has no gradient on average: use k2 or k3
-            there, k1 in the reward.
+            in the loss, k1 in the reward.
         kl_placement: Add the KL to the loss, or subtract it from each token's reward.
         positive_example_nll_weight: VAPO's language-model loss on correct responses (0.1 there).
         importance_correction: Correct the sampler's mismatch with truncated or masked weights;
-            "auto" truncates with vLLM, whose arithmetic is another, and is off with transformers.
-        importance_cap: Their bound C.
-        old_logprobs: Where the log-probabilities before the update come from. "recomputed": from
-            a forward pass. "sampler": from sampling, by any engine ("bypass", as DIS and DPPO-TV
-            are meant), so the ratio is that to the sampler. "auto": from sampling where they are
-            the same numbers but for rounding, in float32, from the transformers engine and without
-            importance correction; else from a forward pass.
-        reuse_sampler_logprobs: Former name, accepted for one version more: true is "auto" and false
-            "recomputed".
+            "auto" truncates with vLLM, whose arithmetic differs, and is off with transformers.
+            importance_cap: Bound C of the weights.
+            old_logprobs: Source of the log-probabilities before the update. "recomputed": from a
+                forward pass. "sampler": from sampling, by any engine ("bypass", as intended by DIS
+                and DPPO-TV), so the ratio is that to the sampler. "auto": from sampling if they are
+                equal except for rounding: in float32, from the transformers engine and without
+                importance correction; else from a forward pass.
+        reuse_sampler_logprobs: Former name, accepted until the next version: true is "auto" and
+            false "recomputed".
         mask_truncated: EasyPPO: truncated responses leave the policy loss, not the critic's.
     """
 
@@ -72,7 +72,7 @@ class PolicySettings:
         require(c is None or c > 1, f"clip_ratio_c: expected > 1, got {c}")
         require(
             c is None or self.loss in ("ppo", "dppo_tv"),
-            f"clip_ratio_c: the losses ppo and dppo_tv alone have it, and the loss is {self.loss}",
+            f"clip_ratio_c: only the losses ppo and dppo_tv have it, and the loss is {self.loss}",
         )
         self._take_former_name()
         require(
@@ -92,15 +92,15 @@ class PolicySettings:
         instead = "auto" if reuse else "recomputed"
         require(
             self.old_logprobs in ("auto", instead),
-            f"reuse_sampler_logprobs: its place is taken by old_logprobs={self.old_logprobs}; "
-            "remove it",
+            f"reuse_sampler_logprobs: remove it, because old_logprobs={self.old_logprobs} "
+            "replaces it",
         )
         if own_rank() == 0:
             message = (
                 f"policy.reuse_sampler_logprobs={str(reuse).lower()} is now "
                 f"policy.old_logprobs={instead}, and will be refused in the next version"
             )
-            # With no file of its own, the warning is one line: who reads it wrote a flag or YAML.
+            # Without a file name the warning is one line; its reader wrote a flag or YAML.
             warnings.warn_explicit(message, FutureWarning, filename="vcppo", lineno=0)
         object.__setattr__(self, "old_logprobs", instead)
         object.__setattr__(self, "reuse_sampler_logprobs", None)

@@ -1,4 +1,4 @@
-"""Hyper-parameters of sampling responses and rewarding them."""
+"""Define the hyper-parameters of sampling responses and rewarding them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ EngineName = Literal["transformers", "vllm", "vllm_server"]
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How responses are sampled.
+    """Settings of the sampling of responses.
 
     Attributes:
-        num_generations: Responses for each prompt.
-        temperature: Of the softmax; 0 is greedy (for evaluation only).
+        num_generations: Number of responses to each prompt.
+        temperature: Temperature of the softmax; 0 is greedy (only for evaluation).
         top_p: Keep the smallest set of tokens with this probability mass.
-        max_response_length: Tokens after which a response is truncated.
-        dynamic_sampling: DAPO: drop groups that are all right or all wrong, and sample on with the
+        max_response_length: Number of tokens after which a response is truncated.
+        dynamic_sampling: DAPO: drop groups that are all right or all wrong, and continue with the
             next prompts until the rollout is full (training, policy phase).
     """
 
@@ -45,18 +45,18 @@ class SamplingSettings:
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What samples the responses.
+    """Settings of the generation engine.
 
     Attributes:
         name: "transformers", the trained model itself; "vllm", a copy of it in the same process
-            that takes the new weights over after each update; "vllm_server", copies in servers that
+            that copies the new weights after each update; "vllm_server", copies in servers that
             `vcppo serve` has started.
-        max_num_seqs: Responses that are sampled at the same time, by each server if there are
+        max_num_seqs: Number of responses sampled at the same time, by each server if there are
             some; memory of the key-value cache grows with them.
         gpu_memory_utilization: vLLM's share of the device's memory, for its weights and cache (on
-            the CPU a share of main memory, taken for good).
-        max_model_len: Most tokens of a prompt and its response; None is the model's own limit.
-        sleep: Give vLLM's memory back to the trainer between rollouts (on the GPU; the CPU cannot).
+            the CPU a share of main memory, which is not released).
+        max_model_len: Most tokens of a prompt and its response; None means the model's own limit.
+        sleep: Release vLLM's memory to the trainer between rollouts (only on the GPU).
         init_args: Other arguments of `vllm.LLM`, such as dtype (by default the type in which
             the actor computes: bfloat16 under bf16-mixed).
         urls: Addresses of the servers, such as http://127.0.0.1:8000; the prompts are spread over
@@ -104,8 +104,7 @@ class EngineSettings:
             require(
                 size == 1,
                 f"init_args.{name}: expected 1, got {size}: each process samples its own prompts "
-                "with a vLLM of its own, which cannot be shared; shard with fsdp2 to train a "
-                "larger model",
+                "with its own vLLM, which cannot be sharded; use fsdp2 to train a larger model",
             )
 
     def _check_servers(self) -> None:
@@ -130,11 +129,11 @@ class EngineSettings:
 
 @dataclass(frozen=True)
 class RewardShapingSettings:
-    """What is added to the verifier's reward.
+    """Settings of penalties added to the verifier's reward.
 
     Attributes:
-        overlong_buffer_len: DAPO's soft punishment over the last tokens before the limit; 0 is off.
-        overlong_penalty_factor: Its weight.
+        overlong_buffer_len: DAPO's soft penalty on the last tokens before the limit; 0 means off.
+        overlong_penalty_factor: Weight of the penalty.
     """
 
     overlong_buffer_len: int = 0
@@ -148,10 +147,11 @@ class RewardShapingSettings:
 
 @dataclass(frozen=True)
 class GradingSettings:
-    """Processes that compare answers, see `rewards/pool.py`; a reward function of yours has none.
+    """Settings of the processes that compare answers, see `rewards/pool.py`.
 
-    What texts do not decide alone is evaluated there. No accepted expression needs a hundredth of
-    the limits, so verdicts depend on neither the number of workers nor the load.
+    Answers that cannot be compared as text are evaluated there; a user's own reward function does
+    not use them. No accepted expression needs a hundredth of the limits, so verdicts depend on
+    neither the number of workers nor the load.
 
     Attributes:
         workers: Worker processes of each rank; 0 compares in the training process.

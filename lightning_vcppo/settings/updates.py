@@ -1,4 +1,4 @@
-"""Hyper-parameters of the updates: optimizers, adapters, epochs and batches."""
+"""Define the hyper-parameters of the updates: optimizers, adapters, epochs and batches."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any, Literal, TypeAlias
 from lightning_vcppo.common.errors import require
 
 MasterWeights: TypeAlias = Literal["none", "float32", "kahan", "stochastic"]
-"""What keeps updates that bfloat16 weights would round away."""
+"""Ways to keep updates that bfloat16 weights would round away."""
 Kernels: TypeAlias = Literal["auto", "liger", "none"]
-"""Whose kernels compute norms, SwiGLU and rotation on CUDA; "auto" takes what is installed."""
+"""Kernels of norms, SwiGLU and rotation on CUDA; "auto" uses Liger's if it is installed."""
 
 Offload: TypeAlias = Literal["reference", "idle_optimizer", "idle_network"]
 """What is kept on the host while it is not in use."""
@@ -22,11 +22,11 @@ class OptimizerSettings:
 
     Attributes:
         lr: Peak learning rate.
-        warmup_updates: Optimizer updates over which the learning rate rises linearly to `lr`.
+        warmup_updates: Number of updates over which the learning rate rises linearly to `lr`.
         max_grad_norm: Gradients are scaled down to this norm; 0 switches clipping off.
-        max_skipped_updates: An update whose loss or gradient is not finite is left out; so many in
-            a row end the run with a checkpoint, 0 never does. The default, ours, is two rollouts of
-            the paper's size: one bad reward can spoil all updates of one.
+        max_skipped_updates: An update whose loss or gradient is not finite is skipped; this many
+            in a row end the run with a checkpoint; 0 means no limit. The default, ours, is two
+            rollouts of the paper's size, because a bad reward can spoil all updates of a rollout.
         class_path: Import path of a `torch.optim.Optimizer`.
         init_args: Its other arguments.
     """
@@ -56,10 +56,10 @@ class LoRASettings:
     """Low-rank adapters for actor and critic on one frozen base (LoRA, arXiv 2106.09685).
 
     Attributes:
-        rank: Of the adapters; None trains all weights instead.
-        alpha: What an adapter adds is scaled by alpha / rank.
-        target_modules: Linear layers that get one, such as [q_proj, v_proj]; "all-linear" is all
-            but the heads.
+        rank: Rank of the adapters; None trains all weights instead.
+        alpha: Scale of an adapter's change, which is multiplied by alpha / rank.
+        target_modules: Linear layers with adapters, such as [q_proj, v_proj]; "all-linear" means
+            all except the heads.
     """
 
     rank: int | None = None
@@ -70,24 +70,28 @@ class LoRASettings:
         """Refuse impossible values."""
         require(self.rank is None or self.rank >= 1, f"rank: expected >= 1, got {self.rank}")
         require(self.alpha > 0, f"alpha: expected > 0, got {self.alpha}")
-        require(len(self.target_modules) > 0, "target_modules: expected a layer's name at least")
+        require(len(self.target_modules) > 0, "target_modules: expected at least one layer's name")
 
 
 @dataclass(frozen=True)
 class UpdateSettings:
-    """How a rollout is cut into updates.
+    """Settings of the updates on a rollout.
 
     Attributes:
-        order: Which network a rollout updates first. Advantages and targets are read before both,
-            so that it matters only with `value.target_correction`.
-        ppo_epochs: Passes of the policy over a rollout.
-        ppo_mini_batch_size: Responses, over all ranks, of one policy update.
-        critic_epochs: Passes of the critic; None means `ppo_epochs`.
-        critic_mini_batch_size: Responses of one critic update; None means `ppo_mini_batch_size`.
-        ppo_max_token_len_per_gpu: Tokens of one forward pass on one device (a micro-batch).
+        order: Network that is updated first; or both "together": a side critic learns in the
+            policy's own forward passes, which saves as many passes of the actor. Advantages and
+            targets are computed before both updates, so the order matters with
+            `value.target_correction`, and to a side critic: it reads the actor before the actor's
+            updates, after them, or before each.
+        ppo_epochs: Number of passes of the policy over a rollout.
+        ppo_mini_batch_size: Number of responses, over all ranks, of one policy update.
+        critic_epochs: Number of passes of the critic; None means `ppo_epochs`.
+        critic_mini_batch_size: Number of responses of one critic update; None means
+            `ppo_mini_batch_size`.
+        ppo_max_token_len_per_gpu: Most tokens of one forward pass on one device (a micro-batch).
     """
 
-    order: Literal["critic_first", "actor_first"] = "critic_first"
+    order: Literal["critic_first", "actor_first", "together"] = "critic_first"
     ppo_epochs: int = 1
     ppo_mini_batch_size: int = 512
     critic_epochs: int | None = None

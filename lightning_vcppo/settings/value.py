@@ -1,4 +1,4 @@
-"""Hyper-parameters of the critic's head and loss."""
+"""Define the hyper-parameters of the critic's head and loss."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from lightning_vcppo.settings.aggregation import LossAggMode
 
 @dataclass(frozen=True)
 class ValueSettings:
-    """The critic's head and loss.
+    """Settings of the critic's head and loss.
 
     Attributes:
-        architecture: "backbone", a model of its own; "side", a small ladder on the actor's
-            activations, whose gradients it leaves alone (valm; side tuning, arXiv 2206.06522).
-        side_taps: Layers of the actor that the ladder reads, evenly spaced, the last among them.
-        side_width: Of the ladder.
+        architecture: "backbone", a separate model; "side", a small ladder on the actor's
+            activations, without gradients to the actor (valm; side tuning, arXiv 2206.06522).
+        side_taps: Number of the actor's layers that the ladder reads, evenly spaced up to the last.
+        side_width: Width of the ladder.
         head: "scalar"; "bounded" to (value_min, value_max) by an arctangent (BPCO); "sigmoid", to
             the same range (PACT); "hl_gauss", a histogram of `num_bins` around it (HL-Gauss,
             arXiv 2403.03950).
-        value_min: Lowest return (of all heads but the scalar one).
+        value_min: Lowest return (for all heads except the scalar one).
         value_max: Highest return.
-        num_bins: Of the histogram.
+        num_bins: Number of bins of the histogram.
         hl_gauss_sigma: Standard deviation of the histogram's targets; 0.75 bins in HL-Gauss, 0.024
             of the return with 101 bins in HL-Gauss PPO (arXiv 2608.02181).
-        sigma_unit: Of `hl_gauss_sigma`: "bins", or "returns".
-        head_init: How a head that nobody has trained starts: at "zero", so that V is the same
-            everywhere, or "normal" with standard deviation 0.02 (HL-Gauss PPO).
+        sigma_unit: Unit of `hl_gauss_sigma`: "bins", or "returns".
+        head_init: Initial weights of a new head: "zero", so that V is constant, or "normal" with
+            standard deviation 0.02 (HL-Gauss PPO).
         loss: "mse" (the paper's), "huber", or "bce" of a sigmoid head: the binary cross-entropy to
             the return mapped to [0, 1] (PACT). The histogram head has its own cross-entropy.
-        huber_delta: Where the Huber loss turns linear.
+        huber_delta: Error at which the Huber loss becomes linear.
         cliprange_value: PPO2's value clipping; None, as in the paper's Algorithm 1, is off.
-        loss_agg_mode: How token losses become one number.
-        freeze: Part of the critic that keeps the weights it starts with: its "attention" (SAO,
-            arXiv 2607.07508) or its "embeddings".
-        privileged_prompt: What the critic alone reads before a prompt: the reference "answer"
+        loss_agg_mode: Aggregation of token losses.
+        freeze: Part of the critic that keeps its initial weights: "attention" (SAO, arXiv
+            2607.07508) or "embeddings".
+        privileged_prompt: Hint that only the critic reads before a prompt: the reference "answer"
             (BPCO, arXiv 2608.23566), or "siblings", a right and a wrong response to the same
-            prompt, never the one judged (piPPO, arXiv 2609.37825).
-        privileged_max_length: Tokens of it, at most; the ends of longer siblings are kept.
+            prompt, never the judged one (piPPO, arXiv 2609.37825).
+        privileged_max_length: Most tokens of the hint; the ends of longer siblings are kept.
         target_correction: PACT: "importance" multiplies targets by the ratio of each token's new
             probability to the old, after the actor's update (`update.order: actor_first`).
-        target_max_ratio: Tokens with a larger ratio are left out of the critic's loss.
+        target_max_ratio: Tokens with a larger ratio are dropped from the critic's loss.
         prompt_noise_weighting: EasyPPO: weight each prompt by
             1 / max(variance of its returns ^ exponent, floor), divided by the mean over prompts.
-        prompt_noise_exponent: Its exponent; 0.5 makes it the standard deviation.
-        prompt_noise_floor: Its floor.
+        prompt_noise_exponent: The exponent of that formula; 0.5 gives the standard deviation.
+        prompt_noise_floor: The floor of that formula.
     """
 
     architecture: Literal["backbone", "side"] = "backbone"
@@ -85,8 +85,7 @@ class ValueSettings:
         for name in ("freeze", "privileged_prompt"):
             require(
                 self.architecture == "backbone" or getattr(self, name) == "none",
-                f"{name}: a side critic has no backbone of its own; set architecture=backbone, or "
-                f"{name}=none",
+                f"{name}: a side critic has no backbone; set architecture=backbone, or {name}=none",
             )
         longest = self.privileged_max_length
         require(longest >= 32, f"privileged_max_length: expected >= 32 tokens, got {longest}")
@@ -101,7 +100,7 @@ class ValueSettings:
         require(floor > 0, f"prompt_noise_floor: expected > 0, got {floor}")
         sigma, margin = self.hl_gauss_sigma, 8 * self.sigma_ratio
         require(sigma > 0, f"hl_gauss_sigma: expected > 0, got {sigma}")
-        # Four sigmas on either side only keep the histogram of an extreme return unbiased.
+        # Four sigmas on each side keep the histogram of an extreme return unbiased.
         require(self.num_bins > margin, f"num_bins: expected > {margin:g}, got {self.num_bins}")
         require(
             self.loss != "bce" or self.head == "sigmoid",
@@ -110,14 +109,14 @@ class ValueSettings:
         )
         require(
             clip is None or not (self.loss == "bce" or self.head == "hl_gauss"),
-            "cliprange_value: clips squared and Huber losses only, no cross-entropy; leave it null",
+            "cliprange_value: clips only squared and Huber losses, no cross-entropy; leave it null",
         )
 
     @property
     def sigma_ratio(self) -> float:
-        """Standard deviation of the histogram's targets in bins.
+        """Standard deviation of the histogram's targets, in bins.
 
-        In units of returns, the bins cover the range and four sigmas on either side.
+        With the unit "returns", the bins cover the range and four sigmas on each side.
         """
         sigma = self.hl_gauss_sigma
         if self.sigma_unit == "bins":

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import grading, iteration, measure, plan, update
+from benchmarks import critics, grading, iteration, measure, plan, update
 
 
 @pytest.mark.parametrize("name", ["W", "W-tail"])
@@ -43,3 +43,12 @@ def test_the_responses_that_are_graded_get_their_verdicts() -> None:
     assert grading.seconds_with(0, texts, golds, right) > 0
     with pytest.raises(AssertionError, match="wrong verdicts"):
         grading.seconds_with(0, texts, golds, [not r for r in right])
+
+
+def test_the_critics_whose_updates_are_timed():
+    work = measure.workload("W-tail")
+    rollout = update.random_rollout(4, 8, 16, work.config.vocab_size, stop=1 / 8)
+    found = {kind: critics.measure(kind, work.model(), rollout, 1) for kind in critics.KINDS}
+    assert all(result["update"] > 0 for result in found.values())
+    weights = {kind: result["weights"] for kind, result in found.items()}
+    assert 0 == weights["none"] < weights["side"] == weights["together"]

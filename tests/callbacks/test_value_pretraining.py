@@ -124,9 +124,9 @@ def test_the_best_critic_comes_back_with_its_optimizer(tiny_actor, tmp_path):
 class Watched(VCPPOModule):
     """Remembers the prompts of every update of the critic."""
 
-    def update_network(self, network, rollout, epochs=None):
+    def update_network(self, network, rollout, epochs=None, also=()):
         self.fitted = [*getattr(self, "fitted", []), [tuple(p) for p, _ in rows(rollout)]]
-        super().update_network(network, rollout, epochs)
+        super().update_network(network, rollout, epochs, also)
 
 
 def test_held_out_prompts_are_never_fitted_on_though_they_come_again(tiny_actor):

@@ -75,9 +75,9 @@ def test_everything_else_is_left_alone(arguments: list[str]) -> None:
     [
         ("--config=vcpo", "--config: vcpo: no such file, and no config of that name; did you mean"),
         ("--config=configs/demo/rll.yaml", "did you mean demo/rl?"),
-        ("--config=mine.yaml", "no config of that name; there are bpco, "),
+        ("--config=mine.yaml", "no config of that name; expected one of bpco, "),
         ("--data=data/aime42", "did you mean data/aime24?"),
-        ("--trainer=trainer/xyz", "there are trainer/cpu, trainer/ddp, "),
+        ("--trainer=trainer/xyz", "expected one of trainer/cpu, trainer/ddp, "),
     ],
 )
 def test_an_unknown_name_is_told_what_there_is(argument: str, message: str) -> None:

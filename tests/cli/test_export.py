@@ -115,9 +115,7 @@ def test_the_base_of_adapters_is_looked_for_and_compared(lora, tmp_path, monkeyp
     moved = shutil.copytree(base, tmp_path / "moved")
     base.rename(path.parent / "away")
     try:
-        with pytest.raises(
-            ValueError, match=r"no such directory .*; --actor says where the base of"
-        ):
+        with pytest.raises(ValueError, match=r"no such directory .*; set --actor to the base of"):
             export(str(path), str(tmp_path / "out"))
         assert not list((tmp_path / "out").iterdir())
         export(str(path), str(tmp_path / "out"), actor=str(moved))
@@ -168,7 +166,7 @@ def test_what_is_no_checkpoint_ends_in_one_line(full, tmp_path, capfd):
         tmp_path / "nowhere": "nowhere does not exist",
         empty: "empty is no checkpoint: expected a file, or a folder with meta.pt",
         cut: "cut.ckpt: not a complete checkpoint (truncated",
-        foreign: "foreign.ckpt does not say what its networks are",
+        foreign: "foreign.ckpt does not describe its networks",
         harmful: "harmful.ckpt: contains Python objects, which could run code",
         outside: "the checkpoint has a file named '../../x'",
         shards: "not the index of a checkpoint, it names builtins.print",

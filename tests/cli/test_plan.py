@@ -130,7 +130,7 @@ def test_strategies_engines_and_critics_are_understood(tiny_actor):
         (["--gpus=0"], "--gpus: expected more than 0"),
         (
             ["--trainer.strategy=fsdp2_offload"],
-            "--trainer.strategy: vcppo plan knows auto, ddp and fsdp2",
+            "--trainer.strategy: vcppo plan supports auto, ddp and fsdp2",
         ),
         (["--model=ColdStartModule"], "not of ColdStartModule"),
         (["--trainer.precision=transformer-engine"], "--trainer.precision"),

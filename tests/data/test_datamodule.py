@@ -239,9 +239,9 @@ def test_long_prompts_are_refused_or_dropped(tmp_path):
         data_module("predict", path=path, max_prompt_length=40)
     assert str(error.value) == (
         "a.jsonl:2: the prompt has 59 tokens, more than max_prompt_length=40 (as 2 of 4 prompts); "
-        "raise --data.max_prompt_length or leave them out with --data.on_long_prompt=drop"
+        "raise --data.max_prompt_length or skip them with --data.on_long_prompt=drop"
     )
-    with pytest.warns(UserWarning, match="left out 2 long prompts; a.jsonl:2"):
+    with pytest.warns(UserWarning, match="skipped 2 long prompts; a.jsonl:2"):
         data = data_module("predict", path=path, max_prompt_length=40, on_long_prompt="drop")
     assert indices(data.predict_dataloader()) == [[0, 3]]
     with pytest.raises(ValueError, match="as 4 of 4 prompts"):
@@ -257,7 +257,7 @@ def test_long_prompts_are_refused_or_dropped(tmp_path):
             {"prompts_per_rollout": 21},
             "prompts_per_rollout: 21 is more than the 20 training problems",
         ),
-        ({"tokenizer": None}, "tokenizer: the model has none; give --data.tokenizer"),
+        ({"tokenizer": None}, "tokenizer: the model has none; set --data.tokenizer"),
         ({"tokenizer": "no/such/folder"}, "no/such/folder"),
     ],
 )
@@ -277,5 +277,5 @@ def test_copies_among_the_training_problems_are_counted(tmp_path, caplog):
     )
     with caplog.at_level("INFO"):
         data.setup("fit")
-    said = "9 training problems, 6 of them copies of others (3 near-duplicates"
+    said = "9 training problems, 6 of them duplicates (3 near-duplicates"
     assert said in caplog.text

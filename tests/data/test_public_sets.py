@@ -286,5 +286,5 @@ def test_configs_and_splits_of_a_folder(tmp_path):
         "---\nconfigs:\n- config_name: x\n  data_files: [{split: dev, path: test.parquet}]\n---\n"
     )
     assert [p.problem for p in load_problems(f"{tmp_path}/set:x[dev]")] == ["Q"]
-    with pytest.raises(ValueError, match="a folder has no revision; leave @v1 out"):
+    with pytest.raises(ValueError, match="a directory has no revision; omit @v1"):
         load_problems(f"{tmp_path}/set@v1")

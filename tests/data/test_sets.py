@@ -90,7 +90,7 @@ def test_copies_are_told(tmp_path, caplog):
     (tmp_path / "b.jsonl").write_text(json.dumps({"problem": "Find 4", "answer": 4}))
     with caplog.at_level("INFO"):
         data_module(path=str(tmp_path / "a.jsonl"), val_path=str(tmp_path / "b.jsonl"))
-    assert "data: 16 training problems, 12 of them copies of others (4 near-dup" in caplog.text
+    assert "data: 16 training problems, 12 of them duplicates (4 near-dup" in caplog.text
 
 
 def test_setting_aside_leaves_the_pool_as_it_is():

@@ -211,7 +211,7 @@ def test_missing_files_are_named_with_their_neighbours(tmp_path):
     wrong = tmp_path / "aime_24.jsonl"
     assert message(wrong) == f"{wrong}: no such file; did you mean {tmp_path / 'aime24.jsonl'}?"
     assert message(tmp_path / "zzzzzz.csv").endswith("zzzzzz.csv: no such file")
-    assert "the folder" in message(tmp_path / "nowhere" / "a.jsonl")
+    assert "the directory" in message(tmp_path / "nowhere" / "a.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 from experiments import preset_table
 
 PRESETS = preset_table.presets()
-SUCCESSORS = ("sao", "bpco", "easyppo", "hl_gauss_ppo", "pact", "pippo")
+SUCCESSORS = ("sao", "bpco", "easyppo", "hl_gauss_ppo", "pact", "pippo", "side_critic")
+OTHERS = ("vapo", "orz", "grpo", "rloo")
 
 
 def test_the_readme_has_the_table_of_the_files():
@@ -35,7 +36,7 @@ def test_a_changed_value_changes_the_table():
     assert found == ["policy: `loss: dis`, `clip_ratio_c: 3`"]
 
 
-@pytest.mark.parametrize("name", SUCCESSORS)
+@pytest.mark.parametrize("name", SUCCESSORS + OTHERS)
 def test_a_recipe_says_where_it_is_from_and_what_it_lacks(name):
     header = PRESETS[name].read_text(encoding="utf-8").split("model:")[0]
     assert "\n# Source:   " in header and "\n# Lacks:    " in header
@@ -57,4 +58,9 @@ def test_the_page_on_recipes_names_presets_and_tests_that_exist():
     named = set(re.findall(r"`(test_\w+)`", page))
     assert len(named) > 15
     assert {name for name in named if f"def {name}(" not in source} == set()
-    assert set(SUCCESSORS) < set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) <= set(PRESETS)
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (.*) \| .* \| (.*) \|$", page, re.MULTILINE)
+    assert {name for name, _, _ in rows} == set(PRESETS)
+    assert all("`test_" in tests and "`" in switches for _, switches, tests in rows)
+    switches = {name for _, column, _ in rows for name in re.findall(r"`([\w.]+)", column)}
+    for group, _, name in (switch.partition(".") for switch in switches):
+        assert name in preset_table.DEFAULTS[group], f"{group}.{name}"

@@ -24,6 +24,8 @@ def test_a_command_is_its_preset_with_the_budget_of_all(recipe, tmp_path):
     own = [settings[f"{name}_optimizer"]["lr"] for name in ("actor", "critic")]
     assert own[1] / own[0] == pytest.approx(rates[1] / rates[0])
     assert config["value_pretraining"]["max_rollouts"] == 8
+    beside = settings["value"]["architecture"] == "side"
+    assert (settings["critic"] is None) == beside  # else it is the demo's reward model
 
 
 def test_a_smaller_critic_mini_batch_stays_smaller(tmp_path):

@@ -147,7 +147,10 @@ def test_the_trainers_precision_and_random_state_stay_apart(model):
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         torch.set_default_dtype(torch.bfloat16)
         try:
-            engine = engine_for(model)
+            # Else vLLM would compute as the trainer does, in bfloat16.
+            arguments = SMALL | {"dtype": "float32"}
+            settings = EngineSettings("vllm", max_model_len=128, init_args=arguments)
+            engine = engine_for(model, settings=settings)
             sampled = engine.generate(PROMPTS, [1] * 4, SamplingSettings(max_response_length=10))
             assert torch.get_default_dtype() == torch.bfloat16
         finally:

@@ -41,7 +41,7 @@ def by_name(path):
 def test_all_algorithms_are_found():
     names = {path.stem for path in ALGORITHMS}
     assert {"ppo", "vcppo", "vapo", "grpo", "rloo", "orz", "sao", "bpco", "easyppo"} < names
-    assert {"hl_gauss_ppo", "pact", "pippo"} < names
+    assert {"hl_gauss_ppo", "pact", "pippo", "side_critic"} < names
 
 
 @pytest.mark.parametrize("path", ALGORITHMS + SETTINGS, ids=by_name)

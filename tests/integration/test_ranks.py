@@ -104,11 +104,13 @@ def test_ranks_reach_the_weights_of_one(runs, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["successors_ddp_2", pytest.param("successors_fsdp2_2", marks=THOROUGH)]
+    "name",
+    ["successors_ddp_2", pytest.param("successors_fsdp2_2", marks=THOROUGH), "side_ddp_2"],
 )
 def test_ranks_reach_the_weights_of_one_with_the_switches_of_later_recipes(runs, name):
-    alone, together = runs["successors_one"][0], runs[name][0]
-    assert responses(runs[name]) == responses(runs["successors_one"])
+    one = f"{name.partition('_')[0]}_one"
+    alone, together = runs[one][0], runs[name][0]
+    assert responses(runs[name]) == responses(runs[one])
     assert difference(alone["actor"], runs["one"][0]["actor"]) > 1e-4
     for network in ("actor", "critic"):
         assert difference(alone[network], together[network]) < 1e-10
@@ -189,7 +191,7 @@ def test_shards_are_written_as_an_ordinary_folder(runs, network):
 
 @pytest.mark.parametrize(
     "name",
-    ["cold_start", pytest.param("reward_model", marks=THOROUGH), "saved", "side", "reader"],
+    ["cold_start", pytest.param("reward_model", marks=THOROUGH), "saved", "reader"],
 )
 def test_every_module_trains_with_shards(runs, name):
     assert_finite(runs.folder(name))

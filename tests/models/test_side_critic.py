@@ -6,13 +6,14 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 
+from lightning_vcppo import VCPPOModule
 from lightning_vcppo.callbacks import ValuePretraining
 from lightning_vcppo.cli.commands.export import export
 from lightning_vcppo.models import loading
 from lightning_vcppo.models.critic import load_critic
 from lightning_vcppo.models.forward import response_layers
 from lightning_vcppo.models.side_critic import build_side_critic
-from lightning_vcppo.settings import AdvantageSettings, ValueSettings
+from lightning_vcppo.settings import AdvantageSettings, UpdateSettings, ValueSettings
 from tests.support.critics import IDS_BL, MASK_BT, PROMPT_LENGTHS_B, values_of
 from tests.support.decoders import ROUNDING, decoder
 from tests.support.tiny_runs import TINY_QWEN2
@@ -20,13 +21,15 @@ from tests.support.training import LORA, SaveAfter, fit, make_module, weights
 
 SIDE = ValueSettings(architecture="side", side_taps=2, side_width=16)
 FREE = AdvantageSettings(lambda_actor=1.0, whiten=False)
+TOGETHER = UpdateSettings(order="together", ppo_mini_batch_size=4, ppo_epochs=2)
 
 
 def train(actor, folder, ckpt_path=None, **settings):
     seed_everything(0)
-    module = make_module(actor, **{"value": SIDE} | settings)
+    module = make_module(actor, **{"value": SIDE, "update": TOGETHER} | settings)
     pretraining = ValuePretraining(max_rollouts=1, held_out_share=0.5, dirpath=str(folder))
-    saving = [] if ckpt_path else [SaveAfter(1, folder / "early.ckpt")]
+    saving = [SaveAfter(1, folder / "early.ckpt"), SaveAfter(3, folder / "late.ckpt")]
+    saving = [] if ckpt_path else saving
     return module, fit(module, 3, pretraining, *saving, ckpt_path=ckpt_path)
 
 
@@ -109,7 +112,27 @@ def test_a_resumed_run_equals_an_uninterrupted_one(trained, tiny_actor, tmp_path
     assert torch.equal(again.critics[-1], record.critics[-1])
     assert torch.equal(again.actors[-1], record.actors[-1])
     with pytest.raises(ValueError, match=r"value\.architecture: .* side, not with backbone"):
-        train(tiny_actor, tmp_path, folder / "early.ckpt", value=ValueSettings())
+        other = {"value": ValueSettings(), "update": UpdateSettings()}
+        train(tiny_actor, tmp_path, folder / "early.ckpt", **other)
+
+
+def test_a_checkpoint_is_loaded_with_the_same_ladder_and_no_other(trained, tiny_actor):
+    module, _, folder = trained
+    again = VCPPOModule.load_from_checkpoint(
+        folder / "late.ckpt", actor=str(tiny_actor), value=SIDE, update=TOGETHER
+    )
+    assert torch.equal(weights(again.critic), weights(module.critic))
+    assert torch.equal(weights(again.actor), weights(module.actor))
+    assert again.critic.reader is again.actor
+    for name, saved, given in (("side_taps", 2, 1), ("side_width", 16, 8)):
+        value = replace(SIDE, **{name: given})
+        line = rf"--model\.value\.{name}: .* was trained with {saved}, not with {given}$"
+        with pytest.raises(ValueError, match=line):
+            VCPPOModule.load_from_checkpoint(
+                folder / "late.ckpt", actor=str(tiny_actor), value=value
+            )
+        with pytest.raises(ValueError, match=line):
+            train(tiny_actor, folder, folder / "early.ckpt", value=value)
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
@@ -136,7 +159,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(tiny_actor):
         with pytest.raises(ValueError, match=r"critic: a side critic .* --model\.critic null"):
             make_module(tiny_actor, value=SIDE, **changes)
     for name, value in (("freeze", "attention"), ("privileged_prompt", "answer")):
-        with pytest.raises(ValueError, match=f"{name}: a side critic has no backbone of its own"):
+        with pytest.raises(ValueError, match=f"{name}: a side critic has no backbone"):
             replace(SIDE, **{name: value})
     with pytest.raises(ValueError, match="gpt2 has none"):
         build_side_critic(decoder("gpt2"), SIDE, 0)

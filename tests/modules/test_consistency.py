@@ -52,3 +52,18 @@ def test_targets_are_corrected_after_the_actors_update_only():
     with pytest.raises(ValueError, match=r"set update\.order=actor_first"):
         check(value=value)
     check(value=value, update=UpdateSettings(order="actor_first"))
+
+
+def test_only_a_side_critic_with_the_policys_passes_learns_together_with_the_actor():
+    side, order = (
+        ValueSettings(architecture="side"),
+        {"order": "together", "ppo_mini_batch_size": 8},
+    )
+    check(value=side, update=UpdateSettings(**order, critic_epochs=1, critic_mini_batch_size=8))
+    with pytest.raises(ValueError, match=r"update\.order: only a side critic .*architecture=side"):
+        check(update=UpdateSettings(**order))
+    for name in ("critic_epochs", "critic_mini_batch_size"):
+        with pytest.raises(
+            ValueError, match=rf"update\.{name}: with update\.order=together, .* null"
+        ):
+            check(value=side, update=UpdateSettings(**order, **{name: 2}))

@@ -187,6 +187,27 @@ def test_a_critic_is_restored_while_it_is_away(tiny_actor):
     assert "critic" not in module.offloader.away
 
 
+def test_the_best_critic_is_kept_in_the_memory_of_the_last_one(tiny_actor):
+    module = make_module(tiny_actor)
+    fit(module, 1)
+    first = module.critic_state()
+    with torch.no_grad():
+        for parameter in module.critic.parameters():
+            parameter.add_(1)
+    second, anew = module.critic_state(into=first), module.critic_state()
+    for name, weight in second["weights"].items():
+        assert weight is first["weights"][name]
+        assert torch.equal(weight, anew["weights"][name])
+        assert weight.data_ptr() != module.critic.state_dict()[name].data_ptr()
+    moments = [kept["optimizer"]["state"][0]["exp_avg"] for kept in (second, first)]
+    assert moments[0] is moments[1]
+    second["weights"]["model.score.weight"] = torch.zeros(1)  # of another shape: made anew
+    assert torch.equal(
+        module.critic_state(into=second)["weights"]["model.score.weight"],
+        anew["weights"]["model.score.weight"],
+    )
+
+
 @pytest.mark.parametrize(
     ("offload", "changes", "flags", "message"),
     [

@@ -229,7 +229,7 @@ def test_the_former_name_of_old_logprobs_is_taken_with_a_warning():
         with pytest.warns(FutureWarning, match=f"is now policy.old_logprobs={instead}"):
             settings = PolicySettings(reuse_sampler_logprobs=reuse)
         assert settings == PolicySettings(old_logprobs=instead)
-    with pytest.raises(ValueError, match="reuse_sampler_logprobs: its place is taken by"):
+    with pytest.raises(ValueError, match="reuse_sampler_logprobs: remove it, because"):
         PolicySettings(reuse_sampler_logprobs=False, old_logprobs="sampler")
 
 
@@ -259,10 +259,10 @@ class WithTargets(VCPPOModule):
         super().begin_run()
         self.learned_from = {}
 
-    def update_network(self, network, rollout, epochs=None):
+    def update_network(self, network, rollout, epochs=None, also=()):
         logprobs_BT, _ = self.read(self.scorer.actor_logprobs, rollout)
         self.learned_from[network] = (rollout, logprobs_BT)
-        super().update_network(network, rollout, epochs)
+        super().update_network(network, rollout, epochs, also)
 
 
 def test_corrected_targets_are_those_of_the_updated_actor(tiny_actor):
@@ -283,7 +283,7 @@ def test_corrected_targets_are_those_of_the_updated_actor(tiny_actor):
     assert torch.equal(rollout.fitted_BT, kept_BT)
     expected_BT = -2.0 + ratio_BT * (before.returns_BT + 2.0)
     torch.testing.assert_close(rollout.returns_BT[kept_BT], expected_BT[kept_BT])
-    weights_BT = module.objectives["critic"].weigh(rollout, identity).loss_weights_BT
+    weights_BT = module.objectives["critic"].weigh(rollout, identity).value_weights_BT
     torch.testing.assert_close(weights_BT, kept_BT / kept_BT.sum())
     left_out = 1 - float(kept_BT.sum() / mask_BT.sum())
     assert record.metrics[-1]["critic/target_left_out"] == pytest.approx(left_out, abs=1e-6)

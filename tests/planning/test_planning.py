@@ -156,8 +156,11 @@ def test_a_side_critic_is_small_and_reads_the_actor():
     assert lasting(side).weights == lasting(alone).weights + 4 * side.side_weights
     assert lasting(side).optimizer == lasting(alone).optimizer + 2 * 4 * side.side_weights
     assert lasting(side).weights < lasting(RUN).weights
-    none, some, whole = (plan_seconds(r, Rates(1.0, 1.0), 1).critic for r in (alone, side, RUN))
-    assert none == 0 and 3 * some == pytest.approx(whole)
+    none, some, whole = (plan_seconds(r, Rates(1.0, 1.0), 1) for r in (alone, side, RUN))
+    assert none.critic == 0 and 3 * some.critic == pytest.approx(whole.critic)
+    assert some.score - none.score == pytest.approx(some.critic)
+    shared = plan_seconds(replace(side, side_together=True, logprob_readings=1), Rates(1.0, 1.0), 1)
+    assert shared.critic == 0 and shared.score == forward_flops(RUN, "policy")
 
 
 def test_activations_of_a_token():

@@ -60,10 +60,11 @@ def test_pad_puts_tokens_back_and_passes_gradients():
 
 def test_a_filler_weighs_nothing_and_has_the_weights_of_the_mini_batch():
     rollout, ones_BT = make_rollout([[1], [4]], [[2, 3], [5]]), torch.ones(2, 2)
-    for weights in ({}, {"loss_weights_BT": ones_BT}, {"nll_weights_BT": ones_BT}):
+    names = ("loss_weights_BT", "nll_weights_BT", "value_weights_BT")
+    for weights in ({}, *({name: ones_BT} for name in names)):
         filler = rollout.filler(rollout.with_(**weights))
         assert len(filler) == 1 and not filler.correct_B.any()
-        for name in ("loss_weights_BT", "nll_weights_BT"):
+        for name in names:
             value = getattr(filler, name)
             assert (value is not None) == (name in weights)
             assert value is None or value.count_nonzero() == 0

@@ -7,7 +7,7 @@ as under torchrun. What a process has at the end is in `FOLDER/NAME/RANK.pt`.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -58,7 +58,7 @@ class Run:
         precision: Of the Trainer.
         nodes: Machines that the processes believe to be on.
         resume: Name of a run and of its checkpoint.
-        successors: Train with the switches of later recipes, the actor first.
+        switches: Name of the set of switches it trains with.
         counted: Count the numbers that DDP sums over ranks.
     """
 
@@ -67,7 +67,7 @@ class Run:
     precision: str = "64-true"
     nodes: int = 1
     resume: tuple[str, str] | None = None
-    successors: bool = False
+    switches: str = "everything"
     counted: bool = False
 
 
@@ -94,10 +94,22 @@ RUNS = {
     "fsdp2_2_to_1": Run("fsdp2", 1, resume=("fsdp2_2", "pretraining")),
     "fsdp2_2_to_4": Run("fsdp2", 4, resume=("fsdp2_2", "pretraining")),
     "ddp_2_to_offload_2": Run("fsdp2_offload", 2, resume=("ddp_2", "waiting")),
-    "successors_one": Run(successors=True),
-    "successors_ddp_2": Run("ddp", 2, successors=True),
-    "successors_fsdp2_2": Run("fsdp2", 2, successors=True),
+    "successors_one": Run(switches="successors"),
+    "successors_ddp_2": Run("ddp", 2, switches="successors"),
+    "successors_fsdp2_2": Run("fsdp2", 2, switches="successors"),
+    "side_one": Run(switches="side"),
+    "side_ddp_2": Run("ddp", 2, switches="side"),
 }
+SWITCHES = {
+    "everything": ("critic_first", EVERYTHING),
+    "successors": ("actor_first", SUCCESSORS),
+    "side": (
+        "together",
+        EVERYTHING
+        | {"value": replace(EVERYTHING["value"], architecture="side", side_taps=2, side_width=16)},
+    ),
+}
+"""Order of the networks and switches, by name."""
 
 _ACTOR = ["--model.actor={actor}"]
 COMMANDS = {
@@ -124,10 +136,6 @@ _UNEQUAL = [
     *("fit", "--config=vcppo", *_ACTOR, *ROLLOUTS, "--data.train_size=70"),
     "--data.prompts_per_rollout=22",
     *("--model.update.ppo_mini_batch_size=8", "--model.update.ppo_max_token_len_per_gpu=1"),
-]
-COMMANDS["side"] = [
-    *("fit", *_ACTOR, *ROLLOUTS, "--trainer.strategy=ddp", "--model.value.architecture=side"),
-    *("--model.value.side_taps=2", "--model.value.side_width=16"),
 ]
 COMMANDS["reader"] = [
     *("fit", *_ACTOR, *ROLLOUTS, "--model.sampling.num_generations=2"),
@@ -170,17 +178,18 @@ class Traffic(Callback):
 def train(actor: str, folder: Path, name: str) -> None:
     """Do one run, as one of its processes."""
     run = RUNS[name]
+    order, switches = SWITCHES[run.switches]
     seed_everything(0)
     # Micro-batches of about three rows: the ranks have different numbers of them.
     module = make_module(
         actor,
         sampling=SamplingSettings(max_response_length=8, num_generations=2, dynamic_sampling=True),
         update=UpdateSettings(
-            order="actor_first" if run.successors else "critic_first",
+            order=order,
             ppo_mini_batch_size=6,
             ppo_max_token_len_per_gpu=130,
         ),
-        **(SUCCESSORS if run.successors else EVERYTHING),
+        **switches,
         **(PAPER_RATES if run.precision == "32-true" else {}),
     )
     saving = (

@@ -1,1 +1,1 @@
-"""The commands of `vcppo`, one a file; `registry.py` lists them."""
+"""Define the commands of `vcppo`, one per file; `registry.py` lists them."""

@@ -1,9 +1,9 @@
-"""`vcppo compare`: whether a difference between runs is one to believe. It starts without torch.
+"""Run `vcppo compare`: test whether arms of runs differ. It starts without torch.
 
     vcppo compare runs/ppo runs/vcppo --reference ppo --output runs/compared
 
-Each argument is the directory of a run, one that holds `seed_N` of them (as `vcppo fit --seeds`
-makes it), or a CSV file with a row for each run.
+Each argument is the directory of a run, a directory of `seed_N` runs (as `vcppo fit --seeds` writes
+it), or a CSV file with a row for each run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lightning_vcppo.comparison.contrasts import Comparison, Options, compare, r
 from lightning_vcppo.comparison.runs import ACCURACY, AXES
 
 EPILOG = """\
-RUN is the directory of a run, one that holds seed_0, seed_1, ..., or a CSV file with a row for each
+RUN is the directory of a run, a directory of seed_0, seed_1, ..., or a CSV file with a row for each
 run (arm, seed, accuracy, ...). Runs with the same settings are an arm; arms are paired by seed."""
 
 
@@ -29,7 +29,7 @@ def main(args: Sequence[str]) -> None:
     """Run `vcppo compare`.
 
     Args:
-        args: What follows the command.
+        args: Arguments after the command's name.
 
     Raises:
         ValueError: If runs cannot be read, grouped or paired.
@@ -60,7 +60,7 @@ def main(args: Sequence[str]) -> None:
 
 
 def _files(comparison: Comparison) -> dict[str, str]:
-    """Return the contents of all files, before the first of them is written."""
+    """Return the contents of all files, so that none is written if one fails."""
     return {
         "compare.json": output.to_json(comparison),
         "compare.csv": output.to_csv(comparison),
@@ -72,23 +72,23 @@ def _files(comparison: Comparison) -> dict[str, str]:
 def _parser() -> OneLineArguments:
     parser = OneLineArguments(
         "vcppo compare",
-        description="Compare arms of runs over seeds: intervals, tests, and what they leave open.",
+        description="Compare arms of runs over seeds: intervals, tests, and open questions.",
         epilog=EPILOG,
         allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     add = parser.add_argument
     add("--reference", metavar="ARM", help="the arm to compare with; default: the first")
-    add("--names", nargs="+", metavar="NAME", help="of the arms, in the order of their first runs")
-    add("--metric", default=ACCURACY, help=f"what is compared; default: {ACCURACY} (held out)")
+    add("--names", nargs="+", metavar="NAME", help="names of the arms, in the order of runs")
+    add("--metric", default=ACCURACY, help=f"metric to compare; default: {ACCURACY} (held out)")
     add(
         "--axis",
         default="rollouts",
         choices=AXES,
-        help="runs are compared where the shortest of them ends on it; default: rollouts",
+        help="axis on which runs are compared where the shortest ends; default: rollouts",
     )
-    add("--output", type=Path, metavar="DIR", help="folder for compare.json, .csv, .md and .html")
+    add("--output", type=Path, metavar="DIR", help="directory of compare.json, .csv, .md, .html")
     add("--by", default="arm", metavar="COLUMN,...", help="columns of a CSV file that name the arm")
-    add("--problems", type=int, help="of a CSV file: held-out problems behind each accuracy")
-    add("--search_seeds", nargs="+", type=int, metavar="SEED", help="on which rates were chosen")
+    add("--problems", type=int, help="for a CSV file: held-out problems per accuracy")
+    add("--search_seeds", nargs="+", type=int, metavar="SEED", help="used to choose settings")
     return parser

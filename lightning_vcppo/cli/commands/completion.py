@@ -1,4 +1,4 @@
-"""`vcppo completion`: a script with which a shell completes commands, flags and their values."""
+"""Run `vcppo completion`: print a script for the shell's completion of commands and flags."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SHELLS = ("bash", "zsh", "tcsh")
 USAGE = """\
 vcppo completion bash|zsh|tcsh
-Print a script with which the shell completes commands, flags and their values. For bash:
+Print a script for the shell's completion of commands, flags and their values. For bash:
 
   vcppo completion bash > ~/.vcppo-completion
   echo 'source ~/.vcppo-completion' >> ~/.bashrc"""
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run `vcppo completion`.
 
     Args:
-        arguments: What follows the command.
+        arguments: Arguments after the command's name.
 
     Raises:
         ValueError: If the argument is none of the shells.
@@ -41,11 +41,11 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def completion_script(parser: ArgumentParser, shell: str) -> str:
-    """Return the script; the parser cannot be used any more.
+    """Return the script; the parser cannot be used afterwards.
 
     Args:
-        parser: Of the whole command line.
-        shell: That will read it.
+        parser: Parser of the complete command line.
+        shell: Shell that will read the script.
 
     Raises:
         ImportError: If the extra `completion` is not installed.

@@ -1,4 +1,4 @@
-"""`vcppo critic fit|compare|evaluate`: fit, choose and judge critics on stored rollouts."""
+"""Run `vcppo critic fit|compare|evaluate`: fit, rank and evaluate critics on stored rollouts."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from lightning_vcppo.cli.parser import OneLineParser
 
 USAGE = """\
-vcppo critic fit ROLLOUTS --model NAME --output FOLDER
+vcppo critic fit ROLLOUTS --model NAME --output DIRECTORY
     fit a critic on stored rollouts, without an actor
-vcppo critic compare ROLLOUTS --model NAME --critics mse hl_gauss ... --output FOLDER
+vcppo critic compare ROLLOUTS --model NAME --critics mse hl_gauss ... --output DIRECTORY
     fit several critics on the same rollouts and rank them
 vcppo critic evaluate CRITIC ROLLOUTS
-    judge a critic that is there
+    evaluate an existing critic
 
-ROLLOUTS: what `vcppo predict` or `vcppo import` writes, or a dump of another trainer.
+ROLLOUTS: output of `vcppo predict` or `vcppo import`, or a dump of another trainer.
 Flags: vcppo critic fit --help"""
 
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run `vcppo critic`.
 
     Args:
-        arguments: What follows the command.
+        arguments: Arguments after the command's name.
 
     Raises:
         ValueError: For rollouts, critics or settings that cannot be used.
@@ -94,7 +94,7 @@ def _compare(arguments: Sequence[str]) -> None:
 
 
 def compare_parser() -> argparse.ArgumentParser:
-    """Return the parser of `vcppo critic compare`; flags that it does not know are those of fit."""
+    """Return the parser of `vcppo critic compare`; unknown flags are passed to fit."""
     parser = OneLineArguments(
         "vcppo critic compare", description="Fit several critics and rank them."
     )
@@ -108,7 +108,9 @@ def compare_parser() -> argparse.ArgumentParser:
         help="mse, huber, bounded, sigmoid, hl_gauss, each also as NAME:key=value,...; or a YAML",
     )
     parser.add_argument("--output", type=Path, required=True, help="directory to write to")
-    parser.add_argument("--jobs", type=int, help="critics fitted at once; default: the cores")
+    parser.add_argument(
+        "--jobs", type=int, help="critics to fit at the same time; default: number of cores"
+    )
     return parser
 
 
@@ -131,15 +133,15 @@ def _evaluate(arguments: Sequence[str]) -> None:
 
 def evaluate_parser() -> argparse.ArgumentParser:
     """Return the parser of `vcppo critic evaluate`."""
-    parser = OneLineArguments("vcppo critic evaluate", description="Judge a critic.")
+    parser = OneLineArguments("vcppo critic evaluate", description="Evaluate a critic.")
     parser.add_argument("critic", help="directory or hub id")
     parser.add_argument("rollouts", help="file, pattern or directory")
-    parser.add_argument("--output", type=Path, help="write the measures as JSON, too")
+    parser.add_argument("--output", type=Path, help="also write the measures as JSON")
     return parser
 
 
 def _jobs(critics: int) -> int:
-    """Return how many fits run at once: as many as cores, or one where a GPU is."""
+    """Return the number of fits at the same time: one per core, or one in all with a GPU."""
     import torch
 
     return 1 if torch.cuda.is_available() else min(critics, cores())

@@ -1,4 +1,4 @@
-"""`vcppo dashboard`: build a workspace on Weights & Biases."""
+"""Run `vcppo dashboard`: build a workspace on Weights & Biases."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ def main(arguments: Sequence[str]) -> None:
     """Run `vcppo dashboard`.
 
     Args:
-        arguments: What follows the command.
+        arguments: Arguments after the command's name.
     """
     run_function(dashboard, "dashboard", arguments)

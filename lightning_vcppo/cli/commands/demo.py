@@ -1,10 +1,10 @@
-"""The whole job on the embedded default: plain PPO and VC-PPO from one start, and a report of both.
+"""Run the complete demo: plain PPO and VC-PPO from the same start, and a report of both.
 
     vcppo demo --seed 0 --output runs/demo
 
-It runs the commands that it prints, nothing else, so each can be repeated and changed by hand.
-Each has one thread, so that its digits do not depend on the number of cores; both algorithms run at
-the same time if there are two.
+It only runs the commands that it prints, so each can be repeated and changed by hand. Each uses one
+thread, so that results do not depend on the number of cores; both algorithms run at the same time
+if there are two cores.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lightning_vcppo.common.errors import OneLineArguments
 from lightning_vcppo.common.processes import cores
 
 SAVING_S = 30
-"""Seconds for a run that is interrupted to save what it has."""
+"""Seconds that an interrupted run has to save its state."""
 QUICK = {
     "cold_start": ["--trainer.limit_train_batches=30", "--data.val_size=16"],
     "reward_model": ["--trainer.limit_train_batches=2", "--data.prompts_per_rollout=16"],
@@ -50,9 +50,9 @@ def demo(seed: int = 0, output: str = "runs/demo", quick: bool = False) -> None:
     """Cold-start a tiny policy, train a reward model, and run VC-PPO and plain PPO from both.
 
     Args:
-        seed: Of everything.
-        output: Folder of the VC-PPO run; plain PPO's is beside it, with `_ppo` behind its name.
-        quick: Only a few steps of each part: does it run, not what does it reach.
+        seed: Seed of all runs.
+        output: Directory of the VC-PPO run; that of plain PPO is next to it, with suffix `_ppo`.
+        quick: Do only a few steps of each part, to check that everything runs.
     """
     console = Console()
     start = time.perf_counter()
@@ -62,9 +62,9 @@ def demo(seed: int = 0, output: str = "runs/demo", quick: bool = False) -> None:
     common = [f"--seed_everything={seed}", "--threads=1"]
     extra: dict[str, list[str]] = QUICK if quick else {part: [] for part in QUICK}
 
-    console.rule("Cold start: a policy that knows how to count but answers too early")
+    console.rule("Cold start: a policy that can count but answers too early")
     _fit(["demo/cold_start"], [*common, *extra["cold_start"]], cold_start_dir)
-    console.rule("Reward model: where critics usually start")
+    console.rule("Reward model: the usual start of a critic")
     _fit(["demo/reward_model"], [actor, *common, *extra["reward_model"]], reward_model_dir)
     runs = {
         "plain PPO": ("ppo", run_dir.with_name(f"{run_dir.name}_ppo")),
@@ -90,12 +90,12 @@ def demo(seed: int = 0, output: str = "runs/demo", quick: bool = False) -> None:
     console.print(_table(before, afters))
     minutes = (time.perf_counter() - start) / 60
     console.print(
-        f"{minutes:.1f} minutes; plots, metrics, checkpoints and models are in {run_dir}/"
+        f"{minutes:.1f} minutes; figures, metrics, checkpoints and models are in {run_dir}/"
     )
     if find_spec("plotly"):
         _vcppo(["report", str(run_dir), str(runs["plain PPO"][1])])
     else:
-        console.print("pip install 'lightning-vcppo[report]' for a page about it", markup=False)
+        console.print("pip install 'lightning-vcppo[report]' for a report", markup=False)
 
 
 def _fit(configs: list[str], flags: list[str], run_dir: Path) -> None:
@@ -108,7 +108,7 @@ def _fit_command(configs: list[str], flags: list[str], run_dir: Path) -> list[st
 
 
 def _vcppo(command: list[str]) -> None:
-    """Run one `vcppo` command; its output is the user's to see, its failure ends the demo."""
+    """Run one `vcppo` command and show its output; exit if it fails."""
     print(f"$ vcppo {shlex.join(command)}", flush=True)
     done = subprocess.run(_program(command), env=_environment(), check=False)
     if done.returncode:
@@ -116,7 +116,7 @@ def _vcppo(command: list[str]) -> None:
 
 
 def _vcppo_together(commands: Mapping[str, list[str]]) -> None:
-    """Run `vcppo` commands at the same time; each line that they print begins with a name."""
+    """Run `vcppo` commands at the same time; each printed line begins with a name."""
     for command in commands.values():
         print(f"$ vcppo {shlex.join(command)}", flush=True)
     width = max(map(len, commands))
@@ -128,19 +128,19 @@ def _program(command: list[str]) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    # Threads that spin for long while they wait make a busy machine ten times slower; those that do
-    # not spin at all make an idle one, with a model so small, half as fast.
+    # Threads that spin for long while they wait make a busy machine ten times slower; without any
+    # spinning a small model on an idle machine is half as fast.
     return {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000", **os.environ}
 
 
 def run_together(programs: Mapping[str, Sequence[str]]) -> None:
-    """Run programs at the same time, and print what they print behind their names.
+    """Run programs at the same time, and prefix their output with their names.
 
-    None is left behind: if one fails or this process is interrupted, the others are too, and get
-    half a minute to save what they have.
+    If one fails or this process is interrupted, the others are also interrupted, with half a minute
+    to save their state.
 
     Args:
-        programs: Program and arguments by name.
+        programs: Programs with arguments, by name.
 
     Raises:
         SystemExit: If a program has failed, with its exit code.
@@ -156,7 +156,7 @@ def run_together(programs: Mapping[str, Sequence[str]]) -> None:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     text=True,
-                    start_new_session=True,  # Ctrl-C reaches them by way of this process, once
+                    start_new_session=True,  # Ctrl-C reaches them once, through this process
                 )
                 running[name] = process
                 readers.append(threading.Thread(target=_repeat, args=(name, process), daemon=True))
@@ -169,14 +169,14 @@ def run_together(programs: Mapping[str, Sequence[str]]) -> None:
 
 
 def _repeat(name: str, process: subprocess.Popen[str]) -> None:
-    """Print each line of a program behind its name."""
+    """Print each line of a program with its name in front."""
     for line in process.stdout or ():
         if line.strip():
             print(f"{name} | {line.rstrip()}", flush=True)
 
 
 def _wait(processes: Sequence[subprocess.Popen[str]]) -> None:
-    """Return when all have ended well; exit with the code of the first that has not."""
+    """Return when all have succeeded; exit with the code of the first that fails."""
     while True:
         codes = [process.poll() for process in processes]
         if failed := [code for code in codes if code]:
@@ -187,7 +187,7 @@ def _wait(processes: Sequence[subprocess.Popen[str]]) -> None:
 
 
 def _stop(processes: Sequence[subprocess.Popen[str]]) -> None:
-    """Interrupt what still runs, and kill it when it has had its time."""
+    """Interrupt running processes, and kill those that do not end within `SAVING_S`."""
     left = [process for process in processes if process.poll() is None]
     for process in left:
         process.send_signal(signal.SIGTERM)
@@ -202,7 +202,7 @@ def _stop(processes: Sequence[subprocess.Popen[str]]) -> None:
 
 @contextmanager
 def _signals_as_exit() -> Iterator[None]:
-    """Leave by SystemExit at SIGTERM and SIGHUP, so that the programs are ended as well."""
+    """Raise SystemExit at SIGTERM and SIGHUP, so that the programs are ended, too."""
 
     def leave(number: int, frame: object) -> None:
         sys.exit(128 + number)
@@ -249,11 +249,11 @@ def main(args: Sequence[str]) -> None:
     """Run `vcppo demo`.
 
     Args:
-        args: What follows the command.
+        args: Arguments after the command's name.
     """
     parser = OneLineArguments("vcppo demo", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0, help="of everything")
-    parser.add_argument("--output", default="runs/demo", help="folder of the run")
-    parser.add_argument("--quick", action="store_true", help="a few steps of each part only")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all runs")
+    parser.add_argument("--output", default="runs/demo", help="directory of the run")
+    parser.add_argument("--quick", action="store_true", help="only a few steps of each part")
     arguments = parser.parse_args(args)
     demo(arguments.seed, arguments.output, arguments.quick)

@@ -1,7 +1,7 @@
-"""`vcppo doctor`: what this machine has, and what of this package will work on it.
+"""Run `vcppo doctor`: show what this machine has, and which features will work on it.
 
-Every finding is made on its own and may fail on its own: a broken installation is what one asks
-the doctor about. It asks nothing of the network and prints no key.
+Each check may fail without affecting the others, because the installation may be broken. The
+command does not use the network and prints no keys.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lightning_vcppo.dashboards.tracking import has_account
 
 PACKAGE = "lightning-vcppo"
 NOT_FOR_USERS = {"bench", "dev", "docs"}
-"""Extras for work on the package itself."""
+"""Extras for development of this package."""
 VARIABLES = (
     "OMP_NUM_THREADS",
     "CUDA_VISIBLE_DEVICES",
@@ -36,11 +36,11 @@ VARIABLES = (
     "WANDB_MODE",
     "WORLD_SIZE",
 )
-"""Of the environment; none holds a secret."""
+"""Environment variables to show; none contains a secret."""
 GIB = 2**30
 USAGE = """\
 vcppo doctor [--json]
-What this machine has, and what will work on it. --json is for bug reports.
+Show what this machine has, and what will work on it. --json is for bug reports.
 The exit code is 0 unless something required is missing."""
 
 Findings = dict[str, Any]
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run `vcppo doctor`; exit code 1 if something required is missing.
 
     Args:
-        arguments: What follows the command.
+        arguments: Arguments after the command's name.
 
     Raises:
         ValueError: For any argument but `--json` and `--help`.
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> None:
         print(USAGE)
         return
     if unknown := [argument for argument in arguments if argument != "--json"]:
-        raise ValueError(f"vcppo doctor: {unknown[0]}: no such option; there is --json")
+        raise ValueError(f"vcppo doctor: {unknown[0]}: no such option; expected --json")
     findings = examine()
     if "--json" in arguments:
         print(json.dumps(findings, indent=2))
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def examine() -> Findings:
-    """Return everything there is to know, of plain types, for people and for bug reports."""
+    """Return all findings as plain types, to print or for bug reports."""
     findings: Findings = {
         "system": _try(_system),
         "packages": _try(_packages),
@@ -88,7 +88,7 @@ def examine() -> Findings:
 def _try(find: Callable[[], Any]) -> Any:
     try:
         return find()
-    except Exception as error:  # the patient may be ill anywhere
+    except Exception as error:  # anything may be broken here
         return {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
 
 
@@ -117,7 +117,7 @@ def _requirements() -> list[tuple[str, Requirement]]:
 
 
 def _state(requirement: Requirement) -> Findings:
-    """Return the installed version, None if there is none, and whether it will do."""
+    """Return the installed version, or None, and whether it meets the requirement."""
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
@@ -162,7 +162,7 @@ def _torch() -> Findings:
 
 
 def _memory() -> Findings:
-    """Return main memory in GiB; in a container its limit, which the kernel enforces."""
+    """Return main memory in GiB; in a container the limit that the kernel enforces."""
     page, pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
     total, free = page * pages, page * os.sysconf("SC_AVPHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
@@ -179,7 +179,7 @@ def _tracking() -> Findings:
 
 
 def _places() -> Findings:
-    """Return where models are cached and where runs would go, whether that can be written."""
+    """Return the directories of cached models and of runs, and whether they are writable."""
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
@@ -187,7 +187,7 @@ def _places() -> Findings:
 
 
 def _place(folder: Path) -> Findings:
-    """Try to write into a folder, or into the first one above it that exists."""
+    """Try to write to a directory, or to its nearest existing parent."""
     there = next(place for place in (folder, *folder.parents) if place.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
@@ -203,7 +203,7 @@ def _place(folder: Path) -> Findings:
 
 
 def _problems(findings: Findings) -> list[str]:
-    """Say what is required and missing."""
+    """Return what is required and missing."""
     problems = []
     for name, state in findings["packages"].items():
         if name == "failed":
@@ -211,14 +211,14 @@ def _problems(findings: Findings) -> list[str]:
         elif not state["ok"]:
             version = state["version"] or "no version"
             fix = f"pip install -U '{name}{state['wanted']}'"
-            problems.append(f"{name}{state['wanted']} is required, {version} is here; {fix}")
+            problems.append(f"{name}{state['wanted']} is required, found {version}; {fix}")
     if "failed" in findings["torch"]:
         problems.append(f"torch does not work: {findings['torch']['failed']}")
     return problems
 
 
 def _what_works(findings: Findings) -> list[Findings]:
-    """Say what will work here, and what it would take where it will not."""
+    """Return what will work here, and what is needed for the rest."""
     torch, extras = findings["torch"], findings["extras"]
     healthy = not findings["problems"]
     gpus = torch.get("gpus", [])
@@ -230,7 +230,7 @@ def _what_works(findings: Findings) -> list[Findings]:
         rows.append(("--trainer.precision=bf16-mixed", bf16, "" if bf16 else "needs Ampere"))
     else:
         lacks = "Apple's lacks float64; give --trainer.accelerator=cpu"
-        rows.append(("train on a GPU", False, lacks if torch.get("mps") else "none is to be seen"))
+        rows.append(("train on a GPU", False, lacks if torch.get("mps") else "none found"))
     several = torch.get("nccl") if len(gpus) > 1 else torch.get("gloo")
     over = f"over {len(gpus)} GPUs" if len(gpus) > 1 else "over processes on the CPU"
     rows.append(("--trainer.strategy=ddp", bool(several), over))
@@ -251,9 +251,9 @@ def _what_works(findings: Findings) -> list[Findings]:
     account = findings["tracking"].get("account", False)
     rows.append(("Weights & Biases", True, "online" if account else "offline (wandb login)"))
     offline = os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True")
-    reason = "HF_HUB_OFFLINE is set; take models and data from folders" if offline else ""
+    reason = "HF_HUB_OFFLINE is set; use local models and data" if offline else ""
     rows.append(("models and data of the hub", not offline, reason))
-    for name, use in {"cache": "cache of models", "runs": "runs in this folder"}.items():
+    for name, use in {"cache": "cache of models", "runs": "runs in this directory"}.items():
         place = findings["places"].get(name, {"path": "?", "writable": False, "free_gib": 0})
         kind = f"{place['path']}, {place['free_gib']:.0f} GiB free"
         rows.append((use, place["writable"], kind if place["writable"] else f"{kind}, read-only"))
@@ -274,7 +274,7 @@ def _show(findings: Findings, console: Console) -> None:
     if "failed" not in torch:
         gpus = ", ".join(f"{gpu['name']} ({gpu['memory_gib']} GiB)" for gpu in torch["gpus"])
         table.add_row("GPUs", gpus or ("Apple silicon" if torch["mps"] else "none"))
-        table.add_row("CPU", f"{torch['cpus'] or '?'} cores for us, {torch['threads']} threads")
+        table.add_row("CPU", f"{torch['cpus'] or '?'} cores available, {torch['threads']} threads")
     if "failed" not in memory:
         table.add_row("memory", f"{memory['available_gib']} of {memory['total_gib']} GiB free")
     for name, value in system["environment"].items():

@@ -1,7 +1,7 @@
-"""`vcppo export`: from a checkpoint to ordinary Hugging Face folders, or a critic to others'.
+"""Run `vcppo export`: write a checkpoint as Hugging Face directories, or a critic for others.
 
-A checkpoint is one file, or a folder of shards (torch.distributed.checkpoint), which is read
-without a process group. Nothing in it is executed: tensors, numbers and text alone are read.
+A checkpoint is one file, or a directory of shards (torch.distributed.checkpoint), which is read
+without a process group. Nothing in it is executed: only tensors, numbers and text are read.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run `vcppo export`.
 
     Args:
-        arguments: What follows the command.
+        arguments: Arguments after the command's name.
     """
     run_function(export, "export", arguments)
 
@@ -57,22 +57,22 @@ def export(
     critic: str | None = None,
     layout: Layout | None = None,
 ) -> None:
-    """Write the networks of a checkpoint as Hugging Face folders: `actor/`, `critic/`.
+    """Write the networks of a checkpoint as Hugging Face directories: `actor/`, `critic/`.
 
-    Adapters are added to the weights. The folders appear when all of them are complete.
+    Adapters are merged into the weights. The directories appear when all of them are complete.
 
     Args:
-        ckpt_path: File or folder of a checkpoint, of any strategy; with a layout also the folder of
-            a critic.
-        output: Where the folders go.
-        overwrite: Replace folders that are there.
-        actor: Base of the actor's adapters, if it is no longer where the run found it.
-        critic: The same for the critic's; None is `actor`, if the two were one.
-        layout: Write the critic alone, in the form in which this trainer loads it.
+        ckpt_path: File or directory of a checkpoint, of any strategy; with a layout also the
+            directory of a critic.
+        output: Directory to write to.
+        overwrite: Replace existing directories.
+        actor: Base model of the actor's adapters, if it has been moved since the run.
+        critic: The same for the critic; None means `actor`, if both had the same base.
+        layout: Write only the critic, in the form in which this trainer loads it.
 
     Raises:
-        ValueError: If there is no such checkpoint, something is there already, the base of the
-            adapters is missing or another, or the critic is none that the trainer can load.
+        ValueError: If there is no such checkpoint, a directory exists already, the base of the
+            adapters is missing or has other weights, or the trainer cannot load such a critic.
     """
     source, target = Path(ckpt_path).expanduser(), Path(output).expanduser()
     moved = {"actor": actor, "critic": critic}
@@ -140,10 +140,10 @@ def _staged(target: Path, names: Sequence[str], overwrite: bool) -> Iterator[Pat
 
 
 def read_checkpoint(path: Path) -> Any:
-    """Read what a checkpoint says of its networks, and their weights; optimizers stay on disk.
+    """Read a checkpoint's networks and weights, without its optimizers.
 
     Raises:
-        ValueError: If it is none, or one of a version that did not describe its networks.
+        ValueError: If it is not a checkpoint, or of a version that did not describe its networks.
     """
     require(path.exists(), f"--ckpt_path: {path} does not exist")
     checkpoint = _read_parts(path) if path.is_dir() else read_file(path)
@@ -151,8 +151,8 @@ def read_checkpoint(path: Path) -> Any:
         isinstance(checkpoint, dict)
         and {Keys.FOLDERS, Keys.WEIGHTS, Keys.TOKENIZER} <= checkpoint.keys()
         and checkpoint[Keys.FOLDERS].keys() <= hf_folders.KINDS.keys(),
-        f"--ckpt_path: {path} does not say what its networks are: it is of another program or of "
-        "a version of this one before `vcppo export`",
+        f"--ckpt_path: {path} does not describe its networks: it was written by another program "
+        "or by a version before `vcppo export`",
     )
     return checkpoint
 
@@ -160,7 +160,7 @@ def read_checkpoint(path: Path) -> Any:
 def _read_parts(path: Path) -> Any:
     require(
         is_sharded_checkpoint(path),
-        f"--ckpt_path: {path} is no checkpoint: expected a file, or a folder with {META_FILE}",
+        f"--ckpt_path: {path} is no checkpoint: expected a file, or a directory with {META_FILE}",
     )
     checkpoint = read_file(path / META_FILE)
     refuse_code_in(path)
@@ -180,7 +180,7 @@ def _read_parts(path: Path) -> Any:
 def _network(
     name: str, checkpoint: dict[str, Any], moved: dict[str, str | None]
 ) -> PreTrainedModel:
-    """Return a network with the checkpoint's weights; `moved` says where bases are now."""
+    """Return a network with the checkpoint's weights; `moved` has the new places of bases."""
     prefix, _ = hf_folders.KINDS[name]
     state: dict[str, Tensor] = {
         key.removeprefix(prefix): weight
@@ -219,7 +219,7 @@ def _base(
         else:
             model = loading.load_actor(source)
     except ValueError as error:
-        raise ValueError(f"{error}; --{name} says where the base of its adapters is") from error
+        raise ValueError(f"{error}; set --{name} to the base of its adapters") from error
     require(
         model_fingerprint(model) == saved.get("fingerprint"),
         f"--{name}: {source} holds other weights than those on which the adapters were trained",

@@ -1,4 +1,4 @@
-"""`vcppo import`: turn the rollouts of another trainer into a file of this project's."""
+"""Run `vcppo import`: convert rollouts of another trainer to a file of this package."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def main(arguments: Sequence[str]) -> None:
     """Run `vcppo import`.
 
     Args:
-        arguments: What follows the command.
+        arguments: Arguments after the command's name.
 
     Raises:
-        ValueError: Rows cannot be read, or the responses have no rewards.
-        OSError: A file cannot be read or written.
+        ValueError: If rows cannot be read, or the responses have no rewards.
+        OSError: If a file cannot be read or written.
     """
     options = _parser().parse_args(arguments)
-    with waiting_for("Loading"):  # what follows imports torch
+    with waiting_for("Loading"):  # the imports include torch
         from lightning_vcppo.data.sources import load_problems
         from lightning_vcppo.interchange import Importer, read_responses
         from lightning_vcppo.interchange.reading import Reading
@@ -52,19 +52,19 @@ def main(arguments: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineArguments(
         "vcppo import",
-        description="Turn rollouts of verl, TRL, NeMo-RL, OpenRLHF, SkyRL, prime-rl, verifiers, "
-        "vLLM's or OpenAI's batches, or plain rows, into a file of this project's.",
+        description="Convert rollouts of verl, TRL, NeMo-RL, OpenRLHF, SkyRL, prime-rl, verifiers, "
+        "vLLM's or OpenAI's batches, or plain rows, to a file of this package.",
     )
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="files, patterns or directories")
-    add("--output", type=Path, required=True, help="the file to write, JSON Lines")
-    add("--model", help="directory or hub id whose tokenizer makes token ids that are missing")
-    add("--reward", help="grade again, by a style of the verifier or a function's import path")
-    add("--problems", help="file or hub id of the problems with the answers, to grade by")
-    add("--max_response_length", type=int, help="tokens at which responses were truncated")
-    add("--prompt_field", help="where a plain row has the prompt")
-    add("--response_field", help="where a plain row has the response")
-    add("--reward_field", help="where a row has the reward")
+    add("--output", type=Path, required=True, help="file to write, JSON Lines")
+    add("--model", help="directory or hub id of the tokenizer for missing token ids")
+    add("--reward", help="grade again, with a style of the verifier or the path of a function")
+    add("--problems", help="file or hub id of the problems with answers, for grading")
+    add("--max_response_length", type=int, help="length at which responses were truncated")
+    add("--prompt_field", help="field of a plain row with the prompt")
+    add("--response_field", help="field of a plain row with the response")
+    add("--reward_field", help="field of a row with the reward")
     add(
         "--drop_invalid",
         type=_truth,

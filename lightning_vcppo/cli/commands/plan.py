@@ -1,10 +1,10 @@
-"""`vcppo plan`: what a run will take before it is paid for; no weight is loaded or downloaded.
+"""Run `vcppo plan`: estimate memory and time of a run; no weights are loaded or downloaded.
 
     vcppo plan --config qwen2.5_7b --gpus 8 --gpu_memory 80
 
-It reads the configs and flags of `fit`, and the model's config alone. The arithmetic is in
-`planning/`; here are its inputs and its printing, and for the CPU a short trial that measures how
-fast this machine is.
+It reads the configs and flags of `fit`, and of the model only its config. The arithmetic is in
+`planning/`; this file has its inputs and its printing, and for the CPU a short trial that measures
+the speed of this machine.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ PRECISION_NAMES = {None: "32-true", "32": "32-true", "64": "64-true", "16": "16-
     "bf16": "bf16-mixed"
 }
 MOMENTS = {"SGD": 0, "RMSprop": 1, "Adagrad": 1, "Lion": 1}
-"""Numbers that optimizers keep a weight; others are taken for relatives of Adam, which keep 2."""
+"""Number of state values per weight, by optimizer; all others keep 2, like Adam."""
 
 
 class PlanCLI(lightning_cli.VCPPOCLI):
-    """Reads what `fit` reads, and stops there."""
+    """Reads the configs and flags of `fit`, and runs nothing."""
 
     @override
     def _set_seed(self) -> None:
-        """Leave the random numbers alone."""
+        """Do not seed anything."""
 
     @override
     def instantiate_classes(self) -> None:
@@ -62,10 +62,10 @@ def main(args: Sequence[str]) -> None:
     """Print the plan of a run.
 
     Args:
-        args: What follows `vcppo plan`: its own flags, and those of `fit`.
+        args: Arguments after `vcppo plan`: its own flags, and those of `fit`.
 
     Raises:
-        ValueError: if the run is of another module, or its model has no config that can be read.
+        ValueError: If the run is of another module, or its model has no readable config.
     """
     own, rest = _parser().parse_known_args(args)
     config = lightning_cli.main(["fit", *rest], PlanCLI).config.fit
@@ -83,13 +83,13 @@ def main(args: Sequence[str]) -> None:
 def _parser() -> OneLineArguments:
     parser = OneLineArguments(
         "vcppo plan",
-        description="Say what a run will take: memory by part, seconds a rollout, what to change.",
-        epilog="All flags of `vcppo fit` are read, too: --config, --model.*, --trainer.*, ...",
+        description="Estimate a run: memory by part, seconds per rollout, what to change.",
+        epilog="All flags of `vcppo fit` are accepted: --config, --model.*, --trainer.*, ...",
         allow_abbrev=False,
     )
-    parser.add_argument("--gpus", type=int, help="all of them; default: the trainer's devices")
+    parser.add_argument("--gpus", type=int, help="number of GPUs; default: the trainer's devices")
     parser.add_argument("--gpus_per_node", type=int, default=8)
-    parser.add_argument("--gpu_memory", type=float, help="of each, in GB; default: the device's")
+    parser.add_argument("--gpu_memory", type=float, help="GB of each GPU; default: the device's")
     parser.add_argument("--device", help=f"default h100; one of {', '.join(DEVICES)}")
     parser.add_argument(
         "--response_length",
@@ -107,20 +107,20 @@ def _device(own: argparse.Namespace) -> str:
 
 
 def read_run(config: Namespace, own: argparse.Namespace) -> Run:
-    """Return what the arithmetic needs of a parsed config.
+    """Return the inputs of the arithmetic from a parsed config.
 
     Args:
-        config: Of `fit`.
-        own: The flags of `vcppo plan`.
+        config: Config of `fit`.
+        own: Flags of `vcppo plan`.
 
     Raises:
-        ValueError: if the run is of another module, or for a strategy that is not known.
+        ValueError: If the run is of another module, or for an unknown strategy.
     """
     name = config.model.class_path.rpartition(".")[2]
-    require(name == "VCPPOModule", f"vcppo plan: knows runs of VCPPOModule, not of {name}")
+    require(name == "VCPPOModule", f"vcppo plan: supports runs of VCPPOModule, not of {name}")
     settings, trainer = config.model.init_args, config.trainer
     sampling, engine = settings.sampling, settings.engine
-    update = settings["update"]  # a Namespace has a method of that name
+    update = settings["update"]  # a Namespace has a method `update`
     actor = shape_from(settings.actor)
     here = trainer.accelerator == "auto" and torch.cuda.is_available()
     on_gpu = own.gpus is not None or own.device is not None
@@ -129,7 +129,7 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
     memory = own.gpu_memory * GB if own.gpu_memory else _memory(own, on_gpu, devices)
     strategy, shards = _strategy(trainer.strategy, devices)
     precision = PRECISION_NAMES.get(trainer.precision, str(trainer.precision))
-    require(precision in PRECISIONS, f"--trainer.precision: vcppo plan does not know {precision}")
+    require(precision in PRECISIONS, f"--trainer.precision: vcppo plan cannot use {precision}")
     uses_vllm = engine.name == "vllm"
     exact = precision in ("32-true", "64-true") and not uses_vllm
     corrected = settings.policy.importance_correction not in ("auto", "off")
@@ -145,6 +145,7 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
         actor=actor,
         critic=critic,
         side_weights=side_weights,
+        side_together=update.order == "together",
         reference=bool(settings.policy.kl_coef),
         prompt_length=config.data.max_prompt_length,
         response_length=sampling.max_response_length,
@@ -179,10 +180,10 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
 
 
 def shape_from(source: str | Mapping[str, Any] | Namespace) -> ModelShape:
-    """Return the shape of a model from its config alone: published, in a folder, or on the hub.
+    """Return the shape of a model from its config only: published, in a directory, or on the hub.
 
     Raises:
-        ValueError: if there is no config, or it is of another kind of model.
+        ValueError: If there is no config, or it is of another type of model.
     """
     if isinstance(source, str):
         if source in PUBLISHED:
@@ -196,7 +197,7 @@ def shape_of(config: Any, name: str) -> ModelShape:
     """Return the shape that a transformers config describes.
 
     Raises:
-        ValueError: if it is not of the Llama and Qwen kind.
+        ValueError: If it is not a decoder of the Llama or Qwen family.
     """
     try:
         heads = config.num_attention_heads
@@ -214,7 +215,7 @@ def shape_of(config: Any, name: str) -> ModelShape:
         )
     except AttributeError as error:
         raise ValueError(
-            f"{name}: vcppo plan knows decoders of the Llama and Qwen kind: {error}"
+            f"{name}: vcppo plan supports decoders of the Llama and Qwen families: {error}"
         ) from error
 
 
@@ -231,14 +232,14 @@ def _memory(own: argparse.Namespace, on_gpu: bool, devices: int) -> float:
 
 
 def _strategy(given: Any, devices: int) -> tuple[Any, int]:
-    """Return the strategy by one of three names, and the devices that share a copy."""
+    """Return one of three names of strategies, and the number of devices that share a copy."""
     arguments = {} if isinstance(given, str) else given.get("init_args") or {}
     name = given if isinstance(given, str) else given.class_path.rpartition(".")[2]
     if name in ("fsdp2", "FSDP2Strategy"):
         return "fsdp2", arguments.get("shards") or devices
     if name.startswith(("auto", "ddp", "DDP", "single", "Single")):
         return ("ddp" if devices > 1 else "single"), 1
-    raise ValueError(f"--trainer.strategy: vcppo plan knows auto, ddp and fsdp2, not {name}")
+    raise ValueError(f"--trainer.strategy: vcppo plan supports auto, ddp and fsdp2, not {name}")
 
 
 def _engine_bytes(arguments: Mapping[str, Any], precision: str) -> int:
@@ -260,8 +261,8 @@ TRIAL_TOKENS, TRIAL_COLUMNS, TRIAL_PROMPT, TRIAL_VOCABULARY = 1024, 16, 16, 2**2
 def measured_rates(run: Run) -> Rates:
     """Time sampling and an update of two layers of the actor's shape on this CPU, a few seconds.
 
-    What is measured is divided by the operations that `plan_seconds` counts, so that what it does
-    not count, such as norms and softmax, is in the rate.
+    The operations that `plan_seconds` counts are divided by the measured times, so that uncounted
+    ones, such as norms and softmax, are included in the rates.
     """
     shape = run.actor
     layers, vocabulary = 2, min(shape.vocab_size, TRIAL_VOCABULARY // shape.hidden_size)
@@ -311,7 +312,7 @@ def measured_rates(run: Run) -> Rates:
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    """Return the shorter time of two calls, after one to warm up."""
+    """Return the shorter time of two calls, after a warm-up call."""
     times = []
     for _ in range(3):
         began = time.perf_counter()
@@ -324,7 +325,7 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def print_plan(run: Run, rates: Rates, gpus_per_node: int) -> None:
-    """Print memory, time, and what to change."""
+    """Print memory, time, and changes that would help."""
     console = Console()
     phases = plan_memory(run)
     console.print(_memory_table(run, phases))
@@ -333,7 +334,7 @@ def print_plan(run: Run, rates: Rates, gpus_per_node: int) -> None:
         console.print(f"{host / GB:.3g} GB in the host's memory for what is offloaded, each.")
     if fits(run):
         most = max(memory.total for memory in phases.values())
-        console.print(f"It fits: {most / run.memory:.0%} of a device's memory at the most.")
+        console.print(f"It fits: at most {most / run.memory:.0%} of a device's memory.")
         return
     if run.engine == "vllm" and engine_needs(run) > run.engine_share * run.memory:
         console.print(
@@ -341,12 +342,16 @@ def print_plan(run: Run, rates: Rates, gpus_per_node: int) -> None:
             f"response, more than its share ({run.engine_share:g} of {run.memory / GB:.0f} GB)."
         )
     changes, enough = advise(run)
-    each = "What would help:" if len(changes) == 1 else "What would help, each with those before:"
+    each = (
+        "What would help:"
+        if len(changes) == 1
+        else "What would help, each in addition to those before:"
+    )
     console.print(f"It does not fit. {each}")
     for change in changes:
         console.print(f"  {change.flag}  ->  {change.peak / GB:.1f} GB", highlight=False)
     if not enough:
-        console.print("  It takes a smaller model, shorter responses or larger devices.")
+        console.print("  It needs a smaller model, shorter responses or larger devices.")
 
 
 def _memory_table(run: Run, phases: Mapping[str, Memory]) -> Table:

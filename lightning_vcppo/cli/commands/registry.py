@@ -1,4 +1,4 @@
-"""All commands of `vcppo`: one line each, and the file that runs it. It imports nothing slow."""
+"""List all commands of `vcppo` with their files, without slow imports."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Command:
     """A command of the command line.
 
     Attributes:
-        does: What it does, in a line.
-        module: Where its `main(arguments)` is; imported when the command is run.
-        passes_name: Whether `main` gets the command's name too, as the first argument.
+        does: Description in one line.
+        module: Module of its `main(arguments)`, imported when the command is run.
+        passes_name: Whether `main` gets the command's name as the first argument.
     """
 
     does: str
@@ -24,7 +24,7 @@ class Command:
     passes_name: bool = False
 
     def run(self, name: str, arguments: Sequence[str]) -> None:
-        """Run the command with what follows its name."""
+        """Run the command with the arguments after its name."""
         import_module(self.module).main([name, *arguments] if self.passes_name else [*arguments])
 
 
@@ -34,28 +34,28 @@ def _own(name: str, does: str) -> Command:
 
 COMMANDS = {
     "fit": Command(
-        "train: cold start, value pretraining and VC-PPO, as the configs say", _LIGHTNING, True
+        "train: cold start, value pretraining and VC-PPO, as set by configs", _LIGHTNING, True
     ),
     "validate": Command("evaluate a model on held-out problems", _LIGHTNING, True),
-    "test": Command("the same, kept apart from the evaluations during training", _LIGHTNING, True),
+    "test": Command("the same, separate from the evaluations during training", _LIGHTNING, True),
     "predict": Command("write a model's graded responses to a file", _LIGHTNING, True),
     "demo": _own("demo", "plain PPO and VC-PPO from the same start, on a CPU"),
-    "plan": _own("plan", "memory and time of a run, before it is paid for"),
+    "plan": _own("plan", "estimate memory and time of a run"),
     "serve": _own("serve", "run vLLM's server for --model.engine.name=vllm_server"),
-    "export": _own("export", "turn a checkpoint into ordinary Hugging Face folders"),
+    "export": _own("export", "write a checkpoint as ordinary Hugging Face directories"),
     "report": _own("report", "one HTML page about one or more runs"),
-    "compare": _own("compare", "whether arms of runs differ: intervals and tests over seeds"),
-    "import": _own("import_", "turn the rollouts of another trainer into this project's"),
-    "critic": _own("critic", "fit, choose and judge critics on stored rollouts"),
+    "compare": _own("compare", "compare arms of runs: intervals and tests over seeds"),
+    "import": _own("import_", "convert rollouts of another trainer"),
+    "critic": _own("critic", "fit, rank and evaluate critics on stored rollouts"),
     "regrade": _own("regrade", "grade the responses in a file again"),
     "dashboard": _own("dashboard", "build a workspace on Weights & Biases"),
-    "doctor": _own("doctor", "what this machine has, and what will work on it"),
-    "completion": _own("completion", "have bash, zsh or tcsh complete commands and flags"),
+    "doctor": _own("doctor", "show what this machine has, and what will work on it"),
+    "completion": _own("completion", "print a script that completes commands in bash, zsh or tcsh"),
 }
 
 
 def overview() -> str:
-    """Return what `vcppo --help` prints: a screen of 80 by 24."""
+    """Return the output of `vcppo --help`, which fits a screen of 80 by 24."""
     commands = "\n".join(f"  {name:<11} {command.does}" for name, command in COMMANDS.items())
     return f"""\
 vcppo COMMAND [--flag=value ...]: value-calibrated PPO for language models that reason
@@ -63,7 +63,7 @@ vcppo COMMAND [--flag=value ...]: value-calibrated PPO for language models that 
 {commands}
 
 Start here: vcppo doctor; vcppo demo
-  vcppo fit --config vcppo --model.actor FOLDER --data.path FILE.jsonl
+  vcppo fit --config vcppo --model.actor DIRECTORY --data.path FILE.jsonl
 A command's flags: vcppo COMMAND --help. The model's: vcppo fit --model.help
-What would run: vcppo fit ... --print_config. Trying it out: --trainer.fast_dev_run=true
+All settings: vcppo fit ... --print_config. Trial: --trainer.fast_dev_run=true
 Tracebacks: --debug. Version: --version"""

@@ -1,4 +1,4 @@
-"""Grade the responses in a file again, to check what a run has reported."""
+"""Run `vcppo regrade`: grade the responses in a file again, to check a run's results."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def main(arguments: Sequence[str]) -> None:
     """Run `vcppo regrade`.
 
     Args:
-        arguments: Command-line arguments behind the command's name.
+        arguments: Arguments after the command's name.
     """
     run_function(regrade, "regrade", arguments)
 
 
 def regrade(file: str, reward: str = "lightning_vcppo.rewards.verify") -> list[ResponseRecord]:
-    """Grade the responses in a file again, and print both accuracies and what differs.
+    """Grade the responses in a file again, and print both accuracies and all differences.
 
     Args:
         file: Graded responses, `evaluation/*.jsonl` of a run or the output of `vcppo predict`.
@@ -35,7 +35,7 @@ def regrade(file: str, reward: str = "lightning_vcppo.rewards.verify") -> list[R
         The records with the new verdicts.
 
     Raises:
-        ValueError: The file holds no responses, or anything else.
+        ValueError: If the file has no responses, or rows of another form.
     """
     grader = Grader(reward)
     records = read_records(Path(file))

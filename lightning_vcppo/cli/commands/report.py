@@ -1,24 +1,27 @@
-"""`vcppo report`: write one HTML page about one or more runs. It starts without torch."""
+"""Run `vcppo report`: write one HTML page about one or more runs, without torch."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from lightning_vcppo.common.errors import OneLineArguments
+from lightning_vcppo.common.errors import OneLineArguments, require
 from lightning_vcppo.common.terminal import waiting_for
 from lightning_vcppo.interchange.schemas import Fields
 from lightning_vcppo.interchange.steps import CountTokens, is_dump, read_dumps
 from lightning_vcppo.report import write_report
-from lightning_vcppo.report.reading import Run, read_run
+from lightning_vcppo.report.page import render
+from lightning_vcppo.report.reading import Run, read_run, read_runs
+from lightning_vcppo.report.watching import HOST, WatchedPage, build_server
 
 
 def main(args: Sequence[str]) -> None:
     """Run `vcppo report`.
 
     Args:
-        args: What follows the command.
+        args: Arguments after the command's name.
 
     Raises:
         ValueError: As `write_report`.
@@ -26,9 +29,27 @@ def main(args: Sequence[str]) -> None:
     """
     arguments = _parser().parse_args(args)
     read = _reader(arguments)
+    if arguments.watch:
+        _watch(arguments.runs, read, arguments.port)
+        return
     with waiting_for("Drawing the report"):
         page = write_report(arguments.runs, arguments.output, read)
     print(f"The report is in {page}")
+
+
+def _watch(folders: Sequence[Path], read: Callable[[Path, str], Run], port: int) -> None:
+    """Serve the page until the program is interrupted."""
+    for folder in folders:
+        require(folder.exists(), f"{folder}: no such directory")
+    page = WatchedPage(folders, lambda: render(read_runs(folders, read)))
+    try:
+        server = build_server(page, port)
+    except OSError as error:
+        raise ValueError(f"--port={port}: cannot be served at, {error.strerror}") from error
+    with server:
+        print(f"The report is at http://{HOST}:{server.server_port}/ (Ctrl+C ends it)", flush=True)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,18 +60,24 @@ def _parser() -> argparse.ArgumentParser:
         "runs",
         nargs="+",
         type=Path,
-        metavar="RUN_FOLDER",
-        help="of `vcppo fit`, or with the rollouts that another trainer dumped over its steps",
+        metavar="RUN",
+        help="directory of `vcppo fit`, or of rollouts that another trainer dumped over its steps",
     )
-    parser.add_argument("--output", type=Path, help="the page; default: report.html in the first")
-    parser.add_argument("--model", help="whose tokenizer counts the tokens of dumps without ids")
+    parser.add_argument("--output", type=Path, help="HTML file; default: report.html in the first")
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help=f"serve the page at {HOST} and follow the runs while they train",
+    )
+    parser.add_argument("--port", type=int, default=0, help="port of --watch; default: a free one")
+    parser.add_argument("--model", help="model whose tokenizer counts tokens of dumps without ids")
     for name in ("prompt", "response", "reward"):
         parser.add_argument(f"--{name}_field", help=f"name of the field with the {name} in dumps")
     return parser
 
 
 def _reader(arguments: argparse.Namespace) -> Callable[[Path, str], Run]:
-    """Return what reads a run: of this project, or the dumps of another trainer."""
+    """Return a function that reads a run, or the dumps of another trainer."""
     fields = Fields(arguments.prompt_field, arguments.response_field, arguments.reward_field)
     count = _counter(arguments.model) if arguments.model else None
 
@@ -63,7 +90,7 @@ def _reader(arguments: argparse.Namespace) -> Callable[[Path, str], Run]:
 
 
 def _counter(model: str) -> CountTokens:
-    with waiting_for("Loading"):  # what follows imports torch
+    with waiting_for("Loading"):  # the import includes torch
         from lightning_vcppo.models.loading import load_tokenizer
     tokenizer = load_tokenizer(model)
 

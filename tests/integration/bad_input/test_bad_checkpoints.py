@@ -121,7 +121,7 @@ def test_a_checkpoint_of_another_model(mistake, checkpoint, tmp_path, tiny_actor
     assert line.startswith(
         f"{begin}actor.model.embed_tokens.weight is (322, 32) there and (322, 64)"
     )
-    assert line.endswith("give the --model.* flags of its run, which are in its config.yaml")
+    assert line.endswith("use the --model.* flags of its run, which are in its config.yaml")
     line = mistake(*given, actor="./deep")
     assert line.startswith(f"{begin}it lacks actor.model.layers.2.self_attn.q_proj.weight (and ")
     line = mistake(*given, "--model.value.head=hl_gauss")

@@ -45,7 +45,7 @@ FLAGS = [
     ),
     (
         "--trainer.strategy.timeout=0:10:00",
-        "--trainer.strategy=auto: a strategy with settings of its own is named by its class, such",
+        "--trainer.strategy=auto: a strategy with arguments must be given by its class, such",
     ),
     ("--trainer.strategy=dpp", "--trainer.strategy=dpp: no such strategy; did you mean ddp?"),
     ("--trainer.accelerator=gpuu", "--trainer.accelerator=gpuu: no such accelerator; did you mean"),
@@ -132,9 +132,12 @@ FLAGS = [
     ),
     (
         "--trainer.gradient_clip_val=1",
-        "--trainer.gradient_clip_val: actor and critic have norms of",
+        "--trainer.gradient_clip_val: actor and critic have their own norms",
     ),
-    ("--trainer.accumulate_grad_batches=2", "--trainer.accumulate_grad_batches: gradients are acc"),
+    (
+        "--trainer.accumulate_grad_batches=2",
+        "--trainer.accumulate_grad_batches: gradients are always acc",
+    ),
     (
         "--trainer.strategy=deepspeed",
         "--trainer.strategy=deepspeed: Lightning's DeepSpeed strategy",
@@ -162,7 +165,7 @@ def test_a_wrong_flag(mistake, flag, message):
 
 
 def test_an_actor_is_needed(mistake):
-    assert mistake(actor=None) == "--model.actor: VCPPOModule needs one"
+    assert mistake(actor=None) == "--model.actor: required by VCPPOModule"
 
 
 CONFIGS = [
@@ -201,14 +204,14 @@ CONFIGS = [
         "data:\n\ttrain_size: 3\n",
         "run.yaml:2: broken YAML, found character '\\t' that cannot start",
     ),
-    ("data:\n  seed: 1\n  seed: 2\n", "run.yaml:3: data.seed is here again, first in line 2"),
+    ("data:\n  seed: 1\n  seed: 2\n", "run.yaml:3: duplicate key data.seed, first in line 2"),
     ("- a\n- b\n", "run.yaml: expected options as `name: value`, found a list"),
     ("text", "run.yaml: expected options as `name: value`, found a value"),
     ("", "run.yaml: expected options as `name: value`, found nothing"),
     ("data: data/none.yaml", "run.yaml: --data: no such file data/none.yaml"),
     (
         'data: {train_size: "${..nothing}"}',
-        "--data.train_size: the reference ${..nothing} leads no",
+        "--data.train_size: the reference ${..nothing} does not",
     ),
     (
         "model: {init_args: {advantage: {gamma: 2}}}",
@@ -244,7 +247,7 @@ def test_a_config_with_a_mark_and_windows_ends_is_read(tmp_path, tiny_actor, cap
 COMMAND_LINES = [
     (["fti"], "fti: no such command; did you mean fit? (`vcppo --help` lists them)"),
     (["evaluate"], "evaluate: no such command"),
-    (["report"], "the following arguments are required: RUN_FOLDER"),
+    (["report"], "the following arguments are required: RUN"),
     (["report", "nowhere"], "nowhere: "),
     (["report", ".", "--outptu=x"], "--outptu: no such option; did you mean --output?"),
     (["plan", "--gpus=x"], "--gpus: expected an integer, got x"),
@@ -259,7 +262,7 @@ COMMAND_LINES = [
     (["regrade", "half.jsonl", "--rewrd=x"], "--rewrd: no such option; did you mean --reward?"),
     (["regrade", "half.jsonl", "--reward=x.y"], "reward: No module named 'x'"),
     (["dashboard", "--projct=x"], "--projct: no such option; did you mean --project?"),
-    (["doctor", "--jsn"], "vcppo doctor: --jsn: no such option; there is --json"),
+    (["doctor", "--jsn"], "vcppo doctor: --jsn: no such option; expected --json"),
     (["completion", "fish"], "vcppo completion: expected one of bash, zsh, tcsh, got fish"),
 ]
 

@@ -198,8 +198,8 @@ def table(text):
 
 
 WRONG_FILES = [
-    ("two.csv", b"problem,answer,answer\n1?,1,2\n", "two.csv: two columns are called 'answer'"),
-    ("two.parquet", table(b"problem,answer,answer"), "two.parquet: two columns are called 'answ"),
+    ("two.csv", b"problem,answer,answer\n1?,1,2\n", "two.csv: two columns are named 'answer'"),
+    ("two.parquet", table(b"problem,answer,answer"), "two.parquet: two columns are named 'answ"),
     ("more.csv", b"problem,answer\n1?,1\n2?,2,3\n", "more.csv:2: more cells than the header nam"),
     ("less.csv", b"problem,answer\n1?,1\n2?\n", "less.csv:2: no field answer"),
     ("open.csv", b'problem,answer\n1?,1\n"2?,2\n3?,3\n', "open.csv:2: broken CSV, unexpected end"),
@@ -249,9 +249,9 @@ def test_what_is_no_ordinary_file(data_mistake, tmp_path, kind):
     assert line.startswith(f"folder.{kind}: cannot be read as a data set"), line
     os.symlink(f"loop.{kind}", tmp_path / f"loop.{kind}")
     line = data_mistake(f"loop.{kind}")
-    assert line == f"loop.{kind}: a symbolic link to loop.{kind}, which leads to no file"
+    assert line == f"loop.{kind}: a symbolic link to loop.{kind}, which does not exist"
     os.mkfifo(tmp_path / f"pipe.{kind}")
-    assert data_mistake(f"pipe.{kind}") == f"pipe.{kind}: expected an ordinary file"
+    assert data_mistake(f"pipe.{kind}") == f"pipe.{kind}: expected a regular file"
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -268,10 +268,10 @@ def test_a_file_without_permission(data_mistake, tmp_path, kind):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("no/file.jsonl", "no/file.jsonl: no such file, the folder no does not exist"),
+        ("no/file.jsonl", "no/file.jsonl: no such file, the directory no does not exist"),
         ("problem.jsonl", "problem.jsonl: no such file; did you mean problems.jsonl?"),
-        ("", "path: expected a file, a folder or a data set of the hub, got ''"),
-        ("a\0b.jsonl", "path: expected a file, a folder or a data set of the hub, got 'a\\x00b"),
+        ("", "path: expected a file, a directory or a data set of the hub, got ''"),
+        ("a\0b.jsonl", "path: expected a file, a directory or a data set of the hub, got 'a\\x00b"),
         (f"{'a' * 300}.jsonl", f"{'a' * 120}...: file name too long"),
         ("nobody/nothing", "nobody/nothing: cannot be read as a data set, Couldn't reach"),
         ("reasoning_gym:chan_sum", "reasoning_gym:chan_sum: no such task; did you mean chain_sum"),

@@ -1,0 +1,94 @@
+"""Serve the page of a run on the loopback address, and follow the run while it trains."""
+
+from __future__ import annotations
+
+import html
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from typing_extensions import override
+
+HOST = "127.0.0.1"
+EVERY_S = 5.0
+"""Seconds between two looks at the files of a run, and between two reloads of the page."""
+_WAITING = """\
+<!doctype html><meta charset="utf-8"><title>vcppo report</title>
+<p>There is nothing to draw yet: {reason}"""
+
+
+class WatchedPage:
+    """The newest page of runs; it is drawn again when a file of theirs has changed.
+
+    While nothing can be drawn, because a run has logged nothing yet or a file is half written, the
+    page before stays; without one, the reason is shown.
+    """
+
+    def __init__(self, folders: Sequence[Path], draw: Callable[[], str]) -> None:
+        """Draw nothing yet.
+
+        Args:
+            folders: Directories of the runs, or files.
+            draw: Returns the page.
+        """
+        self._folders, self._draw = folders, draw
+        self._lock = threading.Lock()
+        self._seen: frozenset[tuple[str, int, int]] | None = None
+        self._page = ""
+
+    def current(self) -> str:
+        """Return the page of the files as they are now."""
+        with self._lock:
+            seen = frozenset(self._files())
+            if seen != self._seen:
+                try:
+                    self._page = self._draw()
+                    self._seen = seen
+                except (ValueError, OSError) as error:  # the next look may find the files complete
+                    return self._page or _WAITING.format(reason=html.escape(str(error)))
+            return self._page
+
+    def _files(self) -> Iterator[tuple[str, int, int]]:
+        """Yield name, size and time of each file that a page is drawn from."""
+        for folder in self._folders:
+            for file in [folder] if folder.is_file() else folder.rglob("*"):
+                is_read = file.suffix not in (".html", ".ckpt", ".safetensors") and file.is_file()
+                if is_read:
+                    state = file.stat()
+                    yield str(file), state.st_size, state.st_mtime_ns
+
+
+def build_server(page: WatchedPage, port: int = 0) -> ThreadingHTTPServer:
+    """Return a server of the page on the loopback address; the browser reloads it by itself.
+
+    Args:
+        page: The page.
+        port: 0 takes a free one.
+
+    Raises:
+        OSError: The port is taken.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            # The name must be ours: else a page elsewhere, whose name is made to mean this address,
+            # could read the responses.
+            host = (self.headers.get("Host") or "").rpartition(":")[0]
+            if self.path != "/" or host not in (HOST, "localhost"):
+                self.send_error(404)
+                return
+            content = page.current().encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Cache-Control", "no-store")
+            self.send_header("Refresh", f"{EVERY_S:g}")
+            self.end_headers()
+            self.wfile.write(content)
+
+        @override
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing of requests."""
+
+    return ThreadingHTTPServer((HOST, port), Handler)
