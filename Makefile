@@ -10,7 +10,8 @@ NUMERICAL := tests/algorithm tests/distributed tests/generation tests/metrics te
 	tests/modules/test_objectives.py tests/modules/test_policy_probe.py tests/rollouts
 ifdef QUICK  # sums, packing, log-probabilities, losses and sampling; no complete runs
 NUMERICAL := tests/algorithm tests/distributed tests/metrics tests/modules/test_objectives.py \
-	tests/models/test_packing.py tests/models/test_logprobs.py tests/models/test_attention.py tests/generation/test_transformers_engine.py \
+	tests/models/test_packing.py tests/models/test_logprobs.py tests/models/test_attention.py \
+	tests/generation/test_transformers_engine.py \
 	tests/models/test_lora.py::test_packed_rows_give_the_gradients_of_padded_ones
 endif
 VLLM := .venv-vllm

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
+import yaml
 from jsonargparse import ActionYesNo, ArgumentParser, capture_parser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
@@ -137,6 +138,23 @@ class VCPPOCLI(LightningCLI):
             f"The model's flags: vcppo {subcommand} --model.help (of another class: =CLASS)"
         )
         return parser
+
+    @override
+    def _dump_config(self) -> None:
+        """Note the config for `save_hyperparameters`, as Lightning does.
+
+        Parsing has checked it; to check it again would take a fifth of the time to start a run.
+        """
+        if hasattr(self, "config_dump"):
+            return
+        text = self.parser.dump(
+            self.config,
+            skip_link_targets=False,
+            skip_none=False,
+            skip_validation=True,
+            format="yaml",
+        )
+        self.config_dump = yaml.safe_load(text)[self.config.subcommand]
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:

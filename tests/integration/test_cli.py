@@ -257,11 +257,14 @@ def test_a_file_of_predictions_pretrains_the_critic(tiny_actor, cold_start, tmp_
 
 
 def test_the_progress_bar_is_switched_off_as_lightning_does_it(tiny_actor, tmp_path, capsys):
-    vcppo(
+    cli = vcppo(
         *("validate", f"--model.actor={tiny_actor}", *TINY, "--loggers=[]"),
         *("--trainer.enable_progress_bar=false", f"--trainer.default_root_dir={tmp_path}"),
     )
     assert "held_out" in capsys.readouterr().out
+    # The config that modules may save is the one that was checked.
+    checked = cli.parser.dump(cli.config, skip_link_targets=False, skip_none=False)
+    assert cli.config_dump == yaml.safe_load(checked)["validate"]
 
 
 def test_a_resumed_run_goes_on_in_its_run_of_wandb(tiny_actor, tmp_path):

@@ -60,10 +60,10 @@ ROLLOUTS = [
 """Of VC-PPO: a rollout of value pretraining, if it is on, and two more."""
 
 
-def vcppo(*arguments: object) -> None:
+def vcppo(*arguments: object) -> lightning_cli.VCPPOCLI:
     """Run `vcppo` in this process."""
     with mock.patch.object(sys, "argv", ["vcppo"]):
-        lightning_cli.main([str(argument) for argument in arguments])
+        return lightning_cli.main([str(argument) for argument in arguments])
 
 
 def run_program(*arguments: object) -> None:
