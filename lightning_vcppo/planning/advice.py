@@ -33,7 +33,7 @@ class Change:
 
 def fits(run: Run) -> bool:
     """Return whether the memory of a device is enough, and vLLM's share of it for vLLM."""
-    return not _starved(run) and peak(run) <= run.memory
+    return not starved(run) and peak(run) <= run.memory
 
 
 def advise(run: Run) -> tuple[list[Change], bool]:
@@ -65,15 +65,16 @@ def _pull(run: Run, lever: Lever) -> tuple[list[Change], Run]:
     changes: list[Change] = []
     while not fits(run) and (pulled := lever(run)) is not None:
         flag, changed = pulled
-        if not (peak(changed) < peak(run) or (_starved(run) and not _starved(changed))):
+        if not (peak(changed) < peak(run) or (starved(run) and not starved(changed))):
             break
         run = changed
         changes = [Change(flag, peak(run))]
     return changes, run
 
 
-def _starved(run: Run) -> bool:
-    """Return whether vLLM's share is too small for one response."""
+def starved(run: Run) -> bool:
+    """Return whether vLLM's share is too small for one response, here or on a server."""
+    run = run.sampler
     return run.engine == "vllm" and engine_needs(run) > engine_memory(run)
 
 

@@ -3,6 +3,7 @@
 The count follows what this package does: actor and critic are updated one after the other, so
 gradients and activations belong to one network; rows are packed without padding; logits exist for
 one block of the vocabulary at a time; the transformers engine samples from the trained weights.
+Where other devices sample, those that train hold nothing for it.
 
 1. Weights and optimizer states are always there, sharded over devices or not.
 2. Activations are what autograd keeps of a decoder layer of the Llama and Qwen kind for each token
@@ -41,7 +42,7 @@ class Memory:
     """Bytes on one device at one moment, by part.
 
     Attributes:
-        weights: Weights of all networks.
+        weights: Weights of all networks, and of the copy from which transformers_copy samples.
         optimizer: Moments of the optimizers.
         gradients: Gradients that are kept, and DDP's buffers for them.
         activations: Tensors that autograd keeps.
@@ -94,8 +95,9 @@ def lasting(run: Run) -> Memory:
     side = run.side_weights
     weights += side * run.bytes.weight
     trainable += side
+    copy = run.actor.weights * run.bytes.weight if _has_copy(run) else 0
     return Memory(
-        weights=weights // run.shards,
+        weights=weights // run.shards + copy,
         optimizer=state * trainable // run.shards,
         gradients=trainable * size if run.strategy == "ddp" else 0,
         workspace=CONTEXT[run.device] + run.responses * run.response_length * ROLLOUT_BYTES,
@@ -241,7 +243,12 @@ def cache_bytes_of_token(run: Run) -> int:
 
 def _has_static_steps(run: Run) -> bool:
     """Return whether sampling goes by generation/static_batch.py; most models' does on CUDA."""
-    return run.device == "cuda" and run.engine == "transformers"
+    return run.device == "cuda" and run.engine.startswith("transformers")
+
+
+def _has_copy(run: Run) -> bool:
+    """Return whether the devices that train hold a second actor, complete on each of them."""
+    return run.engine == "transformers_copy" and not run.sampling_devices
 
 
 def cache_columns(run: Run) -> list[int]:
@@ -265,6 +272,8 @@ def cache_columns(run: Run) -> list[int]:
 
 def _sampling(run: Run, base: Memory) -> Memory:
     """Return the worst moment of sampling."""
+    if run.sampling_devices:
+        return base
     if run.engine == "vllm":
         copy = run.actor.weights * run.engine_bytes
         return replace(
@@ -273,7 +282,8 @@ def _sampling(run: Run, base: Memory) -> Memory:
             workspace=base.workspace + min(copy, engine_memory(run)),
         )
     shape, size = run.actor, run.bytes
-    token, workspace = cache_bytes_of_token(run), base.workspace + _decoder_copies(run)
+    decoder = replace(run, lora_rank=None) if _has_copy(run) else run  # adapters are added to it
+    token, workspace = cache_bytes_of_token(run), base.workspace + _decoder_copies(decoder)
     columns = cache_columns(run)
     *before, last = columns
     moved = before[-1] * token // (2 * shape.num_layers) if before else 0  # one layer's keys

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal, TypeAlias
 
@@ -43,6 +43,11 @@ PRECISIONS = {
 GATHERED_MIXED = Bytes(4, 2, 2, 4, 2)
 """bf16-mixed with fsdp2, which gathers weights in bfloat16 and casts the inputs of a layer."""
 
+SERVER_SHARE = 0.9
+"""Share of a server's device that `vcppo serve` gives to vLLM, by default."""
+SERVER_BYTES = {"cpu": 4, "cuda": 2}
+"""Bytes of a weight on a server, by its kind of device; `vcppo serve` chooses the type."""
+
 KEPT_BYTES = {"float32": 4, "kahan": 2, "stochastic": 0}
 """Bytes that an optimizer with float32 state keeps beside it of a bfloat16 weight."""
 
@@ -72,6 +77,8 @@ class Run:
         engine_share: vLLM's share of the device's memory.
         engine_sleeps: Whether vLLM releases its memory between rollouts.
         engine_bytes: Bytes of a weight in vLLM.
+        sampling_devices: Other devices, on which the engine samples; 0 if it samples on those that
+            train.
         precision: Precision flag of the Trainer.
         strategy: How a network is distributed over devices.
         devices: Number of all devices.
@@ -105,10 +112,11 @@ class Run:
     critic_epochs: int = 1
     max_tokens: int = 16384
     max_num_seqs: int = 256
-    engine: Literal["transformers", "vllm"] = "transformers"
+    engine: Literal["transformers", "transformers_copy", "vllm", "vllm_server"] = "transformers"
     engine_share: float = 0.3
     engine_sleeps: bool = True
     engine_bytes: int = 4
+    sampling_devices: int = 0
     precision: str = "32-true"
     strategy: Literal["single", "ddp", "fsdp2"] = "single"
     devices: int = 1
@@ -152,6 +160,21 @@ class Run:
     def rows(self) -> int:
         """Number of responses that are sampled together on one device."""
         return min(self.responses, self.max_num_seqs)
+
+    @property
+    def sampler(self) -> Run:
+        """The run as the devices see it that sample for others; itself if there are none."""
+        if not self.sampling_devices:
+            return self
+        return replace(
+            self,
+            engine="vllm" if self.engine == "vllm_server" else "transformers",
+            engine_share=SERVER_SHARE,
+            devices=self.sampling_devices,
+            sampling_devices=0,
+            strategy="single",
+            shards=1,
+        )
 
     @property
     def networks(self) -> list[Network]:

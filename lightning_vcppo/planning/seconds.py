@@ -5,7 +5,9 @@
 2. Sampling reads all weights and the cache for every column of tokens; a device is as fast as the
    slower of its arithmetic and its memory.
 3. Sharded weights are sent twice in a micro-batch, gradients once, both during the arithmetic.
-4. What is offloaded goes to the host and comes back once a rollout, and nothing runs meanwhile.
+4. Where other devices sample, sampling takes as long as it does there. What it takes to hand the
+   weights over is not counted.
+5. What is offloaded goes to the host and comes back once a rollout, and nothing runs meanwhile.
 
 No device reaches its data sheet, so rates are multiplied by usual shares: `MFU` for the arithmetic
 in updates, `BANDWIDTH_SHARE` for bandwidths. Both are assumptions, not measurements.
@@ -138,6 +140,11 @@ def plan_seconds(run: Run, rates: Rates, devices_per_machine: int) -> Seconds:
     )
 
 
+def rounded(seconds: float) -> str:
+    """Return seconds in two digits, or in whole numbers."""
+    return f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.2g}"
+
+
 def forward_flops(run: Run, network: Network, *, head: bool = True) -> float:
     """Return the operations of a forward pass over all responses of a device."""
     shape, length = run.shape(network), run.prompt_length + run.mean_response_length
@@ -172,6 +179,7 @@ def _updates(run: Run, network: Network, rates: Rates, link: float) -> float:
 
 def _sampling(run: Run, rates: Rates, link: float) -> float:
     """Return the seconds of sampling: prompts, then one column of tokens after the other."""
+    run = run.sampler
     shape = run.actor
     size = run.engine_bytes if run.engine == "vllm" else run.bytes.compute
     weights = shape.num_layers * shape.layer_matrices + shape.embedding

@@ -122,6 +122,38 @@ def test_strategies_engines_and_critics_are_understood(tiny_actor):
     assert no_critic.critic is None
 
 
+SERVED = ["--model.engine.name=vllm_server", "--model.engine.urls=[http://a:1, http://b:1]"]
+COPY = "--model.engine.name=transformers_copy"
+
+
+@pytest.mark.parametrize(
+    ("flags", "sampling_devices", "engine_bytes"),
+    [
+        (SERVED, 2, 2),
+        ([*SERVED, "--trainer.precision=32-true"], 2, 2),  # the server's own type
+        (["--model.engine.name=vllm"], 0, 2),
+        (["--model.engine.name=vllm", "--trainer.precision=32-true"], 0, 4),
+        ([COPY], 0, 2),
+        ([COPY, "--model.engine.init_args={device: cuda:1}"], 0, 2),  # the second trains, too
+        ([COPY, "--model.engine.init_args={device: cuda:2}"], 1, 2),
+        ([COPY, "--model.engine.init_args={device: cpu}"], 1, 2),
+    ],
+)
+def test_devices_that_only_sample_are_counted(tiny_actor, flags, sampling_devices, engine_bytes):
+    run = read(tiny_actor, "--trainer.precision=bf16-mixed", *flags)
+    assert (run.sampling_devices, run.engine_bytes) == (sampling_devices, engine_bytes)
+    assert run.logprob_readings == 1
+
+
+def test_servers_take_no_memory_of_the_trainers(capsys):
+    flags = ["--config", CONFIGS / "qwen2.5_1.5b.yaml", "--gpus=6", *SERVED]
+    out = planned(capsys, *flags)
+    assert "sampled on 2 others" in out and "It fits" in out
+    cache = next(line for line in out.splitlines() if "kv cache" in line)
+    assert cache.split("│")[2:-1] and {cell.strip() for cell in cache.split("│")[2:-1]} == {"0"}
+    assert "vLLM needs 3." in planned(capsys, *flags, "--gpu_memory=3")  # 3.1 GB of weights
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

@@ -10,7 +10,7 @@ from lightning_vcppo.generation import decoding, prompt_reader, slots, static_ba
 from lightning_vcppo.models import logprobs
 from lightning_vcppo.modules import master_weights
 from lightning_vcppo.planning import advice, memory
-from lightning_vcppo.planning.advice import advise, fits
+from lightning_vcppo.planning.advice import advise, fits, starved
 from lightning_vcppo.planning.memory import (
     Memory,
     activations_of_token,
@@ -258,6 +258,37 @@ def test_vllm_takes_its_share_and_gives_it_back():
     assert not fits(replace(run, engine_share=0.1, memory=141 * GB))
 
 
+def test_servers_sample_with_memory_of_their_own():
+    here = replace(RUN, actor=QWEN, critic=QWEN, engine_bytes=2, device="cuda", memory=400 * GB)
+    run = replace(here, engine="vllm_server", sampling_devices=2)
+    memory = plan_memory(run)
+    assert memory["sampling"] == lasting(run)
+    assert memory["policy update"] == plan_memory(here)["policy update"]
+    rates = DEVICES["h100"].rates("bf16-mixed")
+    servers = replace(here, engine="vllm", engine_share=0.9, devices=2)
+    sharded = plan_seconds(replace(run, strategy="fsdp2", devices=4, shards=4), rates, 8)
+    assert sharded.sampling == plan_seconds(servers, rates, 8).sampling
+    assert fits(run) and not starved(replace(run, memory=17 * GB))  # 15.2 GB of weights in 15.3
+    assert starved(replace(run, memory=16 * GB)) and not starved(replace(here, memory=16 * GB))
+
+
+@pytest.mark.parametrize(("strategy", "shards"), [("single", 1), ("fsdp2", 4)])
+def test_a_copy_that_samples_is_complete_on_each_device(strategy, shards):
+    run = replace(RUN, strategy=strategy, devices=shards, shards=shards)
+    copied = replace(run, engine="transformers_copy")
+    assert peak(copied) - peak(run) == 4 * BACKBONE
+    assert lasting(copied).weights - lasting(run).weights == 4 * BACKBONE
+    elsewhere = replace(copied, sampling_devices=1)
+    assert plan_memory(elsewhere)["sampling"] == lasting(run)
+
+
+def test_a_copy_has_the_decoder_of_a_model_without_adapters():
+    run = replace(RUN, engine="transformers_copy", lora_rank=1)
+    sampling = plan_memory(run)["sampling"]
+    assert sampling.workspace == plan_memory(replace(run, lora_rank=None))["sampling"].workspace
+    assert sampling.weights == lasting(replace(run, engine="transformers")).weights + 4 * BACKBONE
+
+
 def test_a_total_is_the_sum_of_the_parts():
     assert Memory(1, 2, 3, 4, 5, 6, 7).total == 28
     assert peak(RUN) == max(memory.total for memory in plan_memory(RUN).values())
@@ -453,9 +484,11 @@ def test_devices_are_split_so_that_neither_waits_long():
     best = best_split(run, rates, 8)
     assert best.sampling + best.training == 8 and run.prompts % best.training == 0
     for training in (1, 2, 3, 4, 6):  # 5 and 7 do not divide the prompts
-        learning = plan_seconds(replace(run, devices=training), rates, 8)
-        sampling = plan_seconds(replace(run, devices=8 - training), rates, 8).sampling
-        assert best.seconds <= max(sampling, learning.total - learning.sampling)
+        served = {"engine": "vllm_server", "sampling_devices": 8 - training}
+        seconds = plan_seconds(replace(run, devices=training, **served), rates, 8)
+        assert best.seconds <= max(seconds.sampling, seconds.total - seconds.sampling)
     assert whole.total / 2 < best.seconds  # all devices at all times cannot be beaten by much
     assert best_split(replace(run, devices=1), rates, 8) is None
     assert best_split(replace(run, memory=1), rates, 8) is None
+    divided = replace(run, devices=5, engine="vllm_server", sampling_devices=3)
+    assert best_split(divided, rates, 8) == best

@@ -3,38 +3,35 @@
     vcppo plan --config qwen2.5_7b --gpus 8 --gpu_memory 80
 
 It reads the configs and flags of `fit`, and of the model only its config. The arithmetic is in
-`planning/`; this file has its inputs and its printing, and for the CPU a short trial that measures
-the speed of this machine.
+`planning/`, and a short trial that measures the speed of a CPU in `cli/cpu_rates.py`; this file has
+its inputs and its printing.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, Literal
 
 import torch
 from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 from typing_extensions import override
 
 from lightning_vcppo.cli import lightning_cli
+from lightning_vcppo.cli.cpu_rates import measured_rates
 from lightning_vcppo.common.errors import OneLineArguments, require
-from lightning_vcppo.generation import TransformersEngine
-from lightning_vcppo.models import forward, loading
-from lightning_vcppo.models.packing import enable_packing
-from lightning_vcppo.planning.advice import advise, fits
+from lightning_vcppo.models import loading
+from lightning_vcppo.planning.advice import advise, fits, starved
 from lightning_vcppo.planning.memory import Memory, engine_needs, offloaded, plan_memory
-from lightning_vcppo.planning.run import GB, PRECISIONS, Run
-from lightning_vcppo.planning.seconds import DEVICES, Rates, plan_seconds
+from lightning_vcppo.planning.run import GB, PRECISIONS, SERVER_BYTES, Run
+from lightning_vcppo.planning.seconds import DEVICES, Rates, plan_seconds, rounded
 from lightning_vcppo.planning.shapes import PUBLISHED, ModelShape
 from lightning_vcppo.planning.split import best_split
-from lightning_vcppo.settings import SamplingSettings
 
 PRECISION_NAMES = {None: "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed"} | {
     "bf16": "bf16-mixed"
@@ -131,13 +128,13 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
     strategy, shards = _strategy(trainer.strategy, devices)
     precision = PRECISION_NAMES.get(trainer.precision, str(trainer.precision))
     require(precision in PRECISIONS, f"--trainer.precision: vcppo plan cannot use {precision}")
-    uses_vllm = engine.name == "vllm"
-    exact = precision in ("32-true", "64-true") and not uses_vllm
+    exact = precision in ("32-true", "64-true") and not engine.name.startswith("vllm")
     given = settings.policy.importance_correction not in ("auto", "off")
     corrected = given or engine.rollouts_ahead > 0
     source = settings.policy.old_logprobs
     recomputed = source == "recomputed" or (source == "auto" and (corrected or not exact))
     targets = settings.lora.target_modules
+    device: Literal["cpu", "cuda"] = "cuda" if on_gpu else "cpu"
     critic, side_weights, value = None, 0, settings["value"]
     if settings.advantage.estimator == "gae" and value.architecture == "side":
         side_weights = actor.ladder(value.side_taps, value.side_width)
@@ -163,7 +160,8 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
         engine=engine.name,
         engine_share=engine.gpu_memory_utilization,
         engine_sleeps=engine.sleep and on_gpu,
-        engine_bytes=_engine_bytes(engine.init_args, precision),
+        engine_bytes=_engine_bytes(engine, precision, device),
+        sampling_devices=_sampling_devices(engine, devices, device),
         precision=precision,
         strategy=strategy,
         devices=devices,
@@ -176,7 +174,7 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
         checkpointing=settings.activation_checkpointing,
         offload=tuple(settings.offload),
         logprob_readings=int(recomputed) + (settings.value.target_correction == "importance"),
-        device="cuda" if on_gpu else "cpu",
+        device=device,
         memory=int(memory),
     )
 
@@ -244,83 +242,27 @@ def _strategy(given: Any, devices: int) -> tuple[Any, int]:
     raise ValueError(f"--trainer.strategy: vcppo plan supports auto, ddp and fsdp2, not {name}")
 
 
-def _engine_bytes(arguments: Mapping[str, Any], precision: str) -> int:
-    if "dtype" in arguments:
-        return 4 if "32" in str(arguments["dtype"]) else 2
-    return min(4, PRECISIONS[precision].weight)
+def _engine_bytes(engine: Namespace, precision: str, device: str) -> int:
+    """Return the bytes of a weight in vLLM: of the type in which the actor computes, or its own."""
+    if engine.name == "vllm_server":
+        return SERVER_BYTES[device]
+    if "dtype" in engine.init_args:
+        return 4 if "32" in str(engine.init_args["dtype"]) else 2
+    return min(4, PRECISIONS[precision].compute)
+
+
+def _sampling_devices(engine: Namespace, devices: int, device: str) -> int:
+    """Return the number of devices that sample and do not train; each server is taken for one."""
+    if engine.name == "vllm_server":
+        return len(engine.urls)
+    kind, _, index = str(engine.init_args.get("device", device)).partition(":")
+    elsewhere = kind != device or int(index or 0) >= devices
+    return int(engine.name == "transformers_copy" and elsewhere)
 
 
 def _moments(optimizer: Any) -> int:
     name = optimizer.class_path.rpartition(".")[2]
     return 1 if optimizer.init_args.get("momentum") else MOMENTS.get(name, 2)
-
-
-# How fast this machine is --------------------------------------------------------------------
-
-TRIAL_TOKENS, TRIAL_COLUMNS, TRIAL_PROMPT, TRIAL_VOCABULARY = 1024, 16, 16, 2**25
-
-
-def measured_rates(run: Run) -> Rates:
-    """Time sampling and an update of two layers of the actor's shape on this CPU, a few seconds.
-
-    The operations that `plan_seconds` counts are divided by the measured times, so that uncounted
-    ones, such as norms and softmax, are included in the rates.
-    """
-    shape = run.actor
-    layers, vocabulary = 2, min(shape.vocab_size, TRIAL_VOCABULARY // shape.hidden_size)
-    trial = replace(
-        run,
-        actor=replace(shape, num_layers=layers, vocab_size=vocabulary),
-        critic=None,
-        prompt_length=TRIAL_PROMPT,
-        mean_response_length=TRIAL_COLUMNS,
-        prompts=run.rows,
-        num_generations=1,
-        devices=1,
-        epochs=1,
-        strategy="single",
-    )
-    config = AutoConfig.for_model(
-        "qwen2",
-        vocab_size=vocabulary,
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=layers,
-        num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        intermediate_size=shape.intermediate_size,
-        tie_word_embeddings=shape.tied,
-    )
-    model: Any = enable_packing(AutoModelForCausalLM.from_config(config).eval())
-    prompts = torch.randint(0, vocabulary, (run.rows, TRIAL_PROMPT)).tolist()
-    settings = SamplingSettings(max_response_length=TRIAL_COLUMNS)
-    engine = TransformersEngine(model, pad_token_id=0, eos_token_ids=set(), max_num_seqs=run.rows)
-    sampling = _seconds(lambda: engine.generate(prompts, range(run.rows), settings))
-
-    responses = max(1, TRIAL_TOKENS // (2 * TRIAL_COLUMNS))
-    ids_BL = torch.randint(0, vocabulary, (responses, TRIAL_PROMPT + TRIAL_COLUMNS))
-    lengths_B = torch.full((responses,), TRIAL_PROMPT)
-    mask_BT = torch.ones(responses, TRIAL_COLUMNS, dtype=torch.bool)
-
-    def update() -> None:
-        targets_N = ids_BL[:, TRIAL_PROMPT:].flatten()
-        logprobs_N, _ = forward.response_logprobs(model, ids_BL, lengths_B, mask_BT, targets_N)
-        torch.autograd.grad(logprobs_N.sum(), list(model.parameters()))
-
-    unit = Rates(1.0, 1.0)
-    sampled = plan_seconds(trial, unit, 1).sampling
-    updated = plan_seconds(replace(trial, prompts=responses), unit, 1).policy
-    return Rates(updated / _seconds(update), sampled / sampling)
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    """Return the shorter time of two calls, after a warm-up call."""
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return min(times[1:])
 
 
 # Printing ------------------------------------------------------------------------------------
@@ -340,10 +282,11 @@ def print_plan(run: Run, rates: Rates, gpus_per_node: int) -> None:
         most = max(memory.total for memory in phases.values())
         console.print(f"It fits: at most {most / run.memory:.0%} of a device's memory.")
         return
-    if run.engine == "vllm" and engine_needs(run) > run.engine_share * run.memory:
+    if starved(run):
+        sampler = run.sampler
         console.print(
-            f"vLLM needs {engine_needs(run) / GB:.1f} GB for its copy of the weights and one "
-            f"response, more than its share ({run.engine_share:g} of {run.memory / GB:.0f} GB)."
+            f"vLLM needs {engine_needs(sampler) / GB:.1f} GB for its copy of the weights and one "
+            f"response, more than its share ({sampler.engine_share:g} of {run.memory / GB:.0f} GB)."
         )
     changes, enough = advise(run)
     more = "" if len(changes) == 1 else ", each in addition to those before"
@@ -376,16 +319,18 @@ def _memory_table(run: Run, phases: Mapping[str, Memory]) -> Table:
 def _time_table(run: Run, rates: Rates, gpus_per_node: int) -> Table:
     seconds = plan_seconds(run, rates, gpus_per_node)
     responses = run.prompts * run.num_generations
+    others = f", sampled on {run.sampling_devices} others" if run.sampling_devices else ""
     table = Table(
-        title=f"Seconds of a rollout: {responses} responses of {run.mean_response_length} tokens",
+        title=f"Seconds of a rollout: {responses} responses of {run.mean_response_length} "
+        f"tokens{others}",
         min_width=72,
     )
     for part in fields(seconds):
         table.add_column(part.name, justify="right")
     table.add_column("together", justify="right")
     table.add_row(
-        *(_rounded(getattr(seconds, part.name)) for part in fields(seconds)),
-        _rounded(seconds.total),
+        *(rounded(getattr(seconds, part.name)) for part in fields(seconds)),
+        rounded(seconds.total),
     )
     table.caption = (
         "measured on this machine: two layers"
@@ -393,7 +338,3 @@ def _time_table(run: Run, rates: Rates, gpus_per_node: int) -> Table:
         else "from data sheets, at 40 % of the arithmetic and 60 % of the bandwidths"
     )
     return table
-
-
-def _rounded(number: float) -> str:
-    return f"{number:,.0f}" if number >= 100 else f"{number:.2g}"
