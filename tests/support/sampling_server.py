@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 import torch
 
+from lightning_vcppo.cli.commands import serve
+from lightning_vcppo.common.server_token import make_token
 from lightning_vcppo.generation import TransformersEngine
 from lightning_vcppo.generation.weight_files import read_shapes, read_weights
 from lightning_vcppo.models import loading
@@ -34,16 +36,23 @@ class SamplingServer:
         paths: Of all requests so far, in order.
     """
 
-    def __init__(self, model, port: int = 0, max_model_len: int = 1024) -> None:
-        self.model, self.max_model_len = model, max_model_len
+    def __init__(
+        self,
+        model,
+        port: int = 0,
+        max_model_len: int = 1024,
+        host: str = "127.0.0.1",
+        token: str = TOKEN,
+    ) -> None:
+        self.model, self.max_model_len, self.token = model, max_model_len, token
         self.version, self.paused = "default", False
         self.fault: Fault = lambda handler, path: False
         self.served, self.paths = 0, []
         self.lock = threading.Lock()
-        self._http = _Server(("127.0.0.1", port), _Handler)
+        self._http = _Server((host, port), _Handler)
         self._http.owner = self
         self.port = self._http.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{host}:{self.port}"
         threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
 
     def kill(self) -> None:
@@ -128,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if owner.fault(self, path):
             return
-        if path != "/health" and self.headers["Authorization"] != f"Bearer {TOKEN}":
+        if path != "/health" and self.headers["Authorization"] != f"Bearer {owner.token}":
             self.reply(b'{"error": "Unauthorized"}', 401)
             return
         with torch.no_grad():
@@ -182,12 +191,22 @@ def at(path: str, fault: Fault, times: int) -> Fault:
     return limited
 
 
-def main(actor: str, port: str) -> None:
-    """Serve in a process of its own, until it is killed."""
+def main(arguments: list[str]) -> None:
+    """Serve in a process of its own, until it is killed.
+
+    Args:
+        arguments: Actor and port; or "serve" and what `vcppo serve` takes.
+    """
     torch.set_num_threads(1)
-    SamplingServer(loading.load_actor(actor), port=int(port))
+    if arguments[0] == "serve":
+        own = serve._parser().parse_args(arguments[1:])
+        actor, port = own.actor, own.port
+        listening = {"host": own.host, "token": make_token(own.token_file)[0]}
+    else:
+        (actor, port), listening = arguments, {}
+    SamplingServer(loading.load_actor(actor), port=int(port), **listening)
     threading.Event().wait()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1:])
