@@ -74,7 +74,6 @@ def compare_critics(
         ValueError: The rollouts lack what a critic reads, the actor is not their policy, or a fit
             failed; then the message has its last line.
     """
-    output.mkdir(parents=True, exist_ok=True)
     store, origin = read_rollouts(rollouts, model)
     tokenizer = loading.load_tokenizer(model)
     for spec in specs:  # before hours of fitting
@@ -82,6 +81,7 @@ def compare_critics(
             Hints(store, tokenizer, spec.hints)
         except ValueError as error:
             raise ValueError(f"--critics: {spec.name}: {error}") from error
+    output.mkdir(parents=True, exist_ok=True)
     continued = None
     if options is not None:
         _, held_out = store.split(split.held_out_share, split.seed)

@@ -84,8 +84,11 @@ class VLLMEngine:
         self._max_model_len: int = self._llm.model_config.max_model_len
 
     @staticmethod
-    def require_installed() -> None:
+    def require_installed(asked: str = "--model.engine.name=vllm") -> None:
         """Check that vLLM can be imported.
+
+        Args:
+            asked: What needs it, for the message: a flag or a command.
 
         Raises:
             ValueError: If vLLM cannot be imported.
@@ -93,8 +96,8 @@ class VLLMEngine:
         found = importlib.util.find_spec("vllm")
         require(
             found is not None and found.origin is not None,  # not only a directory of that name
-            "--model.engine.name=vllm: vLLM is not installed; pip install 'lightning-vcppo[vllm]' "
-            "(Python 3.11 or newer), or omit the flag to sample with transformers",
+            f"{asked}: vLLM is not installed; pip install 'lightning-vcppo[vllm]' (Python 3.11 or "
+            "newer)" + (", or omit the flag to sample with transformers" if "--" in asked else ""),
         )
 
     def take_weights(self, version: object) -> None:

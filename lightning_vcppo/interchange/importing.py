@@ -179,8 +179,9 @@ class Importer:
         )
         if prompt_ids is None or response_ids is None:
             return ImportedResponse(**common, prompt=row.prompt)
+        origin = {**(row.origin or {}), **self._origin}
         return SavedResponse(
-            **common, prompt_ids=prompt_ids, response_ids=response_ids, origin=self._origin
+            **common, prompt_ids=prompt_ids, response_ids=response_ids, origin=origin
         )
 
     def _finished(self, row: ForeignResponse, response_ids: list[int] | None) -> bool | None:

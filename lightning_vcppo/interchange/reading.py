@@ -101,7 +101,8 @@ def read_responses(
                 reading.refuse(place, str(error))
             except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
                 known = schema.trainer if schema else "a dump"
-                reading.refuse(place, f"not as {known} writes it ({error!r:.80})")
+                missing = isinstance(error, KeyError) and f"no field {error.args[0]}"
+                reading.refuse(place, f"not as {known} writes it ({missing or f'{error!r:.80}'})")
     if reading.invalid and not drop_invalid:
         raise ValueError(
             f"{reading.invalid} rows cannot be read (--drop_invalid=true skips them): {reading}"
@@ -145,7 +146,7 @@ def data_files(path: str | Path) -> list[Path]:
         found = [Path(name) for name in glob(str(place), recursive=True) if Path(name).is_file()]
     if not found:
         raise ValueError(f"{path}: no such file, and no directory or pattern with data files")
-    return sorted(found, key=lambda file: (*_numbers(file), str(file)))
+    return sorted(found, key=lambda file: (_numbers(file), str(file)))
 
 
 def _numbers(file: Path) -> tuple[int, ...]:

@@ -37,6 +37,7 @@ class ForeignResponse:
         group: Name of the prompt, where the dump names it; otherwise equal prompts are one group.
         step: Training step of the dump.
         values: Values of the trainer's own critic, one a response token.
+        origin: Policy and sampling settings, which our own files have.
     """
 
     prompt: Prompt
@@ -49,6 +50,7 @@ class ForeignResponse:
     group: str | None = None
     step: int | None = None
     values: list[float] | None = None
+    origin: Mapping[str, Any] | None = None
 
 
 class Fields(NamedTuple):
@@ -99,6 +101,7 @@ def _ours(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
         reward=cells.number(reward, "reward"),
         prompt_ids=row.get("prompt_ids"),
         response_ids=row.get("response_ids"),
+        origin=row.get("origin"),
         finished=row.get("finished"),
         answer=[row["answer"], *row["accepted"]] if row.get("accepted") else row.get("answer"),
         group=f"{row.get('evaluation_set', '')}/{row['index']}" if "index" in row else None,

@@ -124,8 +124,8 @@ class _model_errors:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         # The code of a model type that we do not know may raise any error.
         if isinstance(error, FAILURES):
-            if isinstance(error, torch.OutOfMemoryError):
-                return
+            if isinstance(error, torch.OutOfMemoryError) or str(error).startswith("--"):
+                return  # the model is not to blame; the latter names a flag
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(f"{self._line}: {reason}; choose one of another type") from error
 

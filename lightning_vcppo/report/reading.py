@@ -221,7 +221,8 @@ def _read_metrics(folder: Path) -> dict[int, dict[str, float]]:
     path = folder / "metrics.csv"
     if not path.exists():
         raise ValueError(
-            f"{folder}: no metrics.csv; expected the directory of a run with --loggers=[csv]"
+            f"{folder}: no metrics.csv; expected the directory of a run with --loggers=[csv], "
+            "or one with the rollouts that another trainer dumped"
         )
     rows: dict[int, dict[str, float]] = {}
     for row in _read_csv(path):

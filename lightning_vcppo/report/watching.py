@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -85,7 +86,8 @@ def build_server(page: WatchedPage, port: int = 0) -> ThreadingHTTPServer:
             self.send_header("Cache-Control", "no-store")
             self.send_header("Refresh", f"{EVERY_S:g}")
             self.end_headers()
-            self.wfile.write(content)
+            with suppress(ConnectionError):  # the browser has left, or reloads the page
+                self.wfile.write(content)
 
         @override
         def log_message(self, format: str, *args: object) -> None:

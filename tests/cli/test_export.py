@@ -117,7 +117,7 @@ def test_the_base_of_adapters_is_looked_for_and_compared(lora, tmp_path, monkeyp
     try:
         with pytest.raises(ValueError, match=r"no such directory .*; set --actor to the base of"):
             export(str(path), str(tmp_path / "out"))
-        assert not list((tmp_path / "out").iterdir())
+        assert not (tmp_path / "out").exists()
         export(str(path), str(tmp_path / "out"), actor=str(moved))
         assert max(differences(module, tmp_path / "out")) < 1e-5
         with pytest.raises(ValueError, match=r"--actor: .* holds other weights than those on"):
@@ -164,7 +164,7 @@ def test_what_is_no_checkpoint_ends_in_one_line(full, tmp_path, capfd):
     torch.save(checkpoint | {"state_dict": {}}, unweighted)
     for given, message in {
         tmp_path / "nowhere": "nowhere does not exist",
-        empty: "empty is no checkpoint: expected a file, or a folder with meta.pt",
+        empty: "empty is no checkpoint: expected a file, or a directory with meta.pt",
         cut: "cut.ckpt: not a complete checkpoint (truncated",
         foreign: "foreign.ckpt does not describe its networks",
         harmful: "harmful.ckpt: contains Python objects, which could run code",

@@ -142,3 +142,19 @@ def test_what_holds_no_responses_is_refused(tmp_path: Path) -> None:
     (tmp_path / "torn.jsonl").write_text('{"prompt": "p"')
     with pytest.raises(ValueError, match=r"torn.jsonl:1: broken JSON"):
         read(tmp_path / "torn.jsonl")
+
+
+def test_files_with_and_without_numbers_are_read_in_order(tmp_path: Path) -> None:
+    row = dumps.DUMPS["verl"](0)
+    for name in ("10.jsonl", "2.jsonl", "step2_part1.jsonl", "more.jsonl"):
+        write(tmp_path / name, [row])
+    places = [place for place, _ in read_responses([str(tmp_path)])]
+    names = [Path(place.split(":")[0]).name for place in places]
+    assert names == ["more.jsonl", "2.jsonl", "step2_part1.jsonl", "10.jsonl"]
+
+
+def test_our_own_rows_keep_what_they_say_of_their_policy(tmp_path: Path) -> None:
+    origin = {"model": "abc", "temperature": 0.7}
+    row = {"index": 0, "sample": 0, "problem": "p", "response": "r", "correct": True, "answer": 1}
+    (found,) = read(write(tmp_path / "ours.jsonl", [row | {"origin": origin}]))
+    assert found.origin == origin

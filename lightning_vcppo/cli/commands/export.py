@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,7 @@ def _staged(target: Path, names: Sequence[str], overwrite: bool) -> Iterator[Pat
     staging = target / ".partial"
     taken = [str(target / name) for name in names if (target / name).exists()]
     require(overwrite or not taken, f"{taken and taken[0]} exists; --overwrite replaces it")
+    is_new = not target.exists()
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
@@ -137,6 +138,9 @@ def _staged(target: Path, names: Sequence[str], overwrite: bool) -> Iterator[Pat
             (staging / name).rename(target / name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        if is_new:
+            with suppress(OSError):  # only an empty directory can be removed
+                target.rmdir()
 
 
 def read_checkpoint(path: Path) -> Any:

@@ -45,7 +45,7 @@ def _watch(folders: Sequence[Path], read: Callable[[Path, str], Run], port: int)
     try:
         server = build_server(page, port)
     except OSError as error:
-        raise ValueError(f"--port={port}: cannot be served at, {error.strerror}") from error
+        raise ValueError(f"--port={port}: expected a free port: {error.strerror}") from error
     with server:
         print(f"The report is at http://{HOST}:{server.server_port}/ (Ctrl+C ends it)", flush=True)
         with suppress(KeyboardInterrupt):

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
     from lightning_vcppo.generation.vllm_engine import VLLMEngine, config_for_vllm
     from lightning_vcppo.models import loading
 
-    VLLMEngine.require_installed()
+    VLLMEngine.require_installed("vcppo serve")
     on_cpu = not torch.cuda.is_available()
     config = loading.load_config(own.actor)
     config = config_for_vllm(config, loading.class_name(config), untie=on_cpu)
