@@ -100,9 +100,7 @@ def test_a_chat_that_cannot_be_read_is_refused(tmp_path):
     cell = str(numpy.array(TURNS, dtype=object))  # what pandas writes of a column of arrays
     with (tmp_path / "a.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["prompt", "answer"], ["1+1?", 2], [cell, 4]])
-    with pytest.raises(
-        ValueError, match=r"a.csv:2: the problem is a chat, neither in JSON nor as P"
-    ):
+    with pytest.raises(ValueError, match=r"a.csv:2: the problem is a chat, but neither JSON nor P"):
         load_problems(tmp_path / "a.csv")
 
 

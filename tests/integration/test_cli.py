@@ -155,7 +155,7 @@ def test_each_panel_of_the_dashboard_is_logged_and_defined(trained):
     assert {key for pictures in PICTURES.values() for key in pictures} <= keys
     assert [key for key in panels if not define(key).meaning] == []
     text = healthy_ranges(panels)
-    assert "| `rollout/truncation_rate` | share of responses cut off" in text
+    assert "| `rollout/truncation_rate` | share of responses truncated" in text
     assert "decay/value_lines_table" in keys
 
 
