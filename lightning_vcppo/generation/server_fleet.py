@@ -209,7 +209,8 @@ class _Work(Generic[Job, Result]):
                 continue
             with self._changed:
                 self._results[job] = result
-                member.attempts, member.fault = 0, ""
+                if life == member.lives:  # else it has fallen since this was asked
+                    member.attempts, member.fault = 0, ""
                 if self._done():
                     self._changed.notify_all()
 

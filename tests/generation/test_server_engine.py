@@ -18,7 +18,7 @@ from lightning_vcppo.generation import TransformersEngine, VLLMServerEngine, ser
 from lightning_vcppo.generation.server_fleet import Fleet
 from lightning_vcppo.models import loading
 from lightning_vcppo.settings import EngineSettings, SamplingSettings
-from tests.support.forks import run_ranks
+from tests.support.forks import SPAWN, run_ranks
 from tests.support.sampling_server import GENERATE, TOKEN, SamplingServer, at, hang_up, say, stall
 from tests.support.stopping import PROMPTS, assert_responses_end_where_they_should
 from tests.support.tiny_runs import ROLLOUTS, TINY_QWEN2, vcppo
@@ -140,7 +140,8 @@ RUBBISH = {
 @pytest.mark.parametrize("path", [GENERATE, "/collective_rpc", "/weight_info"])
 def test_a_fault_is_survived(model, start, path, name, capsys):
     server = start()
-    server.fault = at(path, RUBBISH[name], times=2)
+    # Jobs run at the same time, so a second fault of theirs may come after a good answer.
+    server.fault = at(path, RUBBISH[name], times=1 if path == GENERATE else 2)
     if (path, name) == ("/collective_rpc", "empty"):
         pytest.skip("an empty answer to it is caught by the next question")
     assert_same(sample(engine_for(model, server)), model)
@@ -373,7 +374,9 @@ def test_a_run_that_loses_its_server_ends_with_a_checkpoint_and_resumes(
 
 def test_ranks_with_shards_sample_from_the_same_servers(tiny_actor, model, tmp_path, start):
     urls = [start().url, start().url]
-    assert run_ranks(_on_rank, str(tiny_actor), str(tmp_path), urls, ranks=2, logs=tmp_path)
+    assert run_ranks(
+        _on_rank, str(tiny_actor), str(tmp_path), urls, ranks=2, logs=tmp_path, context=SPAWN
+    )
     for parameter in model.parameters():
         parameter.data.neg_()
     for rank in range(2):

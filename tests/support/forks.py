@@ -1,6 +1,6 @@
-"""Ranks as forks of this process: each finds its place in the environment, as under torchrun.
+"""Ranks as processes of their own: each finds its place in the environment, as under torchrun.
 
-Python and its libraries have started already, which is most of what a tiny run would take.
+In a fork Python and its libraries have started already, which is most of what a tiny run takes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from typing import Any
 from tests.support.tiny_runs import LAUNCHED
 
 FORK = multiprocessing.get_context("fork")
+SPAWN = multiprocessing.get_context("spawn")
+"""For callers that may have threads, as pytest may: a fork could wait for their locks for good."""
+LIMIT_S = 150
 
 
 def free_port() -> int:
@@ -37,7 +40,12 @@ def free_port() -> int:
 
 
 def start_ranks(
-    work: Callable[..., object], arguments: tuple[Any, ...], ranks: int, logs: Path, nodes: int = 1
+    work: Callable[..., object],
+    arguments: tuple[Any, ...],
+    ranks: int,
+    logs: Path,
+    nodes: int = 1,
+    context: Any = FORK,
 ) -> list[BaseProcess]:
     """Start `work(*arguments)` on each rank; what it prints is in `logs/RANK.log`.
 
@@ -47,11 +55,12 @@ def start_ranks(
         ranks: How many processes; one alone is told nothing about ranks.
         logs: Folder, made if need be.
         nodes: Machines that the processes believe to be on.
+        context: How processes are started; `SPAWN` where this one may have threads.
     """
     logs.mkdir(parents=True, exist_ok=True)
     port = free_port()
     each: list[BaseProcess] = [
-        FORK.Process(target=_be_rank, args=(work, arguments, rank, ranks, nodes, port, logs))
+        context.Process(target=_be_rank, args=(work, arguments, rank, ranks, nodes, port, logs))
         for rank in range(ranks)
     ]
     for process in each:
@@ -60,15 +69,21 @@ def start_ranks(
 
 
 def run_ranks(
-    work: Callable[..., object], *arguments: Any, ranks: int, logs: Path, nodes: int = 1
+    work: Callable[..., object],
+    *arguments: Any,
+    ranks: int,
+    logs: Path,
+    nodes: int = 1,
+    context: Any = FORK,
 ) -> bool:
-    """Do the same, and tell whether all ranks have ended well within a minute."""
-    each = start_ranks(work, arguments, ranks, logs, nodes)
+    """Do the same, and tell whether all ranks have ended well before the limit."""
+    each = start_ranks(work, arguments, ranks, logs, nodes, context)
     for process in each:
-        process.join(60)
+        process.join(LIMIT_S)
     for process in each:
         process.kill()  # what hangs
-    return not any(process.exitcode for process in each)
+        process.join()
+    return all(process.exitcode == 0 for process in each)
 
 
 def _be_rank(

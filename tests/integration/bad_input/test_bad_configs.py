@@ -66,7 +66,7 @@ FLAGS = [
     ),
     (
         "--model.engine.name=vlm",
-        "--model.engine.name: expected one of transformers, transformers_copy, vllm, vllm_server, got vlm;",
+        "--model.engine.name: expected one of transformers, transformers_copy, vllm, vllm_server, ",
     ),
     ("--trainer.precision=bf15", "--trainer.precision: expected an integer or one of transformer"),
     ("--data.generated.families=[summ]", "--data.generated.families: 'summ' is not one of sum, pr"),
