@@ -27,8 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
-from torch.utils.data import DataLoader
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from typing_extensions import override
 
@@ -38,7 +36,9 @@ from benchmarks.measure import (
     peak_bytes,
     print_json,
     print_table,
+    quiet_trainer,
     start,
+    steps_without_prompts,
     word_tokenizer,
     workload,
 )
@@ -112,18 +112,8 @@ def measure(kind: str, model: Qwen2ForCausalLM, rollout: Rollout, repeats: int) 
             **{"update": UPDATE} | KINDS[kind],
         )
         module.prepare(rollout)
-        trainer = Trainer(
-            accelerator="cpu",
-            max_epochs=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=folder,
-        )
-        nothing = PromptBatch([], [], [])
-        steps: Any = range(repeats + 1)
-        trainer.fit(module, DataLoader(steps, None, collate_fn=lambda _: nothing))
+        trainer = quiet_trainer(default_root_dir=folder)
+        trainer.fit(module, steps_without_prompts(repeats + 1))
     critic = module.critic
     found = {name: statistics.median(times) for name, times in module.times.items()}
     return found | {

@@ -44,6 +44,7 @@ from benchmarks.measure import (
     peak_bytes,
     print_json,
     print_table,
+    quiet_trainer,
     speedup,
     start,
     word_tokenizer,
@@ -119,15 +120,7 @@ def our_iteration(
     measured = Measured()
 
     def iterate() -> float:
-        trainer = Trainer(
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            max_epochs=1,
-            callbacks=[measured],
-        )
+        trainer = quiet_trainer(callbacks=[measured])
         trainer.fit(module, DataLoader([batch], batch_size=None))  # type: ignore[arg-type]
         return measured.seconds[-1]
 

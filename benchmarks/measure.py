@@ -24,14 +24,17 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.pytorch import Trainer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import logging as transformers_logging
 from typing_extensions import override
 
 from lightning_vcppo import VCPPOModule
 from lightning_vcppo.cli.configs import shipped_folder
+from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.data.tiny_tokenizer import default_tokenizer
 from lightning_vcppo.models.hf_folders import write_folder
 from lightning_vcppo.models.loading import build_actor
@@ -119,6 +122,28 @@ def in_own_process(module: str, *arguments: object) -> dict[str, Any]:
         raise RuntimeError(f"{' '.join(command[1:])} ended with {done.returncode}: {said}")
     point: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return point
+
+
+# Training ----------------------------------------------------------------------------------------
+
+
+def quiet_trainer(**flags: Any) -> Trainer:
+    """Return a Trainer for one epoch on the CPU that prints and writes nothing."""
+    return Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **flags,
+    )
+
+
+def steps_without_prompts(count: int) -> DataLoader[PromptBatch]:
+    """Return a loader for modules whose steps have what they learn from already."""
+    steps: Any = range(count)
+    return DataLoader(steps, None, collate_fn=lambda _: PromptBatch([], [], []))
 
 
 # Output ------------------------------------------------------------------------------------------

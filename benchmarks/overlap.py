@@ -161,13 +161,7 @@ def run(
 ) -> tuple[float, float]:
     """Return the mean seconds of a rollout, and the mean share in which both worked."""
     clock = Clock()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        max_epochs=1,
+    trainer = measure.quiet_trainer(
         limit_train_batches=rollouts + 1,
         limit_val_batches=0,
         callbacks=[clock],

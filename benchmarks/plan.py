@@ -29,8 +29,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Trainer
-from torch.utils.data import DataLoader
 from transformers import AutoConfig
 from typing_extensions import override
 
@@ -42,7 +40,9 @@ from benchmarks.measure import (
     peak_bytes,
     print_json,
     print_table,
+    quiet_trainer,
     start,
+    steps_without_prompts,
     write_actor,
 )
 from lightning_vcppo.cli.commands.plan import shape_of
@@ -146,20 +146,9 @@ def fit(folder: str, name: str, rollouts: int) -> Bench:
     ids_BP = torch.randint(3, vocabulary, (work.prompts, work.prompt), generator=rng)
     count = work.prompts
     bench.prepare(PromptBatch([Problem("", 0)] * count, ids_BP.tolist(), list(range(count))))
-    steps: Any = range(rollouts)
     with tempfile.TemporaryDirectory() as runs:
-        trainer = Trainer(
-            accelerator="cpu",
-            precision=work.precision,
-            max_epochs=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=runs,
-        )
-        nothing = PromptBatch([], [], [])
-        trainer.fit(bench, DataLoader(steps, None, collate_fn=lambda _: nothing))
+        trainer = quiet_trainer(precision=work.precision, default_root_dir=runs)
+        trainer.fit(bench, steps_without_prompts(rollouts))
     return bench
 
 

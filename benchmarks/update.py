@@ -29,9 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 from torch import nn
-from torch.utils.data import DataLoader
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from typing_extensions import override
 
@@ -39,7 +37,9 @@ from benchmarks.measure import (
     alternating_seconds,
     print_json,
     print_table,
+    quiet_trainer,
     start,
+    steps_without_prompts,
     word_tokenizer,
     workload,
 )
@@ -207,18 +207,8 @@ def run(
             critic_optimizer=OptimizerSettings(lr=LR),
         )
         bench.prepare(rollout)
-        trainer = Trainer(
-            accelerator="cpu",
-            max_epochs=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=folder,
-        )
-        nothing = PromptBatch([], [], [])
-        steps: Any = range(repeats + 1)
-        trainer.fit(bench, DataLoader(steps, None, collate_fn=lambda _: nothing))
+        trainer = quiet_trainer(default_root_dir=folder)
+        trainer.fit(bench, steps_without_prompts(repeats + 1))
     assert bench.difference < 1e-5, f"the two updates differ by {bench.difference}"
     tokens = int(rollout.lengths_B.sum())
     peak, flops = matmul_peak(), model_flops(model.config, rollout)

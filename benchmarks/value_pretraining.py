@@ -134,16 +134,10 @@ def pretrain(actor: str, folder: Path, seed: int, rollouts: int, replays: int, l
 
 def trainer(folder: Path, batches: int, *callbacks: L.Callback) -> L.Trainer:
     """Make a trainer without output."""
-    return L.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
+    return measure.quiet_trainer(
         limit_train_batches=batches,
         limit_val_batches=0,
         num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         use_distributed_sampler=False,
         default_root_dir=folder,
         callbacks=list(callbacks),
