@@ -162,20 +162,25 @@ def _of_lambdas(fit: Fit) -> Iterator[list[str]]:
         yield [fit["name"], f"{found['lam']:g}", *errors, _cell(found["signal"]), interval]
 
 
-def _lines(
-    fits: Sequence[Fit], x: Sequence[Any], read: Callable[[Fit], list[Any]]
-) -> list[dict[str, Any]]:
-    """Return a line for each critic, in its colour."""
+def _lines(x: Sequence[Any], curves: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Return a line for each curve, in the order of the colours."""
     return [
         {
             "x": x,
-            "y": read(fit),
-            "name": plain(fit["name"]),
+            "y": y,
+            "name": plain(name),
             "mode": "lines+markers",
             "line": {"color": color(place)},
         }
-        for place, fit in enumerate(fits)
+        for place, (name, y) in enumerate(curves.items())
     ]
+
+
+def _of_critics(
+    fits: Sequence[Fit], x: Sequence[Any], read: Callable[[Fit], list[Any]]
+) -> list[dict[str, Any]]:
+    """Return a line for each critic, in its colour."""
+    return _lines(x, {fit["name"]: read(fit) for fit in fits})
 
 
 def _figures(fits: Sequence[Fit]) -> Iterator[tuple[str, str, Spec]]:
@@ -186,7 +191,7 @@ def _figures(fits: Sequence[Fit]) -> Iterator[tuple[str, str, Spec]]:
         "R^2 by position",
         "How much of the reward V explains at each tenth of a response.",
         spec(
-            _lines(fits, tenths, lambda fit: [d["r2"] for d in fit["measures"]["deciles"]]),
+            _of_critics(fits, tenths, lambda fit: [d["r2"] for d in fit["measures"]["deciles"]]),
             x=along,
             y="R^2",
         ),
@@ -195,7 +200,7 @@ def _figures(fits: Sequence[Fit]) -> Iterator[tuple[str, str, Spec]]:
         "Bias by position",
         "Mean of V - R: a critic that is right on average lies on 0 everywhere.",
         spec(
-            _lines(fits, tenths, lambda fit: [d["bias"] for d in fit["measures"]["deciles"]]),
+            _of_critics(fits, tenths, lambda fit: [d["bias"] for d in fit["measures"]["deciles"]]),
             x=along,
             y="V - R",
         ),
@@ -205,7 +210,9 @@ def _figures(fits: Sequence[Fit]) -> Iterator[tuple[str, str, Spec]]:
         "Standard deviation of A within a tenth, over that of R - V. A lower lambda buys less "
         "noise with more trust in V.",
         spec(
-            _lines(fits, lambdas, lambda fit: [a["noise"] for a in fit["measures"]["advantages"]]),
+            _of_critics(
+                fits, lambdas, lambda fit: [a["noise"] for a in fit["measures"]["advantages"]]
+            ),
             x="lambda",
             y="relative noise",
         ),
@@ -226,25 +233,27 @@ def _true_figures(fits: Sequence[Fit]) -> Iterator[tuple[str, str, Spec]]:
     yield (
         "True bias of V by position",
         "Mean of V - V*, V* being what the policy reaches from there.",
-        spec(_lines(fits, eighths, at("bias")), x=along, y="V - V*"),
+        spec(_of_critics(fits, eighths, at("bias")), x=along, y="V - V*"),
     )
     yield (
         "True variance of V's error by position",
         "Variance of V - V* over states: what a constant correction would leave.",
-        spec(_lines(fits, eighths, at("variance")), x=along, y="variance of V - V*"),
+        spec(_of_critics(fits, eighths, at("variance")), x=along, y="variance of V - V*"),
     )
     yield (
         "Bias that reaches the gradient, by lambda",
         "Mean square of that part of the bias of A which differs between the tokens of a state. "
         "With lambda = 1 there is none.",
-        spec(_lines(fits, lambdas, by_lambda("reaching_gradient")), x="lambda", y="squared bias"),
+        spec(
+            _of_critics(fits, lambdas, by_lambda("reaching_gradient")), x="lambda", y="squared bias"
+        ),
     )
     yield (
         "Variance of the advantages, by lambda",
         "Mean variance of A given state and token: what a lower lambda saves.",
-        spec(_lines(fits, lambdas, by_lambda("noise")), x="lambda", y="variance"),
+        spec(_of_critics(fits, lambdas, by_lambda("noise")), x="lambda", y="variance"),
     )
-    signals = _lines(fits, lambdas, lambda fit: [f["signal"] for f in fit["truth"]["lambdas"]])
+    signals = _of_critics(fits, lambdas, lambda fit: [f["signal"] for f in fit["truth"]["lambdas"]])
     for line, fit in zip(signals, fits, strict=True):
         found = fit["truth"]["lambdas"]
         line["error_y"] = {
@@ -263,17 +272,11 @@ def _true_figures(fits: Sequence[Fit]) -> Iterator[tuple[str, str, Spec]]:
         ("Bias of A by position", "bias", "Mean bias of A against A*, of the first critic."),
         ("Variance of A by position", "noise", "Of the first critic, given state and token."),
     ):
-        lines = [
-            {
-                "x": eighths,
-                "y": [there and there[name] for there in found["by_position"]],
-                "name": f"lambda {found['lam']:g}",
-                "mode": "lines+markers",
-                "line": {"color": color(place)},
-            }
-            for place, found in enumerate(best)
-        ]
-        yield title, text, spec(lines, x=along, y=name)
+        curves = {
+            f"lambda {found['lam']:g}": [there and there[name] for there in found["by_position"]]
+            for found in best
+        }
+        yield title, text, spec(_lines(eighths, curves), x=along, y=name)
 
 
 def _cell(value: Any) -> str:
