@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any, cast
 
 from transformers import PreTrainedModel
 
@@ -14,52 +14,13 @@ from lightning_vcppo.generation.transformers_engine import TransformersEngine
 from lightning_vcppo.generation.vllm_engine import VLLMEngine
 from lightning_vcppo.settings import EngineSettings
 
-
-def _transformers(
-    actor: PreTrainedModel, settings: EngineSettings, pad_token_id: int, eos_token_ids: set[int]
-) -> GenerationEngine:
-    return TransformersEngine(
-        actor,
-        pad_token_id=pad_token_id,
-        eos_token_ids=eos_token_ids,
-        max_num_seqs=settings.max_num_seqs,
-    )
-
-
-def _vllm(
-    actor: PreTrainedModel, settings: EngineSettings, pad_token_id: int, eos_token_ids: set[int]
-) -> GenerationEngine:
-    return VLLMEngine(actor, settings, pad_token_id=pad_token_id, eos_token_ids=eos_token_ids)
-
-
-def _transformers_copy(
-    actor: PreTrainedModel, settings: EngineSettings, pad_token_id: int, eos_token_ids: set[int]
-) -> GenerationEngine:
-    return TransformersCopyEngine(
-        actor, settings, pad_token_id=pad_token_id, eos_token_ids=eos_token_ids
-    )
-
-
-def _vllm_server(
-    actor: PreTrainedModel, settings: EngineSettings, pad_token_id: int, eos_token_ids: set[int]
-) -> GenerationEngine:
-    return VLLMServerEngine(actor, settings, pad_token_id=pad_token_id, eos_token_ids=eos_token_ids)
-
-
-ENGINES: dict[str, Callable[..., GenerationEngine]] = {
-    "transformers": _transformers,
-    "transformers_copy": _transformers_copy,
-    "vllm": _vllm,
-    "vllm_server": _vllm_server,
+ENGINES: dict[str, type[GenerationEngine]] = {
+    "transformers": TransformersEngine,
+    "transformers_copy": TransformersCopyEngine,
+    "vllm": VLLMEngine,
+    "vllm_server": VLLMServerEngine,
 }
-"""Builders of engines, by `--model.engine.name`."""
-DETACHED = {
-    "transformers": TransformersEngine.detached,
-    "transformers_copy": TransformersCopyEngine.detached,
-    "vllm": VLLMEngine.detached,
-    "vllm_server": VLLMServerEngine.detached,
-}
-"""Whether the engine of each name samples from a copy that training does not touch."""
+"""Classes of engines, by `--model.engine.name`."""
 GATHERS_SHARDS = {"vllm", "vllm_server"}
 """Engines that gather sharded weights one by one; the others need complete weights."""
 
@@ -80,7 +41,7 @@ def require_detached(settings: EngineSettings) -> None:
     Raises:
         ValueError: If rollouts are to be sampled ahead, and training would be in the way.
     """
-    able = [name for name, detached in DETACHED.items() if detached]
+    able = [name for name, engine in ENGINES.items() if engine.detached]
     require(
         settings.rollouts_ahead == 0 or settings.name in able,
         f"--model.engine.rollouts_ahead: {settings.name} shares the model or its device with "
@@ -104,4 +65,13 @@ def build_engine(
         pad_token_id: Token id that fills finished responses.
         eos_token_ids: Tokens that end a response.
     """
-    return ENGINES[settings.name](actor, settings, pad_token_id, eos_token_ids)
+    if settings.name == "transformers":  # is used without settings as well
+        return TransformersEngine(
+            actor,
+            pad_token_id=pad_token_id,
+            eos_token_ids=eos_token_ids,
+            max_num_seqs=settings.max_num_seqs,
+        )
+    engine: Any = ENGINES[settings.name]
+    built = engine(actor, settings, pad_token_id=pad_token_id, eos_token_ids=eos_token_ids)
+    return cast(GenerationEngine, built)

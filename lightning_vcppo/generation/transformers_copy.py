@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lightning_vcppo.common.errors import require
+from lightning_vcppo.common.errors import UserError
 from lightning_vcppo.generation.base import Generations
 from lightning_vcppo.generation.transformers_engine import TransformersEngine
 from lightning_vcppo.models.lora import plain_weights
@@ -45,13 +45,13 @@ class TransformersCopyEngine:
             eos_token_ids: Tokens that end a response.
 
         Raises:
-            ValueError: For another argument, or a device that there is not.
+            UserError: For another argument, or a device that there is not.
         """
-        unknown = sorted(settings.init_args.keys() - {"device"})
-        require(
-            not unknown,
-            f"--model.engine.init_args: transformers_copy takes device, not {', '.join(unknown)}",
-        )
+        if unknown := sorted(settings.init_args.keys() - {"device"}):
+            raise UserError(
+                "--model.engine.init_args: transformers_copy takes device, not "
+                f"{', '.join(unknown)}"
+            )
         self._actor = actor
         self._device = _device(settings.init_args.get("device"), actor.device)
         self._build_engine = partial(
@@ -104,7 +104,7 @@ def _device(given: str | None, of_actor: torch.device) -> torch.device:
     """Return the device of the copy: the given one, or the actor's.
 
     Raises:
-        ValueError: If torch knows no such device here.
+        UserError: If torch knows no such device here.
     """
     if given is None:
         return of_actor
@@ -113,7 +113,7 @@ def _device(given: str | None, of_actor: torch.device) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
         reason = str(error).splitlines()[0]
-        raise ValueError(
+        raise UserError(
             f"--model.engine.init_args.device: expected a device of this machine, such as cuda:1, "
             f"got {given}: {reason}"
         ) from error

@@ -40,6 +40,8 @@ from lightning_vcppo.generation.padding import pad
 from lightning_vcppo.models.lora import plain_weights
 from lightning_vcppo.settings import EngineSettings, SamplingSettings
 
+NOT_INSTALLED = "vLLM is not installed; pip install 'lightning-vcppo[vllm]' (Python 3.11 or newer)"
+
 
 class VLLMEngine:
     """Samples from a copy of the actor that vLLM holds.
@@ -84,20 +86,16 @@ class VLLMEngine:
         self._max_model_len: int = self._llm.model_config.max_model_len
 
     @staticmethod
-    def require_installed(asked: str = "--model.engine.name=vllm") -> None:
+    def require_installed() -> None:
         """Check that vLLM can be imported.
-
-        Args:
-            asked: What needs it, for the message: a flag or a command.
 
         Raises:
             ValueError: If vLLM cannot be imported.
         """
-        found = importlib.util.find_spec("vllm")
         require(
-            found is not None and found.origin is not None,  # not only a directory of that name
-            f"{asked}: vLLM is not installed; pip install 'lightning-vcppo[vllm]' (Python 3.11 or "
-            "newer)" + (", or omit the flag to sample with transformers" if "--" in asked else ""),
+            is_installed(),
+            f"--model.engine.name=vllm: {NOT_INSTALLED}, or omit the flag to sample with "
+            "transformers",
         )
 
     def take_weights(self, version: object) -> None:
@@ -178,6 +176,12 @@ class VLLMEngine:
             flat_logprobs=True,
             detokenize=False,
         )
+
+
+def is_installed() -> bool:
+    """Return whether vLLM can be imported."""
+    found = importlib.util.find_spec("vllm")
+    return found is not None and found.origin is not None  # not only a directory of that name
 
 
 def product_type(actor: PreTrainedModel) -> torch.dtype:

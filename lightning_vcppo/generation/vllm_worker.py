@@ -1,4 +1,4 @@
-"""What `vcppo serve` adds to vLLM's own server: our weights, and a token for every request.
+"""Add to vLLM's own server, for `vcppo serve`, our weights and a token for every request.
 
 vLLM imports both by their names (`--worker-extension-cls`, `--middleware`), in processes of its
 own. Its own key guards `/v1` and its kin alone, not the routes through which weights come.

@@ -23,6 +23,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lightning_vcppo.common.errors import UserError
 from lightning_vcppo.distributed.sharding import as_forward
 from lightning_vcppo.generation.base import Generations
 from lightning_vcppo.models.critic import Critic
@@ -124,8 +125,8 @@ class _model_errors:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         # The code of a model type that we do not know may raise any error.
         if isinstance(error, FAILURES):
-            if isinstance(error, torch.OutOfMemoryError) or str(error).startswith("--"):
-                return  # the model is not to blame; the latter names a flag
+            if isinstance(error, (torch.OutOfMemoryError, UserError)):
+                return  # the model is not to blame
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(f"{self._line}: {reason}; choose one of another type") from error
 

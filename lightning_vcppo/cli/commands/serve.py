@@ -40,10 +40,14 @@ def main(arguments: Sequence[str]) -> None:
 
     import torch
 
-    from lightning_vcppo.generation.vllm_engine import VLLMEngine, config_for_vllm
+    from lightning_vcppo.generation.vllm_engine import (
+        NOT_INSTALLED,
+        config_for_vllm,
+        is_installed,
+    )
     from lightning_vcppo.models import loading
 
-    VLLMEngine.require_installed("vcppo serve")
+    require(is_installed(), f"vcppo serve: {NOT_INSTALLED}")
     on_cpu = not torch.cuda.is_available()
     config = loading.load_config(own.actor)
     config = config_for_vllm(config, loading.class_name(config), untie=on_cpu)
