@@ -26,7 +26,6 @@ from lightning_vcppo.common.files import complete_file
 from lightning_vcppo.common.seeding import stream, stream_seed
 from lightning_vcppo.critic_lab.store import TokenStore
 from lightning_vcppo.critic_lab.truth import EIGHTHS
-from lightning_vcppo.models.fingerprints import model_fingerprint
 from lightning_vcppo.rewards.functions import Grader
 from lightning_vcppo.rollouts.sampler import Sampler
 from lightning_vcppo.settings import EngineSettings, SamplingSettings
@@ -286,6 +285,7 @@ def continuations(
     store: TokenStore,
     rows: Sequence[int],
     actor: PreTrainedModel,
+    fingerprint: str,
     tokenizer: PreTrainedTokenizerBase,
     plan: Plan,
 ) -> list[Continued]:
@@ -296,13 +296,14 @@ def continuations(
         store: Of the rollouts.
         rows: Responses that may be continued.
         actor: The policy, on its device.
+        fingerprint: Of the actor's weights, which names it in the file.
         tokenizer: Of the actor.
         plan: What is sampled.
 
     Raises:
         ValueError: As in `Continuing.continue_all`.
     """
-    head = asdict(plan) | {"actor": model_fingerprint(actor), "responses": len(store)}
+    head = asdict(plan) | {"actor": fingerprint, "responses": len(store)}
     head["rows"] = stream_seed(*rows)
     if (saved := _read(path, head)) is not None:
         return saved

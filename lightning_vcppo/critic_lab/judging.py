@@ -105,15 +105,15 @@ def continue_rollouts(
     tokenizer = loading.load_tokenizer(options.actor)
     check_same_tokens(tokenizer, loading.load_tokenizer(model), model)
     actor = loading.load_actor(options.actor)
-    known = origin.get("model")
+    fingerprint = model_fingerprint(actor)
     require(
-        known is None or known == model_fingerprint(actor),
+        origin.get("model") in (None, fingerprint),
         f"--actor: the rollouts are of another policy than {options.actor}; the critics learnt "
         "what that one reaches",
     )
     actor.to(device_of(None))  # type: ignore[arg-type]
     plan = options.plan(store, origin, seed)
-    found = continuations(path, store, rows, actor, tokenizer, plan)
+    found = continuations(path, store, rows, actor, fingerprint, tokenizer, plan)
     del actor
     if torch.cuda.is_available():  # the critics are fitted next
         torch.cuda.empty_cache()

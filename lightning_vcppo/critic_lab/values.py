@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from lightning_vcppo.common.errors import require
 from lightning_vcppo.critic_lab.hints import Hints
 from lightning_vcppo.critic_lab.measures import Measures, measure
 from lightning_vcppo.critic_lab.running import read_rollouts
 from lightning_vcppo.critic_lab.store import TokenStore
 from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.models import loading
-from lightning_vcppo.models.critic import holds_value_head, load_critic
+from lightning_vcppo.models.critic import load_critic, require_value_head
 from lightning_vcppo.models.side_critic import SideCritic
 from lightning_vcppo.modules.scoring import Scorer
 from lightning_vcppo.rollouts.rollout import Rollout
@@ -114,9 +113,7 @@ def measure_critic(
     Raises:
         ValueError: There is no such critic, or the rollouts are of a model with other tokens.
     """
-    require(
-        holds_value_head(critic), f"{critic} holds no critic: its model has no head of one number"
-    )
+    require_value_head(critic)
     store, _ = read_rollouts(rollouts, critic)
     reader = ValueReader(
         critic,

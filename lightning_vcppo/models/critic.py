@@ -17,6 +17,7 @@ from transformers import (
 )
 from typing_extensions import override
 
+from lightning_vcppo.common.errors import require
 from lightning_vcppo.models.forward import response_hidden
 from lightning_vcppo.models.freezing import freeze
 from lightning_vcppo.models.loading import (
@@ -84,6 +85,22 @@ def holds_value_head(source: str) -> bool:
     """Return whether a folder holds a critic, of ours or of others, or a reward model."""
     config = load_config(source)
     return hasattr(config, "value_head") or _has_plain_head(config) or _has_reward_head(config)
+
+
+def require_value_head(source: str, flag: str = "") -> None:
+    """Refuse a folder that holds no critic.
+
+    Args:
+        source: Directory or hub id.
+        flag: What named it, for the message.
+
+    Raises:
+        ValueError: If its model has no value head.
+    """
+    require(
+        holds_value_head(source),
+        f"{flag}{source} holds no critic: its model has no head of one number",
+    )
 
 
 def _has_plain_head(config: PreTrainedConfig) -> bool:

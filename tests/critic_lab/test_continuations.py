@@ -22,6 +22,7 @@ from lightning_vcppo.critic_lab.running import read_rollouts
 from lightning_vcppo.critic_lab.store import TokenStore
 from lightning_vcppo.critic_lab.values import ValueReader
 from lightning_vcppo.models import loading
+from lightning_vcppo.models.fingerprints import model_fingerprint
 from lightning_vcppo.settings import SamplingSettings
 from tests.support.lab_rollouts import write_rollouts
 
@@ -94,7 +95,8 @@ def test_a_file_of_continuations_is_taken_over_if_it_is_of_the_same_plan(
     path, rows = tmp_path / "continuations.jsonl", list(range(16))
 
     def found(changed: Plan) -> list[object]:
-        return list(continuations(path, store, rows, actor, tokenizer, changed))
+        fingerprint = model_fingerprint(actor)
+        return list(continuations(path, store, rows, actor, fingerprint, tokenizer, changed))
 
     first = found(plan(store))
     written = path.stat().st_mtime_ns

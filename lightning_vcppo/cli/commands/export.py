@@ -32,7 +32,7 @@ from lightning_vcppo.checkpointing.safe_loading import refuse_code_in
 from lightning_vcppo.cli.parser import run_function
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.models import hf_folders, loading
-from lightning_vcppo.models.critic import holds_value_head, load_critic
+from lightning_vcppo.models.critic import load_critic, require_value_head
 from lightning_vcppo.models.critic_layouts import PLACES, Layout, how_to_load, write_layout
 from lightning_vcppo.models.fingerprints import model_fingerprint
 from lightning_vcppo.models.hf_folders import write_folder
@@ -100,10 +100,7 @@ def _export_critic(
     place = PLACES[layout]
     with _staged(target, [place], overwrite) as staging:
         if (source / "config.json").exists():
-            require(
-                holds_value_head(str(source)),
-                f"--ckpt_path: {source} holds no critic: its model has no head of one number",
-            )
+            require_value_head(str(source), "--ckpt_path: ")
             described = getattr(loading.load_config(str(source)), "value_head", None) or {}
             critic = load_critic(str(source), ValueSettings(**described)).model
             tokenizer = loading.load_tokenizer(str(source))
