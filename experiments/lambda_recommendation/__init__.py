@@ -1,1 +1,1 @@
-"""Whether the lambda that `vcppo critic compare --actor` recommends is the one to take."""
+"""Test whether the lambda that `vcppo critic compare --actor` recommends is the one to take."""

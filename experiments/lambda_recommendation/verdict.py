@@ -1,4 +1,4 @@
-"""What the runs say about a recommended lambda, by the rules of `protocol.yaml`."""
+"""Judge a recommended lambda by runs, with the rules of `protocol.yaml`."""
 
 from __future__ import annotations
 

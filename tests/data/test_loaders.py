@@ -16,7 +16,7 @@ from lightning_vcppo.data.datamodule import AIMEDataModule
 from lightning_vcppo.data.loaders import EvalLoader, TrainLoader, epoch_order
 from lightning_vcppo.rollouts.records import ResponseRecord
 from tests.support.data import byte_tokenizer, indices, prompts, write_problems
-from tests.support.forks import SPAWN, run_ranks
+from tests.support.forks import run_ranks
 
 # Order and shares
 
@@ -143,7 +143,7 @@ def test_resuming_with_other_data_is_noticed(tmp_path):
 
 def test_two_processes_share_the_prompts(tmp_path):
     small = write_problems(tmp_path / "small.jsonl", ["a", "b", "c"])
-    assert run_ranks(two_ranks, tmp_path, small, ranks=2, logs=tmp_path / "logs", context=SPAWN)
+    assert run_ranks(two_ranks, tmp_path, small, ranks=2, logs=tmp_path / "logs")
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     order = epoch_order(9, 0, 0)
     assert [ranks[0][0][i] + ranks[1][0][i] for i in range(2)] == [order[:4], order[4:8]]

@@ -13,7 +13,7 @@ from lightning_vcppo import VCPPOModule
 from lightning_vcppo.models import loading
 from lightning_vcppo.models.lora import plain_weights
 from lightning_vcppo.settings import EngineSettings, PolicySettings
-from tests.support.forks import SPAWN, run_ranks
+from tests.support.forks import run_ranks
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
@@ -45,9 +45,7 @@ def test_tied_weights_come_under_both_names(tiny_actor):
 
 
 def test_shards_of_two_ranks_are_gathered_one_tensor_at_a_time(tiny_actor, tmp_path):
-    assert run_ranks(
-        _gather_shards, str(tiny_actor), str(tmp_path), ranks=2, logs=tmp_path, context=SPAWN
-    )
+    assert run_ranks(_gather_shards, str(tiny_actor), str(tmp_path), ranks=2, logs=tmp_path)
     expected = dict(plain_weights(loading.load_actor(str(tiny_actor))))
     for rank in range(2):
         gathered = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

@@ -18,7 +18,7 @@ from lightning_vcppo.generation import TransformersEngine, VLLMServerEngine, ser
 from lightning_vcppo.generation.server_fleet import Fleet
 from lightning_vcppo.models import loading
 from lightning_vcppo.settings import EngineSettings, SamplingSettings
-from tests.support.forks import SPAWN, run_ranks
+from tests.support.forks import run_ranks
 from tests.support.sampling_server import GENERATE, TOKEN, SamplingServer, at, hang_up, say, stall
 from tests.support.stopping import PROMPTS, assert_responses_end_where_they_should
 from tests.support.tiny_runs import ROLLOUTS, TINY_QWEN2, vcppo
@@ -374,9 +374,7 @@ def test_a_run_that_loses_its_server_ends_with_a_checkpoint_and_resumes(
 
 def test_ranks_with_shards_sample_from_the_same_servers(tiny_actor, model, tmp_path, start):
     urls = [start().url, start().url]
-    assert run_ranks(
-        _on_rank, str(tiny_actor), str(tmp_path), urls, ranks=2, logs=tmp_path, context=SPAWN
-    )
+    assert run_ranks(_on_rank, str(tiny_actor), str(tmp_path), urls, ranks=2, logs=tmp_path)
     for parameter in model.parameters():
         parameter.data.neg_()
     for rank in range(2):

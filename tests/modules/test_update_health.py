@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning_vcppo import AIMEDataModule, ColdStartModule, VCPPOModule
 from lightning_vcppo.modules.update_health import NotFiniteError, UpdateHealth
 from lightning_vcppo.settings import OptimizerSettings, UpdateSettings
-from tests.support.forks import SPAWN, run_ranks
+from tests.support.forks import run_ranks
 from tests.support.tiny_runs import CONFIGS, ROLLOUTS, logged, run_program
 from tests.support.training import SAMPLING, fit, weights
 
@@ -190,7 +190,7 @@ def test_too_many_end_the_cold_start(tiny_actor, tmp_path):
 
 def test_ranks_leave_the_same_update_out(tiny_actor, tmp_path):
     logs = tmp_path / "logs"
-    ended_well = run_ranks(as_rank, tiny_actor, tmp_path, ranks=2, logs=logs, context=SPAWN)
+    ended_well = run_ranks(as_rank, tiny_actor, tmp_path, ranks=2, logs=logs)
     assert ended_well, [path.read_text()[-2000:] for path in logs.iterdir()]
     first, second = (torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in (0, 1))
     for rank in (first, second):

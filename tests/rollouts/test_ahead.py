@@ -18,7 +18,7 @@ from lightning_vcppo.settings import (
     PolicySettings,
     SamplingSettings,
 )
-from tests.support.forks import SPAWN, run_ranks
+from tests.support.forks import run_ranks
 from tests.support.training import SAMPLING, Recorder, SaveAfter, fit, make_module
 
 DYNAMIC = SamplingSettings(max_response_length=8, num_generations=2, dynamic_sampling=True)
@@ -185,7 +185,7 @@ def as_rank(actor, folder):
 
 
 def test_two_processes_sample_ahead_what_one_does(tiny_actor, tmp_path):
-    assert run_ranks(as_rank, tiny_actor, tmp_path, ranks=2, logs=tmp_path / "logs", context=SPAWN)
+    assert run_ranks(as_rank, tiny_actor, tmp_path, ranks=2, logs=tmp_path / "logs")
     of_ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     whole = fit(make_module(tiny_actor, **ahead(1)), 4)
     for k, rollout in enumerate(whole.rollouts):

@@ -74,7 +74,7 @@ def run_ranks(
     ranks: int,
     logs: Path,
     nodes: int = 1,
-    context: Any = FORK,
+    context: Any = SPAWN,
 ) -> bool:
     """Do the same, and tell whether all ranks have ended well before the limit."""
     each = start_ranks(work, arguments, ranks, logs, nodes, context)

@@ -25,7 +25,7 @@ from lightning_vcppo.callbacks import (
 )
 from lightning_vcppo.distributed.fsdp2 import FSDP2Strategy
 from lightning_vcppo.settings import OptimizerSettings, SamplingSettings, UpdateSettings
-from tests.support.forks import run_ranks
+from tests.support.forks import FORK, run_ranks
 from tests.support.tiny_runs import ROLLOUTS, TINY, vcppo
 from tests.support.training import (
     EVERYTHING,
@@ -256,7 +256,8 @@ def launch(actor: str, folder: Path, name: str) -> bool:
     run = RUNS.get(name, Run("fsdp2", 2))
     work = train if name in RUNS else command
     logs, nodes = folder / name, run.nodes
-    return run_ranks(work, actor, folder, name, ranks=run.ranks, logs=logs, nodes=nodes)
+    arguments = (actor, folder, name)
+    return run_ranks(work, *arguments, ranks=run.ranks, logs=logs, nodes=nodes, context=FORK)
 
 
 def main(actor: str, folder: str, *names: str) -> None:
