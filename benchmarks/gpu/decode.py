@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.gpu.findings import Findings
-from benchmarks.gpu.tools import Peak, big_model, seconds, sync
+from benchmarks.gpu.tools import Peak, big_model, profiled, seconds, sync
 from lightning_vcppo.generation import TransformersEngine, static_decoder
 from lightning_vcppo.generation.graphs import CapturedStep
 from lightning_vcppo.generation.static_batch import StaticBatch
@@ -112,28 +112,13 @@ class Bench:
         batch = self.batch(rows, keys)
         for _ in range(3):
             batch._step()
-        sync(self.device)
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        if self.device == "cuda":
-            activities.append(torch.profiler.ProfilerActivity.CUDA)
-        with torch.profiler.profile(activities=activities) as profile:
-            began = time.perf_counter()
+
+        def five_steps() -> None:
             for _ in range(5):
                 batch._step()
-            sync(self.device)
-            wall = time.perf_counter() - began
-        events = profile.key_averages()
-        on_device = sum(event.self_device_time_total for event in events) / 1e6
-        kernels = sum(e.count for e in events if e.self_device_time_total > 0)
-        key = "self_cuda_time_total" if self.device == "cuda" else "self_cpu_time_total"
-        table = events.table(sort_by=key, row_limit=40, max_name_column_width=90)
-        (self.a.work / f"profile_{rows}.txt").write_text(f"{rows} rows, {keys} keys\n{table}\n")
-        return {
-            "wall ms/step": wall / 5 * 1e3,
-            "device ms/step": on_device / 5 * 1e3,
-            "device busy": on_device / wall,
-            "kernels/step": kernels / 5,
-        }
+
+        found = profiled(five_steps, self.device, self.a.work / f"profile_{rows}.txt")
+        return found | {"kernels/step": found["kernels"] / 5}
 
 
 def run(f: Findings, a: Namespace) -> None:

@@ -25,8 +25,8 @@ FITS = {
     "lora": ["--trainer.precision=bf16-true", "--model.lora.rank=4"],
     "deterministic": ["--trainer.precision=bf16-mixed", "--trainer.deterministic=true"],
 }
+PRESET = "--config=vcppo"
 SMALL = [
-    "--config=vcppo",
     "--model.reward=tests.support.tiny_runs.parity",
     "--model.sampling.max_response_length=48",
     "--model.sampling.num_generations=2",
@@ -88,7 +88,7 @@ def start(a: Namespace, folder: Path, name: str, *more: str) -> subprocess.Popen
     actor = small_actor(a.work / f"actor_{a.argument}")
     accelerator = "gpu" if a.device == "cuda" else "cpu"
     port = str(20_000 + 2 * (os.getpid() % 10_000) + (name == "whole"))
-    command = [sys.executable, "-m", "lightning_vcppo", "fit", *SMALL, *FITS[a.argument]]
+    command = [sys.executable, "-m", "lightning_vcppo", "fit", PRESET, *SMALL, *FITS[a.argument]]
     command += [f"--model.actor={actor}", f"--trainer.accelerator={accelerator}"]
     command += [f"--trainer.default_root_dir={folder / name}", *more]
     with (folder / f"{name}.log").open("a") as log:
@@ -107,14 +107,19 @@ def compare(folder: Path) -> dict[str, Any]:
         if x[key] != y[key] and math.isfinite(x[key])
     }
     worst = max(gaps, key=lambda key: gaps[key]) if gaps else ""
-    odd = [k for row in one for k, v in row.items() if not math.isfinite(v) and "horizon" not in k]
     return {
         "rows": len(one),
-        "not finite": sorted(set(odd)),
+        "not finite": not_finite(one),
         "resumed equals whole": not gaps and len(one) == len(two),
         "largest gap": [worst, gaps.get(worst, 0.0)],
         "last": {key: value for row in one for key, value in row.items() if key in SHOWN},
     }
+
+
+def not_finite(rows: list[dict[str, float]]) -> list[str]:
+    """Return the names of metrics that were NaN or infinite, where they must not be."""
+    odd = {key for row in rows for key, value in row.items() if not math.isfinite(value)}
+    return sorted(key for key in odd if "horizon" not in key)
 
 
 def metrics(path: Path) -> list[dict[str, float]]:

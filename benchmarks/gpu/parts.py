@@ -38,23 +38,28 @@ TOGETHER = {
     "parity half": Plan("parity", "half", 85),
     "parity others": Plan("parity", "others", 85),
     "numbers": Plan("numbers", "", 85),
+    "presets": Plan("commands", "presets", 120),
+    "switches": Plan("commands", "switches", 120),
+    "critic lab": Plan("commands", "critic lab", 120),
     "fit bf16-mixed": Plan("fits", "bf16-mixed", 85),
     "fit fsdp2": Plan("fits", "fsdp2", 85),
     "fit lora": Plan("fits", "lora", 85),
+    "fit 32-true": Plan("fits", "32-true", 85),
+    "fit bf16-true": Plan("fits", "bf16-true", 85),
+    "fit fsdp2_offload": Plan("fits", "fsdp2_offload", 85),
+    "fit deterministic": Plan("fits", "deterministic", 85),
 }
 """Parts in which nothing is timed run at the same time."""
 ALONE = {
     "decode": Plan("decode", "", 65),
     "quick start": Plan("update", "quick start", 50),
-    "update bf16-mixed": Plan("update", "bf16-mixed", 35),
+    "update bf16-mixed": Plan("update", "bf16-mixed", 50),
+    "update of more tokens": Plan("update", "more tokens", 45),
+    "update compiled": Plan("update", "compiled", 75),
     "kernels": Plan("kernels", "", 45),
     "update fsdp2": Plan("update", "fsdp2", 35),
     "update bf16-true": Plan("update", "bf16-true", 35),
     "transformers": Plan("others", "", 60),
-    "fit 32-true": Plan("fits", "32-true", 85),
-    "fit bf16-true": Plan("fits", "bf16-true", 85),
-    "fit fsdp2_offload": Plan("fits", "fsdp2_offload", 85),
-    "fit deterministic": Plan("fits", "deterministic", 85),
 }
 """Parts that time something run one after the other; the next one imports meanwhile."""
 OFFLINE = {

@@ -54,6 +54,31 @@ def seconds(device: str, run: Callable[[], object], repeats: int = 5, warm_up: i
     return statistics.median(times)
 
 
+def profiled(run: Callable[[], object], device: str, path: Path) -> dict[str, float]:
+    """Return what the device does during a call; write its operations to a file."""
+    sync(device)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        began = time.perf_counter()
+        run()
+        sync(device)
+        wall = time.perf_counter() - began
+    events = profile.key_averages()
+    kernels = [event for event in events if event.self_device_time_total > 0]
+    on_device = sum(event.self_device_time_total for event in kernels) / 1e6
+    key = "self_cuda_time_total" if device == "cuda" else "self_cpu_time_total"
+    table = events.table(sort_by=key, row_limit=60, max_name_column_width=90)
+    path.write_text(f"{path.stem}\n{table}\n")
+    return {
+        "wall ms": wall * 1e3,
+        "device ms": on_device * 1e3,
+        "device busy": on_device / wall,
+        "kernels": sum(event.count for event in kernels),
+    }
+
+
 class Peak:
     """Memory of the device while the body ran, GB: allocated at the most, and reserved."""
 

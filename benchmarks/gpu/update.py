@@ -10,7 +10,7 @@ import math
 import time
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 from transformers import AutoModelForTokenClassification, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from typing_extensions import override
 
 from benchmarks.gpu.findings import Findings
-from benchmarks.gpu.tools import Peak, big_config, big_model, small_actor, sync
+from benchmarks.gpu.tools import Peak, big_config, big_model, profiled, small_actor, sync
 from benchmarks.update import model_flops, random_rollout
 from lightning_vcppo import VCPPOModule
 from lightning_vcppo.cli.commands.plan import shape_of
@@ -32,8 +33,10 @@ from lightning_vcppo.models.critic import Critic
 from lightning_vcppo.models.packing import enable_packing
 from lightning_vcppo.planning.memory import plan_memory
 from lightning_vcppo.planning.run import Run
+from lightning_vcppo.rollouts.rollout import Rollout
 from lightning_vcppo.settings import (
     EngineSettings,
+    Kernels,
     OptimizerSettings,
     SamplingSettings,
     UpdateSettings,
@@ -56,6 +59,12 @@ class Sizes:
 
 UPDATES = Sizes(64, 128, 2048, 512, 32, 16_384, updates=3, rollouts=1)
 QUICK_START = Sizes(256, 105, 239, 239, 64, 16_384, updates=0, rollouts=3)
+MORE_TOKENS = Sizes(64, 128, 2048, 512, 32, 32_768, updates=3, rollouts=0)
+SIZES = {
+    "quick start": QUICK_START,
+    "more tokens": MORE_TOKENS,
+    "compiled": replace(UPDATES, rollouts=0),
+}
 TINY = Sizes(8, 8, 24, 12, 4, 64, updates=2, rollouts=1)
 
 
@@ -77,6 +86,17 @@ class Bench(VCPPOModule):
         return enable_packing(big_model(self.options, torch.float32))
 
     @override
+    def use_kernels(self, kernels: Kernels) -> None:
+        """Compile the layers if that is what is measured."""
+        if self.options.argument != "compiled":
+            super().use_kernels(kernels)
+            return
+        for network in (self.actor, self.critic):
+            for module in network.modules():  # type: ignore[union-attr]
+                if isinstance(module, GradientCheckpointingLayer):
+                    module.compile(dynamic=True)
+
+    @override
     def load_critic(self) -> Critic:
         """Build one with random weights."""
         auto = AutoModelForTokenClassification
@@ -88,6 +108,8 @@ class Bench(VCPPOModule):
         """Do an update alone, or then a whole rollout."""
         if batch_idx < self.sizes.updates:
             self.findings.attempt(f"update {batch_idx}", partial(self.update_alone, batch_idx))
+            if batch_idx == self.sizes.updates - 1:
+                self.findings.attempt("profile of an update", self.profile)
         else:
             number = batch_idx - self.sizes.updates
             self.findings.attempt(f"rollout {number}", partial(self.whole, batch, batch_idx))
@@ -95,10 +117,7 @@ class Bench(VCPPOModule):
     def update_alone(self, number: int) -> dict[str, Any]:
         """Return time and memory of the parts of an update."""
         torch.manual_seed(number)
-        size, config = self.sizes, big_config(self.options)
-        stop = 4 / size.limit * (1 + 0.13 * number)  # other lengths each time
-        rollout = random_rollout(size.rows, size.prompt, size.limit, config.vocab_size, stop)
-        rollout = rollout.to(self.device)
+        config, rollout = big_config(self.options), self.responses(number)
         tokens, flops = int(rollout.lengths_B.sum()), model_flops(config, rollout)
         found: dict[str, Any] = {"tokens": tokens}
 
@@ -117,6 +136,27 @@ class Bench(VCPPOModule):
         timed("policy", lambda: self.update_network("policy", ready))
         took = found["critic s"] + found["policy s"]
         return found | {"update tokens/s": tokens / took, "TFLOP/s": flops / took / 1e12}
+
+    def responses(self, number: int) -> Rollout:
+        """Return responses of mixed lengths, others for each number."""
+        size, config = self.sizes, big_config(self.options)
+        stop = 4 / size.limit * (1 + 0.13 * number)
+        rollout = random_rollout(size.rows, size.prompt, size.limit, config.vocab_size, stop)
+        return rollout.to(self.device)
+
+    def profile(self) -> dict[str, Any]:
+        """Return what the device does in an update; write the operations down."""
+        scored = self.estimate_advantages(self.score(self.responses(0)))
+        ready = self.prepare_policy_update(scored)
+        found: dict[str, Any] = {}
+        for network in ("critic", "policy"):
+            name = f"profile_{self.options.argument}_{network}.txt".replace(" ", "_")
+            found[network] = profiled(
+                partial(self.update_network, network, ready),
+                self.options.device,
+                self.options.work / name,
+            )
+        return found
 
     def whole(self, batch: Any, number: int) -> dict[str, Any]:
         """Return time and memory of a rollout."""
@@ -138,9 +178,8 @@ class Bench(VCPPOModule):
 
 def run(f: Findings, a: Namespace) -> None:
     """Train for some steps in one precision, and put the plan of memory beside it."""
-    quick = a.argument == "quick start"
-    sizes = TINY if a.tiny else QUICK_START if quick else UPDATES
-    precision = "bf16-mixed" if quick or a.argument == "fsdp2" else a.argument
+    sizes = TINY if a.tiny else SIZES.get(a.argument, UPDATES)
+    precision = a.argument if a.argument.startswith("bf16") else "bf16-mixed"
     strategy = "fsdp2" if a.argument == "fsdp2" else "auto"
     f.attempt("training", partial(train, f, a, sizes, precision, strategy))
     f.attempt("plan, GB", partial(planned, a, sizes, precision, strategy))
