@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.findings import Findings
-from benchmarks.gpu.fits import PRESET, SMALL, metrics, not_finite
+from benchmarks.gpu.fits import PRESET, SMALL, Rows, largest_gap, metrics, not_finite
 from benchmarks.gpu.tools import small_actor
 from experiments.preset_table import presets
 
@@ -35,8 +35,10 @@ SWITCHES: dict[str, list[str]] = {
     "fsdp2 with offload": ["--trainer.strategy=fsdp2_offload"],
 }
 """Flags that are added to `vcppo.yaml`'s, by what they switch on."""
-SAME = {"offload"}
-"""Switches that change no digit of what `vcppo` under bf16-mixed does."""
+CHOICES = ("attention of", "decoding:", "kernels of", "log-probabilities:", "sampling:")
+"""What lines that name a chosen kernel begin with."""
+SAME = ("plain, again", "offload")
+"""What changes no digit of `vcppo` under bf16-mixed."""
 
 
 def run(f: Findings, a: Namespace) -> None:
@@ -50,7 +52,7 @@ def run(f: Findings, a: Namespace) -> None:
         name: (f"--config={path}", [MIXED]) for name, path in presets().items()
     }
     if a.argument == "switches":
-        switches = {"plain": [MIXED]} | SWITCHES
+        switches = {"plain": [MIXED], "plain, again": [MIXED]} | SWITCHES
         cases = {name: (PRESET, flags) for name, flags in switches.items()}
     with ThreadPoolExecutor(at_once) as pool:
         found = {name: pool.submit(fit, a, name, *case) for name, case in cases.items()}
@@ -58,12 +60,14 @@ def run(f: Findings, a: Namespace) -> None:
             f.attempt(name, each.result)
     if a.argument == "switches":
         plain = rows(a, "plain")
-        f.put(**{f"{name}: digits of plain": rows(a, name) == plain for name in SAME})
+        f.put(
+            **{f"{name}: largest gap to plain": largest_gap(plain, rows(a, name)) for name in SAME}
+        )
 
 
 def slug(name: str) -> str:
     """Return a name for files."""
-    return name.replace(" ", "_")
+    return name.replace(" ", "_").replace(",", "")
 
 
 def fit(a: Namespace, name: str, preset: str, flags: list[str]) -> dict[str, Any]:
@@ -79,10 +83,12 @@ def fit(a: Namespace, name: str, preset: str, flags: list[str]) -> dict[str, Any
         return found
     measured = rows(a, name)
     learned = [key for key in ("critic/loss", "policy/loss") if any(key in row for row in measured)]
-    return found | {"rows": len(measured), "not finite": not_finite(measured), "learned": learned}
+    lines = (a.work / f"{slug(name)}.log").read_text(errors="replace").splitlines()
+    told = [line[:60] for line in lines if line.startswith(CHOICES)]
+    return found | {"not finite": not_finite(measured), "learned": learned, "told": told}
 
 
-def rows(a: Namespace, name: str) -> list[dict[str, float]]:
+def rows(a: Namespace, name: str) -> Rows:
     """Return what a run has logged, except for times; empty if it has logged nothing."""
     [*tables] = (a.work / slug(name)).rglob("metrics.csv")
     return metrics(tables[0]) if tables else []

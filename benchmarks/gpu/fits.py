@@ -11,7 +11,7 @@ import sys
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.tools import small_actor
@@ -57,6 +57,7 @@ STOP = [
     f"--trainer.callbacks.number={int(signal.SIGTERM)}",
     "--rollout_checkpoint.every_n_rollouts=9",
 ]
+Rows: TypeAlias = list[dict[str, float]]
 SHOWN = (
     "rollout/reward_mean",
     "policy/grad_norm",
@@ -100,29 +101,34 @@ def start(a: Namespace, folder: Path, name: str, *more: str) -> subprocess.Popen
 def compare(folder: Path) -> dict[str, Any]:
     """Return whether the resumed run is the whole one, and what it measured last."""
     one, two = (metrics(folder / name / "metrics.csv") for name in ("whole", "halves"))
-    gaps = {
-        key: abs(x[key] - y[key]) / (abs(x[key]) + 1e-9)
-        for x, y in zip(one, two, strict=True)
-        for key in x.keys() & y.keys()
-        if x[key] != y[key] and math.isfinite(x[key])
-    }
-    worst = max(gaps, key=lambda key: gaps[key]) if gaps else ""
+    worst = largest_gap(one, two)
     return {
         "rows": len(one),
         "not finite": not_finite(one),
-        "resumed equals whole": not gaps and len(one) == len(two),
-        "largest gap": [worst, gaps.get(worst, 0.0)],
+        "resumed equals whole": not worst[1] and len(one) == len(two),
+        "largest gap": worst,
         "last": {key: value for row in one for key, value in row.items() if key in SHOWN},
     }
 
 
-def not_finite(rows: list[dict[str, float]]) -> list[str]:
+def largest_gap(one: Rows, two: Rows) -> tuple[str, float]:
+    """Return the metric that differs most between two runs, and by what share of itself."""
+    gaps = {
+        key: abs(x[key] - y[key]) / (abs(x[key]) + 1e-9)
+        for x, y in zip(one, two, strict=False)
+        for key in x.keys() & y.keys()
+        if x[key] != y[key] and math.isfinite(x[key])
+    }
+    return max(gaps.items(), key=lambda gap: gap[1], default=("", 0.0))
+
+
+def not_finite(rows: Rows) -> list[str]:
     """Return the names of metrics that were NaN or infinite, where they must not be."""
     odd = {key for row in rows for key, value in row.items() if not math.isfinite(value)}
     return sorted(key for key in odd if "horizon" not in key)
 
 
-def metrics(path: Path) -> list[dict[str, float]]:
+def metrics(path: Path) -> Rows:
     """Read a table of metrics, except for times."""
     with path.open() as file:
         return [

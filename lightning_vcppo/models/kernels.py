@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from lightning_vcppo.common.errors import require
@@ -87,7 +88,7 @@ def replace_layers(model: PreTrainedModel) -> None:
     """Replace the layers of a model of `FAMILIES` by Liger's."""
     from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
 
-    source: Any = sys.modules[type(model).__module__]
+    source: Any = sys.modules[_class_of_transformers(model).__module__]
     rotation = source.apply_rotary_pos_emb
     classes = {name: value for name, value in vars(source).items() if isinstance(value, type)}
     off = {"cross_entropy": False, "fused_linear_cross_entropy": False}
@@ -98,6 +99,11 @@ def replace_layers(model: PreTrainedModel) -> None:
         _ROTATED.add(source.__name__)
         rotation = on_cuda(source.apply_rotary_pos_emb, rotation)
     source.apply_rotary_pos_emb = rotation
+
+
+def _class_of_transformers(model: PreTrainedModel) -> type:
+    """Return the class of a model before sharding, which gives it one of torch's own making."""
+    return next(x for x in type(model).__mro__ if not issubclass(x, FSDPModule))
 
 
 def on_cuda(fused: Rotation, plain: Rotation) -> Rotation:
