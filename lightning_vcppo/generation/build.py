@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import torch
 from transformers import PreTrainedModel
 
 from lightning_vcppo.common.errors import require
@@ -54,6 +55,7 @@ def build_engine(
     actor: PreTrainedModel,
     settings: EngineSettings,
     *,
+    device: torch.device,
     pad_token_id: int,
     eos_token_ids: set[int],
 ) -> GenerationEngine:
@@ -62,6 +64,7 @@ def build_engine(
     Args:
         actor: The trained model; an engine reads it, or copies its weights in `take_weights`.
         settings: Name and arguments of the engine.
+        device: Device on which the actor runs; its weights may be on the host at the moment.
         pad_token_id: Token id that fills finished responses.
         eos_token_ids: Tokens that end a response.
     """
@@ -73,5 +76,5 @@ def build_engine(
             max_num_seqs=settings.max_num_seqs,
         )
     engine: Any = ENGINES[settings.name]
-    built = engine(actor, settings, pad_token_id=pad_token_id, eos_token_ids=eos_token_ids)
-    return cast(GenerationEngine, built)
+    ends = {"pad_token_id": pad_token_id, "eos_token_ids": eos_token_ids}
+    return cast(GenerationEngine, engine(actor, settings, device=device, **ends))

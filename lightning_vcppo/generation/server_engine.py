@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -57,6 +58,7 @@ class VLLMServerEngine:
         actor: PreTrainedModel,
         settings: EngineSettings,
         *,
+        device: torch.device,
         pad_token_id: int,
         eos_token_ids: set[int],
     ) -> None:
@@ -65,13 +67,14 @@ class VLLMServerEngine:
         Args:
             actor: The model that is trained; plain, or sharded by FSDP2.
             settings: Addresses, patience, the directory's place.
+            device: Device on which the actor runs.
             pad_token_id: Filler of shorter responses.
             eos_token_ids: The tokens that end a response.
 
         Raises:
             ValueError: If there is no token.
         """
-        self._actor, self._device = actor, actor.device
+        self._actor, self._device = actor, device
         self._pad, self._eos = pad_token_id, sorted(eos_token_ids)
         token = read_token(settings.token_file)
         self._fleet = Fleet(
@@ -110,7 +113,7 @@ class VLLMServerEngine:
             _wait_for_all()  # no other rank samples from the old ones any more
             self._versions += 1
             if _rank() == 0:
-                dtype = product_type(self._actor)
+                dtype = product_type(self._actor, self._device)
                 self._folder.write(self._name, plain_weights(self._actor), dtype)
             elif any(isinstance(p, DTensor) for p in self._actor.parameters()):
                 for _ in plain_weights(self._actor):

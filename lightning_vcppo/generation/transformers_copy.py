@@ -33,6 +33,7 @@ class TransformersCopyEngine:
         actor: PreTrainedModel,
         settings: EngineSettings,
         *,
+        device: torch.device,
         pad_token_id: int,
         eos_token_ids: set[int],
     ) -> None:
@@ -41,6 +42,7 @@ class TransformersCopyEngine:
         Args:
             actor: The model that is trained.
             settings: Rows that decode together; `init_args` may name the device of the copy.
+            device: Device on which the actor runs.
             pad_token_id: Filler behind finished responses.
             eos_token_ids: Tokens that end a response.
 
@@ -53,7 +55,8 @@ class TransformersCopyEngine:
                 f"{', '.join(unknown)}"
             )
         self._actor = actor
-        self._device = _device(settings.init_args.get("device"), actor.device)
+        self._home = device
+        self._device = _device(settings.init_args.get("device"), device)
         self._build_engine = partial(
             TransformersEngine,
             pad_token_id=pad_token_id,
@@ -89,7 +92,7 @@ class TransformersCopyEngine:
         """Sample one response a prompt, see `GenerationEngine.generate`."""
         assert self._copy is not None, "take_weights comes first"
         sampled = self._engine.generate(prompt_ids, seeds, settings)
-        home = self._actor.device
+        home = self._home
         entropy_BT = sampled.entropy_BT
         return Generations(
             sampled.response_ids_BT.to(home),

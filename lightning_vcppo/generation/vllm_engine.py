@@ -57,6 +57,7 @@ class VLLMEngine:
         actor: PreTrainedModel,
         settings: EngineSettings,
         *,
+        device: torch.device,
         pad_token_id: int,
         eos_token_ids: set[int],
     ) -> None:
@@ -65,6 +66,7 @@ class VLLMEngine:
         Args:
             actor: The trained model, unsharded or sharded by FSDP2.
             settings: Engine settings: memory, lengths, vLLM's own arguments.
+            device: Device on which the actor runs.
             pad_token_id: Token id that fills shorter responses.
             eos_token_ids: Tokens that end a response.
 
@@ -73,16 +75,16 @@ class VLLMEngine:
         """
         self.require_installed()
         self._actor = actor
-        self._device = actor.device
+        self._device = device
         self._pad = pad_token_id
         self._eos = sorted(eos_token_ids)
         self._version: object = None
         self._can_sleep = settings.sleep and self._device.type == "cuda"
         self._asleep = False
-        dtype = product_type(actor)  # before autocast is switched off
+        dtype = product_type(actor, device)  # before autocast is switched off
         gc.collect()  # an unused engine clears the state that it shares with this one
         with _apart_from_training(self._device), _as_launched_rank(self._device):
-            self._llm = _build(actor, settings, dtype, enable_sleep_mode=self._can_sleep)
+            self._llm = _build(actor, settings, device, dtype, enable_sleep_mode=self._can_sleep)
         self._max_model_len: int = self._llm.model_config.max_model_len
 
     @staticmethod
@@ -184,16 +186,17 @@ def is_installed() -> bool:
     return found is not None and found.origin is not None  # not only a directory of that name
 
 
-def product_type(actor: PreTrainedModel) -> torch.dtype:
+def product_type(actor: PreTrainedModel, device: torch.device) -> torch.dtype:
     """Return the type in which an actor computes at present, float32 instead of float64."""
-    if actor.dtype == torch.float32 and torch.is_autocast_enabled(actor.device.type):
-        return torch.get_autocast_dtype(actor.device.type)
+    if actor.dtype == torch.float32 and torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
     return torch.float32 if actor.dtype == torch.float64 else actor.dtype
 
 
 def _build(
     actor: PreTrainedModel,
     settings: EngineSettings,
+    device: torch.device,
     dtype: torch.dtype,
     *,
     enable_sleep_mode: bool,
@@ -201,7 +204,7 @@ def _build(
     """Build `vllm.LLM` for a model like the actor, with random weights."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    on_cpu = actor.device.type == "cpu"
+    on_cpu = device.type == "cpu"
     arguments: dict[str, Any] = {
         "load_format": "dummy",
         "skip_tokenizer_init": True,

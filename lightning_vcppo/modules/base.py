@@ -133,7 +133,8 @@ class PolicyModule(L.LightningModule):
         """Load the actor, once for all stages."""
         if self.actor is None:
             self.actor = self.build(self.load_actor)
-            self.sampler.attach(self.actor)
+            device = self.trainer.strategy.root_device if is_attached(self) else None
+            self.sampler.attach(self.actor, device=device)
         check_vocabulary(self.actor, self.tokenizer, str(self.actor_source), "actor")
 
     def build(self, load: Callable[[], Network]) -> Network:
@@ -248,6 +249,7 @@ class PolicyModule(L.LightningModule):
             self.sampler_agrees = probe_policy(
                 self._networks(training=training),
                 self.generate if samples else None,
+                device=self.trainer.strategy.root_device,
                 half="16" in str(self.trainer.precision)
                 or not multiplies_precisely(next(self.actor.parameters())),
                 agree=self.max_over_ranks,

@@ -16,7 +16,6 @@ Shapes: B sequences, L tokens, T response tokens, N masked response tokens, H hi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -53,6 +52,7 @@ def probe_policy(
     networks: Mapping[str, PreTrainedModel | Critic],
     sample: Sample | None,
     *,
+    device: torch.device,
     half: bool = False,
     agree: Agree = lambda number: number,
 ) -> bool:
@@ -63,6 +63,7 @@ def probe_policy(
     Args:
         networks: Networks by name, the actor first.
         sample: Samples from the actor; None if an engine with its own weights does.
+        device: Device on which networks run. Their weights may be on the host at the moment.
         half: Whether products are in a 16-bit type or in TF32.
         agree: Returns the largest of the ranks' numbers.
 
@@ -79,16 +80,17 @@ def probe_policy(
         kind = f"{name}: a model of type {model.config.model_type}"
         apart = True
         if reads_packed_rows(model):
-            with suppress(*FAILURES):  # then it is tried without packing
-                apart = _differs_among_others(network, tolerance)
+            problem = "has other outputs for packed than for single rows"
+            try:
+                apart = _differs_among_others(network, tolerance, device)
+            except FAILURES as error:  # then it is tried without packing
+                problem = f"cannot be read packed: {_in_one_line(error)}"
             if agree(int(apart)):
-                rank_zero_warn(
-                    f"{kind} has other outputs for packed than for single rows; its rows are padded"
-                )
+                rank_zero_warn(f"{kind} {problem}; its rows are padded")
                 model.set_attn_implementation("sdpa")
         if not reads_packed_rows(model):
             with _model_errors(kind, "cannot be read here"):
-                apart = _differs_among_others(network, tolerance)
+                apart = _differs_among_others(network, tolerance, device)
         if agree(int(apart)):
             raise ValueError(
                 f"{kind} has other outputs for a row when a longer row is in the batch, so its "
@@ -127,8 +129,12 @@ class _model_errors:
         if isinstance(error, FAILURES):
             if isinstance(error, (torch.OutOfMemoryError, UserError)):
                 return  # the model is not to blame
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = _in_one_line(error)
             raise ValueError(f"{self._line}: {reason}; choose one of another type") from error
+
+
+def _in_one_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def language_model(network: PreTrainedModel | Critic) -> PreTrainedModel:
@@ -145,20 +151,23 @@ def _prompts(model: PreTrainedModel) -> list[list[int]]:
     return [[(7 * i + 3) % rows for i in range(length)] for length in (min(SHORT, long), long)]
 
 
-def _differs_among_others(network: PreTrainedModel | Critic, tolerance: float) -> bool:
+def _differs_among_others(
+    network: PreTrainedModel | Critic, tolerance: float, device: torch.device
+) -> bool:
     """Return whether the last states of two rows change when the rows are read together."""
     prompts = _prompts(language_model(network))
-    alone = [_last_states(network, [ids]) for ids in prompts]
-    together = _last_states(network, prompts)
+    alone = [_last_states(network, [ids], device) for ids in prompts]
+    together = _last_states(network, prompts, device)
     scale = together.float().abs().max().clamp_min(1e-6)
     apart = (torch.cat(alone).float() - together.float()).abs().max() / scale
     return not float(apart) <= tolerance
 
 
-def _last_states(network: PreTrainedModel | Critic, prompts: list[list[int]]) -> Tensor:
+def _last_states(
+    network: PreTrainedModel | Critic, prompts: list[list[int]], device: torch.device
+) -> Tensor:
     """Return the states that predict the last tokens of each prompt, at most two."""
     model = language_model(network)
-    device = model.device
     rows = [torch.tensor(ids, device=device) for ids in prompts]
     ids_BL = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     lengths_B = torch.tensor([max(len(ids) - 2, 1) for ids in prompts], device=device)

@@ -410,7 +410,8 @@ class VCPPOModule(PolicyModule):
         if is_attached(self):
             self.use_kernels(self.kernels)
             self.offloader.watch_networks(self.actor, self.critic, self.reference)
-            self.sampler.attach(self.actor, self.offloader.make_room)
+            device = self.trainer.strategy.root_device
+            self.sampler.attach(self.actor, self.offloader.make_room, device)
         self.scorer = Scorer(
             self.actor,
             self.critic,

@@ -53,18 +53,26 @@ class Sampler:
         require_detached(settings)
         self.tokenizer, self.grader, self.settings = tokenizer, grader, settings
         self._actor: PreTrainedModel | None = None
+        self._device: torch.device | None = None
         self._engine: GenerationEngine | None = None
         self._handed_over: object = None
         self.before_use: Callable[[], None] = _do_nothing
 
-    def attach(self, actor: PreTrainedModel, make_room: Callable[[], None] = lambda: None) -> None:
+    def attach(
+        self,
+        actor: PreTrainedModel,
+        make_room: Callable[[], None] = lambda: None,
+        device: torch.device | None = None,
+    ) -> None:
         """Sample from this actor from now on.
 
         Args:
-            actor: Of the engine.
+            actor: The model that is trained.
             make_room: Called before the engine reads it.
+            device: Device on which the actor runs, for its weights may be kept on the host; None
+                means where they are.
         """
-        self._make_room = make_room
+        self._make_room, self._device = make_room, device
         if actor is not self._actor:
             self._actor, self._engine, self._handed_over = actor, None, None
 
@@ -215,6 +223,7 @@ class Sampler:
             self._engine = build_engine(
                 self._actor,
                 self.settings,
+                device=self._device or self._actor.device,
                 pad_token_id=self.tokenizer.pad_token_id,
                 eos_token_ids=self.stop_token_ids(),
             )

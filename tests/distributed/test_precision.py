@@ -20,6 +20,8 @@ from lightning_vcppo.modules.optimizers import _fused, build_optimizer
 from lightning_vcppo.settings import EngineSettings, OptimizerSettings, SamplingSettings
 from tests.support.decoders import decoder
 
+CPU = torch.device("cpu")
+
 
 def attached(precision):
     module = LightningModule()
@@ -152,10 +154,10 @@ def test_torchs_adam_is_fused_on_cuda_alone():
 
 def test_vllm_is_built_in_the_type_of_the_products():
     model = decoder("qwen2")
-    assert product_type(model) == torch.float32
+    assert product_type(model, CPU) == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
-        assert product_type(model) == torch.bfloat16
-    assert product_type(model.double()) == torch.float32
+        assert product_type(model, CPU) == torch.bfloat16
+    assert product_type(model.double(), CPU) == torch.float32
 
 
 @pytest.mark.parametrize("name", ["tensor_parallel_size", "pipeline_parallel_size"])

@@ -63,7 +63,9 @@ def moved(model, seed: int):
 def engine_for(model, *servers, stops=(), **settings) -> VLLMServerEngine:
     urls = [server.url for server in servers]
     settings = EngineSettings("vllm_server", urls=urls, **QUICK | settings)
-    engine = VLLMServerEngine(model, settings, pad_token_id=0, eos_token_ids=set(stops))
+    engine = VLLMServerEngine(
+        model, settings, device=model.device, pad_token_id=0, eos_token_ids=set(stops)
+    )
     engine.take_weights(0)
     return engine
 
@@ -387,7 +389,9 @@ def _on_rank(actor: str, folder: str, urls: list[str]) -> None:
     model = loading.load_actor(actor)
     fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
     settings = EngineSettings("vllm_server", urls=urls, **QUICK)
-    engine = VLLMServerEngine(model, settings, pad_token_id=0, eos_token_ids=set())
+    engine = VLLMServerEngine(
+        model, settings, device=model.device, pad_token_id=0, eos_token_ids=set()
+    )
     engine.take_weights(0)
     rank = dist.get_rank()
     sample(engine, 4 + rank)

@@ -15,7 +15,7 @@ ENDS = {"pad_token_id": 0, "eos_token_ids": {1}}
 
 def copy_of(model, **init_args):
     settings = EngineSettings("transformers_copy", init_args=init_args)
-    return build_engine(model, settings, **ENDS)
+    return build_engine(model, settings, device=model.device, **ENDS)
 
 
 def sampled(engine):

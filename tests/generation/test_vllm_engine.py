@@ -63,7 +63,9 @@ def model(actor_folder):
 
 
 def engine_for(model, *stops: int, settings: EngineSettings = SETTINGS) -> VLLMEngine:
-    engine = VLLMEngine(model, settings, pad_token_id=0, eos_token_ids=set(stops))
+    engine = VLLMEngine(
+        model, settings, device=model.device, pad_token_id=0, eos_token_ids=set(stops)
+    )
     engine.take_weights(0)
     return engine
 

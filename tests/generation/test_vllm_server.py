@@ -63,7 +63,9 @@ def engine_for(model, *servers, stops=(), **settings) -> VLLMServerEngine:
         token_file=str(servers[0].token_file),
         **settings,
     )
-    engine = VLLMServerEngine(model, settings, pad_token_id=0, eos_token_ids=set(stops))
+    engine = VLLMServerEngine(
+        model, settings, device=model.device, pad_token_id=0, eos_token_ids=set(stops)
+    )
     engine.take_weights(0)
     return engine
 
@@ -105,7 +107,7 @@ def test_greedy_tokens_are_those_of_both_other_engines(model, servers, count):
     engine = engine_for(model, *servers[:count])
     trainer = TransformersEngine(model, pad_token_id=0, eos_token_ids=set())
     settings = EngineSettings("vllm", max_model_len=256, init_args=IN_PROCESS)
-    within = VLLMEngine(model, settings, pad_token_id=0, eos_token_ids=set())
+    within = VLLMEngine(model, settings, device=model.device, pad_token_id=0, eos_token_ids=set())
     within.take_weights(0)
     seen, tied = [], 0
     for update in range(1, 4):

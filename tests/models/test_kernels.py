@@ -6,8 +6,15 @@ import sys
 
 import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
 
-from lightning_vcppo.models.kernels import is_installed, on_cuda, require_kernels, use_kernels
+from lightning_vcppo.models.kernels import (
+    _class_of_transformers,
+    is_installed,
+    on_cuda,
+    require_kernels,
+    use_kernels,
+)
 from tests.support.decoders import decoder
 from tests.support.training import fit, make_module
 
@@ -109,3 +116,10 @@ def test_the_rotation_is_fused_on_cuda_alone():
     rotate = on_cuda(lambda *_, **__: "fused", lambda *_, **__: "plain")
     angles = torch.ones(1, 3, 4)
     assert rotate(torch.ones(1, 2, 3, 4), torch.ones(1, 1, 3, 4), angles, angles) == "plain"
+
+
+def test_the_module_of_a_sharded_model_is_that_of_transformers():
+    model = decoder("qwen2")
+    whole = type(model)
+    model.__class__ = type("FSDPQwen2", (FSDPModule, whole), {"__module__": "torch.somewhere"})
+    assert _class_of_transformers(model) is whole

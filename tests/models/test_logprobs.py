@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_vcppo.models.logprobs import token_logprobs
+from lightning_vcppo.models.logprobs import _block_size, token_logprobs
 
 N, H, V = 37, 16, 101
 
@@ -199,3 +201,12 @@ def test_wrong_arguments_are_refused() -> None:
         token_logprobs(hidden_NH, weight_VH, targets_N, temperature=0.0)
     with pytest.raises(ValueError, match="block_size"):
         token_logprobs(hidden_NH, weight_VH, targets_N, block_size=0)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@given(tokens=st.integers(0, 10**7))
+def test_blocks_are_aligned_and_of_a_good_size(device: str, tokens: int) -> None:
+    """An odd number of columns takes slow kernels on a GPU; 2**26 logits are its budget."""
+    columns = _block_size(tokens, device)
+    assert columns % 64 == 0
+    assert columns == 256 or columns * tokens <= {"cpu": 2**21, "cuda": 2**26}[device]

@@ -9,8 +9,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
 from torch import nn
+from transformers import PreTrainedModel
 
 from lightning_vcppo.callbacks import ValuePretraining
+from lightning_vcppo.models.packing import reads_packed_rows
 from lightning_vcppo.modules.offload import Movable
 from lightning_vcppo.settings import AdvantageSettings, LoRASettings, PolicySettings, ValueSettings
 from tests.support.training import EVERYTHING, SaveAfter, fit, make_module, weights
@@ -71,6 +73,34 @@ def assert_same(one, other):
         assert {k: v for k, v in ours.items() if not k.startswith(timed)} == {
             k: v for k, v in theirs.items() if not k.startswith(timed)
         }
+
+
+def test_a_network_on_the_host_is_not_asked_for_its_device(
+    tiny_actor, tmp_path, plain, monkeypatch
+):
+    """On a GPU, what is built there would be on the host, and not where the network is read."""
+    away = set()
+    leave, come = Movable.leave, Movable.come
+
+    def leaving(part, device):
+        leave(part, device)
+        away.update(map(id, part._tensors()))
+
+    def coming(part, device):
+        away.difference_update(map(id, part._tensors()))
+        come(part, device)
+
+    def where(model):
+        return torch.device("meta" if id(next(model.parameters())) in away else "cpu")
+
+    monkeypatch.setattr(Movable, "leave", leaving)
+    monkeypatch.setattr(Movable, "come", coming)
+    monkeypatch.setattr(PreTrainedModel, "device", property(where))
+    module = make_module(tiny_actor, offload=ALL, **EVERYTHING)
+    assert_same(run(tiny_actor, tmp_path, ALL, module=module), plain)
+    assert away
+    networks = (module.actor, module.critic.model, module.reference)
+    assert all(map(reads_packed_rows, networks))
 
 
 def test_no_bit_of_a_run_changes_and_only_what_is_used_is_there(tiny_actor, tmp_path, plain):

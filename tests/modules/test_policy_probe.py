@@ -19,6 +19,7 @@ from lightning_vcppo.settings import SamplingSettings
 from tests.support.tiny_runs import TINY, vcppo
 from tests.support.training import fit, make_module
 
+CPU = torch.device("cpu")
 SMALL = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -114,7 +115,7 @@ def test_a_kind_of_model_is_one_policy_or_refused_in_one_line(kind):
     try:
         model = build(kind)
         with torch.no_grad():
-            exact = probe_policy({"model": model}, sampler(model))
+            exact = probe_policy({"model": model}, sampler(model), device=CPU)
     except ValueError as refusal:
         assert kind not in ACCEPTED, refusal
         assert "\n" not in str(refusal) and len(str(refusal)) < 400
@@ -127,7 +128,7 @@ def test_the_probe_is_quick(tiny_actor):
     model = loading.load_actor(str(tiny_actor)).eval()
     start = time.perf_counter()
     with torch.no_grad():
-        assert probe_policy({"model": model}, sampler(model))
+        assert probe_policy({"model": model}, sampler(model), device=CPU)
     assert time.perf_counter() - start < 1
 
 
@@ -149,10 +150,10 @@ def test_packing_is_switched_off_where_it_makes_a_difference(monkeypatch):
     monkeypatch.setattr(
         policy_probe,
         "_differs_among_others",
-        lambda m, t: m.config._attn_implementation == PACKED_SDPA or truth(m, t),
+        lambda m, t, d: m.config._attn_implementation == PACKED_SDPA or truth(m, t, d),
     )
     with pytest.warns(UserWarning, match="llama has other outputs for packed than for single rows"):
-        probe_policy({"model": model}, sampler(model))
+        probe_policy({"model": model}, sampler(model), device=CPU)
     assert not reads_packed_rows(model)
 
 
@@ -166,7 +167,7 @@ def test_a_model_whose_states_depend_on_the_batch_is_refused():
         pytest.raises(ValueError, match="llama has other outputs for a row when a longer row"),
     ):
         warnings.simplefilter("ignore")
-        probe_policy({"critic": model}, None)
+        probe_policy({"critic": model}, None, device=CPU)
 
 
 @pytest.mark.parametrize(("shift", "refused"), [(0.01, False), (1.0, True)])
@@ -183,10 +184,10 @@ def test_a_sampler_that_is_not_the_policy_is_not_reused_or_refused(shift, refuse
             with pytest.raises(
                 ValueError, match=r"of sampling and reading differ by .* of another type"
             ):
-                probe_policy({"model": model}, sample)
+                probe_policy({"model": model}, sample, device=CPU)
         else:
             with pytest.warns(UserWarning, match=r"differ by 0.01 nats; they are read again"):
-                assert not probe_policy({"model": model}, sample)
+                assert not probe_policy({"model": model}, sample, device=CPU)
 
 
 def test_a_run_is_probed_once_and_heeds_it(tiny_actor, monkeypatch):
