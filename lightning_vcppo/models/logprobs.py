@@ -38,8 +38,8 @@ from lightning_vcppo.models.fused_logprobs import fused_kernels
 _CPU_BLOCK_LOGITS, _BLOCK_LOGITS = 2**21, 2**26
 _MIN_BLOCK = 256
 _ALIGNED_BLOCK = 64
-"""Blocks are multiples of this: on an H100, products with an odd number of columns take the kernels
-of older cards, at a third of the rate (measured)."""
+"""On a GPU blocks are multiples of this: with an odd number of columns an H100 takes the products of
+older cards, at a third of the rate (measured)."""
 
 
 def token_logprobs(
@@ -98,8 +98,9 @@ def token_logprobs(
 
 def _block_size(tokens: int, device: str) -> int:
     """Return a number of token ids whose logits of all tokens are a block of good size."""
-    budget = _CPU_BLOCK_LOGITS if device == "cpu" else _BLOCK_LOGITS
-    columns = budget // max(tokens, 1)
+    if device == "cpu":
+        return max(_CPU_BLOCK_LOGITS // max(tokens, 1), _MIN_BLOCK)
+    columns = _BLOCK_LOGITS // max(tokens, 1)
     return max(columns - columns % _ALIGNED_BLOCK, _MIN_BLOCK)
 
 

@@ -14,6 +14,8 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.strategies import StrategyRegistry
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from lightning_vcppo import AIMEDataModule
 from lightning_vcppo.callbacks import (
@@ -175,9 +177,16 @@ class Traffic(Callback):
         }
 
 
+def device_of_shards(model: PreTrainedModel) -> torch.device:
+    """Return where weights are if the host is another device: what is built there fails."""
+    return torch.device("meta" if isinstance(next(model.parameters()), DTensor) else "cpu")
+
+
 def train(actor: str, folder: Path, name: str) -> None:
     """Do one run, as one of its processes."""
     run = RUNS[name]
+    if run.strategy == "fsdp2_offload":
+        PreTrainedModel.device = property(device_of_shards)
     order, switches = SWITCHES[run.switches]
     seed_everything(0)
     # Micro-batches of about three rows: the ranks have different numbers of them.
