@@ -53,7 +53,6 @@ TOGETHER = {
 ALONE = {
     "decode": Plan("decode", "", 65),
     "update bf16-mixed": Plan("update", "bf16-mixed", 50),
-    "update with rounded norms": Plan("update", "rounded norms", 35),
     "update of more tokens": Plan("update", "more tokens", 35),
     "quick start": Plan("update", "quick start", 50),
     "kernels": Plan("kernels", "", 45),

@@ -10,7 +10,7 @@ import math
 import time
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,13 @@ from lightning_vcppo.cli.commands.plan import shape_of
 from lightning_vcppo.data.problem import Problem
 from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.models.critic import Critic
+from lightning_vcppo.models.kernels import is_installed
 from lightning_vcppo.models.packing import enable_packing
 from lightning_vcppo.planning.memory import plan_memory
 from lightning_vcppo.planning.run import Run
 from lightning_vcppo.rollouts.rollout import Rollout
 from lightning_vcppo.settings import (
     EngineSettings,
-    Kernels,
     OptimizerSettings,
     SamplingSettings,
     UpdateSettings,
@@ -62,7 +62,6 @@ MORE_TOKENS = Sizes(64, 128, 2048, 512, 32, 32_768, updates=3, rollouts=0)
 SIZES = {
     "quick start": QUICK_START,
     "more tokens": MORE_TOKENS,
-    "rounded norms": replace(UPDATES, rollouts=0),
 }
 TINY = Sizes(8, 8, 24, 12, 4, 64, updates=2, rollouts=1)
 
@@ -83,16 +82,6 @@ class Bench(VCPPOModule):
     def load_actor(self) -> PreTrainedModel:
         """Build one with random weights."""
         return enable_packing(big_model(self.options, torch.float32))
-
-    @override
-    def use_kernels(self, kernels: Kernels) -> None:
-        """Round what the norms return once, if that is measured, not in each linear layer."""
-        super().use_kernels(kernels)
-        if self.options.argument == "rounded norms":
-            for network in (self.actor, self.critic):
-                for name, module in network.named_modules():  # type: ignore[union-attr]
-                    if name.endswith("layernorm"):
-                        module.register_forward_hook(lambda _, __, output: output.bfloat16())
 
     @override
     def load_critic(self) -> Critic:
@@ -236,6 +225,7 @@ def planned(a: Namespace, sizes: Sizes, precision: str, strategy: str) -> dict[s
             precision=precision,
             strategy="fsdp2" if strategy == "fsdp2" else "single",
             logprob_readings=int(precision != "32-true"),
+            kernels="liger" if is_installed() else "none",
             device="cuda",
         )
         found[name] = {key: memory.total / 1e9 for key, memory in plan_memory(run).items()}

@@ -38,8 +38,8 @@ from lightning_vcppo.models.fused_logprobs import fused_kernels
 _CPU_BLOCK_LOGITS, _BLOCK_LOGITS = 2**21, 2**26
 _MIN_BLOCK = 256
 _ALIGNED_BLOCK = 64
-"""On a GPU blocks are multiples of this: with an odd number of columns an H100 takes the products of
-older cards, at a third of the rate (measured)."""
+"""On a GPU blocks are multiples of this: for an odd number of columns cuBLAS takes kernels of older
+cards, at a third of the rate (measured on an H100)."""
 
 
 def token_logprobs(

@@ -183,11 +183,13 @@ def activations_of_token(run: Run, network: Network) -> int:
     shape, size = run.shape(network), run.bytes
     hidden = shape.hidden_size
     full = run.lora_rank is None  # a frozen scale needs no input
-    norm = size.norm + (size.normed if full else 0)
+    norm, of_mlp = size.norm + (size.normed if full else 0), 4
+    if run.kernels == "liger":  # its norms keep their input as it is, SwiGLU no output of SiLU
+        norm, of_mlp = size.stream, 3
     attention = 3 * shape.query_width + 2 * shape.key_width
     casts = 5 if run.autocasts else 2  # each of q, k, v, gate and up casts its input for itself
     layer = hidden * (2 * norm + casts * size.compute) + 4 * shape.num_heads
-    layer += (attention + 4 * shape.intermediate_size) * size.compute
+    layer += (attention + of_mlp * shape.intermediate_size) * size.compute
     if run.lora_rank is not None:
         adapters = len(run.lora_targets) or len(shape.projections)
         layer += adapters * run.lora_rank * size.compute

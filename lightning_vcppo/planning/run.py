@@ -7,6 +7,7 @@ from math import ceil
 from typing import Literal, TypeAlias
 
 from lightning_vcppo.planning.shapes import ModelShape
+from lightning_vcppo.settings import Kernels
 
 GB = 10**9
 Network: TypeAlias = Literal["policy", "critic"]
@@ -90,6 +91,8 @@ class Run:
         lora_targets: Projections with adapters; empty is all.
         checkpointing: Whether layers are computed again in the backward pass.
         offload: What is on the host while it is not in use.
+        kernels: Those of the layers. "auto" is planned as "none", because whether Liger is
+            installed where the run will be is not known.
         logprob_readings: How often the actor reads log-probabilities, its updates aside: before
             them, and after them to correct the critic's targets.
         device: "cpu" or "cuda".
@@ -128,6 +131,7 @@ class Run:
     lora_targets: tuple[str, ...] = ()
     checkpointing: bool = False
     offload: tuple[str, ...] = ()
+    kernels: Kernels = "auto"
     logprob_readings: int = 0
     device: Literal["cpu", "cuda"] = "cpu"
     memory: int = 80 * GB

@@ -82,6 +82,7 @@ def test_offloading_and_tf32_become_a_plan(tiny_actor, capsys):
     kinds = "[reference,idle_network]"
     run = read(tiny_actor, f"--model.offload={kinds}", "--model.policy.kl_coef=0.1")
     assert run.offload == ("reference", "idle_network")
+    assert read(tiny_actor, "--model.kernels=liger").kernels == "liger"
     flags = ["--config", CONFIGS / "vcppo.yaml", "--model.actor=Qwen/Qwen2.5-0.5B", "--gpus=1"]
     plain = planned(capsys, *flags, "--float32_matmul_precision=highest")
     fast = planned(capsys, *flags, "--model.offload=[idle_network]")

@@ -181,6 +181,13 @@ def test_activations_of_a_token():
         assert activations_of_token(run, "critic") == 2 * half + 8 * (4 + 2) + 2 * 2 * 4
 
 
+def test_ligers_kernels_keep_less():
+    # a norm keeps its input as it is, and the MLP two inputs and one output
+    run = replace(RUN, precision="bf16-mixed", kernels="liger")
+    layer = 8 * (2 * 4 + 5 * 2) + 2 * (3 * 8 + 2 * 4 + 3 * 16) + 4 * 2
+    assert activations_of_token(run, "critic") == 2 * layer + 8 * 4 + 4 * 2 * 4
+
+
 def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer():
     layer = 4 * (6 * 8 + 3 * 8 + 2 * 4 + 4 * 16) + 4 * 2
     run = replace(RUN, checkpointing=True)

@@ -173,6 +173,7 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
         lora_targets=() if isinstance(targets, str) else tuple(targets),
         checkpointing=settings.activation_checkpointing,
         offload=tuple(settings.offload),
+        kernels=settings.kernels,
         logprob_readings=int(recomputed) + (settings.value.target_correction == "importance"),
         device=device,
         memory=int(memory),
