@@ -63,9 +63,11 @@ class Keys:
     UPDATES_DONE = "updates_done"
     """Number of optimizer steps, by network."""
     WAITING_GROUPS = "waiting_groups"
-    """Groups that dynamic sampling has kept for the next rollout."""
+    """Groups that are kept for the next rollout."""
     ROLLOUTS_AHEAD = "rollouts_ahead"
     """Rollouts that were sampled ahead and are not learned from yet."""
+    UNFINISHED = "unfinished"
+    """Responses that were sampled in part."""
     METRICS_ROWS = "metrics_rows"
     """Number of rows in metrics.csv at the time of writing."""
 

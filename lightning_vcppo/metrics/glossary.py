@@ -54,6 +54,7 @@ GLOSSARY: dict[str, tuple[Definition, ...]] = {
             "steady",
         ),
         Definition("rollout/age", "policy updates since the sampling weights, mean", "0 to 16"),
+        Definition("rollout/unfinished", "responses that the next steps continue", "steady"),
         Definition("time/generate_s", "seconds of sampling or of waiting for it", "the largest"),
         Definition("time/grade_s", "seconds of grading, this rank's", "a small part of sampling"),
         Definition(

@@ -45,6 +45,7 @@ from lightning_vcppo.modules.update_health import NotFiniteError, UpdateHealth
 from lightning_vcppo.rewards.functions import Grader, RewardFunction
 from lightning_vcppo.rollouts.ahead import RolloutsAhead, StopAfterError, Vantage
 from lightning_vcppo.rollouts.evaluator import Evaluator
+from lightning_vcppo.rollouts.partial import PartialRollouts
 from lightning_vcppo.rollouts.records import ResponseRecord
 from lightning_vcppo.rollouts.rollout import Rollout
 from lightning_vcppo.rollouts.sampler import Sampler
@@ -86,6 +87,7 @@ class PolicyModule(L.LightningModule):
         self.grader = Grader(reward, grading)
         self.sampler = Sampler(tokenizer, self.grader, engine)
         self.ahead = RolloutsAhead(engine.rollouts_ahead, self.sampler)
+        self.partial = PartialRollouts(engine.partial_length, self.sampler)
         self.evaluator = Evaluator(self.sample, evaluation)
         self.actor: PreTrainedModel | None = None
         self.health: dict[str, UpdateHealth] = {}  # by network that is trained
@@ -125,6 +127,7 @@ class PolicyModule(L.LightningModule):
         """
         self.rollouts_done, self.run_seed = 0, self._seed
         self.ahead.begin_run()
+        self.partial.begin_run()
         for health in self.health.values():
             health.skipped = health.in_a_row = 0
 
@@ -202,15 +205,7 @@ class PolicyModule(L.LightningModule):
         """Check that the model has positions for the longest prompt and response."""
         self._check_lengths({"evaluation": self.evaluation})
 
-    @override
-    def on_test_start(self) -> None:
-        """Do the same as `on_validation_start`."""
-        self.on_validation_start()
-
-    @override
-    def on_predict_start(self) -> None:
-        """Do the same as `on_validation_start`."""
-        self.on_validation_start()
+    on_test_start = on_predict_start = on_validation_start
 
     def training_settings(self) -> dict[str, SamplingSettings]:
         """Return the sampling settings of training, by flag; empty if training does not sample."""
@@ -280,14 +275,25 @@ class PolicyModule(L.LightningModule):
     def sample_to_learn(
         self, batch: PromptBatch, settings: SamplingSettings, *stream: int | str
     ) -> Rollout:
-        """Do the same for the next training step, or return what was sampled ahead for it.
-
-        Rollouts ahead name their streams by the number of the batch.
-        """
+        """Do the same for the next step; rollouts ahead name streams by the batch's number."""
         if not self.ahead.depth:
             return self.sample(batch, settings, *stream)
         with together(self.sampler.settings, self.max_over_ranks):
             return self.ahead.take(batch, settings, self.run_seed, self.vantage())
+
+    def sample_groups(
+        self, batch: PromptBatch, settings: SamplingSettings, *stream: int | str
+    ) -> Rollout | None:
+        """Do the same if responses are sampled in parts: return the groups that are complete."""
+        if not self.partial.is_on:
+            return self.sample_to_learn(batch, settings, *stream)
+        agreed = together(self.sampler.settings, self.max_over_ranks)
+        with in_place("sampling"), step_precision(self), agreed:
+            return self.partial.sample(batch, settings, stream, self.vantage(), self.ranks)
+
+    def describe_sampling(self, rollout: Rollout) -> dict[str, float]:
+        """Return the metrics of sampling ahead or in parts; called on every rank."""
+        return self.ahead.describe(rollout, self.ranks) | self.partial.describe(rollout, self.ranks)
 
     def generate(
         self, prompt_ids: list[list[int]], seeds: list[int], settings: SamplingSettings
@@ -334,6 +340,7 @@ class PolicyModule(L.LightningModule):
         checkpoint[Keys.RUN_SEED] = self.run_seed
         checkpoint[Keys.RANKS] = self.trainer.world_size
         checkpoint[Keys.ROLLOUTS_AHEAD] = self.ahead.state_dict()
+        checkpoint[Keys.UNFINISHED] = self.partial.state_dict()
         checkpoint[Keys.SKIPPED_IN_A_ROW] = {k: h.in_a_row for k, h in self.health.items()}
         assert self.actor is not None
         checkpoint[Keys.FOLDERS] = {"actor": hf_folders.describe(self.actor)}
@@ -355,9 +362,9 @@ class PolicyModule(L.LightningModule):
             self.health[network].in_a_row = in_a_row
         self.sampler.forget_weights()
         if is_attached(self):
-            nothing = {"taken": self.rollouts_done, "rollouts": []}
-            saved = checkpoint.get(Keys.ROLLOUTS_AHEAD) or nothing
+            saved = checkpoint.get(Keys.ROLLOUTS_AHEAD) or {"taken": self.rollouts_done}
             self.ahead.load_state_dict(saved, self.global_rank, self.trainer.world_size)
+            self.partial.load_state_dict(checkpoint.get(Keys.UNFINISHED, {}), self.ranks)
 
     @cached_property
     def tokenizer_files(self) -> dict[str, str]:

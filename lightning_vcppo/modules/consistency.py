@@ -78,6 +78,12 @@ def require_consistency(
         f"advantage.length_adaptive_alpha: with {alpha}, lambda_actor = 1 - 1 / (alpha length) is "
         f"0 for every response of up to {longest} tokens; raise it (VAPO: 0.05)",
     )
+    part = engine.partial_length
+    require(
+        part is None or longest % part == 0,
+        f"engine.partial_length: expected a divisor of sampling.max_response_length={longest}, so "
+        f"that parts make complete responses, got {part}",
+    )
     buffer = shaping.overlong_buffer_len
     require(
         buffer <= longest,
@@ -92,9 +98,10 @@ def _require_known_sampler(
     """Refuse a loss that takes the sampler for another distribution than it is."""
     correction = policy.correction_with(engine)
     reads_sampler = correction != "off" or policy.old_logprobs == "sampler"
+    older = "partial_length" if engine.partial_length else "rollouts_ahead"
     require(
-        engine.rollouts_ahead == 0 or reads_sampler,
-        f"policy.importance_correction: with engine.rollouts_ahead={engine.rollouts_ahead} older "
+        not engine.samples_off_policy or reads_sampler,
+        f"policy.importance_correction: with engine.{older}={getattr(engine, older)} older "
         "weights sample than learn, and nothing would correct for it; expected truncate or mask, "
         "or policy.old_logprobs=sampler, where the loss itself does, got off",
     )

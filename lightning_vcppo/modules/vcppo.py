@@ -175,7 +175,7 @@ class VCPPOModule(PolicyModule):
         super().begin_run()
         self.phase = Phase.POLICY_OPTIMIZATION
         self.rollout: Rollout | None = None  # the last one
-        self.waiting_groups = GroupBuffer()  # until a rollout is full
+        self.waiting_groups = GroupBuffer(self.sampling.dynamic_sampling, self.partial.is_on)
         self.rollout_store: RolloutStore | None = None  # while the critic is pretrained
         self.saved_rollout: Rollout | None = None  # to be used instead of sampling one
         for updater in self.updaters.values():
@@ -206,14 +206,14 @@ class VCPPOModule(PolicyModule):
         self.log_rollout(rollout)
 
     def sample_rollout(self, batch: PromptBatch) -> Rollout | None:
-        """Sample a rollout; with dynamic sampling, None until enough groups are informative."""
+        """Sample a rollout; None until there are enough informative or complete groups."""
         if self.saved_rollout is not None:
             return self.saved_rollout.to(self.device)
         stream = (self.run_seed, "rollout", self.rollouts_done, self.waiting_groups.batches)
-        rollout = self.sample_to_learn(batch, self.sampling, *stream)
-        if not self.sampling.dynamic_sampling or self.phase is Phase.VALUE_PRETRAINING:
-            return rollout
-        return self.waiting_groups.fill(rollout, self.sampling.num_generations, self.ranks)
+        if not self.waiting_groups.is_used or self.phase is Phase.VALUE_PRETRAINING:
+            return self.sample_to_learn(batch, self.sampling, *stream)
+        groups, n = self.sample_groups(batch, self.sampling, *stream), self.sampling.num_generations
+        return self.waiting_groups.fill(groups, len(batch) * n, n, self.ranks, self.device)
 
     def shape_rewards(self, rollout: Rollout) -> Rollout:
         """Add the overlong penalty, if it is on, to the verifier's reward."""
@@ -532,7 +532,7 @@ class VCPPOModule(PolicyModule):
         seconds = self.stopwatch.take()
         metrics = describe_step(rollout, self.advantage.gamma, seconds, self.ranks)
         metrics |= self.update_metrics | {"grading/limit_hits": float(self.grader.limit_hits)}
-        metrics |= self.ahead.describe(rollout, self.ranks)
+        metrics |= self.describe_sampling(rollout)
         self.update_metrics = {}
         self.log_dict(metrics, batch_size=len(rollout))
         # Lightning counts optimizer steps; the loggers' x-axis counts rollouts.

@@ -269,7 +269,7 @@ class RolloutsAhead:
         if not self.depth:
             return
         self._taken = state["taken"]
-        for of_ranks in state["rollouts"]:
+        for of_ranks in state.get("rollouts", []):
             whole = join([Rollout.from_plain(plain) for plain in of_ranks])
             mine = whole.select(torch.arange(len(whole)).tensor_split(ranks)[rank])
             self._jobs.append(_Job.done(mine))

@@ -1,8 +1,8 @@
-"""Keep sampling until every group is informative: DAPO's dynamic sampling.
+"""Keep sampling until a rollout is full: of informative groups, or of complete ones.
 
-Source: arXiv 2503.14476, section 3.2. A group whose responses are all right or all wrong has no
-advantage to learn from. It is dropped, and the next prompts are sampled in its place until the
-rollout is full.
+DAPO's dynamic sampling (arXiv 2503.14476, section 3.2): a group whose responses are all right or
+all wrong has no advantage to learn from. It is dropped, and the next prompts are sampled in its
+place. With partial rollouts (partial.py), groups become complete in different steps.
 """
 
 from __future__ import annotations
@@ -32,16 +32,27 @@ def informative_rows(correct_B: Tensor, group_ids_B: Tensor) -> Tensor:
 
 
 class GroupBuffer:
-    """Buffers informative groups until the rollout is full.
+    """Buffers groups until the rollout is full.
 
     Every rank has the groups of all ranks, on the CPU, so that only their number decides when there
     are enough, and any number of ranks can resume from a checkpoint.
+
+    Args:
+        informative: Whether other groups are dropped: those that are all right or all wrong.
+        keeps_rest: Whether groups that are too many for a rollout wait for the next one. If not,
+            they are dropped, because the update makes them off-policy.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, informative: bool = True, keeps_rest: bool = False) -> None:
         """Start empty."""
+        self._informative, self._keeps_rest = informative, keeps_rest
         self._parts: list[Rollout] = []
         self.batches = 0
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a batch may not make a rollout."""
+        return self._informative or self._keeps_rest
 
     def __len__(self) -> int:
         """Number of buffered responses, over all ranks."""
@@ -49,47 +60,60 @@ class GroupBuffer:
 
     def add(
         self,
-        rollout: Rollout,
+        rollout: Rollout | None,
         *,
-        gather: Callable[[Rollout], list[Rollout]] = lambda mine: [mine],
+        gather: Callable[[Rollout | None], list[Rollout | None]] = lambda mine: [mine],
     ) -> None:
-        """Keep the informative groups of newly sampled responses.
+        """Keep the groups of newly sampled responses.
 
         Args:
-            rollout: Responses of this rank.
+            rollout: Responses of this rank, if there are any.
             gather: Returns the arguments of all ranks, in the order of ranks.
         """
-        rows = informative_rows(rollout.correct_B, rollout.group_ids_B)
+        if rollout is not None and self._informative:
+            rollout = rollout.select(informative_rows(rollout.correct_B, rollout.group_ids_B))
         self.batches += 1
-        parts = gather(rollout.select(rows).to(torch.device("cpu")))
-        self._parts += [part for part in parts if len(part)]
-        if self.batches == PATIENCE:
+        mine = None if rollout is None else rollout.to(torch.device("cpu"))
+        if parts := [part for part in gather(mine) if part is not None and len(part)]:
+            new = join(parts)
+            self._parts.append(new.select(new.positions_B.argsort()))
+        if self.batches == PATIENCE and self._informative:
             rank_zero_warn(
                 f"Dynamic sampling: {PATIENCE} batches have not filled a rollout; {len(self)} "
                 "responses are kept. In the other groups all are right or all wrong: use other "
                 "problems (--data.path), a cold start, or more --model.sampling.num_generations."
             )
 
-    def fill(self, rollout: Rollout, num_generations: int, ranks: Ranks) -> Rollout | None:
-        """Keep the informative groups; return this rank's part of a rollout once there are enough.
+    def fill(
+        self,
+        rollout: Rollout | None,
+        size: int,
+        num_generations: int,
+        ranks: Ranks,
+        device: torch.device,
+    ) -> Rollout | None:
+        """Keep new groups; return this rank's part of a rollout once there are enough.
 
         Called on every rank.
 
         Args:
-            rollout: Freshly sampled responses of this rank.
+            rollout: New responses of this rank, if there are any.
+            size: Number of responses of this rank in a rollout.
             num_generations: Responses of a group.
             ranks: Of the run.
+            device: Device of the rollout.
         """
         self.add(rollout, gather=gather)
-        size = len(rollout)
         if len(self) < size * ranks.count:
             return None
-        return self.take(size, ranks.rank * size, num_generations).to(rollout.scores_B.device)
+        whole, taken = join(self._parts), size * ranks.count
+        mine = self.take(size, ranks.rank * size, num_generations).to(device)
+        if self._keeps_rest and len(whole) > taken:
+            self._parts = [whole.select(torch.arange(taken, len(whole)))]
+        return mine
 
     def take(self, size: int, first_position: int, num_generations: int) -> Rollout:
         """Return this rank's part of the rollout and empty the buffer.
-
-        Remaining groups are dropped, because the update makes them off-policy.
 
         Args:
             size: Number of responses of this rank.

@@ -35,6 +35,7 @@ class Rollout:
         correct_B: True where the reward function says so, or its own reward is positive.
         versions_B: Number of updates of the policy that sampled the response, if rollouts are
             sampled ahead.
+        versions_BT: The same for each token, if responses are continued with newer weights.
         hint_lengths_B: Number of hint tokens before the prompt that only the critic reads, in the
             critic's view of a rollout; `prompt_lengths_B` includes them.
         noise_weights_B: The critic's weight of each response, if prompts are weighted by noise.
@@ -67,6 +68,7 @@ class Rollout:
     scores_B: Tensor
     correct_B: Tensor
     versions_B: Tensor | None = None
+    versions_BT: Tensor | None = None
     hint_lengths_B: Tensor | None = None
     noise_weights_B: Tensor | None = None
     rewards_BT: Tensor | None = None

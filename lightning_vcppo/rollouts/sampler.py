@@ -5,14 +5,16 @@ Shapes: B responses, T response tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_vcppo.common.seeding import stream_seed
+from lightning_vcppo.data.problem import Problem
 from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.distributed.sharding import gathered
 from lightning_vcppo.generation import GenerationEngine, Generations, build_engine
@@ -157,7 +159,29 @@ class Sampler:
         device: torch.device,
     ) -> Rollout:
         n = len(prompts) // len(batch)
-        problems = tuple(problem for problem in batch.problems for _ in range(n))
+        problems = [problem for problem in batch.problems for _ in range(n)]
+        first_row = rank * len(prompts)
+        positions_B = torch.arange(first_row, first_row + len(prompts), device=device)
+        return self.graded(problems, prompts, sampled, positions_B, n)
+
+    def graded(
+        self,
+        problems: Sequence[Problem],
+        prompts: list[list[int]],
+        sampled: Generations,
+        positions_B: Tensor,
+        num_generations: int,
+    ) -> Rollout:
+        """Grade responses, and return them as a rollout.
+
+        Args:
+            problems: B problems, one per response.
+            prompts: Token ids of their prompts.
+            sampled: B responses.
+            positions_B: Row numbers, on the device of the rollout.
+            num_generations: Responses of a group; groups begin at multiples of it.
+        """
+        device = positions_B.device
         responses = tuple(
             self.response_text(prompt, ids[mask].tolist())
             for prompt, ids, mask in zip(
@@ -169,10 +193,8 @@ class Sampler:
             [problem.gold for problem in problems],
             [problem.answer_kind for problem in problems],
         )
-        first_row = rank * len(prompts)
-        positions_B = torch.arange(first_row, first_row + len(prompts), device=device)
         return Rollout(
-            problems=problems,
+            problems=tuple(problems),
             responses=responses,
             input_ids_BL=join_prompts(
                 prompts,
@@ -186,7 +208,7 @@ class Sampler:
             finished_B=sampled.finished_B,
             entropy_BT=sampled.entropy_BT,
             positions_B=positions_B,
-            group_ids_B=positions_B // n,
+            group_ids_B=positions_B // num_generations,
             scores_B=torch.tensor([g.reward for g in grades], dtype=torch.float32, device=device),
             correct_B=torch.tensor([g.correct for g in grades], device=device),
         )

@@ -112,4 +112,4 @@ class PolicySettings:
             return self.importance_correction
         if self.old_logprobs == "sampler":
             return "off"
-        return "truncate" if engine.is_vllm or engine.rollouts_ahead else "off"
+        return "truncate" if engine.is_vllm or engine.samples_off_policy else "off"

@@ -54,6 +54,8 @@ class EngineSettings:
         rollouts_ahead: Number of rollouts that are sampled, by an engine with a copy of its own,
             while others are learned from; also the largest age of a rollout, in rollouts. 0 samples
             and learns in turn.
+        partial_length: Most tokens that a response gains in one training step; longer ones are
+            continued in the next steps, with newer weights. None samples complete responses.
         max_num_seqs: Number of responses sampled at the same time, by each server if there are
             some; memory of the key-value cache grows with them.
         gpu_memory_utilization: vLLM's share of the device's memory, for its weights and cache (on
@@ -78,6 +80,7 @@ class EngineSettings:
 
     name: EngineName = "transformers"
     rollouts_ahead: int = 0
+    partial_length: int | None = None
     max_num_seqs: int = 256
     gpu_memory_utilization: float = 0.3
     max_model_len: int | None = None
@@ -96,12 +99,23 @@ class EngineSettings:
         """Whether vLLM samples, here or elsewhere: with arithmetic of its own."""
         return self.name.startswith("vllm")
 
+    @property
+    def samples_off_policy(self) -> bool:
+        """Whether older weights sample than learn."""
+        return self.rollouts_ahead > 0 or self.partial_length is not None
+
     def __post_init__(self) -> None:
         """Refuse impossible values."""
         self._check_servers()
         share, length = self.gpu_memory_utilization, self.max_model_len
-        ahead = self.rollouts_ahead
+        ahead, part = self.rollouts_ahead, self.partial_length
         require(ahead >= 0, f"rollouts_ahead: expected >= 0 rollouts, got {ahead}")
+        require(part is None or part >= 1, f"partial_length: expected >= 1 token, got {part}")
+        require(
+            part is None or ahead == 0,
+            f"partial_length: with rollouts_ahead={ahead} responses are sampled while others are "
+            "learned from, and cannot be continued in between; set one of the two",
+        )
         require(self.max_num_seqs >= 1, f"max_num_seqs: expected >= 1, got {self.max_num_seqs}")
         require(0 < share <= 1, f"gpu_memory_utilization: expected a share in (0, 1], got {share}")
         require(length is None or length >= 2, f"max_model_len: expected >= 2 tokens, got {length}")
