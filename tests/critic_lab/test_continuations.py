@@ -142,7 +142,7 @@ def test_what_cannot_be_continued_is_refused(
     with pytest.raises(ValueError, match="is not the policy of the rollouts"):
         continue_rollouts(path, store, {"model": "other"}, [0, 1], model, options, 0)
     short = replace(options, max_response_length=2)
-    with pytest.raises(ValueError, match="--max_response_length: the rollouts have a response of"):
+    with pytest.raises(ValueError, match="--max_response_length: expected >= "):
         continue_rollouts(path, store, {}, [0, 1], model, short, 0)
     sampled = options.plan(store, {"temperature": 0.7, "max_response_length": 99}, 0).sampling
     assert (sampled.temperature, sampled.max_response_length, sampled.top_p) == (0.7, 99, 1.0)
