@@ -42,8 +42,8 @@ def _warnings(comparison: Comparison) -> Iterator[str]:
     for contrast in comparison.contrasts:
         if contrast.spread < AGREEMENT * contrast.problem_noise:
             yield (
-                f"{contrast.arm} - {contrast.reference}: the differences spread less over seeds "
-                f"({contrast.spread:.2g}) than the choice of problems alone makes them "
+                f"{contrast.arm} - {contrast.reference}: the differences vary less over seeds "
+                f"({contrast.spread:.2g}) than by the choice of problems alone "
                 f"({contrast.problem_noise:.2g}), so the t interval is too narrow and p too small"
             )
     yield from _detectable(comparison)

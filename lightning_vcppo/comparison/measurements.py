@@ -74,7 +74,7 @@ class Measurement:
 
     @classmethod
     def of_share(cls, share: float, problems: int) -> Measurement:
-        """Return a share of right problems whose single results are unknown, so binomial.
+        """Return a share of right problems, with binomial noise if single results are unknown.
 
         Args:
             share: Share of right answers, in [0, 1].

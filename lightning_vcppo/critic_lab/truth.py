@@ -284,7 +284,7 @@ def _of_advantages(branches: Branches, lam: int, at: np.ndarray) -> ErrorsOfAdva
 
 
 def _moments(branches: Branches) -> np.ndarray:
-    """Return estimates of A, A*, A A* and A^2 by lambda and state, unbiased, (L, N, 4)."""
+    """Return unbiased estimates of the means of A, A*, A A* and A^2 at each state, (L, N, 4)."""
     advantages_LNM = branches.advantages_LNM
     true_LNM = np.broadcast_to(branches.rewards_NM - branches.rewards0_NM, advantages_LNM.shape)
     return np.stack(
@@ -349,9 +349,9 @@ def recommend(
     if low <= 0:
         return Recommendation(
             None,
-            "not decided: the advantages follow the true ones beyond chance with no lambda "
-            f"({measured}; the largest has the 95 % interval {low:.3f} to {high:.3f}); use more "
-            "prefixes or continuations, or a better critic",
+            f"not decided: no lambda has a signal beyond chance ({measured}; the largest has the "
+            f"95 % interval {low:.3f} to {high:.3f}); use more prefixes or continuations, or a "
+            "better critic",
         )
     others = [i for i in range(len(lambdas)) if i != best]
     error = 0.05 / len(others)

@@ -192,7 +192,8 @@ def test_without_records_problems_are_binomial(tmp_path):
     assert "results of single problems are missing" in found.problem_level
     assert found.arms[0].bootstrap.low < 0.5 < found.arms[0].bootstrap.high
     assert any(
-        "spread less over seeds (0) than the choice of problems" in line for line in warnings(found)
+        "vary less over seeds (0) than by the choice of problems" in line
+        for line in warnings(found)
     )
 
 
