@@ -101,14 +101,12 @@ def how_to_load(folder: Path, layout: Layout) -> str:
     if layout == "nemo":
         return (
             f"NeMo-RL: ppo.warm_start_value_checkpoint={folder}, and value.model_name is the model "
-            "that the critic was fitted from (dtensor_cfg; Megatron has checkpoints of its own)"
+            "from which the critic was fitted (dtensor_cfg; Megatron has another checkpoint format)"
         )
     mean = json.loads((folder / "config.json").read_text(encoding="utf-8"))["mean"]
     text = f"OpenRLHF: --critic.model_name_or_path {folder}"
     if mean:
-        text += (
-            " --reward.normalize_enable, for the bias of the head went into `mean` of config.json"
-        )
+        text += " --reward.normalize_enable, because `mean` of config.json has the bias of the head"
     return text
 
 
