@@ -1,8 +1,8 @@
-"""Timings, one module for each; run them with `python -m benchmarks.<name>`."""
+"""Benchmarks, one module for each; run them with `python -m benchmarks.<name>`."""
 
 import os
 
-# These are read when torch is imported. By default a waiting thread spins for long, which makes two
+# torch reads these variables on import. By default a waiting thread spins for long, which makes two
 # threads up to fifty times slower than one if other processes use the same cores. Without spinning,
 # operations of a few microseconds, as in decoding, take twice as long on idle cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

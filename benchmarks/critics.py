@@ -1,17 +1,17 @@
-"""Time and memory of a rollout's updates by kind of critic: `python -m benchmarks.critics`.
+"""Measure time and memory of updates by kind of critic: `python -m benchmarks.critics`.
 
 One pass over 64 responses of W-tail (32 tokens of prompt, 1 to 256 of response, about 60 on
 average) in mini-batches of 16, of a decoder of eight layers of width 320 (10M weights), one thread
 of the CPU, float32, AdamW.
 
-    none       GRPO: the policy alone
-    together   a side critic that learns in the policy's own forward passes
-    side       a side critic that learns in passes of its own (`update.order: critic_first`)
+    none       GRPO: only the policy
+    together   a side critic that learns in the policy's forward passes
+    side       a side critic that learns in separate passes (`update.order: critic_first`)
     backbone   a critic of the actor's size
 
-Each kind runs in a process of its own; seconds are those of its one thread, which other processes
-may interrupt. Score is reading log-probabilities and values before the updates. Memory is the peak
-of the resident set beyond that before the networks are loaded.
+Each kind runs in its own process; seconds are CPU seconds of its one thread. Score means reading
+log-probabilities and values before the updates. Memory is the peak of the resident set above its
+size before the networks are loaded.
 The last line is JSON: `together_ratio`, `side_ratio`, `backbone_ratio` of the updates' seconds to
 those of `none`, ...
 """
@@ -76,10 +76,10 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 class Timed(VCPPOModule):
-    """A module whose training step learns from the same responses again, timed."""
+    """A module whose training steps learn from the same responses, and are timed."""
 
     def prepare(self, rollout: Rollout) -> None:
-        """Keep the responses that every step learns from."""
+        """Set the responses that every step learns from."""
         self.responses = rollout
         self.times: dict[str, list[float]] = {"score": [], "update": []}
 
@@ -97,7 +97,7 @@ class Timed(VCPPOModule):
 
 
 def measure(kind: str, model: Qwen2ForCausalLM, rollout: Rollout, repeats: int) -> dict[str, float]:
-    """Return median seconds, bytes and weights of the critic of a kind."""
+    """Return median seconds, megabytes and the critic's weights for a kind of critic."""
     with tempfile.TemporaryDirectory() as folder:
         write_folder(Path(folder, "actor"), model, word_tokenizer(workload("W-tail")))
         del model
@@ -126,7 +126,7 @@ def main() -> None:
     """Measure all kinds, or one in this process."""
     parser = argparse.ArgumentParser("python -m benchmarks.critics")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--kind", choices=[*KINDS], help="this one alone, in this process")
+    parser.add_argument("--kind", choices=[*KINDS], help="only this kind, in this process")
     arguments = parser.parse_args()
     if arguments.kind:
         start()

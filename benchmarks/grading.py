@@ -1,11 +1,10 @@
-r"""Grading 8,192 responses of the kind that MATH has, with one worker process and with two.
+r"""Time the grading of 8,192 responses like those to MATH, with one and with two workers.
 
-Fractions, roots, tuples, intervals, matrices, expressions, equations and integers, half of them
-right and written otherwise than the gold answer, half wrong; each is compared once. Workers are
-started and warmed up before the clock: a run keeps its workers, and the first few hundred
-comparisons of each take a third longer, for they fill tables. No response is far from the others:
-`worst_answer_s` is the longest comparison in CPU seconds, in this process, of a sample and of
-hostile answers.
+Answers are fractions, roots, tuples, intervals, matrices, expressions, equations and integers, half
+of them right and written differently from the gold answer, half wrong; each is compared once.
+Workers are started and warmed up before the measurement: a run keeps its workers, and the first few
+hundred comparisons of each take a third longer, because they fill tables. `worst_answer_s` is the
+longest comparison in CPU seconds, in this process, of a sample and of hostile answers.
 
     python -m benchmarks.grading [--responses 8192]
 
@@ -28,11 +27,11 @@ from lightning_vcppo.settings import GradingSettings
 RESPONSES = 8192
 SAMPLE = 256
 WARM_UP = 512
-"""Responses for each worker before the clock."""
+"""Number of responses for each worker before the measurement."""
 THOUGHT = "We expand, collect the terms in $x$ and compare the coefficients on both sides. "
 
 Family = Callable[[random.Random], tuple[str, str, str]]
-"""From random numbers to a gold answer, the same in another form, and a wrong one."""
+"""Draws a gold answer, the same answer in another form, and a wrong one."""
 
 
 def _integer(draw: random.Random) -> tuple[str, str, str]:
@@ -124,7 +123,7 @@ def responses(count: int, seed: int = 0) -> tuple[list[str], list[str], list[boo
 
 
 def seconds_with(workers: int, texts: list[str], golds: list[str], right: list[bool]) -> float:
-    """Grade with so many workers, check the verdicts, and return the seconds."""
+    """Grade with that number of workers, check the verdicts, and return the seconds."""
     grader = Grader("boxed", GradingSettings(workers=workers))
     warm_up, warm_golds, _ = responses(WARM_UP * workers, seed=1)
     grader.grade_all(warm_up, warm_golds)

@@ -6,8 +6,8 @@ in turn, on two threads of the CPU. On W every response has 256 tokens; on W-tai
 long tail. Both start from the same weights, and both stop at the end of a response. TRL needs the
 extra `bench`.
 
-TRL always reads a reference policy, and VC-PPO has none by default: "with a reference" adds one to
-compare. The last line is JSON:
+TRL always reads a reference policy, and VC-PPO has none by default: "with a reference" adds one for
+comparison. The last line is JSON:
 
     speedup_vs_trl, tail_speedup_vs_trl       seconds of TRL / ours, on W and on W-tail
     speedup_vs_trl_with_reference, tail_...   the same with a reference on both sides
@@ -15,8 +15,8 @@ compare. The last line is JSON:
 
 `--growth` instead measures a rollout of W with 8 prompts at response lengths of 256, 512, ...,
 4,096 tokens, each in its own process: seconds, and the peak of memory above libraries and
-models. It draws docs/images/growth.png. Memory grows with the tokens of a micro-batch, which the
-update holds at once, up to `ppo_max_token_len_per_gpu`.
+models. It draws docs/images/growth.png. Memory grows with the tokens of a micro-batch, which are
+in memory at once, up to `ppo_max_token_len_per_gpu`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Measured(Callback):
         self._began = perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
-        """Stop it."""
+        """Stop the clock and store the measurements."""
         self.seconds.append(perf_counter() - self._began)
         metrics = trainer.callback_metrics
         self.parts.append({part: float(metrics[f"time/{part}_s"]) for part in PARTS})

@@ -1,13 +1,13 @@
-"""Time and memory of reading a large set of problems: `python -m benchmarks.loading`.
+"""Measure time and memory of reading a large set of problems: `python -m benchmarks.loading`.
 
 A set of `--rows` rows in the schema of NuminaMath (problem, solution, answer, source), about 1.4 kB
-each, is written in four formats. Each is read by `load_problems` in a process of its own, and by
-`datasets.load_dataset` alone, its cache empty, in another.
+each, is written in four formats. Each is read by `load_problems` in its own process, and in another
+by `datasets.load_dataset` only, with an empty cache.
 
-    mb          the file
-    seconds     of reading, imports and start of the process aside
-    peak        largest resident set while reading, above what it was before, in sizes of the file
-    of text     the same in sizes of the set as JSON Lines, which compressed formats unpack to
+    mb          size of the file
+    seconds     of reading, without imports and the start of the process
+    peak        growth of the resident set while reading, as a multiple of the file's size
+    of text     the same as a multiple of the set's size as JSON Lines, to which formats unpack
 
 The last line is JSON: `jsonl_seconds`, `jsonl_peak`, `jsonl_datasets_seconds`, ...
 """
@@ -33,7 +33,7 @@ READERS = {"json": "json", "parquet": "parquet"}
 
 
 def rows(count: int) -> Iterator[dict[str, Any]]:
-    """Yield rows whose answers are integers, fractions and expressions, as those of MATH are."""
+    """Yield rows whose answers are integers, fractions and expressions, as in MATH."""
     rng = random.Random(0)
     words = [f"word{i}" for i in range(5000)]
     for number in range(count):
@@ -67,7 +67,7 @@ def write(folder: Path, kind: str, count: int) -> Path:
 
 def measure(file: Path, reader: str) -> dict[str, float]:
     """Read a file in this process and return seconds and bytes."""
-    import datasets  # both import it
+    import datasets  # both readers import it
 
     from lightning_vcppo.data.sources import load_problems
 

@@ -1,10 +1,10 @@
 """Compare `token_logprobs` with the full logits: `python -m benchmarks.logprobs`.
 
-Forward and backward from hidden states to log-probabilities, with gradients of hidden states and
-weight, at the vocabulary of Qwen2.5 and the width of SmolLM2-135M; two threads of the CPU. Each
-peak of memory is measured in its own process, above inputs and libraries; the two gradients
-are part of it. Times are medians of runs in turn. By default it takes about ten minutes and 20 GB,
-nearly all for the full logits; `--dtype` and `--tokens` reduce that.
+It measures the forward and backward pass from hidden states to log-probabilities, with gradients of
+hidden states and weight, at the vocabulary of Qwen2.5 and the width of SmolLM2-135M, on two threads
+of the CPU. Each peak of memory is measured in its own process, above inputs and libraries; it
+includes the two gradients. Times are medians of runs in turn. By default it takes about ten minutes
+and 20 GB, nearly all for the full logits; `--dtype` and `--tokens` reduce that.
 
 The reference is the usual implementation: logits, log_softmax in float32, gather. `--entropy` sets
 what it returns in addition to the log-probabilities: "none", "logged" (without its gradient, as PPO

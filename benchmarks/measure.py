@@ -1,8 +1,8 @@
-"""Share timing, peak memory, tables and the reference workloads among the benchmarks.
+"""Provide timing, peak memory, tables and reference workloads for the benchmarks.
 
-Speed is always a ratio between ways to do the same thing, timed in turn in one process, so that
-other load of the machine affects all of them. Peak memory never falls within a process, so each
-point of it has its own process.
+Speed is always a ratio between implementations of the same task, timed in turn in one process, so
+that other load of the machine affects all of them. Peak memory never falls within a process, so
+each measurement of it has its own process.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def median_seconds(run: Callable[[], object], repeats: int) -> float:
 def alternating_seconds(
     runs: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1
 ) -> dict[str, list[float]]:
-    """Return wall times of several ways to do one thing, a b c a b c ..., `repeats` of each.
+    """Return wall times of functions that are called in turn, a b c a b c ..., `repeats` of each.
 
-    A run that cannot be timed from outside may return its own seconds as a float.
+    A function that cannot be timed from outside may return its own seconds as a float.
 
     Args:
         runs: Functions to time, by name.
@@ -141,7 +141,7 @@ def quiet_trainer(**flags: Any) -> Trainer:
 
 
 def steps_without_prompts(count: int) -> DataLoader[PromptBatch]:
-    """Return a loader for modules whose steps have what they learn from already."""
+    """Return a loader of empty batches, for modules whose steps already have their responses."""
     steps: Any = range(count)
     return DataLoader(steps, None, collate_fn=lambda _: PromptBatch([], [], []))
 
@@ -160,7 +160,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[objec
 
 
 def print_json(results: Mapping[str, object]) -> None:
-    """Print the last line of a benchmark, floats to four significant digits."""
+    """Print the last line of a benchmark, with floats of four significant digits."""
     rounded = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in results.items()}
     print(json.dumps(rounded))
 
@@ -247,8 +247,8 @@ def word_tokenizer(work: Workload, pad_token_id: int | None = None) -> PreTraine
     """
     pad = work.pad_token_id if pad_token_id is None else pad_token_id
     size = max(work.config.vocab_size, work.eos_token_id + 1, pad + 1)
-    # transformers reads it as a Qwen2 tokenizer, letter by letter, and refuses one that cannot
-    # read any text, so one word is a digit.
+    # transformers reads it as a Qwen2 tokenizer, letter by letter, and refuses a tokenizer that
+    # cannot read any text, so one word is a digit.
     words = {UNKNOWN if i == 2 else f"w{i}": i for i in range(size)}
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, unk_token=UNKNOWN)),
@@ -258,16 +258,16 @@ def word_tokenizer(work: Workload, pad_token_id: int | None = None) -> PreTraine
 
 
 class EndlessSampler(Sampler):
-    """A sampler whose responses are all as long as they may be."""
+    """A sampler whose responses all have the largest length."""
 
     @override
     def stop_token_ids(self) -> set[int]:
-        """Return none."""
+        """Return no ids, so that nothing ends a response."""
         return set()
 
 
 class EndlessModule(VCPPOModule):
-    """A module whose responses are all as long as they may be."""
+    """A module whose responses all have the largest length."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Replace the sampler."""
@@ -276,7 +276,7 @@ class EndlessModule(VCPPOModule):
 
 
 def actor_fields(config: str) -> dict[str, Any]:
-    """Return the fields of the model that a cold start begins with.
+    """Return the config fields of the model with which a cold start begins.
 
     Args:
         config: Short name of the cold start's config, such as "model/tiny_qwen2".

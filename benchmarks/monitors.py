@@ -1,15 +1,15 @@
 """Time the monitors of a rollout: `python -m benchmarks.monitors`.
 
 The run is VC-PPO with the sizes of configs/demo/rl.yaml from random weights: 16 rollouts, an
-evaluation after every eighth. On a busy machine two runs differ by more than the monitors take, so
-the time is measured inside their hooks.
+evaluation after every eighth. On a busy machine two runs differ by more than the time of the
+monitors, so the time is measured inside their hooks.
 
 The last line is JSON:
 
-    overhead    seconds in hooks during training, and in logging, by seconds of `training_step`
-    rollout_s   seconds of `training_step`, a rollout
-    hooks_ms    for each callback, milliseconds a rollout
-    logging_ms  Lightning's work to pass metrics to the loggers, those of the module included
+    overhead    seconds in hooks during training and in logging, divided by those of `training_step`
+    rollout_s   seconds of `training_step` per rollout
+    hooks_ms    for each callback, milliseconds per rollout
+    logging_ms  milliseconds in which Lightning passes metrics to the loggers, with the module's
     at_end_s    seconds after the last rollout: the final plots
 """
 
@@ -31,19 +31,19 @@ from lightning_vcppo.modules.vcppo import VCPPOModule
 
 ROLLOUTS = 16
 NO_MONITORS = {"value_pretraining", "aime_evaluation", "model_export", "response_writer"}
-"""Forced callbacks that train, evaluate or export."""
+"""Forced callbacks that train, evaluate or export, which are not timed."""
 AFTER_TRAINING = {"on_train_end", "on_fit_end"}
 
 
 class Stopwatch:
-    """Adds up the seconds that methods take, by name."""
+    """Sums the seconds of methods by name."""
 
     def __init__(self) -> None:
         """Start at zero."""
         self.seconds: dict[str, float] = defaultdict(float)
 
     def watch(self, owner: type, method: str, name: str) -> None:
-        """Replace a method of a class by one that is timed."""
+        """Replace a method of a class by a timed one."""
         original: Callable[..., Any] = getattr(owner, method)
 
         def timed(*args: Any, **kwargs: Any) -> Any:

@@ -1,19 +1,19 @@
-"""Time rollouts against `rollouts_ahead`, with set times: `python -m benchmarks.overlap`.
+"""Time rollouts by `rollouts_ahead`, with fixed times: `python -m benchmarks.overlap`.
 
-No hardware is needed: sampling and training each take at least a set time, as if they ran on
-devices of their own, and everything else is a real run of a tiny model, with its threads, hand-over
-of weights, grading, scoring and updates. Sampling is a copy of the actor (`transformers_copy`)
-that returns no earlier than after `--sample_s`, training a step whose updates end no earlier than
-`--train_s` after its rollout was there.
+No hardware is needed: sampling and training each take at least a fixed time, as if they ran on
+separate devices, and everything else is a real run of a tiny model, with its threads, transfer of
+weights, grading, scoring and updates. Sampling uses a copy of the actor (`transformers_copy`) that
+returns no earlier than after `--sample_s`; the updates of a training step end no earlier than
+`--train_s` after its rollout has arrived.
 
-Two tables: with times that are the same in every rollout, and with sampling times that alternate
-between half and one and a half of it, where more than one rollout ahead evens them out. The last
-line is JSON:
+It prints two tables: with the same times in every rollout, and with sampling times that alternate
+between a half and one and a half of `--sample_s`, which more than one rollout ahead evens out. The
+last line is JSON:
 
-    speedup_1_ahead   seconds of a rollout in turn / with one ahead, at the same set times
-    rollouts          that were timed of each, after one to warm up
-    sample_s          the set time of sampling
-    train_s           that of training
+    speedup_1_ahead   seconds of a rollout in turn / with one ahead, at the same times
+    rollouts          number of timed rollouts of each, after one to warm up
+    sample_s          the fixed time of sampling
+    train_s           the fixed time of training
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ SAMPLE_S = TRAIN_S = 0.4
 ROLLOUTS = 24
 PROMPTS, RESPONSE = 4, 8
 UNEVEN = (0.5, 1.5)
-"""Shares of the sampling time, in turn."""
+"""Multiples of the sampling time, in turn."""
 
 
 class SlowEngine:
-    """An engine that takes a set time, and real responses from another one."""
+    """An engine that returns the responses of another engine after a fixed time."""
 
     detached = True
 
@@ -59,8 +59,8 @@ class SlowEngine:
         """Wrap an engine.
 
         Args:
-            engine: Samples.
-            seconds: Of each call, over and over.
+            engine: Engine that samples.
+            seconds: Seconds of each call, repeated in turn.
         """
         self._engine, self._seconds, self._calls = engine, seconds, 0
         self.take_weights, self.forget_weights = engine.take_weights, engine.forget_weights
@@ -69,7 +69,7 @@ class SlowEngine:
     def generate(
         self, prompt_ids: Sequence[Sequence[int]], seeds: Sequence[int], settings: SamplingSettings
     ) -> Generations:
-        """Sample, and return when the time is over."""
+        """Sample, and return after the fixed time."""
         ends_at = time.perf_counter() + self._seconds[self._calls % len(self._seconds)]
         self._calls += 1
         sampled = self._engine.generate(prompt_ids, seeds, settings)
@@ -78,7 +78,7 @@ class SlowEngine:
 
 
 class SlowSampler(Sampler):
-    """A sampler whose engine takes a set time."""
+    """A sampler whose engine takes a fixed time."""
 
     seconds: Sequence[float] = (SAMPLE_S,)
 
@@ -91,16 +91,16 @@ class SlowSampler(Sampler):
 
 
 class SlowModule(VCPPOModule):
-    """A module that samples and learns in set times."""
+    """A module that samples and trains in fixed times."""
 
     def __init__(self, actor: str, depth: int, sample_s: Sequence[float], train_s: float) -> None:
         """Replace the sampler.
 
         Args:
             actor: Directory of the actor.
-            depth: Rollouts ahead.
-            sample_s: Seconds of sampling a rollout, over and over.
-            train_s: Seconds of learning from one.
+            depth: Number of rollouts ahead.
+            sample_s: Seconds to sample a rollout, repeated in turn.
+            train_s: Seconds to train on a rollout.
         """
         engine = EngineSettings("transformers_copy", rollouts_ahead=depth)
         super().__init__(
@@ -117,26 +117,26 @@ class SlowModule(VCPPOModule):
 
     @override
     def on_train_start(self) -> None:
-        """Take the set times from here on: what is sampled before is a check of the model."""
+        """Use the fixed times from now on, because earlier sampling only checks the model."""
         self.sampler.seconds = self._sample_s  # type: ignore[attr-defined]
         self.sampler.attach(self.actor)  # type: ignore[arg-type]
 
     @override
     def sample_rollout(self, batch: Any) -> Rollout | None:
-        """Note when there is something to learn from."""
+        """Sample, and store the earliest time at which training on the rollout may end."""
         rollout = super().sample_rollout(batch)
         self._ends_at = time.perf_counter() + self._train_s
         return rollout
 
     @override
     def update_networks(self, rollout: Rollout) -> None:
-        """Learn, and return when the time is over."""
+        """Train, and return after the fixed time."""
         super().update_networks(rollout)
         wait_until(self._ends_at)
 
 
 class Clock(Callback):
-    """Notes when each rollout has ended, and the share in which both worked."""
+    """Stores the end of each rollout, and the share of time in which both sides worked."""
 
     def __init__(self) -> None:
         """Start empty."""
@@ -144,13 +144,13 @@ class Clock(Callback):
         self.overlaps: list[float] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Note a rollout."""
+        """Store the numbers of a rollout."""
         self.ends.append(time.perf_counter())
         self.overlaps.append(float(trainer.callback_metrics.get("time/overlap", 0.0)))
 
 
 def wait_until(moment: float) -> None:
-    """Do nothing until then, as an engine does that waits for another device."""
+    """Sleep until a moment, as an engine that waits for another device."""
     while (left := moment - time.perf_counter()) > 0:
         places.move_on()
         time.sleep(min(left, 0.01))
@@ -159,7 +159,7 @@ def wait_until(moment: float) -> None:
 def run(
     actor: str, depth: int, sample_s: Sequence[float], train_s: float, rollouts: int
 ) -> tuple[float, float]:
-    """Return the mean seconds of a rollout, and the mean share in which both worked."""
+    """Return the mean seconds of a rollout, and the mean share in which both sides worked."""
     clock = Clock()
     trainer = measure.quiet_trainer(
         limit_train_batches=rollouts + 1,

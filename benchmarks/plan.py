@@ -7,7 +7,7 @@ returned to the system as soon as they are freed (MALLOC_MMAP_THRESHOLD_), so th
 the memory of tensors.
 
     tiny      configs/model/tiny_qwen2.yaml: 3 layers x 96
-    smollm2   SmolLM2-135M from a folder (`make smollm2`): 30 layers x 576
+    smollm2   SmolLM2-135M from a directory (`make smollm2`): 30 layers x 576
 
 `_long`: a cache that grows; `_mixed`, `_half`: bf16-mixed and bf16-true instead of float32; `_one`:
 one micro-batch an update instead of four.
@@ -101,16 +101,16 @@ def held_bytes() -> int:
 
 
 class Bench(EndlessModule):
-    """Read the peak of each phase of a rollout."""
+    """A module that measures the peak of each phase of a rollout."""
 
     def prepare(self, batch: PromptBatch) -> None:
-        """Take the prompts."""
+        """Set the prompts that every step samples from."""
         self.prompts = batch
         self.peaks: dict[str, int] = {}
         self.took: dict[str, float] = {}
 
     def measured(self, phase: str, run: Any) -> Any:
-        """Call `run` and note its peak, and its seconds."""
+        """Call `run` and store its peak and its seconds."""
         held_bytes()
         began = time.perf_counter()
         result = run()
@@ -159,7 +159,7 @@ def measure(folder: str, name: str) -> None:
     WORKLOADS["warm_up"] = Sizes(2, 8, 8, 64, WORKLOADS[name].precision)
     with tempfile.TemporaryDirectory() as tiny:
         write_actor(Path(tiny), actor_fields("model/tiny_qwen2"))
-        fit(tiny, "warm_up", 2)  # libraries, threads, their buffers
+        fit(tiny, "warm_up", 2)  # allocate the memory of libraries and threads
     base = held_bytes()
     bench = fit(folder, name, 2)
     peaks = {phase: peak - base for phase, peak in bench.peaks.items()}
@@ -169,8 +169,8 @@ def measure(folder: str, name: str) -> None:
 def main() -> None:
     """Measure every workload and print it next to the plan."""
     parser = argparse.ArgumentParser("python -m benchmarks.plan")
-    parser.add_argument("--model", default="models/smollm2_135m", help="folder of SmolLM2-135M")
-    parser.add_argument("--workload", choices=WORKLOADS, help="this one alone")
+    parser.add_argument("--model", default="models/smollm2_135m", help="directory of SmolLM2-135M")
+    parser.add_argument("--workload", choices=WORKLOADS, help="only this workload")
     parser.add_argument("--folder", help="measure one workload in this process")
     arguments = parser.parse_args()
     if arguments.folder:

@@ -2,13 +2,13 @@
 
     python -m benchmarks.resume --kills 25 --seed 0
 
-Two tiny runs are killed in turn, VC-PPO with everything that keeps state and the cold start, while
+Two tiny runs are killed in turn, VC-PPO with all features that keep state and the cold start, while
 they sample, update, pretrain the critic, evaluate, write a checkpoint, write logs, or export. Each
 run has its own process, which is forked so that libraries are imported once.
 
 The comparison covers the weights, byte by byte; the complete last checkpoint with optimizers and
 callbacks; the columns of metrics.csv that do not depend on time; all other files (responses,
-diagnostics, plots), byte by byte; and the names of files, so that nothing remains.
+diagnostics, plots), byte by byte; and the names of files, so that no temporary file remains.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from benchmarks.measure import write_actor
 from lightning_vcppo.cli import main as program
 
 TIMES = ("time/", "rollout/tokens_per_second")
-"""Prefixes of metrics that depend on time, in which no two runs agree."""
+"""Prefixes of metrics that depend on time, which differ between any two runs."""
 
 NEVER_COMPARED = ("config.yaml", "stages.json")
 """Files that contain the name of the run's directory or that this file writes itself."""
@@ -119,7 +119,7 @@ class Saboteur(Callback):
     def __init__(
         self, stage: str = "", occurrence: int = 0, delay: float = 0.0, number: int = 9
     ) -> None:
-        """Keep the plan."""
+        """Store the plan."""
         self._plan = (stage, occurrence)
         self._delay, self._number = delay, number
         self._seconds: dict[str, list[float]] = defaultdict(list)
@@ -192,7 +192,7 @@ class Saboteur(Callback):
         self._enter("export")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the stages and how long they took."""
+        """Write the durations of all stages."""
         self._leave("export")
         Path(trainer.default_root_dir, "stages.json").write_text(json.dumps(self._seconds))
 
@@ -268,11 +268,11 @@ class Ring:
     """The runs that are never killed, and those that are."""
 
     def __init__(self, folder: Path, batches: int | None = None) -> None:
-        """Make the first model.
+        """Write the model with which all runs start.
 
         Args:
             folder: Directory of all runs.
-            batches: Batches of an epoch instead of those in `RUNS`.
+            batches: Number of batches of an epoch; None takes that of `RUNS`.
         """
         self._folder = folder
         self._shorter = [f"--trainer.limit_train_batches={batches}"] if batches else []
@@ -286,7 +286,7 @@ class Ring:
         return ["fit", *RUNS[name], *self._shorter, actor, place, *more]
 
     def _stages_of(self, name: str) -> dict[str, list[float]]:
-        """Return how long each stage took in the run that is never killed; do it the first time."""
+        """Return the durations of stages in the run that is never killed; do it the first time."""
         if name not in self._stages:
             root = self._folder / f"{name}_never_killed"
             code = run(self._arguments(name, root), log := root.with_suffix(".log"))
@@ -296,7 +296,7 @@ class Ring:
         return self._stages[name]
 
     def kill(self, index: int, name: str, rng: random.Random, number: int) -> tuple[str, list[str]]:
-        """Kill a run and resume it; return the stage of the kill, and the differences."""
+        """Kill a run and resume it; return the stage of the kill and the differences."""
         stages = {stage: times for stage, times in self._stages_of(name).items() if times}
         stage = rng.choice(sorted(stages))
         occurrence = rng.randrange(len(stages[stage]))
@@ -308,7 +308,7 @@ class Ring:
         at = command.index("--trainer.callbacks+=benchmarks.resume.Saboteur") + 1
         command[at:at] = [f"--trainer.callbacks.{key}={value}" for key, value in plan.items()]
         code = run(command, log)
-        if code == 0:  # it had ended before the signal came
+        if code == 0:  # it ended before the signal was sent
             shutil.rmtree(root)
             return self.kill(index, name, rng, number)
         found = [] if code in {-number, 128 + number} else [f"killed: exit code {code}"]
@@ -324,9 +324,9 @@ def main() -> None:
     """Kill, resume, compare, and print a line of JSON at the end."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=25)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     parser.add_argument("--signal", default="KILL", choices=["KILL", "TERM", "INT"])
-    parser.add_argument("--batches", type=int, help="of an epoch, for shorter runs")
+    parser.add_argument("--batches", type=int, help="batches of an epoch, for shorter runs")
     parser.add_argument("--output", type=Path, help="directory to keep; by default a temporary one")
     args = parser.parse_args()
     torch.set_num_threads(1)

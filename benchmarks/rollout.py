@@ -9,7 +9,8 @@ without top-k and top-p. The reference is called in the usual way, in batches of
 
 The raw-forward limit is the time of the decoding steps of W if a step were only the model's own
 forward pass with a key-value cache of the mean length, without sampling.
-`--model FOLDER` adds the same for a model from a folder, such as SmolLM2-135M, at a smaller size.
+`--model DIRECTORY` adds the same for a model in a directory, such as SmolLM2-135M, with fewer and
+shorter responses.
 The last line is JSON: `fixed_speedup`, `long_tail_speedup`, `share_of_raw_forward`, ...
 """
 
@@ -77,7 +78,7 @@ def ours(model: Any, prompts: Sequence[Sequence[int]], limit: int, eos: int | No
 
 @torch.no_grad()
 def raw_forward_seconds(model: Any, rows: int, length: int, steps: int) -> float:
-    """Return the seconds of `steps` plain decoding passes over a cache of a fixed length."""
+    """Return the seconds of `steps` plain decoding steps with a cache of a fixed length."""
     cache = DynamicCache(config=model.config)
     ids_RL = torch.full((rows, length), 5)
     model(ids_RL, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -120,10 +121,10 @@ def compare(
 
 
 def main() -> None:
-    """Time both workloads, and a model from a folder if there is one."""
+    """Time both workloads, and the model in a directory if one is given."""
     parser = argparse.ArgumentParser("python -m benchmarks.rollout")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--model", help="folder of a causal language model")
+    parser.add_argument("--model", help="directory of a causal language model")
     arguments = parser.parse_args()
     start()
     results: dict[str, float] = {}

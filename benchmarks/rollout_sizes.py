@@ -1,16 +1,16 @@
-"""Memory and rate of reading many stored responses: `python -m benchmarks.rollout_sizes`.
+"""Measure memory and rate of reading stored responses: `python -m benchmarks.rollout_sizes`.
 
-10,000 and 100,000 generated responses are written as `vcppo predict` writes them, eight to a
-prompt, and read into the store that critics are fitted from, each count in a process of its own.
-In the same process the same lines go through `json.loads` alone, before and after.
+10,000 and 100,000 generated responses are written in the format of `vcppo predict`, eight to a
+prompt, and read into the store that critics are fitted from, each count in its own process. The
+same process also reads the same lines with only `json.loads`, before and after.
 
-    peak_mb     resident memory at its peak while they are read, the process as a whole
-    rate        responses a second, by `read_responses`, which looks at every field
+    peak_mb     peak of the resident memory of the complete process while they are read
+    rate        responses a second, by `read_responses`, which checks every field
     store_rate  the same with token ids checked and stored, by `TokenStore` and `Importer`
-    json_rate   the same of `json.loads`
+    json_rate   the same by `json.loads`
 
-The last line is JSON: `peak_ratio` (1.2 is wanted at most), `rate_share` (0.5 at least, of the
-larger count) and the numbers behind them.
+The last line is JSON: `peak_ratio` (the goal is at most 1.2), `rate_share` (at least 0.5, for the
+larger count) and the numbers from which they are computed.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def json_seconds(file: Path) -> float:
 
 
 def measure(file: Path) -> dict[str, Any]:
-    """Read a file into a store, and return what it took."""
+    """Read a file into a store, and return memory and rates."""
     from lightning_vcppo.critic_lab.store import TokenStore
     from lightning_vcppo.data.tiny_tokenizer import default_tokenizer
     from lightning_vcppo.interchange import Importer, read_responses
@@ -100,7 +100,7 @@ def main() -> None:
     """Measure both counts, or read one file."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--file", type=Path, help="read this one; for the processes")
+    parser.add_argument("--file", type=Path, help="for the child process: the file to read")
     parser.add_argument("--counts", type=int, nargs=2, default=COUNTS)
     options = parser.parse_args()
     if options.file:

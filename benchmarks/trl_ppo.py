@@ -1,4 +1,4 @@
-"""Run complete iterations of TRL's PPOTrainer on a reference workload, to compare with.
+"""Run complete iterations of TRL's PPOTrainer on a reference workload, for comparison.
 
 It needs the extra `bench`. TRL 0.29.1 gets its best settings, so that the comparison favours it:
 float32 like ours, no gradient checkpointing, a reward that costs nothing. It has no switch
@@ -35,7 +35,7 @@ class LengthReward(nn.Module):
     base_model_prefix = "backbone"
 
     def __init__(self, pad_token_id: int, prompt_length: int) -> None:
-        """Keep what is needed to recognise a response."""
+        """Store the padding id and the prompt length, which locate the response."""
         super().__init__()
         self.pad_token_id, self.prompt_length = pad_token_id, prompt_length
         self.response_tokens = 0
@@ -53,10 +53,10 @@ class LengthReward(nn.Module):
 
 
 class TRLIteration:
-    """One PPO iteration a call: a response to each prompt, scores, one epoch of one mini-batch.
+    """One PPO iteration per call: a response to each prompt, scores, one epoch of one mini-batch.
 
     Attributes:
-        tokens: Response tokens of each call, <eos> included.
+        tokens: Response tokens of each call, including <eos>.
         generate_seconds: Seconds of TRL in `generate`, for each call.
     """
 
@@ -88,7 +88,7 @@ class TRLIteration:
     def __call__(self) -> None:
         """Do one iteration."""
         with quietly():
-            self._trainer.train()  # of `total_episodes`: one iteration
+            self._trainer.train()  # `total_episodes` makes it one iteration
         self.tokens.append(self._reward.response_tokens)
 
 
@@ -111,7 +111,7 @@ def build_trainer(
         raise SystemExit(f"TRL is not installed; run pip install -e '.[bench]' ({error})") from None
     size = len(work.prompts)
     micro_batch_size = micro_batch_size or size
-    # TRL recognises padding by its id, so it is one that the policy cannot sample.
+    # TRL identifies padding by its id, so the policy must not be able to sample it.
     tokenizer = word_tokenizer(work, pad_token_id=work.config.vocab_size + 1)
     ends = work.eos_token_id < work.config.vocab_size
     settings = PPOConfig(

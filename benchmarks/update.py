@@ -1,17 +1,17 @@
 """Time the updates of a rollout: `python -m benchmarks.update`.
 
-One PPO update of actor and critic on 64 responses of W-tail (32 tokens of prompt, 1 to 256 of
+It is one PPO update of actor and critic on 64 responses of W-tail (32 tokens of prompt, 1 to 256 of
 response, about 60 on average), two threads of the CPU, float32, AdamW.
 
     ours       `VCPPOModule.update_network` for both networks, as in training
     reference  the usual implementation: rows padded to the longest of the rollout, logits at every
                position, log_softmax, gather; micro-batches of 16 rows, in the order of sampling
 
-Both do the same update, which is checked. Tokens a second count real tokens with prompts. Model
-FLOPs are 6 a weight and token (forward 2, backward 4), and 12 x hidden x (mean length / 2) a layer
-and token for attention; embeddings do not count, the head counts for response tokens. The peak is
-the best of a few float32 matrix products. Everything except attention processes only real tokens;
-the real share is that of the positions in attention, which are the only padded ones.
+A check ensures that both do the same update. Tokens a second count real tokens with prompts. Model
+FLOPs are 6 per weight and token (forward 2, backward 4), and 12 x hidden x (mean length / 2) per
+layer and token for attention; embeddings do not count, the head counts for response tokens. The
+peak is the best of a few float32 matrix products. Only attention has padding; everything else
+processes only real tokens. The real share is the share of real tokens in the rows of attention.
 
 `--layers smollm2` adds an update of four layers of SmolLM2-135M's size. The last line is JSON:
 `speedup`, `real_share`, `mfu`, ...
@@ -68,7 +68,7 @@ LR = 1e-4
 
 
 def random_rollout(rows: int, prompt: int, limit: int, vocab: int, stop: float) -> Rollout:
-    """Make responses whose tokens are the last with probability `stop`, scored as a rollout is."""
+    """Make a scored rollout of responses whose tokens are the last with probability `stop`."""
     rng = torch.Generator().manual_seed(1)
     lengths_B = torch.empty(rows).geometric_(stop, generator=rng).long().clamp_max(limit)
     mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
@@ -92,10 +92,10 @@ def random_rollout(rows: int, prompt: int, limit: int, vocab: int, stop: float) 
 
 
 class Bench(VCPPOModule):
-    """A module whose training step does the same update twice, ours and the reference, timed."""
+    """A module whose training step times the same update twice, ours and the reference."""
 
     def prepare(self, rollout: Rollout) -> None:
-        """Keep the responses that every step learns from."""
+        """Set the responses that every step learns from."""
         self.responses = rollout
         self.times: dict[str, list[float]] = {"reference": [], "ours": []}
         self.difference = 0.0
@@ -129,7 +129,7 @@ class Bench(VCPPOModule):
             self.times["ours"].append(ended - middle)
 
     def reference_update(self, rollout: Rollout) -> None:
-        """Update actor and critic in the usual way."""
+        """Update actor and critic with the usual implementation."""
         networks: Any = self.reference_networks
         actor, critic = networks
         assert rollout.old_logprobs_BT is not None and rollout.advantages_BT is not None
@@ -182,7 +182,7 @@ def model_flops(config: Qwen2Config, rollout: Rollout) -> float:
 
 
 def matmul_peak() -> float:
-    """Return the most floating-point operations a second of a few float32 products."""
+    """Return the largest rate of floating-point operations of a few float32 products."""
     best = 0.0
     for size in (512, 1024, 2048):
         a, b = torch.randn(size, size), torch.randn(size, size)
@@ -235,7 +235,7 @@ def main() -> None:
     """Time the update of W-tail, and of SmolLM2-sized layers."""
     parser = argparse.ArgumentParser("python -m benchmarks.update")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--max_tokens", type=int, default=2048, help="of our micro-batches")
+    parser.add_argument("--max_tokens", type=int, default=2048, help="tokens of our micro-batches")
     parser.add_argument("--layers", choices=["smollm2"], help="add four layers of that size")
     arguments = parser.parse_args()
     start()

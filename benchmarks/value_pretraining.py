@@ -5,20 +5,20 @@ Both ways fit the same critic with the same settings on rollouts of the same fro
     fresh   every rollout is fitted once and discarded, as is usual
     replay  each step fits the new rollout once and stored ones `REPLAYS` times (ours)
 
-Explained variance is measured on the same responses to other problems, which neither way sees.
-Tokens are all generated tokens, with those of responses that `replay` holds out. The policy
-is cold-started here, on generated sums. Results are medians over seeds of the critic's data; the
-last line is JSON:
+Explained variance is measured on the same responses to other problems, which neither way is fitted
+on. Tokens are all generated tokens, including those of responses that `replay` holds out. The
+policy is cold-started here, on generated sums. Results are medians over seeds of the critic's data;
+the last line is JSON:
 
     token_ratio       tokens of fresh / of replay until they reach the final value of fresh
-    token_ratio_low   the smallest of the seeds
+    token_ratio_low   the smallest ratio of the seeds
     fresh_ev          final explained variance of fresh, the mean of its last rollouts
     replay_ev         the same of replay
     fresh_tokens      tokens generated until fresh first has 95 % of `fresh_ev`
     replay_tokens     tokens generated until replay first has it
 
-The 95 % allow for noise: the curves are flat at their end, and the rest is less than the difference
-of two critics that were fitted in another order.
+The 95 % allow for noise: the curves are flat at their end, and the remaining 5 % are less than the
+difference between two critics that were fitted in different orders.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ SAMPLING = SamplingSettings(max_response_length=144)
 PROMPTS, TEST_PROMPTS, COLD_START_UPDATES = 128, 384, 600
 FRESH_ROLLOUTS, REPLAY_ROLLOUTS, REPLAYS = 18, 6, 4
 LAST, ENOUGH = 3, 0.95
-"""Number of last rollouts whose mean explained variance is the goal, and the share to reach."""
+"""Number of last rollouts whose mean explained variance is the target, and the share to reach."""
 
 Curve = list[tuple[int, float]]
 """Tokens generated so far and explained variance, after each rollout."""
 
 
 def cold_start(folder: Path) -> str:
-    """Teach a tiny policy to add, with mistakes; return its directory."""
+    """Cold-start a tiny policy that adds, with mistakes; return its directory."""
     L.seed_everything(0, verbose=False)
     module = ColdStartModule(
         measure.actor_fields("model/tiny_qwen2"),
@@ -124,7 +124,7 @@ def pretrain(actor: str, folder: Path, seed: int, rollouts: int, replays: int, l
         max_rollouts=rollouts + 1,  # the phase does not end, so the curve shows the latest critics
         min_rollouts=rollouts + 1,
         replays=replays,
-        held_out_share=0.25 if replays else 1 / PROMPTS,  # fresh does not use it, so the least
+        held_out_share=0.25 if replays else 1 / PROMPTS,  # the least, because fresh does not use it
         dirpath=str(folder),
     )
     judge = Judge()
@@ -157,8 +157,8 @@ def tokens_to(curve: Curve, explained_variance: float) -> float:
 def main() -> None:
     """Cold-start a policy, pretrain its critic both ways, print tables and a line of JSON."""
     parser = argparse.ArgumentParser("python -m benchmarks.value_pretraining")
-    parser.add_argument("--seeds", type=int, default=3, help="of the critic's data")
-    parser.add_argument("--lr", type=float, default=3e-4, help="of the critic, both ways")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds of the critic's data")
+    parser.add_argument("--lr", type=float, default=3e-4, help="the critic's rate, both ways")
     arguments = parser.parse_args()
     seeds, lr = range(1, arguments.seeds + 1), arguments.lr
     measure.start()

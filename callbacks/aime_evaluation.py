@@ -70,9 +70,9 @@ class AIMEEvaluation(Callback):
     Args:
         sample_table_rows: Problems of each set whose first response is sent to the dashboard; 0
             sends none.
-        dirpath: Folder for `rollouts_000060.jsonl`, the responses after rollout 60, and the tables
-            `rollouts_000060_by_problem.csv` and `..._by_group.csv` (years, levels, subjects); None
-            means `evaluation/` in the run's directory.
+        dirpath: Directory of `rollouts_000060.jsonl`, the responses after rollout 60, and of the
+            tables `rollouts_000060_by_problem.csv` and `..._by_group.csv` (years, levels,
+            subjects); None means `evaluation/` in the run's directory.
 
     Raises:
         ValueError: If `sample_table_rows` is negative, or an evaluation ends without a response.

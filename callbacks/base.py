@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from lightning_vcppo.algorithm.value_pretraining import Phase
 from lightning_vcppo.common.files import may_write, run_path
-from lightning_vcppo.common.fresh_start import begins_anew
+from lightning_vcppo.common.fresh_start import is_new_run
 from lightning_vcppo.dashboards.rollout_log import FOLDER, RolloutLog
 from lightning_vcppo.distributed.standstill import in_place
 from lightning_vcppo.rollouts.rollout import Rollout
@@ -45,7 +45,7 @@ class RunCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Reset the state, unless this Trainer continues its own run."""
         super().setup(trainer, pl_module, stage)
-        if stage == "fit" and begins_anew(trainer):
+        if stage == "fit" and is_new_run(trainer):
             self.begin_run()
 
 

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class ModelExport(Callback):
-    """Write Hugging Face folders at the end of `fit`: `actor/` and `critic/`.
+    """Write Hugging Face directories at the end of `fit`: `actor/` and `critic/`.
 
     Args:
-        dirpath: Directory of these folders; None means the run's directory.
+        dirpath: Directory that contains them; None means the run's directory.
     """
 
     def __init__(self, dirpath: str | None = None) -> None:

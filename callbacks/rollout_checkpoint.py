@@ -163,7 +163,7 @@ class RolloutCheckpoint(RunCallback, ModelCheckpoint):
         return share is None or self._saving_s <= share * (time.monotonic() - began_at)
 
     def _save(self, trainer: Trainer) -> None:
-        """Write next to the last checkpoint, then replace it: some strategies write folders."""
+        """Write next to the last checkpoint, then replace it: some strategies write directories."""
         self._saving_began_at = time.monotonic()
         self.last_model_path = str(self._path)
         unfinished = self._path.with_name(f"{LAST}{UNFINISHED}")

@@ -1,1 +1,1 @@
-"""Experiments: ablation, delayed choice, a pretrained model."""
+"""Experiments on small tasks, with the runs, rows and reports that they share."""

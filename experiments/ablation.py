@@ -1,7 +1,6 @@
 """Run an ablation on a laptop: `python -m experiments.ablation --arms ppo vcppo --seeds 0 1`.
 
-The arms are in `ablation.yaml` next to this file; `runner` says how they are run and what the CSV
-files hold.
+The arms are in `ablation.yaml` next to this file; `runner` describes the runs and the CSV files.
 """
 
 from __future__ import annotations
@@ -42,12 +41,14 @@ def main() -> None:
     )
     parser.add_argument("--arms", nargs="+", default=MAIN_ARMS, help="names in ablation.yaml")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--actor_lr", nargs="+", type=float, help="instead of the arm's own")
+    parser.add_argument(
+        "--actor_lr", nargs="+", type=float, help="rates to use instead of the arm's"
+    )
     parser.add_argument(
         "--setting", default="demo", help="directory in configs/ that contains rl.yaml"
     )
     parser.add_argument("--results", default="docs/experiments/ablation.csv", help="CSV file")
-    parser.add_argument("--runs", default="runs/ablation", help="folder of the runs")
+    parser.add_argument("--runs", default="runs/ablation", help="directory of the runs")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, one core each")
     arguments = parser.parse_args()
     try:

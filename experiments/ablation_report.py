@@ -1,9 +1,9 @@
-"""Table and figures of an ablation: `python -m experiments.ablation_report CSV --output DIR`.
+"""Report an ablation: `python -m experiments.ablation_report CSV --output DIRECTORY`.
 
 The table has, for each arm, the mean over seeds with its 95 % interval (Student's t), and the
 difference from VC-PPO on the same seeds with the interval and p value of a paired t test, the p
 after Holm's correction for all arms of the table, and the exact p of a sign-flip test. Seeds are
-few, so intervals are wide; arms with one seed have none. `vcppo compare CSV` tells more.
+few, so intervals are wide; arms with one seed have none. `vcppo compare CSV` has more statistics.
 
 The figures are `curves.png` (accuracy and length over rollouts, each seed and
 their mean), `arms.png` (each arm's accuracy at the end), `initial_advantage.png` (values and
@@ -45,13 +45,13 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate:
-        """Estimate from one value a seed."""
+        """Estimate the mean from one value for each seed."""
         found = statistics.t_estimate(values)
         low, high = found.interval
         return cls(found.mean, (high - low) / 2 or math.nan, found.p)
 
     def percent(self, sign: str = "") -> str:
-        """Return it in percent, as "68.4 (65.0 to 71.8)"."""
+        """Return the estimate in percent, as "68.4 (65.0 to 71.8)"."""
         text = f"{100 * self.mean:{sign}.1f}"
         if math.isnan(self.half_width):
             return text
@@ -60,7 +60,7 @@ class Estimate:
 
 
 def by_arm(rows: Sequence[Mapping[str, str]], column: str) -> dict[str, dict[int, float]]:
-    """Return the values of a column by arm and seed, arms in the order of their first row."""
+    """Return the values of a column by arm and seed, with arms in the order of their first row."""
     values: dict[str, dict[int, float]] = defaultdict(dict)
     for row in rows:
         values[row["arm"]][int(row["seed"])] = float(row[column])
@@ -134,7 +134,7 @@ def draw_curves(curves: Sequence[Mapping[str, str]], arms: Sequence[str], path: 
         (panels[0], "accuracy", "Accuracy of rollouts (%)", 100),
         (panels[1], "response_length", "Response length (tokens)", 1),
     ):
-        tidy(ax, title, "rollouts, those of value pretraining included")
+        tidy(ax, title, "rollouts, including value pretraining")
         for place, arm in enumerate(arms):
             seeds: dict[str, list[tuple[int, float]]] = defaultdict(list)
             for row in curves:

@@ -1,8 +1,8 @@
 """Isolate reward-signal decay: `python -m experiments.delayed_choice --lengths 64 128 256 512`.
 
-The first token of a response chooses a method, exact or rough. What follows is the same for both,
-and after T tokens the method is rewarded: +1 for exact, -1 for rough and for responses that do not
-come to their end. A policy that chooses rough in six of ten responses has to learn this decision.
+The first token of a response chooses a method, exact or rough. The rest is the same for both, and
+after T tokens the method is rewarded: +1 for exact, -1 for rough and for responses that do not
+reach their end. A policy that chooses rough in six of ten responses has to learn this decision.
 Two ways to train the critic are compared by the number of rollouts until eight in ten responses are
 rewarded:
 
@@ -13,7 +13,7 @@ lambda_actor is 0.95 for both, and neither pretrains the critic. There are two c
 
     full      the actor's weights; every token sees the first one at any distance
     window    random weights, attention to the last 16 tokens in each of 2 layers: far from the
-              choice, values cannot tell one method from the other
+              choice, values cannot distinguish the methods
 
 Results are added to a CSV file, run by run: critic, lambda_critic, length (tokens), seed, rollouts
 (empty if the limit was reached first), exact (share in the last five rollouts), response_length
@@ -75,14 +75,14 @@ LINES = {
 
 
 def chose_exact(response: str, answer: int) -> float:
-    """Reward the method that a response has chosen, if it counts to its end, slips or not."""
+    """Reward the method that a response has chosen, if it counts to its end, even with slips."""
     words = response.removeprefix(THINK_OPEN).split()
     at_end = any(word.startswith("000:") for word in words)
     return 1.0 if words[:1] == ["exact"] and at_end else -1.0
 
 
 def problems(length: int, rough_rate: float = 0.0) -> str:
-    """Return the flag for problems whose responses have about that many tokens."""
+    """Return the flag for problems whose responses have about `length` tokens."""
     steps = length // TOKENS_PER_LINE
     generated = {
         "families": ["count"],
@@ -94,7 +94,7 @@ def problems(length: int, rough_rate: float = 0.0) -> str:
 
 
 def cold_start(seed: int, length: int, run: Path) -> None:
-    """Teach a policy to count that far, with either method, unless it exists."""
+    """Train a policy to count that far with both methods, unless it exists."""
     if holds_model(run / "actor"):
         return
     flags = (
@@ -137,7 +137,7 @@ def training(
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """Return the results of a run for its row, without the time."""
+    """Return the results of a run for its row, except the time."""
     keys = ("rollout/accuracy", "rollout/response_length")
     rollouts = [[float(row[key]) for key in keys] for row in metric_rows(run, *keys)]
     exact, tokens = zip(*rollouts, strict=True)
@@ -149,7 +149,7 @@ def outcome(run: Path) -> dict[str, Any]:
 
 
 def draw(rows: Sequence[Mapping[str, str]], path: Path) -> None:
-    """Draw the rollouts until the choice by length; runs that did not learn it have open marks."""
+    """Draw the rollouts until the choice is learned, by length; open marks did not learn it."""
     figure, ax = open_figure("Rollouts until the choice is learned", "tokens to the reward", "")
     for (critic, lambda_critic), (color, style) in LINES.items():
         mine = [r for r in rows if (r["critic"], r["lambda_critic"]) == (critic, lambda_critic)]
@@ -171,7 +171,7 @@ def draw(rows: Sequence[Mapping[str, str]], path: Path) -> None:
 
 
 def main() -> None:
-    """Read the command line and run what is missing."""
+    """Read the command line and do the missing runs."""
     parser = argparse.ArgumentParser(
         "python -m experiments.delayed_choice", description=__doc__.splitlines()[0]
     )

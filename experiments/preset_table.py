@@ -1,7 +1,8 @@
 """Write the table of presets in configs/README.md: `python -m experiments.preset_table`.
 
-Everything in it is read from the files: what a preset is from its first sentence, and what differs
-from `vcppo.yaml` from the values, with the defaults of the settings where a file has none.
+The table is generated from the files: the description of a preset is the first sentence of its
+header, and its differences from `vcppo.yaml` are those of the values, with the defaults of settings
+that a file leaves out.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ OF_THE_CRITIC = {"value", "critic_optimizer", "value_pretraining"}
 
 
 def presets() -> dict[str, Path]:
-    """Return the files that are algorithms, by name: those that leave the actor to a setting."""
+    """Return the configs of algorithms by name: those that do not name an actor."""
     return {
         path.stem: path
         for path in sorted(CONFIGS.glob("*.yaml"))
@@ -63,7 +64,7 @@ def in_short(path: Path) -> str:
 
 
 def settings(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the settings of a preset by group, defaults included."""
+    """Return the settings of a preset by group, including defaults."""
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
     groups = given["model"]["init_args"] | {"value_pretraining": given["value_pretraining"]}
     return {name: DEFAULTS[name] | groups.get(name, {}) for name in DEFAULTS}
@@ -72,7 +73,7 @@ def settings(path: Path) -> dict[str, dict[str, Any]]:
 def differences(
     own: Mapping[str, Mapping[str, Any]], reference: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[str]:
-    """Yield the settings that differ, a text for each group."""
+    """Yield a text with the settings that differ for each group."""
     has_critic = own["advantage"]["estimator"] == "gae"
     for group, values in own.items():
         if group in OF_THE_CRITIC and not has_critic:
@@ -89,7 +90,7 @@ def differences(
 def table() -> str:
     """Return the table in Markdown."""
     reference = settings(presets()[REFERENCE])
-    lines = ["| Preset | In short | What differs from `vcppo.yaml` |", "|---|---|---|"]
+    lines = ["| Preset | Description | Differences from `vcppo.yaml` |", "|---|---|---|"]
     for name, path in presets().items():
         changed = "; ".join(differences(settings(path), reference)) or "-"
         lines.append(f"| `{name}.yaml` | {in_short(path)} | {changed} |")
@@ -97,13 +98,13 @@ def table() -> str:
 
 
 def with_table(text: str) -> str:
-    """Return a text with the table between its marks."""
+    """Return a text in which the table between the marks is replaced by the current one."""
     before, _, rest = text.partition(BEGIN)
     return f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}"
 
 
 def _written(value: Any) -> str:
-    """Return a value as YAML writes it, in one line."""
+    """Return a value as one line of YAML."""
     if isinstance(value, float):
         return f"{value:g}"
     return str(yaml.safe_dump(value, default_flow_style=True)).removesuffix("...\n").strip()

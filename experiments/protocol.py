@@ -1,9 +1,9 @@
 """Run an experiment by its protocol: `python -m experiments.dose_response --seeds 0 1`.
 
 A protocol is the file `protocol.yaml` in the directory of the experiment. It is committed before
-the first run of a reported seed, and says what is compared, what is expected, and what would show
-that the expectation is wrong. Each row of the results names the commit that it was measured at. The
-runs themselves are described in `runner`.
+the first run of a reported seed, and states the comparisons, the predictions, and the results that
+would falsify them. Each row of the results names the commit at which it was measured. `runner`
+describes the runs.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Contrast:
     """A paired difference that the protocol names.
 
     Attributes:
-        arm: Its name.
-        reference: What is subtracted.
-        primary: Whether its p value is corrected with the others of its kind; the rest is
-            exploratory and has none.
+        arm: Name of the arm.
+        reference: Name of the arm that is subtracted.
+        primary: Whether it has a p value, which is corrected for all primary contrasts; exploratory
+            contrasts have none.
     """
 
     arm: str
@@ -46,17 +46,17 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What an experiment is going to do, fixed before it does it.
+    """The plan of an experiment, fixed before its runs.
 
     Attributes:
-        name: Of the directory.
-        settings: Directory with the configs of starts and runs, by task; an experiment with one
-            task has no name for it.
-        seeds: That are reported, all or none.
-        pilot_seeds: On which settings may be tried.
-        arms: In the order in which they run.
-        contrasts: Primary ones first.
-        to_be_set: What the pilot must set before a reported seed may run.
+        name: Name of the directory.
+        settings: Directory with the configs of starts and runs, by task; the name is empty in an
+            experiment with one task.
+        seeds: Reported seeds, all or none.
+        pilot_seeds: Seeds on which settings may be tried.
+        arms: Arms in the order of their runs.
+        contrasts: Contrasts, primary ones first.
+        to_be_set: Settings that the pilot must fix before a reported seed may run.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Protocol:
         return next(iter(self.settings.values()))
 
     def pick(self, names: Sequence[str]) -> list[Arm]:
-        """Return the arms of the given names, all if there are none.
+        """Return the arms of the given names, or all arms without names.
 
         Raises:
             ValueError: If there is no arm of that name.
@@ -85,11 +85,11 @@ class Protocol:
         return [known[name] for name in names] or list(self.arms)
 
     def check_seeds(self, seeds: Sequence[int]) -> None:
-        """Check that the seeds are those of the protocol, and that it is complete for them.
+        """Check that the protocol has the seeds, and is complete if they are reported.
 
         Raises:
-            ValueError: If one is neither reported nor of the pilot, or if it is reported and the
-                pilot has not set everything.
+            ValueError: If a seed is neither reported nor of the pilot, or if it is reported and the
+                pilot has not fixed all settings.
         """
         for seed in seeds:
             if seed not in self.seeds + self.pilot_seeds:
@@ -106,7 +106,7 @@ def read_protocol(name: str) -> Protocol:
     """Return the protocol of an experiment.
 
     Raises:
-        ValueError: If something that a protocol must say is missing, or an arm is unknown.
+        ValueError: If a required field is missing, or an arm is unknown.
     """
     path = Path(__file__).parent / name / "protocol.yaml"
     text: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -131,21 +131,21 @@ def read_protocol(name: str) -> Protocol:
 
 
 def main(name: str) -> None:
-    """Read the command line of an experiment and run what is missing.
+    """Read the command line of an experiment and do the missing runs.
 
     Args:
-        name: Of its directory.
+        name: Name of the experiment's directory.
     """
     parser = argparse.ArgumentParser(
-        f"python -m experiments.{name}", description="Run what is missing of the protocol."
+        f"python -m experiments.{name}", description="Do the missing runs of the protocol."
     )
-    parser.add_argument("--seeds", nargs="+", type=int, help="those of the protocol by default")
-    parser.add_argument("--arms", nargs="+", default=[], help="all by default")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: those of the protocol")
+    parser.add_argument("--arms", nargs="+", default=[], help="default: all")
     parser.add_argument("--results", type=Path, default=ROOT / "docs/experiments" / f"{name}.csv")
     parser.add_argument("--runs", type=Path, default=Path("runs") / name, help="directory of runs")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time, one core each")
-    parser.add_argument("--report", action="store_true", help="print what the results show")
-    parser.add_argument("--actor_lr", nargs="+", type=float, help="pilots: not the arm's own rates")
+    parser.add_argument("--report", action="store_true", help="print a report of the results")
+    parser.add_argument("--actor_lr", nargs="+", type=float, help="rates to try, only in pilots")
     arguments = parser.parse_args()
     try:
         protocol = read_protocol(name)
@@ -161,7 +161,7 @@ def main(name: str) -> None:
         arms = protocol.pick(arguments.arms)
         if arguments.actor_lr:
             if set(seeds) & set(protocol.seeds):
-                raise ValueError("--actor_lr: other rates are for the pilot's seeds")
+                raise ValueError("--actor_lr: expected only seeds of the pilot")
             arms = [arm.at(lr) for arm in arms for lr in arguments.actor_lr]
         run(arms, seeds, Results(arguments.results), arguments.runs, arguments.processes)
     except (ValueError, RuntimeError) as error:

@@ -1,7 +1,7 @@
 """Report the rows of an experiment: a table of its arms, and the contrasts of its protocol.
 
-Contrasts are paired by seed. There are none before every arm has every seed: differences that are
-looked at while runs are still to come invite stopping at the right moment. `vcppo compare` has more
+Contrasts are paired by seed. They are reported only when every arm has every seed, because looking
+at differences between runs invites stopping at a favourable moment. `vcppo compare` has more
 statistics of finished runs.
 """
 
@@ -16,7 +16,7 @@ from lightning_vcppo.comparison.statistics import holm, share_interval, sign_fli
 
 Rows = Sequence[Mapping[str, str]]
 LAST = 5
-"""Rollouts at the end of a run over which accuracy and length are averaged."""
+"""Number of rollouts at the end of a run over which accuracy and length are averaged."""
 
 
 def report(
@@ -26,14 +26,14 @@ def report(
     seeds: Sequence[int],
     contrasts: Sequence[tuple[str, str, bool]],
 ) -> str:
-    """Return the table and, if all runs are there, the contrasts, as Markdown.
+    """Return the table and, if all runs are complete, the contrasts, as Markdown.
 
     Args:
-        rows: Of the results; those of other seeds are left out.
-        curves: Of training.
-        arms: Of the protocol, in its order.
-        seeds: Of the protocol.
-        contrasts: Arm, reference, and whether its p value counts among the primary ones.
+        rows: Rows of the results; those of other seeds are ignored.
+        curves: Rows of the training curves.
+        arms: Arms of the protocol, in its order.
+        seeds: Seeds of the protocol.
+        contrasts: Arm, reference, and whether the contrast is primary.
     """
     rows = [row for row in rows if int(row["seed"]) in seeds and row["arm"] in arms]
     accuracy = by_arm(rows, "accuracy")
@@ -41,8 +41,8 @@ def report(
     lines = [table(rows, curves, arms)]
     if missing:
         lines.append(
-            f"Unfinished: {len(rows)} of {len(arms) * len(seeds)} runs. There are no contrasts "
-            "before all of them are there."
+            f"Unfinished: {len(rows)} of {len(arms) * len(seeds)} runs. Contrasts are reported "
+            "when all of them are complete."
         )
     else:
         lines.append(contrast_table(accuracy, contrasts))
@@ -50,7 +50,7 @@ def report(
 
 
 def table(rows: Rows, curves: Rows, arms: Sequence[str]) -> str:
-    """Return one line for each arm: its accuracy in percent, its length, its collapsed runs."""
+    """Return a table with a line for each arm: accuracy in percent, length, collapsed runs."""
     accuracy, length = by_arm(rows, "accuracy"), by_arm(rows, "response_length")
     collapses, area = collapsed(curves), areas(curves)
     lines = [
@@ -77,7 +77,7 @@ def table(rows: Rows, curves: Rows, arms: Sequence[str]) -> str:
 def contrast_table(
     accuracy: Mapping[str, Mapping[int, float]], contrasts: Sequence[tuple[str, str, bool]]
 ) -> str:
-    """Return one line for each contrast, in points; exploratory ones have no p value."""
+    """Return a table with a line for each contrast, in points; exploratory ones have no p value."""
     estimates = [paired(accuracy[arm], accuracy[reference]) for arm, reference, _ in contrasts]
     primary = [i for i, (_, _, is_primary) in enumerate(contrasts) if is_primary]
     corrected = dict(zip(primary, holm([estimates[i].p for i in primary]), strict=True))
@@ -95,10 +95,10 @@ def contrast_table(
 
 
 def collapsed(curves: Rows) -> dict[tuple[str, int], bool]:
-    """Return which runs have collapsed.
+    """Return for each run whether it has collapsed.
 
-    Means of both accuracy and length over the last five rollouts are below half of those of the
-    first rollout from which the policy learned.
+    It has if the means of both accuracy and length over the last five rollouts are below half of
+    those of the first rollout from which the policy learned.
     """
     return {
         run: all(
@@ -110,7 +110,7 @@ def collapsed(curves: Rows) -> dict[tuple[str, int], bool]:
 
 
 def areas(curves: Rows) -> dict[tuple[str, int], float]:
-    """Return mean accuracy over the rollouts of the policy that every run has."""
+    """Return the mean accuracy over the policy's rollouts, as many as every run has."""
     runs = _of_policy(curves)
     shortest = min(map(len, runs.values()), default=0)
     return {

@@ -1,10 +1,11 @@
-"""Train every recipe on the demo's task, side by side: `python -m experiments.recipes`.
+"""Train every recipe on the demo's task and compare them: `python -m experiments.recipes`.
 
 A recipe is a preset of `configs/`, in the setting `configs/demo/`. All start from the same policy
-and reward model, with one seed and one thread, and have rollouts of 128 responses. From the setting
-come lengths, the actor's learning rate, 16 updates a rollout and the rollouts of value pretraining;
-from the recipe everything else, the ratio of the critic's learning rate to the actor's and that of
-its minibatches among it. Finished runs are skipped, so an interrupted call resumes where it was.
+and reward model, with one seed and one thread, and have rollouts of 128 responses. The setting
+determines lengths, the actor's learning rate, 16 updates a rollout and the rollouts of value
+pretraining; the recipe determines everything else, including the ratios of the critic's learning
+rate and mini-batch size to the actor's. Finished runs are skipped, so an interrupted call can be
+repeated.
 
 Columns of the results, which are written as CSV, as a table and as a figure:
 
@@ -13,12 +14,12 @@ Columns of the results, which are written as CSV, as a table and as a figure:
     cold_start_accuracy      of the policy it started from, on the same problems
     response_length          mean tokens, in the same evaluation
     explained_variance, r2   of the critic on its last rollout, before it is fitted on it
-    rollouts                 training steps, those of value pretraining included; with dynamic
-                             sampling a rollout takes several batches, so there are fewer
+    rollouts                 training steps, including value pretraining; with dynamic sampling a
+                             rollout takes several batches, so there are fewer
     tokens                   response tokens of all rollouts
     seconds                  of the run, on one core that other processes may have used
 
-One seed says how a recipe behaves here, not which is better.
+One seed shows how a recipe behaves here, not which recipe is better.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def command(recipe: str, seed: int, seed_dir: Path, rollouts: int) -> list[str]:
         "trainer.val_check_interval": rollouts,
     }
     if own["value"]["architecture"] == "side":
-        flags["model.critic"] = "null"  # it starts on the actor's activations
+        flags["model.critic"] = "null"  # a side critic reads the actor's activations
     if update["critic_mini_batch_size"] is not None:
         share = update["critic_mini_batch_size"] / update["ppo_mini_batch_size"]
         flags["model.update.critic_mini_batch_size"] = max(1, round(MINI_BATCH * share))
@@ -88,7 +89,7 @@ def _ratio_of_rates(own: Mapping[str, Mapping[str, Any]]) -> float:
 
 
 def outcome(run_dir: Path, cold_start_dir: Path) -> dict[str, Any]:
-    """Return what a finished run has come to, by column."""
+    """Return the results of a finished run by column."""
     rollouts = [*metric_rows(run_dir, "rollout/accuracy", "rollout/response_length")]
     [*_, evaluation] = metric_rows(run_dir, "eval/accuracy", "eval/response_length")
     [*_, cold_start] = metric_rows(cold_start_dir, "eval/accuracy")
@@ -133,7 +134,7 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def draw(rows: Sequence[Mapping[str, str]], path: Path) -> None:
-    """Draw accuracy, the critic's explained variance and R^2, and seconds, a bar a recipe."""
+    """Draw accuracy, the critic's explained variance and R^2, and seconds, as bars by recipe."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 1.5 + 0.3 * len(rows)), layout="constrained")
@@ -163,13 +164,13 @@ def draw(rows: Sequence[Mapping[str, str]], path: Path) -> None:
 
 
 def main() -> None:
-    """Read the command line and train what is missing."""
+    """Read the command line and train the missing recipes."""
     parser = argparse.ArgumentParser(
         "python -m experiments.recipes", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--recipes", nargs="+", help="presets; all, if none is named")
+    parser.add_argument("--recipes", nargs="+", help="presets; default: all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rollouts", type=int, default=ROLLOUTS, help="fewer for a trial")
+    parser.add_argument("--rollouts", type=int, default=ROLLOUTS, help="rollouts of each run")
     parser.add_argument("--results", type=Path, default=Path("runs/recipes/recipes.csv"))
     parser.add_argument("--runs", type=Path, default=Path("runs/recipes"))
     arguments = parser.parse_args()

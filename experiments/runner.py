@@ -1,10 +1,10 @@
-"""Run the arms of an experiment from the starts that they share, and keep a row of each run.
+"""Run the arms of an experiment from shared starts, and store a row for each run.
 
 An arm is an algorithm of `configs/`, a setting (a directory with `cold_start.yaml`,
 `reward_model.yaml` and `rl.yaml`) and learning rates. For each seed a policy is cold-started and a
 reward model is trained on it, once; then every arm starts from these two. Each run is the command
-that it prints, in its own process with one thread. Its result is added to a CSV file when it ends,
-and runs that are in the file are skipped: an interrupted call resumes where it was.
+that is printed, in its own process with one thread. Its result is added to a CSV file when it ends,
+and runs that are in the file are skipped, so an interrupted call can be repeated.
 
 Columns of the results:
 
@@ -14,12 +14,12 @@ Columns of the results:
     accuracy              their share
     cold_start_accuracy   accuracy of the policy it started from, on the same problems
     response_length       mean tokens, in the same evaluation
-    rollouts              training steps, those of value pretraining included
-    policy_rollouts       those from which the policy learned
+    rollouts              training steps, including value pretraining
+    policy_rollouts       training steps from which the policy learned
     seconds               time of the run, on one core that other processes may have used
-    processor, threads, versions, commit, finished    where, with what and when it was measured
+    processor, threads, versions, commit, finished    conditions and time of the measurement
 
-`NAME_curves.csv` next to `NAME.csv` has the training curve of each run, a line a rollout:
+`NAME_curves.csv` next to `NAME.csv` has the training curve of each run, one line for each rollout:
 `policy_rollout` counts those from which the policy learned, and is empty in value pretraining.
 """
 
@@ -64,9 +64,9 @@ CURVES = {
     "bias": "critic/bias",
     "held_out_r2": "value_pretraining/r2",
 }
-"""Columns of the curves after those that name the rollout, and their metrics."""
+"""Columns of the curves after those that identify the rollout, and their metrics."""
 POLICY = "policy/entropy"
-"""A metric that is logged only where the policy learns."""
+"""A metric that is logged only if the policy learns."""
 
 Row = dict[str, Any]
 
@@ -76,10 +76,10 @@ class Arm:
     """One way to train, from the same start as the others.
 
     Attributes:
-        name: In the results.
-        algorithm: Its file in `configs/`.
+        name: Name in the results.
+        algorithm: Name of its file in `configs/`.
         actor_lr: Learning rate of the actor.
-        critic_lr: Learning rate of the critic; None if there is none.
+        critic_lr: Learning rate of the critic; None without a critic.
         flags: More flags of `vcppo fit`.
         setting: Directory with `rl.yaml`, and with the configs of the start.
     """
@@ -121,11 +121,11 @@ class Results:
     lock: Lock = field(default_factory=Lock)
 
     def rows(self) -> list[dict[str, str]]:
-        """Return what is there."""
+        """Return the rows of finished runs."""
         return read_rows(self.path)
 
     def holds(self, arm: Arm, seed: int) -> bool:
-        """Return whether a run has finished before."""
+        """Return whether a run is in the file, so that it has finished."""
         return any(
             (row["arm"], int(row["seed"]), float(row["actor_lr"])) == (arm.name, seed, arm.actor_lr)
             for row in self.rows()
@@ -143,7 +143,7 @@ class Results:
         """Check that the arms of a seed are compared on one kind of processor.
 
         Raises:
-            ValueError: If another processor has measured some of them.
+            ValueError: If some of them were measured on another processor.
         """
         here = origin()["processor"]
         for row in self.rows():
@@ -157,7 +157,7 @@ class Results:
 
 @cache
 def origin() -> Mapping[str, str]:
-    """Return what a number may depend on beside its seed, for the columns of that name."""
+    """Return the conditions on which a number may depend, for the columns of the same names."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -221,7 +221,7 @@ def run_arm(arm: Arm, seed: int, seed_dir: Path, results: Results) -> None:
 
 
 def read_curve(run_dir: Path) -> list[Row]:
-    """Return the training curve of a run, a row a rollout."""
+    """Return the training curve of a run, one row for each rollout."""
     curve: list[Row] = []
     learned = 0
     for rollout in metric_rows(run_dir, "rollout/accuracy", "step", POLICY, *CURVES.values()):
@@ -239,14 +239,14 @@ def read_curve(run_dir: Path) -> list[Row]:
 def run(
     arms: Sequence[Arm], seeds: Sequence[int], results: Results, runs: Path, processes: int
 ) -> None:
-    """Run what is missing: all arms of a seed before the next, so that a seed is complete or not.
+    """Do the missing runs, with all arms of a seed before those of the next seed.
 
     Args:
-        arms: What is compared; all have the setting of the first.
-        seeds: Of start and run.
-        results: To which each run is added.
+        arms: Arms to compare; all have the setting of the first.
+        seeds: Seeds of starts and runs.
+        results: Results to which each run is added.
         runs: Directory of the runs.
-        processes: Runs at a time.
+        processes: Number of runs at a time.
     """
     futures: list[Future[None]] = []
     with ThreadPoolExecutor(processes) as pool:

@@ -1,4 +1,4 @@
-"""Run complete trainings for experiments: the command, its metrics, rows of CSV files."""
+"""Run `vcppo` commands for experiments, and read and write rows of CSV files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 def vcppo(arguments: Sequence[str], run_dir: Path) -> None:
     """Run a `vcppo` command with one thread, in a directory that is emptied first.
 
-    Its output is written to `log.txt` there.
+    Its output is written to `log.txt` in that directory.
 
     Raises:
         RuntimeError: If the command fails.
@@ -31,7 +31,7 @@ def vcppo(arguments: Sequence[str], run_dir: Path) -> None:
 
 
 def vcppo_plain(command: Sequence[str], log: Path) -> None:
-    """Run a `vcppo` command with one thread, as it is given; its output goes to a file.
+    """Run a `vcppo` command with one thread, without adding flags; its output goes to a file.
 
     Raises:
         RuntimeError: If the command fails.
@@ -52,12 +52,12 @@ def vcppo_plain(command: Sequence[str], log: Path) -> None:
 
 
 def holds_model(folder: Path) -> bool:
-    """Return whether a run has written a model there, which it does at its end."""
+    """Return whether a directory has a model, which a run writes at its end."""
     return (folder / "model.safetensors").is_file()
 
 
 def metric_rows(run_dir: Path, must: str, *more: str) -> Iterator[dict[str, str]]:
-    """Yield metrics from the rows of a run's `metrics.csv` that have the first of them."""
+    """Yield metrics from those rows of a run's `metrics.csv` that have the first metric."""
     for row in read_rows(run_dir / "metrics.csv"):
         if row.get(must):
             yield {key: row.get(key) or "" for key in (must, *more)}
@@ -86,5 +86,5 @@ def append_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, 
 
 
 def rounded(number: str) -> str:
-    """Format a number for a CSV file with four digits; an empty one stays empty."""
+    """Format a number for a CSV file with four digits; an empty text stays empty."""
     return f"{float(number):.4g}" if number else ""

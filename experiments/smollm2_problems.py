@@ -1,19 +1,19 @@
-r"""Write chain sums with worked solutions: `python -m experiments.smollm2_problems FOLDER`.
+r"""Write chain sums with worked solutions: `python -m experiments.smollm2_problems DIRECTORY`.
 
-The text of a problem is reasoning-gym's ("State the final answer to the following arithmetic
-problem: 7 + 3 - 2 ... ="), a solution has a line for each operation:
+The text of a problem is from reasoning-gym ("State the final answer to the following arithmetic
+problem: 7 + 3 - 2 ... ="); a solution has a line for each operation:
 
     7+3=10
     10-2=8
     </think>
     \boxed{8}
 
-Of reasoning-gym's problems those are kept in which no running total is negative, no total before
-the last equals the answer (so stopping early is wrong), and no operation comes twice (so that the
-next one can be found by looking for the one before it). Solutions for the cold start stop early
-after any line but the last with a probability of `EARLY_STOP_RATE`.
+A problem is kept if no running total is negative, no total before the last equals the answer (so
+stopping early is wrong), and no operation occurs twice (so the next one can be found by searching
+for the one before it). Solutions for the cold start stop early after each line but the last with a
+probability of `EARLY_STOP_RATE`.
 
-Writes `cold_start.jsonl`, `train.jsonl` and `held_out.jsonl`, no problem in two of them.
+It writes `cold_start.jsonl`, `train.jsonl` and `held_out.jsonl`, which have no problem in common.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ SIZES = {"cold_start": 4000, "train": 4000, "held_out": 128}
 TERMS = (7, 9)
 EARLY_STOP_RATE = 0.2
 POOL = 2_000_000
-"""Number of reasoning-gym's problems, more than enough; they are made when they are needed."""
+"""Number of problems of reasoning-gym, more than enough; they are generated when needed."""
 
 _OPERATION = re.compile(r"([+-]) (\d+)")
 
 
 def totals_of(question: str) -> list[tuple[str, int]]:
-    """Return the lines that work out a chain sum, such as "7+3=10", and their totals."""
+    """Return the lines that solve a chain sum, such as "7+3=10", and their totals."""
     expression = question.partition(":")[2].removesuffix("=").strip()
     total = int(expression.partition(" ")[0])
     lines = []
@@ -50,7 +50,7 @@ def totals_of(question: str) -> list[tuple[str, int]]:
 
 
 def work_out(question: str, early_stop_rate: float, rng: random.Random) -> str:
-    """Write a solution, which stops after any line but the last with the given probability."""
+    """Return a solution, which stops after each line but the last with the given probability."""
     lines = totals_of(question)
     written = next(
         (done for done in range(1, len(lines)) if rng.random() < early_stop_rate), len(lines)
@@ -100,5 +100,5 @@ def write(folder: Path, seed: int = 0) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m experiments.smollm2_problems FOLDER")
+        sys.exit("usage: python -m experiments.smollm2_problems DIRECTORY")
     write(Path(sys.argv[1]))

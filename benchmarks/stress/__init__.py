@@ -1,1 +1,1 @@
-"""Try to break the package: fuzzing, mutation tests, ranks, kills."""
+"""Stress tests of the package: fuzzing, mutation tests, random runs on ranks, kills."""

@@ -1,14 +1,14 @@
-r"""Give hostile responses to the verifier, and check that it neither crashes, hangs nor overpays.
+r"""Send hostile responses to the verifier, and check for crashes, hangs and wrong rewards.
 
     python -m benchmarks.stress.fuzz --inputs 100000 --seed 0
-    python -m benchmarks.stress.fuzz --inputs 25000 --start 50000    # the third quarter of the same
+    python -m benchmarks.stress.fuzz --inputs 25000 --start 50000    # its third quarter
 
-Input i of a seed is always the same text, so a range can be run again by itself. Each is read in
+Input i of a seed is always the same text, so a range can be repeated alone. Each input is read in
 all four styles and graded against several integers, most of them from the text itself. The
 verifier must return soon and without an error, and it must
 
-1. reward a response for at most one integer, whatever list or expression it is;
-2. keep a canonical answer as it is, and call it equal to itself;
+1. reward a response for at most one integer, even if it is a list or an expression;
+2. leave a canonical answer unchanged, and call it equal to itself;
 3. reward nothing after a thinking tag that is opened and not closed.
 
 The inputs run in a child process with a limit of CPU time for each and of memory for all; an input
@@ -70,7 +70,7 @@ MARKS = (
 
 
 def invent(seed: int, index: int) -> str:
-    """Return the input of that number."""
+    """Return the input with that number."""
     rng = random.Random(f"{seed}/{index}")
     parts = [_part(rng) for _ in range(rng.choice((1, 1, 1, 2, 3, 6)))]
     return str(rng.choice(("", "", " ", "\n"))).join(parts)
@@ -153,7 +153,7 @@ def _number(rng: random.Random) -> str:
 
 
 def broken_rule(text: str, rng: random.Random) -> str | None:
-    """Return the rule that the verifier breaks on a text, if any."""
+    """Return the rule that the verifier breaks on a text, or None."""
     integers = sorted({int(n) for n in re.findall("[0-9]{1,3}", text, re.ASCII)[:200]})
     golds = {*rng.sample(integers, min(3, len(integers))), rng.randrange(20), rng.randrange(20)}
     verdicts: dict[tuple[str, int], bool] = {}
@@ -244,7 +244,7 @@ def guarded(seed: int, start: int, inputs: int) -> Findings:
             written = file.read()
         if status == 0:
             part = Findings(**json.loads(written))
-        else:  # earlier findings come again when its inputs are run once more
+        else:  # repeat the inputs before the last one, whose findings are lost
             (last,) = struct.unpack("q", shared[:])
             part = examine(seed, range(indices.start, last))
             end = os.waitstatus_to_exitcode(status)

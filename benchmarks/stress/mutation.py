@@ -5,12 +5,12 @@
 
 A mutant is the file with one operator, comparison, constant, condition or argument changed, or one
 statement removed. It is killed if `tests/algorithm/test_losses*.py` fail, crash or run too long.
-A survivor shows what no test checks, or is no fault at all, such as `min` of one value. Texts of
-errors are not changed, because tests should not fix them.
+A survivor shows code that no test checks, or is not a fault, such as `min` of one value. Messages
+of errors are not changed, because tests need not check their wording.
 
-The libraries are imported once; each mutant is a fork, which gets the changed file instead of the
-real one, and runs the quick tests first. Results are appended to `--output`, and a second run
-resumes where the first ended.
+The libraries are imported once; each mutant is a fork, which loads the changed file instead of the
+original, and runs the quick tests first. Results are appended to `--output`, and a second run
+continues after the first.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def mutants(source: str) -> Iterator[Mutant]:
     tree = ast.parse(source)
     for path, node in _places(tree, ()):
         for new in _changes(node):
-            if ast.dump(new) == ast.dump(node):  # half of nothing
+            if ast.dump(new) == ast.dump(node):  # half of 0
                 continue
             changed = copy.deepcopy(tree)
             holder: Any = changed
@@ -203,7 +203,7 @@ def warm_up(name: str) -> list[str]:
     place = Path("tests", name)
     tests = [str(path) for path in sorted((ROOT / place.parent).glob(f"test_{place.name}*.py"))]
     if not tests:
-        raise SystemExit(f"no {place.parent}/test_{place.name}*.py")
+        raise SystemExit(f"no tests {place.parent}/test_{place.name}*.py")
     import hypothesis
     import pytest  # noqa: F401
 
@@ -216,7 +216,7 @@ def warm_up(name: str) -> list[str]:
 
 
 class Stopwatch:
-    """A plugin of pytest that runs the tests that were quick the first time before the others."""
+    """A pytest plugin that sorts tests by their duration in the first run."""
 
     def __init__(self) -> None:
         """Start without durations."""
@@ -272,7 +272,7 @@ def _run_tests(name: str, mutant: Mutant, tests: Sequence[str], watch: Stopwatch
     sys.modules[qualified] = module
     exec(compile(mutant.tree, module.__file__, "exec"), module.__dict__)
     exported = vars(sys.modules[package])
-    for key, value in list(exported.items()):  # the package's own names for what the file defines
+    for key, value in list(exported.items()):  # names that the package exports from the file
         if getattr(value, "__module__", None) == qualified and key in module.__dict__:
             exported[key] = module.__dict__[key]
     exported[short] = module
@@ -284,9 +284,9 @@ def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser("python -m benchmarks.stress.mutation", description=__doc__)
     parser.add_argument("name", help="file of the library, such as algorithm/losses")
-    parser.add_argument("--sample", type=int, default=150, help="mutants, at random; 0 takes all")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--seconds", type=float, default=1e9, help="end after so much time")
+    parser.add_argument("--sample", type=int, default=150, help="random mutants; 0 takes all")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
+    parser.add_argument("--seconds", type=float, default=1e9, help="time limit")
     parser.add_argument("--output", type=Path, help="file of results; default: in runs/mutation")
     parser.add_argument("--show", action="store_true", help="list the survivors, and run nothing")
     arguments = parser.parse_args()
@@ -306,7 +306,7 @@ def main() -> None:
         tests = warm_up(name)
         untouched = Mutant(0, "", ast.parse((ROOT / PACKAGE / f"{name}.py").read_text()))
         if not survives(name, untouched, tests, watch):
-            raise SystemExit("the tests fail on the file as it is")
+            raise SystemExit("the tests fail on the unchanged file")
     end = time.monotonic() + arguments.seconds
     with output.open("a") as file:
         for mutant in left:

@@ -1,4 +1,4 @@
-"""Random runs of several ranks: what `benchmarks.stress.ranks` puts together from a seed."""
+"""Generate random runs of several ranks from a seed, for `benchmarks.stress.ranks`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STRATEGIES = ("ddp", "fsdp2", "hsdp")
 REWARDS = ("parity", "parity", "parity", "always", "never")
 PLACEMENTS = ("loss", "reward")
 LONGEST = 10
-"""Tokens of a response."""
+"""Largest number of tokens of a response."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Stage:
     """One command of a run.
 
     Attributes:
-        words: Arguments of `vcppo`, but for folder, strategy and devices.
-        strategy: Of the Trainer.
-        ranks: Processes.
+        words: Arguments of `vcppo`, without directory, strategy and devices.
+        strategy: Strategy of the Trainer.
+        ranks: Number of processes.
     """
 
     words: tuple[str, ...]
@@ -43,30 +43,30 @@ def parity(response: str, answer: int) -> float:
 
 
 def always(response: str, answer: int) -> float:
-    """Reward every response: no group has an advantage, and no return varies."""
+    """Reward every response, so that no group has an advantage, and no return varies."""
     return 1.0
 
 
 def never(response: str, answer: int) -> float:
-    """Reward none."""
+    """Reward no response."""
     return -1.0
 
 
 def invent(seed: int, actor: Path, sets: Path) -> list[Stage]:
-    """Return the commands of a run: one, or one and another that resumes or evaluates it.
+    """Return the commands of a run: one, or two of which the second resumes or evaluates it.
 
-    Strategies and presets take turns, so that a few seeds in a row meet all of them.
+    Strategies and presets take turns, so that a few consecutive seeds cover all of them.
 
     Args:
-        seed: Names the run.
-        actor: Folder of a tiny actor.
-        sets: Folder of problem files for evaluations.
+        seed: Number of the run.
+        actor: Directory of a tiny actor.
+        sets: Directory of problem files for evaluations.
     """
     rng = random.Random(f"ranks/{seed}")
     strategy = STRATEGIES[seed % 3]
     ranks = 4 if strategy == "hsdp" or seed // 3 % 3 == 2 else 2
     kind = rng.choices(("vcppo", "cold_start", "reward_model"), (18, 1, 1))[0]
-    other = rng.choice((ranks, ranks, 6 - ranks))  # on which it is resumed, if it is
+    other = rng.choice((ranks, ranks, 6 - ranks))  # ranks on which it may be resumed
     words = [f"--model.actor={actor}", *_data(rng, {ranks, other}, sets), *_trainer(rng)]
     if kind != "vcppo":
         name = {"cold_start": "ColdStartModule", "reward_model": "RewardModelModule"}[kind]
@@ -90,7 +90,7 @@ def invent(seed: int, actor: Path, sets: Path) -> list[Stage]:
 
 
 def _data(rng: random.Random, ranks: set[int], sets: Path) -> list[str]:
-    """Return prompts and evaluation sets that divide among the ranks, or not at all."""
+    """Return prompts that divide among the ranks, and evaluation sets that may not."""
     named = ", ".join(f"{path.stem}: {path}" for path in sorted(sets.glob("*.jsonl")))
     return [
         "--data.path=null",
@@ -124,7 +124,7 @@ def _reward(rng: random.Random) -> list[str]:
 
 
 def _algorithm(rng: random.Random, preset: str) -> list[str]:
-    """Return tiny sizes for a preset, and switches that no preset has on."""
+    """Return tiny sizes for a preset, and random options that presets leave off."""
     given = yaml.safe_load((shipped_folder("configs") / f"{preset}.yaml").read_text())
     model: dict[str, Any] = given["model"]["init_args"]
     is_group = model.get("advantage", {}).get("estimator", "gae") != "gae"

@@ -1,6 +1,6 @@
-"""Processes that are started once and do many runs together, each as one rank of each run.
+"""Run processes that are started once and take part in many runs, each as one rank.
 
-The collectives of a run are those that torch's flight recorder has seen: operation, shapes, types.
+The collectives of a run are those of torch's flight recorder: operation, shapes, types.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from lightning_vcppo.cli import lightning_cli
 Collective = tuple[str, str, str]
 """Operation, shapes and types of a collective."""
 RECORDED = 200_000
-"""Collectives that the recorder keeps, more than a run has."""
+"""Number of collectives that the recorder keeps, more than a run has."""
 MARKS = {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", "RANK"}
 MARKS |= {"LOCAL_WORLD_SIZE", "GROUP_RANK", "TORCHELASTIC_RUN_ID", "PL_GLOBAL_SEED"}
-"""What a run finds or leaves in the environment."""
+"""Environment variables that a run reads or sets."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a rank.
+    """The result of a rank.
 
     Attributes:
-        collectives: In their order.
-        error: Last line of what it has raised, if anything.
+        collectives: Its collectives, in order.
+        error: Type and first line of the error that it raised; empty without an error.
     """
 
     collectives: list[Collective]
@@ -51,15 +51,15 @@ class Outcome:
 
 
 class Workers:
-    """As many processes as the largest run has ranks."""
+    """A pool of processes, one for each rank of the largest run."""
 
     def __init__(self, size: int) -> None:
-        """Start them.
+        """Start the processes.
 
         Args:
-            size: How many.
+            size: Number of processes.
         """
-        os.environ["TORCH_FR_BUFFER_SIZE"] = str(RECORDED)  # read when a process meets torch's
+        os.environ["TORCH_FR_BUFFER_SIZE"] = str(RECORDED)  # the processes read it later
         self._fork = multiprocessing.get_context("fork")
         self._size = size
         self._each: list[tuple[BaseProcess, Connection]] = []
@@ -74,7 +74,7 @@ class Workers:
             self._each.append((process, here))
 
     def stop(self) -> None:
-        """End the processes, whatever they do."""
+        """Kill the processes."""
         for process, connection in self._each:
             process.kill()
             process.join()
@@ -87,14 +87,14 @@ class Workers:
         """Run `vcppo` in the first `ranks` processes.
 
         Args:
-            words: Its arguments.
-            ranks: How many processes.
-            folder: Where each writes what it prints, as `RANK.log`.
-            limit_s: After so many seconds the run stands still.
+            words: Arguments of the command.
+            ranks: Number of processes.
+            folder: Directory to which each process writes its output, as `RANK.log`.
+            limit_s: Seconds after which the run counts as stuck.
 
         Returns:
-            What became of each rank; None if the run stood still, or a process died. In that case
-            all processes are new ones.
+            The result of each rank; None if the run was stuck, or a process died. In that case all
+            processes are replaced.
         """
         port, ends = free_port(), time.monotonic() + limit_s
         chosen = self._each[:ranks]
@@ -113,7 +113,7 @@ class Workers:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on, below those that the system deals out."""
+    """Return an unused port, below those that the system assigns."""
     for port in random.sample(range(20_000, 30_000), 100):
         with socket.socket() as trial, suppress(OSError):
             trial.bind(("127.0.0.1", port))
@@ -122,7 +122,7 @@ def free_port() -> int:
 
 
 def parted(ranks: Sequence[Sequence[Collective]]) -> str:
-    """Return where collectives of ranks differ for the first time, or nothing."""
+    """Return the first difference between the collectives of ranks, or an empty text."""
     for number, of_ranks in enumerate(zip(*ranks, strict=False)):
         if len(set(of_ranks)) > 1:
             return f"collective {number}: {' / '.join(map(str, of_ranks))}"
@@ -146,7 +146,7 @@ def _serve(connection: Connection) -> None:
 
 
 def _as_rank(words: Sequence[str], rank: int, ranks: int, port: int, log: str) -> str:
-    """Run `vcppo` as torchrun would start it; return what it has raised."""
+    """Run `vcppo` as under torchrun; return the error that it raised, or an empty text."""
     for name in MARKS:
         os.environ.pop(name, None)
     os.environ |= {
@@ -166,7 +166,7 @@ def _as_rank(words: Sequence[str], rank: int, ranks: int, port: int, log: str) -
         with mock.patch.object(sys, "argv", ["vcppo"]):
             lightning_cli.main([str(word) for word in words])
         return ""
-    except BaseException as error:  # whatever it is, it is told
+    except BaseException as error:  # any error is a result of the rank
         traceback.print_exc()
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     finally:
@@ -186,6 +186,6 @@ def _recorded() -> list[dict[str, Any]]:
 
 
 def _collective(entry: dict[str, Any]) -> Collective:
-    """Return what all ranks of a collective have in common: one alone gives what is scattered."""
+    """Return the part of an entry that is equal on all ranks: of a scatter, the output."""
     side = "output" if entry["profiling_name"].endswith(":scatter") else "input"
     return entry["profiling_name"], str(entry[f"{side}_sizes"]), str(entry[f"{side}_dtypes"])

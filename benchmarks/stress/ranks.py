@@ -1,13 +1,13 @@
-"""Run random settings on several ranks: do all perform the same collectives, and does each end?
+"""Run random settings on several ranks, and check that all end with the same collectives.
 
     python -m benchmarks.stress.ranks --runs 200 --seed 0
-    python -m benchmarks.stress.ranks --runs 1 --start 17 --seed 0 --folder FOLDER    # run 17 alone
+    python -m benchmarks.stress.ranks --runs 1 --start 17 --seed 0 --folder DIRECTORY    # run 17
 
 Run i of a seed is always the same: a preset with tiny sizes, ddp, fsdp2 or two copies of shards
-(hsdp), 2 or 4 ranks, and what may set ranks apart: token budgets, prompts and evaluation sets that
-do not divide, ranks without rows, dynamic sampling, KL, bootstrap, audit, adapters, checkpoints.
-Some are resumed, some evaluated. Each has a limit of time, beyond which it is killed as stuck. The
-collectives of all ranks (operation, shapes, types) are compared when it has ended.
+(hsdp), 2 or 4 ranks, and settings under which ranks may diverge: token budgets, prompts and
+evaluation sets that do not divide, ranks without rows, dynamic sampling, KL, bootstrap, audit,
+adapters, checkpoints. Some runs are resumed, some evaluated. Each has a time limit, after which it
+is killed as stuck. The collectives of all ranks (operation, shapes, types) are compared at its end.
 
 The last line is JSON: runs, stuck, mismatched (ranks differ in collectives or in how they ended),
 failed (an error on every rank), refused (settings that contradict each other), seconds.
@@ -55,7 +55,9 @@ def main() -> None:
     parser.add_argument("--start", type=int, default=0, help="number of the first run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=120.0, help="seconds of one command")
-    parser.add_argument("--folder", type=Path, help="keep what the runs write")
+    parser.add_argument(
+        "--folder", type=Path, help="directory of the runs; default: a temporary one"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.folder or Path(scratch)
@@ -64,13 +66,13 @@ def main() -> None:
 
 
 def stress(runs: range, seed: int, folder: Path, limit_s: float) -> dict[str, float]:
-    """Do runs, print what is wrong with them, and count it.
+    """Do runs, print their faults, and count them.
 
     Args:
-        runs: Their numbers.
-        seed: Of all of them.
-        folder: Where they write.
-        limit_s: Seconds that one command may take.
+        runs: Numbers of the runs.
+        seed: Seed of all runs.
+        folder: Directory to write to.
+        limit_s: Time limit of one command in seconds.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     transformers_logging.set_verbosity_error()
@@ -120,7 +122,7 @@ def one_run(
     """Do one run and compare its ranks.
 
     Returns:
-        "well", "stuck", "mismatched", "failed" or "refused"; why; its commands.
+        "well", "stuck", "mismatched", "failed" or "refused"; the reason; the commands of the run.
     """
     stages = invent(seed, actor, sets)
     place = folder / f"run_{seed}"
@@ -131,7 +133,7 @@ def one_run(
             f"--trainer.strategy={stage.strategy}",
             f"--trainer.devices={stage.ranks}",
             f"--trainer.default_root_dir={place}",
-            "--learning_curves.enabled=false",  # slow, and on one rank alone
+            "--learning_curves.enabled=false",  # slow, and only on one rank
         ]
         outcomes = workers.run(words, stage.ranks, place, limit_s)
         verdict, why = judge(outcomes)
@@ -141,7 +143,7 @@ def one_run(
 
 
 def judge(outcomes: list[Outcome] | None) -> tuple[str, str]:
-    """Say how a command went, and what is wrong with it."""
+    """Return the verdict on a command, and the reason."""
     if outcomes is None:
         return "stuck", ""
     errors = {outcome.error for outcome in outcomes}

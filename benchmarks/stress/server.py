@@ -3,12 +3,12 @@
     python -m benchmarks.stress.server --kills 20         # servers without vLLM: quick, exact
     python -m benchmarks.stress.server --kills 4 --vllm   # `vcppo serve`, needs vLLM
 
-A run of a tiny model samples on servers in processes of their own. At moments that the seed names,
-a server or the trainer gets SIGKILL; a server is started again at once, the trainer with
-`--ckpt_path=last`. Run after run is killed until there were enough kills. In the end each run must
-have the rows of all its rollouts, once each and in order, and all weights of the run that nobody
-disturbed: to the bit without vLLM. With it, rounding depends on which responses share a batch, so
-weights are compared by their largest difference, which is printed.
+A run of a tiny model samples on servers in separate processes. At moments that depend on the seed,
+a server or the trainer gets SIGKILL; a server is restarted at once, the trainer with
+`--ckpt_path=last`. Runs are repeated until the number of kills is reached. In the end each run must
+have the rows of all its rollouts, once each and in order, and the weights of an undisturbed run: to
+the bit without vLLM. With vLLM, rounding depends on which responses share a batch, so the largest
+difference of the weights is only printed.
 
 The last line is JSON: kills of each kind, runs, lost (runs that fail the check), seconds.
 """
@@ -42,10 +42,10 @@ LIMIT_S = 900.0
 
 
 class Trainer:
-    """A run in a process that can be killed and started again."""
+    """A run in a process that can be killed and restarted."""
 
     def __init__(self, actor: Path, folder: Path, servers: list[ServerProcess], vllm: bool) -> None:
-        """Keep its arguments; nothing is started yet."""
+        """Collect the arguments; nothing is started yet."""
         self.folder, self._log = folder, folder.with_suffix(".log")
         token = [f"--model.engine.token_file={servers[0].token_file}"] if vllm else []
         self._command = [
@@ -60,20 +60,20 @@ class Trainer:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, from its last checkpoint if there is one."""
+        """Start the run, from its last checkpoint if there is one."""
         resume = (self.folder / "checkpoints" / "last.ckpt").exists()
         command = [*self._command, *(["--ckpt_path=last"] if resume else [])]
         with self._log.open("a") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
 
     def has_ended(self) -> bool:
-        """Return whether it has, well.
+        """Return whether the run has ended without an error.
 
         Raises:
             RuntimeError: If it has ended with an error.
@@ -85,13 +85,13 @@ class Trainer:
         return code == 0
 
     def rollouts(self) -> list[int]:
-        """Return the numbers of the rollouts that have left a row in metrics.csv."""
+        """Return the numbers of the rollouts that have a row in metrics.csv."""
         with (self.folder / "metrics.csv").open() as file:
             rows = list(csv.DictReader(file))
         return [int(float(row["step"])) for row in rows if row.get("rollout/reward_mean")]
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Return the weights with which it ended."""
+        """Return the weights at the end of the run."""
         path = self.folder / "checkpoints" / "last.ckpt"
         state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
         return state
@@ -100,14 +100,14 @@ class Trainer:
 def disturb(
     trainer: Trainer, servers: list[ServerProcess], kills: int, chance: random.Random, run_s: float
 ) -> list[str]:
-    """Let a run end, killing what it needs at random moments; return what was killed.
+    """Run a trainer to its end with kills at random moments; return the kinds that were killed.
 
     Args:
-        trainer: Not started yet.
-        servers: Started.
-        kills: How many, at most.
-        chance: Names victims and moments.
-        run_s: Seconds that an undisturbed run takes.
+        trainer: Trainer that is not started yet.
+        servers: Servers that are started.
+        kills: Largest number of kills.
+        chance: Random numbers for victims and moments.
+        run_s: Seconds of an undisturbed run.
 
     Raises:
         TimeoutError: If it is stuck.

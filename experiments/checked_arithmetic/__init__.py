@@ -1,1 +1,1 @@
-"""Checked arithmetic: does PPO collapse without a bias that was put there?"""
+"""Test whether PPO collapses without an added bias, on arithmetic with checked lines."""

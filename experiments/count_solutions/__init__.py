@@ -1,1 +1,1 @@
-"""Count the solutions: is a critic worth having when errors show long before the reward?"""
+"""Test whether a critic helps if errors show long before the reward, by counting solutions."""

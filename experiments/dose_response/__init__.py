@@ -1,1 +1,1 @@
-"""Dose and response: at which speed of the critic does value pretraining become necessary?"""
+"""Test at which learning rate of the critic value pretraining becomes necessary."""

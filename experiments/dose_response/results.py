@@ -1,7 +1,7 @@
-"""Gates and figure of the experiment: `python -m experiments.dose_response.results`.
+"""Check the gates and draw the figure: `python -m experiments.dose_response.results`.
 
 The figure is `dose_response.png` next to the rows: accuracy by the ratio of the critic's learning
-rate to the actor's, a point a run, and the bias of each critic when the policy starts to move.
+rate to the actor's, one point for each run, and the bias of each critic when the policy starts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FAMILIES = {
     "no_pretraining_99": ("no value pretraining, lambdas 0.99 and 1", "#D55E00"),
     "no_pretraining_95": ("no value pretraining, lambdas 0.95 and 1", "#E69F00"),
 }
-"""Label and colour of the arms that differ in the ratio alone."""
+"""Label and colour of arms that differ only in the ratio."""
 Rows = Sequence[Mapping[str, str]]
 
 
@@ -36,7 +36,7 @@ def first_biases(curves: Rows) -> dict[tuple[str, int], float]:
 
 
 def gates(rows: Rows, curves: Rows) -> str:
-    """Return one line for each gate of the protocol: how many runs pass it, and their range."""
+    """Return a line for each gate of the protocol: the number of runs that pass, and the range."""
     starts = {int(row["seed"]): float(row["cold_start_accuracy"]) for row in rows}
     biases = {run: abs(bias) for run, bias in first_biases(curves).items()}
     pretrained = {run: bias for run, bias in biases.items() if run[0].startswith("vcppo")}

@@ -1,1 +1,1 @@
-"""Test whether the lambda that `vcppo critic compare --actor` recommends is the one to take."""
+"""Test whether the lambda that `vcppo critic compare --actor` recommends is as good as the best."""

@@ -1,7 +1,7 @@
 """Recommend a lambda for each task, run the sweep, and report the test; see `protocol.yaml`.
 
 python -m experiments.lambda_recommendation --recommend   # first, on the pilot's starts
-python -m experiments.lambda_recommendation               # what is missing of the sweep
+python -m experiments.lambda_recommendation               # missing runs of the sweep
 python -m experiments.lambda_recommendation --report
 """
 
@@ -34,7 +34,7 @@ def tasks(protocol: Protocol) -> dict[str, list[Arm]]:
 
 
 def lambda_of(arm: Arm) -> float:
-    """Return the lambda that an arm is about."""
+    """Return the lambda of an arm, which its name ends with."""
     return float(arm.name.rpartition("_")[2])
 
 
@@ -42,10 +42,10 @@ def recommend(arms: list[Arm], numbers: dict[str, Any], seed: int, folder: Path)
     """Return the recommendation for the start of a task.
 
     Args:
-        arms: Of the task.
-        numbers: `recommendation` of the protocol.
-        seed: Of the start.
-        folder: Of start, rollouts and critics.
+        arms: Arms of the task.
+        numbers: Section `recommendation` of the protocol.
+        seed: Seed of the start.
+        folder: Directory of start, rollouts and critics.
     """
     setting, algorithm = arms[0].setting, arms[0].algorithm
     prepare(setting, seed, folder)
@@ -79,7 +79,7 @@ def recommend(arms: list[Arm], numbers: dict[str, Any], seed: int, folder: Path)
 
 
 def show(protocol: Protocol, results: Path, recommended: dict[str, dict[str, Any]]) -> str:
-    """Return tables and verdicts, a task after the other."""
+    """Return the tables and the verdict of each task."""
     rows = read_rows(results)
     curves = read_rows(results.with_name(f"{results.stem}_curves.csv"))
     accuracy = by_arm(rows, "accuracy")
@@ -95,11 +95,11 @@ def show(protocol: Protocol, results: Path, recommended: dict[str, dict[str, Any
 
 
 def main() -> None:
-    """Read the command line, and do what it asks for."""
+    """Read the command line; recommend, run or report."""
     parser = argparse.ArgumentParser(f"python -m experiments.{NAME}", description=__doc__)
-    parser.add_argument("--recommend", action="store_true", help="on the pilot's starts, first")
-    parser.add_argument("--report", action="store_true", help="print what the results show")
-    parser.add_argument("--seeds", nargs="+", type=int, help="those of the protocol by default")
+    parser.add_argument("--recommend", action="store_true", help="recommend lambdas, before runs")
+    parser.add_argument("--report", action="store_true", help="print a report of the results")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: those of the protocol")
     parser.add_argument("--results", type=Path, default=ROOT / f"docs/experiments/{NAME}.csv")
     parser.add_argument("--runs", type=Path, default=Path("runs") / NAME, help="directory of runs")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time, one core each")

@@ -22,8 +22,8 @@ class Verdict:
     Attributes:
         outcome: "held", "falsified", "inconclusive", "nothing to test" or "unfinished".
         best: Lambda with the highest mean accuracy; None if runs are missing.
-        difference: Accuracy of the best minus that of the recommended lambda; None if there is
-            none, or nothing is recommended.
+        difference: Accuracy of the best minus that of the recommended lambda; None if runs are
+            missing, or nothing is recommended.
         separated: Pairs of lambdas that the sweep separates.
     """
 
@@ -33,9 +33,9 @@ class Verdict:
     separated: tuple[tuple[float, float], ...] = ()
 
     def line(self, task: str, recommended: float | None) -> str:
-        """Return it in words."""
+        """Return the verdict in one line."""
         if self.best is None:
-            return f"{task}: unfinished, no verdict before all runs are there."
+            return f"{task}: unfinished, no verdict before all runs are complete."
         pairs = ", ".join(f"{a:g} and {b:g}" for a, b in self.separated) or "no two lambdas"
         text = f"{task}: best {self.best:g}; the sweep separates {pairs}; "
         if self.difference is None:
@@ -51,12 +51,12 @@ def verdict(
     """Compare the best lambda of a task with the recommended one.
 
     Args:
-        accuracy: Of the last policy, by lambda and seed.
+        accuracy: Accuracy of the last policy, by lambda and seed.
         recommended: The recommended lambda; None if it was not decided.
-        seeds: Of the protocol.
+        seeds: Seeds of the protocol.
 
     Raises:
-        ValueError: The recommended lambda is not one of the arms.
+        ValueError: If no arm has the recommended lambda.
     """
     if any(set(of_seed) != set(seeds) for of_seed in accuracy.values()) or not accuracy:
         return Verdict("unfinished")

@@ -17,8 +17,8 @@ from lightning_vcppo.common.errors import require
 FORMAT = 1
 """Version of what this package adds to a checkpoint; raised when older ones become unreadable."""
 META_FILE = "meta.pt"
-"""Lightning's name for the file of a sharded checkpoint (a folder of `fsdp2`) with everything that
-is not sharded. It is written last, so a folder without it is not a checkpoint."""
+"""Lightning's name for the file with the unsharded parts of a sharded checkpoint (a directory of
+`fsdp2`). It is written last, so a directory without it is not a checkpoint."""
 
 
 class Keys:
@@ -49,7 +49,7 @@ class Keys:
     SKIPPED_IN_A_ROW = "skipped_in_a_row"
     """Number of latest updates that were skipped because they were not finite, by network."""
     FOLDERS = "folders"
-    """Files of each network's Hugging Face folder, except the weights, by name of the folder."""
+    """Files of each network's Hugging Face directory, without weights, by the directory's name."""
     TOKENIZER = "tokenizer"
     """Files of the tokenizer."""
     ADAPTERS = "lora"
@@ -80,7 +80,7 @@ def check_checkpoint(path: Path, *, to_train: bool) -> None:
     """Refuse a file that is not a checkpoint of this package, or not a complete one.
 
     Args:
-        path: The file; a folder with a sharded checkpoint is checked when it is loaded.
+        path: The file; a directory with a sharded checkpoint is checked when it is loaded.
         to_train: Whether training is to be resumed from it.
 
     Raises:
@@ -89,7 +89,7 @@ def check_checkpoint(path: Path, *, to_train: bool) -> None:
     if path.is_dir():
         require(
             is_sharded_checkpoint(path),
-            f"{path}: a folder; expected a checkpoint, such as {path}/last.ckpt",
+            f"{path}: a directory; expected a checkpoint, such as {path}/last.ckpt",
         )
         return
     checkpoint = read_file(path)
@@ -104,14 +104,14 @@ def check_checkpoint(path: Path, *, to_train: bool) -> None:
         require(
             Keys.OPTIMIZERS in checkpoint,
             f"{path}: contains only weights, so training cannot be resumed from it; save "
-            "checkpoints without save_weights_only, or start a new run from an exported folder "
+            "checkpoints without save_weights_only, or start a new run from an exported directory "
             "with --model.actor",
         )
         _check_keys(checkpoint, path, TO_TRAIN)
 
 
 def is_sharded_checkpoint(path: Path) -> bool:
-    """Return whether a path is the folder of a sharded checkpoint."""
+    """Return whether a path is the directory of a sharded checkpoint."""
     return (path / META_FILE).is_file()
 
 

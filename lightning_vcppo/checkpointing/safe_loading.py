@@ -54,7 +54,7 @@ def weights_format(source: str, folder: Path) -> dict[str, bool]:
     """Return the option of `from_pretrained` that refuses pickles, unless they are allowed.
 
     Raises:
-        ValueError: If the only weights of a folder are a pickle, and pickles are not allowed.
+        ValueError: If the only weights of a directory are a pickle, and pickles are not allowed.
     """
     only_pickles = any(folder.glob("pytorch_model*.bin*")) and not any(folder.glob("*.safetensors"))
     if not pickles_allowed():
@@ -82,7 +82,7 @@ class _IndexReader(pickle.Unpickler):
 
 
 def refuse_code_in(checkpoint: Path) -> None:
-    """Check the index of a sharded checkpoint (a folder), unless pickles are allowed.
+    """Check the index of a sharded checkpoint (a directory), unless pickles are allowed.
 
     Any other checkpoint needs no check: `torch.load` restricts it.
 

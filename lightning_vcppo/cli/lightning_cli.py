@@ -88,7 +88,8 @@ class VCPPOCLI(LightningCLI):
             "--float32_matmul_precision",
             type=Float32Matmul,
             default="auto",
-            help="Of products on CUDA, as torch names it; auto is high (TF32) under 32-true.",
+            help="Precision of float32 matrix products on CUDA, in torch's terms; auto means high "
+            "(TF32) under 32-true.",
         )
         parser.add_argument(
             "--overwrite",
@@ -108,7 +109,7 @@ class VCPPOCLI(LightningCLI):
             "--jobs",
             type=int | None,
             default=None,
-            help="Seeds at the same time; None means one per core, and on GPUs one.",
+            help="Number of seeds at the same time; None means one per core, and on GPUs one.",
         )
         parser.add_argument(
             "--allow_pickle",
@@ -143,7 +144,7 @@ class VCPPOCLI(LightningCLI):
     def _dump_config(self) -> None:
         """Note the config for `save_hyperparameters`, as Lightning does.
 
-        Parsing has checked it; to check it again would take a fifth of the time to start a run.
+        Parsing has checked it; a second check would take a fifth of the time to start a run.
         """
         if hasattr(self, "config_dump"):
             return

@@ -69,10 +69,10 @@ def run_path(trainer: Trainer, *parts: str | Path, given: str | None = None) -> 
 
 
 def check_place(folder: Path) -> None:
-    """Check that a directory can be made, or is there and can be written to; make nothing.
+    """Check that a directory exists and is writable, or can be created; create nothing.
 
     Raises:
-        OSError: As making it would, and if it cannot be written to.
+        OSError: If it could not be created, or is not writable.
     """
     folder = folder.absolute()
     nearest = next(path for path in (folder, *folder.parents) if path.exists())

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
 
-def begins_anew(trainer: Trainer) -> bool:
+def is_new_run(trainer: Trainer) -> bool:
     """Return whether a Trainer in the setup of `fit` has not trained yet.
 
     A checkpoint, if there is one, is restored later. A Trainer whose `fit` is called again

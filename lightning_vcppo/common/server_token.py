@@ -1,4 +1,4 @@
-"""The token by which a sampling server knows its trainer: from the environment, or a file."""
+"""Read and create the token of sampling servers, from the environment or a file."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import secrets
 from pathlib import Path
 
 VARIABLE = "VCPPO_SERVER_TOKEN"
-"""Environment variable that holds the token; it comes before any file."""
+"""Environment variable of the token; it has precedence over the default file."""
 
 
 def default_file() -> Path:
-    """Return the file that a server and a trainer of the same user find without a flag."""
+    """Return the default file, which server and trainer of the same user share."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache, "lightning-vcppo", "server_token")
 
 
 def read_token(file: str | None = None) -> str:
-    """Return the token with which a trainer speaks to servers.
+    """Return the token that a trainer sends to servers.
 
     Args:
-        file: Where it is; None looks into the environment, then at the default place.
+        file: Path of the file; None takes the environment variable, then the default file.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no token.
     """
     if file is None and (token := os.environ.get(VARIABLE)):
         return token
@@ -41,13 +41,13 @@ def read_token(file: str | None = None) -> str:
 
 
 def make_token(file: str | None = None) -> tuple[str, Path | None]:
-    """Return the token that a server asks for, and its file; a new one is written if need be.
+    """Return the token that a server requires, and its file; create the file if it is missing.
 
     Args:
-        file: Where it is to be; None looks into the environment, then at the default place.
+        file: Path of the file; None takes the environment variable, then the default file.
 
     Returns:
-        The token, and the file that holds it: None if it is from the environment.
+        The token, and its file; None for a token from the environment.
     """
     if file is None and (token := os.environ.get(VARIABLE)):
         return token, None
@@ -59,7 +59,7 @@ def make_token(file: str | None = None) -> tuple[str, Path | None]:
         with os.fdopen(number, "w", encoding="utf-8") as out:
             out.write(secrets.token_urlsafe(32) + "\n")
         try:
-            os.link(unfinished, path)  # of two servers that start at once, one has written it
+            os.link(unfinished, path)  # fails if another server has created it meanwhile
         except FileExistsError:
             pass
         finally:

@@ -10,12 +10,12 @@ from itertools import combinations
 from lightning_vcppo.comparison.runs import RunData
 
 MAX_NAMED = 2
-"""An arm is named by its settings if arms differ in no more than these, otherwise by its label."""
+"""Largest number of differing settings by which arms are named; with more, labels name them."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs that differ in nothing but their seed.
+    """Runs that differ only in their seed.
 
     Attributes:
         name: Name in tables.
@@ -27,7 +27,7 @@ class Arm:
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """The settings that its runs share."""
+        """The settings that all its runs have."""
         return next(iter(self.runs.values())).settings
 
 
@@ -36,10 +36,10 @@ def group(runs: Sequence[RunData], names: Sequence[str] = ()) -> list[Arm]:
 
     Args:
         runs: The runs.
-        names: Names of the arms, in that order; empty to name them by what differs.
+        names: Names of the arms, in that order; empty to name them by their differences.
 
     Raises:
-        ValueError: If two runs of an arm have the same seed, or there is not one name for each arm.
+        ValueError: If two runs of an arm have the same seed, or the names do not match the arms.
     """
     by_settings: dict[tuple[tuple[str, str], ...], dict[int, RunData]] = defaultdict(dict)
     for run in runs:
@@ -54,7 +54,7 @@ def group(runs: Sequence[RunData], names: Sequence[str] = ()) -> list[Arm]:
     found = names or _names(arms)
     if len(found) != len(arms):
         labels = ", ".join(_names(arms))
-        raise ValueError(f"--names: expected {len(arms)} names, of {labels}; got {len(found)}")
+        raise ValueError(f"--names: expected {len(arms)} names, for {labels}; got {len(found)}")
     if len(set(found)) < len(found):
         raise ValueError(f"--names: expected different names, got {', '.join(found)}")
     return [Arm(name, arm) for name, arm in zip(found, arms, strict=True)]
@@ -68,7 +68,7 @@ def differences(arms: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
 
 
 def _names(arms: Sequence[Mapping[int, RunData]]) -> list[str]:
-    """Name arms by their settings if those are few, else by their label, else by number."""
+    """Name arms by the settings that differ if these are few, else by labels, else by numbers."""
     settings = [next(iter(arm.values())).settings for arm in arms]
     labels = [dict.fromkeys(run.label for run in arm.values()) for arm in arms]
     differ = differences(settings)
@@ -85,7 +85,7 @@ def _names(arms: Sequence[Mapping[int, RunData]]) -> list[str]:
 
 
 def _shortest(key: str, others: Sequence[str]) -> str:
-    """Return the shortest ending of a dotted name that no other one has."""
+    """Return the shortest suffix of a dotted name that no other name has."""
     parts = key.split(".")
     for size in range(1, len(parts)):
         ending = ".".join(parts[-size:])
@@ -116,16 +116,16 @@ def pair(arm: Arm, reference: Arm) -> list[tuple[RunData, RunData]]:
 
 
 def _check_start(run: RunData, other: RunData) -> None:
-    """Refuse another start of the policy, and of others that both take from an equal place."""
+    """Refuse different starts of the policy, and of other networks that the arms do not vary."""
     for name in run.starts:
         if run.starts[name] == other.starts.get(name, run.starts[name]):
             continue
         setting = f"model.{name}"
         treated = run.settings.get(setting) != other.settings.get(setting)
-        if name != "actor" and treated:  # what the arms differ in
+        if name != "actor" and treated:  # the arms differ in this setting
             continue
         raise ValueError(
-            f"{run.where} and {other.where} are no pair: {name} is {run.starts[name]} and "
+            f"{run.where} and {other.where} cannot be paired: {name} is {run.starts[name]} and "
             f"{other.starts[name]}; expected the same start for each seed"
         )
 
@@ -140,8 +140,9 @@ def check_problems(metric: str, runs: Sequence[tuple[RunData, frozenset[str]]]) 
         if run.seed == other.seed and problems and others and problems != others:
             common = len(problems & others)
             raise ValueError(
-                f"{run.where} and {other.where} are no pair: {metric} is of {len(problems)} and "
-                f"{len(others)} held-out problems, {common} of them the same; expected equal ones"
+                f"{run.where} and {other.where} cannot be paired: {metric} is measured on "
+                f"{len(problems)} and {len(others)} held-out problems with {common} in common; "
+                "expected the same problems"
             )
 
 
@@ -150,11 +151,11 @@ def _listed(seeds: Mapping[int, RunData]) -> str:
 
 
 def started_later(arms: Sequence[Arm]) -> dict[str, list[int]]:
-    """Return the arms to which runs were added after others were complete, with these seeds.
+    """Return the arms to which runs were added after other arms were complete, with these seeds.
 
-    A run is late if, before it began, another arm had finished a higher seed, or all its seeds
-    without this one, while its own arm was already there: so its arm was extended when results were
-    known.
+    A run is late if its arm already had results, and another arm had finished a higher seed before
+    the run began, or had finished all its seeds without this one: the arm was then extended when
+    results were known.
     """
     late: dict[str, list[int]] = {}
     for arm in arms:
@@ -166,7 +167,7 @@ def started_later(arms: Sequence[Arm]) -> dict[str, list[int]]:
 
 
 def _before(run: RunData, rival: Arm, first: float) -> bool:
-    """Return whether a rival had got further than a run's seed before the run began."""
+    """Return whether a rival arm was ahead of a run's seed before the run began."""
     ended = {seed: other.ended for seed, other in rival.runs.items()}
     further = [end for seed, end in ended.items() if seed > run.seed and end <= run.began]
     if run.seed not in ended and max(ended.values()) <= run.began:

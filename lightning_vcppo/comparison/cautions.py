@@ -1,4 +1,4 @@
-"""Tell in one line each what speaks against believing a difference."""
+"""List reasons to doubt a difference, one line for each."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from lightning_vcppo.comparison.contrasts import POWER, Comparison
 from lightning_vcppo.comparison.runs import RunData
 
 FEW = 5
-"""Seeds below which intervals say little."""
+"""Number of seeds below which intervals are not reliable."""
 AGREEMENT = 0.3
-"""Spread over seeds, as a share of the noise of problems, below which a t test is not believed."""
+"""Spread over seeds, as a share of the noise of problems, below which a t test is not reliable."""
 
 
 def warnings(comparison: Comparison) -> list[str]:
-    """Return what to keep in mind before a difference is believed, a line each."""
+    """Return the reasons to doubt a difference, one line for each."""
     return list(_warnings(comparison))
 
 
@@ -23,14 +23,14 @@ def _warnings(comparison: Comparison) -> Iterator[str]:
     counts = {arm.name: len(arm.runs) for arm in comparison.arms}
     few = [f"{name} {count}" for name, count in counts.items() if count < FEW]
     if few:
-        yield f"fewer than {FEW} seeds ({', '.join(few)}): no interval says much"
+        yield f"fewer than {FEW} seeds ({', '.join(few)}): intervals are not reliable"
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-        yield f"arms have different numbers of seeds ({listed}); differences are of common seeds"
+        yield f"arms have different numbers of seeds ({listed}); differences use common seeds"
     for name, seeds in comparison.late.items():
         yield (
-            f"{name}: seed {', '.join(map(str, seeds))} was run after other arms were complete; an "
-            "arm that is extended when results are known has no honest p value"
+            f"{name}: seed {', '.join(map(str, seeds))} was run after other arms were complete; "
+            "the p value of an arm that is extended when results are known is not valid"
         )
     if comparison.searched:
         yield f"seed {', '.join(map(str, comparison.searched))} was used to choose settings, too"
@@ -38,19 +38,19 @@ def _warnings(comparison: Comparison) -> Iterator[str]:
     unknown = [run.where for run in runs if not run.starts]
     if unknown and comparison.contrasts:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        yield f"{unknown[0]}{more}: the start is not known, so equal starts were not checked"
+        yield f"{unknown[0]}{more}: the start is unknown, so equal starts were not checked"
     for contrast in comparison.contrasts:
         if contrast.spread < AGREEMENT * contrast.problem_noise:
             yield (
-                f"{contrast.arm} - {contrast.reference}: the differences agree better "
-                f"({contrast.spread:.2g}) than the choice of problems allows "
-                f"({contrast.problem_noise:.2g}), so t interval and p are too good"
+                f"{contrast.arm} - {contrast.reference}: the differences vary less over seeds "
+                f"({contrast.spread:.2g}) than by the choice of problems alone "
+                f"({contrast.problem_noise:.2g}), so the t interval is too narrow and p too small"
             )
     yield from _detectable(comparison)
 
 
 def _detectable(comparison: Comparison) -> Iterator[str]:
-    """Tell, for each number of pairs, the differences that would be found in four of five cases."""
+    """Yield, for each number of pairs, the differences that are detected in four of five cases."""
     size, unit = (100, " points") if comparison.is_share else (1, "")
     by_count: dict[int, list[float]] = {}
     for contrast in comparison.contrasts:
@@ -63,7 +63,7 @@ def _detectable(comparison: Comparison) -> Iterator[str]:
 
 
 def _of_places(comparison: Comparison, runs: Sequence[RunData]) -> Iterator[str]:
-    """Tell where runs are longer than what is compared, or were evaluated before it."""
+    """Yield warnings about runs that are longer than the comparison, or were evaluated before."""
     axis, end = comparison.axis, comparison.end
     unit = axis.replace("_", " ")
     reaches = {run.where: reach for run in runs if (reach := run.reach(axis)) is not None}
@@ -71,7 +71,7 @@ def _of_places(comparison: Comparison, runs: Sequence[RunData]) -> Iterator[str]
     shortest = min(reaches, key=lambda where: reaches[where], default=None)
     if longest and shortest and reaches[longest] > 1.001 * end:
         yield (
-            f"runs are compared at {end:g} {unit}, where {shortest} ends; {longest} goes on to "
+            f"runs are compared at {end:g} {unit}, where {shortest} ends; {longest} continues to "
             f"{reaches[longest]:g}"
         )
     early = {}
@@ -84,4 +84,4 @@ def _of_places(comparison: Comparison, runs: Sequence[RunData]) -> Iterator[str]
         yield f"{where}{more}: {comparison.metric} was last measured at {place:g} of {end:g} {unit}"
     ends = {f"{run.final[axis]:g}" for run in runs if axis in run.final}
     if len(ends) > 1 and axis != comparison.metric:
-        yield f"rows end at different {unit} ({', '.join(sorted(ends, key=float))}), not at one"
+        yield f"rows end at different {unit}: {', '.join(sorted(ends, key=float))}"

@@ -1,4 +1,4 @@
-"""Put the numbers of a comparison together: arms, contrasts with a reference, warnings."""
+"""Assemble the numbers of a comparison: arms, and their contrasts with a reference."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from lightning_vcppo.metrics.guard_rules import Limits
 
 POWER = 0.8
 CURVE_POINTS = 3
-"""Fewest points of a metric whose area is told; otherwise it is that of the training accuracy."""
+"""Fewest points of a metric for its area; with fewer, the area is of the training accuracy."""
 
 
 @dataclass(frozen=True)
 class ArmResult:
-    """The runs of an arm, in numbers.
+    """The results of an arm.
 
     Attributes:
         name: Name of the arm.
@@ -46,8 +46,8 @@ class ArmResult:
         mean: Mean over seeds with its t interval.
         bootstrap: Interval of the mean over seeds and problems.
         iqm: Interquartile mean.
-        iqm_bootstrap: Its interval over seeds and problems.
-        collapsed: Whether each run collapsed, by seed; without those that have no curves.
+        iqm_bootstrap: Interval of the interquartile mean over seeds and problems.
+        collapsed: Whether each run collapsed, by seed; runs without curves are left out.
         areas: Mean height of each run's curve, by seed.
     """
 
@@ -75,10 +75,10 @@ class Contrast:
         p_holm: The p value, corrected for all contrasts of the comparison.
         sign_flip: The p value of the sign-flip test.
         improvement: Probability that a run of the arm is better than one of the reference.
-        detectable: Difference that as many pairs with this spread detect with 80 % power.
+        detectable: Difference that this number of pairs with this spread detects with 80 % power.
         area: Mean difference of the areas with its t interval; None without curves.
         spread: Standard deviation of the differences over seeds.
-        problem_noise: Standard deviation that the choice of problems alone gives a difference.
+        problem_noise: Standard deviation of a difference that is due to the choice of problems.
     """
 
     arm: str
@@ -97,20 +97,20 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that `vcppo compare` tells.
+    """The results of `vcppo compare`.
 
     Attributes:
-        metric: What is compared.
-        curve_metric: Whose curves are drawn, and whose area is told.
-        axis: On which the arms are equal.
-        end: The place on the axis that every run has reached; infinite for rows without one.
+        metric: Metric to compare.
+        curve_metric: Metric of the curves and of the area.
+        axis: Axis on which the arms are compared at the same place.
+        end: The last place on the axis that every run has reached; infinite for rows without one.
         reference: Name of the reference.
         arms: All arms.
-        contrasts: Those of the other arms with the reference.
+        contrasts: Contrasts of the other arms with the reference.
         settings: Settings in which arms differ, with the value of each arm.
-        problem_level: What the bootstrap draws.
+        problem_level: What the bootstrap resamples, in words.
         late: Seeds of arms that were run after other arms were complete.
-        searched: Seeds on which settings were chosen, too.
+        searched: Compared seeds on which settings were chosen, too.
     """
 
     metric: str
@@ -133,16 +133,16 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Options:
-    """What a user decides about a comparison.
+    """The options of a comparison.
 
     Attributes:
-        metric: What is compared.
-        axis: On which runs are compared at the place that all have reached.
-        reference: Name of the arm that others are compared with; None is the first.
+        metric: Metric to compare.
+        axis: Axis on which runs are compared, at the last place that all have reached.
+        reference: Name of the arm that others are compared with; None means the first.
         names: Names of the arms, in the order of their first runs.
         by: Columns of a CSV file that name the arm of a row.
         problems: Number of held-out problems of the rows of a CSV file.
-        search_seeds: Seeds on which settings were searched.
+        search_seeds: Seeds on which settings were chosen.
     """
 
     metric: str = ACCURACY
@@ -163,7 +163,7 @@ def read(paths: Sequence[Path], options: Options) -> list[RunData]:
     """Read runs from directories and CSV files.
 
     Raises:
-        ValueError: If a path is neither, or what is there cannot be read.
+        ValueError: If a path is neither, or its files cannot be read.
     """
     runs: list[RunData] = []
     for path in expand(paths):
@@ -175,10 +175,10 @@ def read(paths: Sequence[Path], options: Options) -> list[RunData]:
 
 
 def compare(runs: Sequence[RunData], options: Options) -> Comparison:
-    """Compare the arms that runs make up.
+    """Group runs into arms, and compare the arms with the reference.
 
     Raises:
-        ValueError: If runs cannot be grouped, paired, or measured, or there is no such reference.
+        ValueError: If runs cannot be grouped, paired, or measured, or the reference is unknown.
         ImportError: If scipy is not installed.
     """
     arms = group(runs, options.names)
@@ -223,7 +223,7 @@ def _common_end(runs: Sequence[RunData], axis: str) -> float:
     for where, end in ends.items():
         if end is None:
             raise ValueError(
-                f"{where}: has no {axis.replace('_', ' ')}; choose another --axis of "
+                f"{where}: has no {axis.replace('_', ' ')}; choose another --axis: "
                 f"{', '.join(AXES)}"
             )
     with_curves = [run.reach(axis) for run in runs]
@@ -263,7 +263,7 @@ def _areas(arm: Arm, metric: str, axis: str, end: float) -> Iterator[tuple[int, 
 
 
 def _increasing(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Keep the last of the points with the same place, as those of value pretraining have."""
+    """Sort points; of several at one place, as in value pretraining, keep the last."""
     return sorted(dict(curve).items())
 
 
@@ -300,7 +300,7 @@ def _contrast(
 
 
 def _difference(run: RunData, other: RunData, where: tuple[str, str, float]) -> Measurement:
-    """Subtract problem by problem where both have their results, otherwise as independent."""
+    """Subtract problem by problem if both have results of problems, otherwise as independent."""
     ours, theirs = run.problems_at(*where), other.problems_at(*where)
     if ours and theirs and ours.rates and theirs.rates:
         return Measurement.of_problems([rate - theirs.rates[p] for p, rate in ours.rates.items()])
@@ -308,16 +308,16 @@ def _difference(run: RunData, other: RunData, where: tuple[str, str, float]) -> 
 
 
 def _problem_level(runs: Sequence[RunData], metric: str, axis: str, end: float) -> str:
-    """Say what stands for the second level of the bootstrap."""
+    """Describe what the bootstrap resamples."""
     exact = [p for run in runs if (p := run.problems_at(metric, axis, end)) and p.rates]
     if len(exact) == len(runs):
-        return "seeds and, within them, the problems with their results"
+        return "seeds and, within them, problems with their results"
     if all(run.measure(metric, axis, end).varies for run in runs):
         return (
-            "seeds and, as results of single problems are missing, the binomial of their number, "
-            "independently in both runs of a pair"
+            "seeds and, because results of single problems are missing, binomial counts of right "
+            "problems, independently in both runs of a pair"
         )
-    return "seeds alone: the number of problems is not known, or the metric has none"
+    return "only seeds: the number of problems is unknown, or the metric has none"
 
 
 def _array(values: Collection[float]) -> statistics.Array:

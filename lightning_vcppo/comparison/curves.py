@@ -14,7 +14,7 @@ from lightning_vcppo.comparison.statistics import Array, interquartile_mean
 from lightning_vcppo.report.drawing import GREY, Spec, Trace, color, plain, spec
 
 GRID = 60
-"""Places at which the curves of an arm are summarised."""
+"""Number of places at which the curves of an arm are summarized."""
 RESAMPLES = 2000
 
 
@@ -36,15 +36,16 @@ class Band:
 
 
 def band(curves: list[list[tuple[float, float]]], end: float) -> Band | None:
-    """Summarise the curves of an arm's seeds, between the places that all of them have.
+    """Summarize the curves of an arm's seeds over the range that all of them cover.
+
+    The bootstrap draws seeds with replacement; the noise of single points is already in the curves.
 
     Args:
-        curves: Points of each seed by their place; empty ones are left out.
+        curves: Points of each seed by their place; empty curves are ignored.
         end: Last place.
 
     Returns:
-        None if the curves have no part in common. Seeds are drawn with replacement; the noise of a
-        curve's own points is in the curve.
+        The band; None if the curves have no range in common.
     """
     found = [sorted(dict(curve).items()) for curve in curves if curve]
     if not found:

@@ -1,7 +1,7 @@
-"""Draw runs again on two levels: their seeds, and the problems on which they were evaluated.
+"""Resample runs on two levels: their seeds, and the problems on which they were evaluated.
 
-`Measurement` holds a run's mean together with its noise over problems, so that `bootstrap` can draw
-seeds first and problems within each seed.
+`Measurement` holds a run's mean together with its noise over problems, so that `bootstrap` can
+resample seeds first and problems within each seed.
 
 Legend of shapes: B resamples, S seeds.
 """
@@ -35,7 +35,7 @@ class _Problems:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The mean of a run, and how it varies when its problems are drawn again.
+    """The mean of a run, and its variation when its problems are resampled.
 
     Attributes:
         value: Mean over the problems.
@@ -46,12 +46,12 @@ class Measurement:
 
     @property
     def varies(self) -> bool:
-        """Whether the noise of the problems is known."""
+        """Whether the noise over problems is known."""
         return bool(self._parts)
 
     @property
     def deviation(self) -> float:
-        """The standard deviation of the value over problems; 0 if their noise is not known."""
+        """The standard deviation of the value over problems; 0 if their noise is unknown."""
         variance = 0.0
         for part in self._parts:
             results, shares = np.asarray(part.results), np.asarray(part.probabilities)
@@ -60,7 +60,7 @@ class Measurement:
 
     @classmethod
     def of_problems(cls, results: Sequence[float]) -> Measurement:
-        """Measure a mean over problems, one result each.
+        """Return the mean over problems, from one result for each.
 
         Raises:
             ValueError: If there is no problem.
@@ -74,7 +74,7 @@ class Measurement:
 
     @classmethod
     def of_share(cls, share: float, problems: int) -> Measurement:
-        """Stand in for unknown results of single problems: right or wrong, binomial.
+        """Return a share of right problems, with binomial noise if single results are unknown.
 
         Args:
             share: Share of right answers, in [0, 1].
@@ -91,15 +91,15 @@ class Measurement:
         return cls(share, (_Problems(1.0, (1.0, 0.0), (share, 1 - share), problems),))
 
     def minus(self, other: Measurement) -> Measurement:
-        """Subtract another run whose problems are drawn independently of this one's."""
+        """Subtract another run, whose problems are resampled independently."""
         negated = tuple(replace(part, sign=-part.sign) for part in other._parts)
         return Measurement(self.value - other.value, self._parts + negated)
 
     def draw(self, generator: np.random.Generator, size: int) -> Array:
         """Return means over problems that are drawn with replacement.
 
-        The numbers of problems with each distinct result are multinomial, so no problem is drawn
-        singly.
+        The numbers of problems with each distinct result are multinomial, so problems need not be
+        drawn one by one.
         """
         if not self._parts:
             return np.full(size, self.value)
@@ -120,13 +120,13 @@ def bootstrap(
 ) -> Interval:
     """Return the percentile interval of a statistic over two levels: seeds, problems within them.
 
-    With few seeds it is too narrow: of five seeds, a resample has three and a half distinct ones.
+    With few seeds it is too narrow: a resample of five has about three and a half distinct ones.
 
     Args:
-        runs: One measurement for each seed, or the difference of a pair.
+        runs: One measurement for each seed, or the difference of each pair.
         statistic: Summary of the runs of a resample.
         resamples: Number of resamples.
-        seed: Of the random numbers.
+        seed: Seed of the random numbers.
         confidence: Coverage of the interval.
 
     Raises:

@@ -45,7 +45,7 @@ CONTRAST_COLUMNS = (
 
 
 def to_json(comparison: Comparison) -> str:
-    """Return the comparison as a JSON object; what is not known is null."""
+    """Return the comparison as a JSON object; unknown numbers are null."""
     whole = {
         "format": FORMAT,
         "metric": comparison.metric,
@@ -114,7 +114,7 @@ def _contrast(contrast: Contrast) -> dict[str, Any]:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Return one row for each run; `vcppo compare` reads it again."""
+    """Return one CSV row for each run, which `vcppo compare` can read."""
     metric = comparison.metric.rpartition("/")[2]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -182,7 +182,7 @@ def contrast_rows(comparison: Comparison) -> list[list[str]]:
 
 
 def title(comparison: Comparison) -> str:
-    """Say what is compared, in a line."""
+    """Return a line that names the metric and the place of the comparison."""
     unit = " (%)" if comparison.is_share else ""
     if math.isinf(comparison.end):
         return f"{comparison.metric}{unit} at the end of each run"
@@ -191,10 +191,10 @@ def title(comparison: Comparison) -> str:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """Say how the numbers are to be read, a line each."""
+    """Return explanations of the numbers, one line for each."""
     found = [
         "Intervals are 95 %. The t interval is over seeds; the bootstrap draws "
-        f"{comparison.problem_level}. With few seeds the bootstrap is too narrow."
+        f"{comparison.problem_level}. With few seeds the bootstrap interval is too narrow."
     ]
     if any(arm.areas for arm in comparison.arms):
         axis = comparison.axis.replace("_", " ")
@@ -207,7 +207,7 @@ def notes(comparison: Comparison) -> list[str]:
     if comparison.contrasts:
         found.append(
             f"Differences from {comparison.reference} are paired by seed. Holm's p is corrected "
-            f"for {_count(comparison.contrasts)}; of 5 seeds no sign-flip p is below 0.0625."
+            f"for {_count(comparison.contrasts)}; with 5 seeds no sign-flip p is below 0.0625."
         )
     return found
 
@@ -257,7 +257,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 
 class _Format:
-    """Writes values of a comparison's metric: shares in percent, others with four digits."""
+    """Formats values of a comparison's metric: shares in percent, others with four digits."""
 
     def __init__(self, comparison: Comparison) -> None:
         self._percent = comparison.is_share

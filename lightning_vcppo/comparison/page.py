@@ -24,8 +24,8 @@ def render(comparison: Comparison) -> str:
         ("Differences", differences, curves.draw_contrasts),
         (
             comparison.curve_metric,
-            "Thin lines are seeds, strong ones interquartile means over them. Bands are their 95 % "
-            "bootstrap intervals over seeds; of few seeds they are too narrow.",
+            "Thin lines are seeds, strong ones their interquartile means. Bands are the 95 % "
+            "bootstrap intervals of these over seeds; with few seeds they are too narrow.",
             curves.draw_curves,
         ),
         (

@@ -1,4 +1,4 @@
-"""Read what is compared of a run: its metrics over four axes, its problems, its start, its seed."""
+"""Read the data of a run for a comparison: metrics over four axes, problems, start, and seed."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from lightning_vcppo.report.page import flatten
 from lightning_vcppo.report.reading import Evaluation, Run, read_run
 
 AXES = {
-    "rollouts": "rollouts, those of value pretraining included",
+    "rollouts": "rollouts, including value pretraining",
     "policy_rollouts": "rollouts from which the policy learned",
-    "tokens": "response tokens that were learned from",
-    "seconds": "seconds of rollouts, evaluations aside",
+    "tokens": "response tokens that the run learned from",
+    "seconds": "seconds of rollouts, without evaluations",
 }
 ACCURACY = "eval/accuracy"
 TRAINING_ACCURACY, LENGTH = "rollout/accuracy", "rollout/response_length"
 WINDOW = Limits().window
-"""Rollouts over which the end of a training curve is a mean, as in the guard rails."""
+"""Number of last rollouts whose mean is the end of a training curve, as in the guard rails."""
 
 Curve = Sequence[tuple[int, float]]
-"""Rollouts done, and the value after them."""
+"""Pairs of the rollouts done and the value after them."""
 
 _SKIPPED = re.compile(
     r"(?:seed_everything|seeds|jobs|ckpt_path|overwrite|loggers|threads|allow_pickle|weights_only"
@@ -37,9 +37,9 @@ _SKIPPED = re.compile(
     r"|trainer\.(?:logger|enable_progress_bar|enable_model_summary)(?:\..*)?"
     r"|data\.(?:init_args\.)?seed|.*\b(?:dirpath|default_root_dir|save_dir))"
 )
-"""Settings that say where and how often, not what is trained."""
+"""Settings of directories, seeds and logging, which do not change the training."""
 _PATH = re.compile(r"(?:.*\.)?(?:path|actor|critic|reference|tokenizer)|.*evaluation_sets\b.*")
-"""Settings that hold a path; its last part tells what it is, the rest where it is."""
+"""Settings that hold a path; only its last part is compared, not its directory."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +57,19 @@ class Problems:
 
 @dataclass(frozen=True)
 class RunData:
-    """What is compared of one run.
+    """The data of one run for a comparison.
 
     Attributes:
         where: Directory of the run, or file and line.
-        seed: Its seed.
-        label: Name of its arm, if a table or the directories tell one.
-        settings: What was trained, by dotted names; without seed and places.
+        seed: Seed of the run.
+        label: Name of its arm, from a table or a directory.
+        settings: Settings of the training by dotted names, without seeds and directories.
         starts: Fingerprint of the start of each network.
-        curves: Values by metric.
+        curves: Curve of each metric.
         places: For each axis, the place of each number of rollouts.
-        problems: By metric of an evaluation and rollouts done.
-        began: When it began, in seconds; for a table the number of its line.
-        ended: When it ended, likewise.
+        problems: Held-out problems, by metric of an evaluation and rollouts done.
+        began: Time at which it began, in seconds; for a table its line number.
+        ended: Time at which it ended, likewise.
         final: Values at the end that have no curve, by metric.
     """
 
@@ -92,11 +92,11 @@ class RunData:
         return [(places[step], value) for step, value in points if step in places]
 
     def reach(self, axis: str) -> float | None:
-        """Return the last place of the run on an axis, None if it does not know the axis."""
+        """Return the last place of the run on an axis; None if it lacks the axis."""
         return max(self.places.get(axis, {}).values(), default=None)
 
     def last_step(self, metric: str, axis: str, end: float) -> int | None:
-        """Return the rollouts done at the last value of a metric not behind an end."""
+        """Return the rollouts done at the last value of a metric up to an end."""
         places = self.places.get(axis, {})
         steps = [
             step
@@ -106,18 +106,18 @@ class RunData:
         return steps[-1] if steps else None
 
     def problems_at(self, metric: str, axis: str, end: float) -> Problems | None:
-        """Return the problems of the evaluation that `measure` takes."""
+        """Return the problems of the evaluation that `measure` uses."""
         step = self.last_step(metric, axis, end)
         return None if step is None else self.problems.get((metric, step))
 
     def measure(self, metric: str, axis: str, end: float) -> Measurement:
         """Return the value of a metric at a place of an axis.
 
-        Of an evaluation, the last one up to there counts; of a metric of training, the mean over
-        the last rollouts.
+        For an evaluation it is the last value up to that place, for a metric of training the mean
+        over the last rollouts before it.
 
         Raises:
-            ValueError: If the run has no such metric up to there.
+            ValueError: If the run has no such metric up to that place.
         """
         if metric in self.final:
             return self._with_problems(self.final[metric], self.problems.get((metric, -1)))
@@ -140,16 +140,16 @@ class RunData:
 
     def _known(self) -> str:
         names = ", ".join(sorted(n for n in {*self.curves, *self.final} if "accuracy" in n))
-        return f"accuracies that it has: {names}" if names else "it has no accuracy"
+        return f"its accuracies are {names}" if names else "it has no accuracy"
 
     def collapsed(self, axis: str, end: float, limits: Limits) -> bool | None:
         """Return whether accuracy and length have fallen far below those of the first policy.
 
-        The first policy sampled the rollouts of value pretraining and the next one. At the end,
-        means are over the last rollouts, as many as the guard rails take.
+        The first policy sampled the rollouts of value pretraining and the next rollout. At the end,
+        means are over the window of last rollouts that the guard rails use.
 
         Returns:
-            None if the run has no curves of the two.
+            Whether it collapsed; None if the run lacks one of the two curves.
         """
         both = [self.curves.get(key, ()) for key in (TRAINING_ACCURACY, LENGTH)]
         if not all(both):
@@ -167,7 +167,8 @@ def read_folder(folder: Path) -> RunData:
     """Read the directory of a run.
 
     Raises:
-        ValueError: If it is not one, a file cannot be read, or the config or its seed is missing.
+        ValueError: If it is not the directory of a run, a file cannot be read, or the config or
+            its seed is missing.
     """
     run = read_run(folder, str(folder))
     seed = run.config.get("seed_everything")
@@ -196,10 +197,10 @@ def read_folder(folder: Path) -> RunData:
 
 
 def expand(paths: Sequence[Path]) -> Iterator[Path]:
-    """Yield directories of runs; one that holds `seed_N` stands for these.
+    """Yield directories of runs and CSV files; directories of `seed_N` are replaced by their runs.
 
     Raises:
-        ValueError: If a directory does not exist.
+        ValueError: If a path does not exist.
     """
     for path in paths:
         if not path.exists():
@@ -220,7 +221,7 @@ def _named(run: Run) -> Iterator[tuple[Evaluation, str]]:
 
 
 def _problems(run: Run) -> Iterator[tuple[tuple[str, int], Problems]]:
-    """Yield the problems of each evaluation; without its file, only their number, as logged."""
+    """Yield the problems of each evaluation; if its file is missing, only the logged number."""
     for step, row in run.rows.items():
         for key, count in row.items():
             if key.startswith("eval/") and key.endswith("/problems") and count >= 1:
@@ -231,7 +232,7 @@ def _problems(run: Run) -> Iterator[tuple[tuple[str, int], Problems]]:
 
 def _starts(run: Run) -> dict[str, str]:
     path = run.folder / START
-    if not path.exists():  # of an earlier version: the weights that are there now
+    if not path.exists():  # a run of an earlier version: take the weights as they are now
         return start_fingerprints(run.setting("model.init_args", {}))
     try:
         starts = json.loads(path.read_text(encoding="utf-8"))
@@ -261,7 +262,7 @@ def _places(run: Run) -> dict[str, dict[int, float]]:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, str]:
-    """Flatten a config, without what does not decide what is trained."""
+    """Flatten a config, without settings that do not change the training."""
     kept = {}
     for key, value in flatten(config):
         if _SKIPPED.fullmatch(key):

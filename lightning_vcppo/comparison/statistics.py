@@ -1,4 +1,4 @@
-"""Estimate means, differences and shares of few runs, with what they leave open.
+"""Estimate means, differences and shares of few runs, with their uncertainty.
 
 References: Agarwal et al. 2021 (arXiv 2108.13264) for the interquartile mean and the probability of
 improvement; Holm 1979 for the correction; Clopper and Pearson 1934 for shares.
@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """Two ends of an interval; NaN where there is none."""
+    """The two ends of an interval; NaN if there is none."""
 
     low: float
     high: float
@@ -43,8 +43,8 @@ def mean(values: Array) -> Array:
 def interquartile_mean(values: Array) -> Array:
     """Return the mean over the last axis without the lowest and the highest quarter.
 
-    floor(n / 4) values are left out at either end, as by `scipy.stats.trim_mean(values, 0.25)`: of
-    five values the middle three remain, of fewer than four all.
+    floor(n / 4) values are dropped at either end, as in `scipy.stats.trim_mean(values, 0.25)`: of
+    five values the middle three remain, of fewer than four values all remain.
     """
     count = values.shape[-1]
     cut = count // 4
@@ -58,8 +58,8 @@ class TEstimate:
     Attributes:
         mean: Mean of the values.
         interval: 95 % interval; NaN for a single value.
-        p: Two-sided p value of the hypothesis that the mean is 0; NaN for a single value, and where
-            all values are equal, because they tell nothing about their spread.
+        p: Two-sided p value of the hypothesis that the mean is 0; NaN for a single value, and if
+            all values are equal, because their spread is then unknown.
     """
 
     mean: float
@@ -108,7 +108,7 @@ def paired_differences(values: Sequence[float], reference: Sequence[float]) -> l
 
 
 def probability_of_improvement(values: Sequence[float], reference: Sequence[float]) -> float:
-    """Return the probability that a run is better than one of the reference, ties counted half.
+    """Return the probability that a run is better than one of the reference; ties count half.
 
     It is the Mann-Whitney statistic divided by the number of pairs.
 
@@ -129,8 +129,8 @@ class SignFlip:
     """The p value of a sign-flip test.
 
     Attributes:
-        p: Two-sided.
-        exact: Whether all patterns were enumerated; otherwise some were drawn at random.
+        p: Two-sided p value.
+        exact: Whether all patterns were enumerated; otherwise patterns were drawn at random.
     """
 
     p: float
@@ -145,9 +145,9 @@ def sign_flip(differences: Sequence[float], *, draws: int = 100_000, seed: int =
 
     Args:
         differences: One for each seed.
-        draws: Number of random patterns above `EXACT_SIGNS` differences; the observed one is
-            counted among them.
-        seed: Of the random patterns.
+        draws: Number of random patterns for more than `EXACT_SIGNS` differences; the observed
+            pattern is counted in addition.
+        seed: Seed of the random patterns.
 
     Raises:
         ValueError: If there is no difference.
@@ -175,7 +175,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Correct p values for the size of their family, by Holm's step-down procedure.
 
     Args:
-        p_values: Of all hypotheses of the family; NaN is none, and does not count.
+        p_values: The p values of all hypotheses of the family; NaN is ignored.
 
     Returns:
         Corrected p values in the same order.
@@ -225,7 +225,7 @@ def detectable_difference(deviation: float, count: int, power: float = 0.8) -> f
 
     critical = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)
 
-    def missing(noncentrality: float) -> float:  # a difference found with the wrong sign is none
+    def missing(noncentrality: float) -> float:  # differences of the wrong sign do not count
         return float(stats.nct.sf(critical, count - 1, noncentrality)) - power
 
     top = 1.0
@@ -243,7 +243,7 @@ def area(places: Sequence[float], values: Sequence[float], end: float) -> float:
     Args:
         places: Strictly increasing places on the axis.
         values: Height at each of them.
-        end: Where the curve is cut; the height there is interpolated.
+        end: Place at which the curve is cut; the height there is interpolated.
 
     Raises:
         ValueError: If the curve has no part before the end, or does not reach it.

@@ -1,13 +1,13 @@
-"""Read runs from a CSV file with a row for each, as experiments commit them.
+"""Read runs from a CSV file with one row for each run, as committed by the experiments.
 
-    arm,seed,accuracy,...                 one row a run, in the order in which they were run
-    arm,seed,rollout,accuracy,...         NAME_curves.csv beside NAME.csv, optional; with
+    arm,seed,accuracy,...                 one row for each run, in the order of the runs
+    arm,seed,rollout,accuracy,...         NAME_curves.csv next to NAME.csv, optional; with
                                           policy_rollout, which is empty in value pretraining
 
-`accuracy` is that on held-out problems, `problems` their number. `start`, `cold_start_accuracy` and
-`held_out` are equal in runs that can be paired. `rollouts`, `policy_rollouts`, `tokens` and
-`seconds` are places on the axes of that name, `finished` is a date in ISO format. Other columns of
-numbers are metrics of that name.
+`accuracy` is the accuracy on held-out problems, `problems` their number. `start`,
+`cold_start_accuracy` and `held_out` are equal in runs that can be paired. `rollouts`,
+`policy_rollouts`, `tokens` and `seconds` are places on the axes of that name, `finished` is a date
+in ISO format. Other numeric columns are metrics of that name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from lightning_vcppo.comparison.runs import ACCURACY, Problems, RunData
 
 EQUAL_COLUMNS = ("start", "cold_start_accuracy", "held_out")
-"""Columns that tell what a run started from and on what it was evaluated."""
+"""Columns that identify the start of a run and the problems of its evaluation."""
 
 Row = Mapping[str, str]
 
@@ -35,10 +35,10 @@ def read_table(
     Args:
         path: The file.
         by: Columns whose values together name the arm of a row.
-        problems: Number of held-out problems of all rows, unless a column `problems` has it.
+        problems: Number of held-out problems of all rows; None takes it from the column `problems`.
 
     Raises:
-        ValueError: If the file has no rows, lacks a column, or has a seed that is no integer.
+        ValueError: If the file has no rows, lacks a column, or has a seed that is not an integer.
     """
     rows = list(_rows(path, ("seed", *by)))
     if not rows:
@@ -100,7 +100,7 @@ def _run(
 
 
 def _places(points: Sequence[Row]) -> dict[str, dict[int, float]]:
-    """Return the place of each rollout of a curve on the axes that its columns tell."""
+    """Return the place of each rollout of a curve on the axes that its columns give."""
     if not points:
         return {}
     places: dict[str, dict[int, float]] = {"rollouts": {0: 0.0}}
@@ -117,7 +117,7 @@ def _places(points: Sequence[Row]) -> dict[str, dict[int, float]]:
 
 
 def _finished(text: str, where: str, line: int) -> float:
-    """Return when a row was finished, in seconds; without a date, the number of its line."""
+    """Return the time at which a row was finished, in seconds; without a date its line number."""
     if not text:
         return float(line)
     try:
@@ -127,7 +127,7 @@ def _finished(text: str, where: str, line: int) -> float:
 
 
 def _metric(column: str) -> str:
-    """Return the metric of a column of results."""
+    """Return the metric for a column of results."""
     return {"accuracy": ACCURACY, "response_length": "eval/response_length"}.get(column, column)
 
 
@@ -147,7 +147,7 @@ def _numbers(row: Row) -> Iterator[tuple[str, float]]:
 
 
 def _rows(path: Path, required: Sequence[str]) -> Iterator[tuple[int, Row]]:
-    """Yield the rows of a CSV file with the numbers of their lines."""
+    """Yield the rows of a CSV file with their line numbers."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)

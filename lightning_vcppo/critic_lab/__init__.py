@@ -1,4 +1,4 @@
-"""The critic lab: which critic, and how good it is, from stored rollouts, before any training."""
+"""Fit, measure and compare critics on stored rollouts, before the policy is trained."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Read a critic along continuations: values and advantages, as `truth` judges them.
+"""Compute the values and advantages of a critic along continuations, for `truth` to judge.
 
-Shapes: B rows, T tokens behind a state, N states, M continuations, L lambdas.
+Shapes: B rows, T tokens after a state, N states, M continuations, L lambdas.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ def read_branches(
     reader: ValueReader,
     lambdas: Sequence[float],
 ) -> Branches:
-    """Return what a critic says along continuations.
+    """Return the values and advantages of a critic along continuations.
 
     Args:
-        continued: States and their continuations, equally many of each.
-        store: Of the rollouts.
+        continued: States and their continuations, the same number for each state.
+        store: Store of the rollouts.
         reader: The critic.
-        lambdas: Of the advantages.
+        lambdas: Lambdas of the advantages.
     """
-    unique: dict[tuple[int, tuple[int, ...]], int] = {}  # what the two share is read once
+    unique: dict[tuple[int, tuple[int, ...]], int] = {}  # shared continuations are read once
     rewards: list[float] = []
     read_N2M = []
     for n, each in enumerate(continued):
@@ -72,9 +72,9 @@ def first_advantages(
     """Return the advantage of the first token of each row, (L, B), in float64.
 
     Args:
-        values: V before each token, an array a row.
-        rewards: At the end of each row.
-        lambdas: Of GAE.
+        values: V before each token, one array for each row.
+        rewards: Reward at the end of each row.
+        lambdas: Lambdas of GAE.
     """
     lengths_B = torch.tensor([len(v) for v in values])
     mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]

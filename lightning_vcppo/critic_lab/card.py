@@ -1,4 +1,4 @@
-"""The card of a fitted critic: what it is, how good, and how to load it, in the hub's form."""
+"""Write the model card of a fitted critic, in the hub's format: measures, settings, loading."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lightning_vcppo.settings import ValueSettings
 _TEXT = """\
 # A critic for {base}
 
-V(prompt and the tokens so far) estimates the reward that a response of the policy ends with. It was
-fitted on Monte-Carlo returns of stored rollouts (value pretraining, arXiv 2503.01491), judged on
-prompts that it was never fitted on.
+V(prompt and the tokens so far) estimates the reward at the end of a response of the policy. It was
+fitted on Monte-Carlo returns of stored rollouts (value pretraining, arXiv 2503.01491), and measured
+on prompts that it was never fitted on.
 
 | held out | |
 |---|---|
@@ -36,7 +36,7 @@ By position, from the first to the last tenth of a response, R^2: {deciles}
 Policy of the rollouts: {origin}
 Settings: {settings}
 
-## Loading it
+## Loading
 
 {loading}"""
 _BACKBONE = """\
@@ -59,15 +59,15 @@ _OTHERS = """\
   `--critic.model_name_or_path openrlhf/critic`, and the flag that the command names
 """
 _NO_OTHERS = """\
-* verl, NeMo-RL and OpenRLHF read one number a token and cannot load this head; `value.head: scalar`
-  fits one that they can.
+* verl, NeMo-RL and OpenRLHF expect one output for each token and cannot load this head;
+  `value.head: scalar` fits a critic that they can load.
 """
 _PRIVILEGED = """
 Before each prompt it reads a hint that the policy does not see: `value.privileged_prompt:
-{privileged}`, at most {length} tokens. Without it the values are those of another critic.
+{privileged}`, at most {length} tokens. Its values are not meaningful without the hint.
 """
 _SIDE = """\
-It has no backbone: it reads the activations of the actor, and belongs to it alone.
+It has no backbone: it reads the activations of the actor, and works only with this actor.
 
 ```python
 from lightning_vcppo.models.critic import load_critic
@@ -92,7 +92,7 @@ def write_card(
     origin: Mapping[str, Any],
     value: ValueSettings,
 ) -> None:
-    """Write `README.md` and the picture of the positions into the directory of a critic."""
+    """Write `README.md` and the figure of values by position to the directory of a critic."""
     header = {
         "library_name": "transformers",
         "pipeline_tag": "token-classification",
@@ -123,7 +123,7 @@ def write_card(
 
 
 def _loading(name: str, value: ValueSettings) -> str:
-    """Say how a critic of that kind is loaded."""
+    """Return instructions for loading a critic of that kind."""
     if value.architecture == "side":
         return _SIDE.format(name=name, head_name=value.head)
     text = _BACKBONE.format(name=name, labels=num_outputs(value), head=_HEADS[value.head])

@@ -24,18 +24,18 @@ from lightning_vcppo.models import loading
 
 NOT_DECIDED = Recommendation(
     None,
-    "not decided: from stored rollouts alone the bias of the values inside a response cannot be "
-    "told from what the next tokens change; name the policy with --actor",
+    "not decided: stored rollouts alone do not separate the bias of the values inside a response "
+    "from the effect of the next tokens; name the policy with --actor",
 )
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which prompts judge the critics.
+    """The choice of the held-out prompts, on which critics are judged.
 
     Attributes:
-        held_out_share: Share of the prompts.
-        seed: Of the choice.
+        held_out_share: Share of the prompts that are held out.
+        seed: Seed of the choice.
     """
 
     held_out_share: float
@@ -53,26 +53,26 @@ def compare_critics(
     flags: Sequence[str] = (),
     options: ActorOptions | None = None,
 ) -> list[dict[str, Any]]:
-    """Fit all critics, each in a process of its own, and write tables and page.
+    """Fit all critics, each in its own process, and write the tables and the page.
 
-    A critic whose fit is in the output already is not fitted again.
+    A critic that is already fitted in the output directory is not fitted again.
 
     Args:
         rollouts: File, pattern or directory.
         model: Directory or hub id of the backbone.
         specs: The critics.
         output: Directory to write to.
-        jobs: Processes at the same time.
-        split: That of the flags.
+        jobs: Number of fits at the same time.
+        split: Held-out prompts; the same as in the flags.
         flags: Further flags of each fit.
         options: The policy that continues responses; None leaves lambda undecided.
 
     Returns:
-        What each fit has written, the best first.
+        Contents of the `fit.json` of each critic, the best first.
 
     Raises:
-        ValueError: The rollouts lack what a critic reads, the actor is not their policy, or a fit
-            failed; then the message has its last line.
+        ValueError: If the rollouts lack data that a critic reads, the actor is not their policy,
+            or a fit failed; the message then has the last line of its log.
     """
     store, origin = read_rollouts(rollouts, model)
     tokenizer = loading.load_tokenizer(model)
@@ -119,7 +119,7 @@ def recommendation(fits: Sequence[Mapping[str, Any]]) -> Recommendation:
 def _fit(
     spec: CriticSpec, folder: Path, shared: Sequence[str], actor: str | None, *, alone: bool
 ) -> str | None:
-    """Fit a critic unless that is done; return why it failed, if so."""
+    """Fit a critic unless it is fitted already; return the error message if the fit failed."""
     if (folder / "fit.json").exists():
         return None
     arguments = [*shared, f"--output={folder}"]
@@ -143,8 +143,8 @@ def _read(spec: CriticSpec, folder: Path, split: Split) -> dict[str, Any]:
     own = Split(fit["held_out_share"], fit["seed"])
     require(
         own == split,
-        f"{folder}: fitted with held_out_share={own.held_out_share} and seed={own.seed}, so on "
-        "other prompts than the rest; name another --output",
+        f"{folder}: fitted with held_out_share={own.held_out_share} and seed={own.seed}, so its "
+        "prompts differ from those of the others; name another --output",
     )
     return {"name": spec.name} | dict(fit)
 

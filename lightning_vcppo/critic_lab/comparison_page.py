@@ -1,4 +1,4 @@
-"""Write the comparison of critics: a page, tables, and everything as JSON."""
+"""Write the comparison of critics as a page, as tables, and as JSON."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TRUE_COLUMNS: dict[str, Callable[[Fit], Any]] = {
     "true_variance": lambda fit: fit["truth"]["values"]["variance"],
     "lambda_actor": lambda fit: fit["truth"]["lambda_actor"]["recommended"] or "not decided",
 }
-"""Of comparisons with an actor."""
+"""Columns of comparisons with an actor."""
 ERRORS = ("bias", "bias_squared", "reaching_gradient", "noise", "mse")
 
 
@@ -49,7 +49,7 @@ def columns_of(fits: Sequence[Fit]) -> dict[str, Callable[[Fit], Any]]:
 
 
 def table(fits: Sequence[Fit]) -> str:
-    """Return the ranking as text, a critic a line."""
+    """Return the ranking as text, one line for each critic."""
     shown = ["r2", "explained_variance", "bias", "ece", "auc_50", "tokens_per_s", "peak_mib"]
     shown += ["true_r2", "lambda_actor"] if "truth" in fits[0] else []
     columns, width = columns_of(fits), max(len(fit["name"]) for fit in fits)
@@ -71,10 +71,10 @@ def write_comparison(
 
     Args:
         output: Directory to write to.
-        fits: What each fit has written, the best first; all with `truth`, or none.
+        fits: Contents of each `fit.json`, the best first; all of them with `truth`, or none.
         rollouts: File, pattern or directory that they were fitted on.
-        model: Of the backbone.
-        recommendation: Of lambda, for the best critic.
+        model: Directory or hub id of the backbone.
+        recommendation: Recommended lambda for the best critic.
     """
     whole = {
         "rollouts": rollouts,
@@ -99,7 +99,7 @@ def write_comparison(
 
 
 def truth_rows(fit: Fit) -> Iterator[list[Any]]:
-    """Yield the rows of `compare_truth.csv`: errors of V and A, everywhere and by position."""
+    """Yield the rows of `compare_truth.csv`: errors of V and A, overall and by position."""
     truth = fit["truth"]
     positions = ["all", *(f"{e}/{EIGHTHS}" for e in range(EIGHTHS))]
     values = [truth["values"], *truth["values_by_position"]]
@@ -125,15 +125,15 @@ def _page(fits: Sequence[Fit], rollouts: str, model: str, recommendation: Recomm
     decided = recommendation.recommended is not None
     notes = [
         f"{len(fits)} critics on {fits[0]['responses']} responses of {rollouts}; backbone {model}.",
-        "Ranked by R^2 on held-out prompts: 1 is perfect, 0 no better than the mean reward.",
+        "Ranked by R^2 on held-out prompts: 1 is perfect, 0 is no better than the mean reward.",
         f"lambda_actor: {recommendation.reason}.",
     ]
     if "truth" in fits[0]:
         truth = fits[0]["truth"]
         notes.append(
-            f"True errors are those against {truth['continuations']} continuations of each of "
+            f"True errors are measured with {truth['continuations']} continuations of each of "
             f"{truth['states']} held-out states by the policy, and as many of each state with its "
-            "token. They are unbiased estimates, so squares may come out below 0."
+            "token. They are unbiased estimates, so squares may be below 0."
         )
     columns = columns_of(fits)
     return offline_page(
@@ -189,7 +189,7 @@ def _figures(fits: Sequence[Fit]) -> Iterator[tuple[str, str, Spec]]:
     along = "share of the response"
     yield (
         "R^2 by position",
-        "How much of the reward V explains at each tenth of a response.",
+        "The share of the variance of the reward that V explains in each tenth of a response.",
         spec(
             _of_critics(fits, tenths, lambda fit: [d["r2"] for d in fit["measures"]["deciles"]]),
             x=along,
@@ -198,7 +198,7 @@ def _figures(fits: Sequence[Fit]) -> Iterator[tuple[str, str, Spec]]:
     )
     yield (
         "Bias by position",
-        "Mean of V - R: a critic that is right on average lies on 0 everywhere.",
+        "Mean of V - R: it is 0 everywhere for a critic that is right on average.",
         spec(
             _of_critics(fits, tenths, lambda fit: [d["bias"] for d in fit["measures"]["deciles"]]),
             x=along,
@@ -207,8 +207,8 @@ def _figures(fits: Sequence[Fit]) -> Iterator[tuple[str, str, Spec]]:
     )
     yield (
         "Noise of the advantages by lambda",
-        "Standard deviation of A within a tenth, over that of R - V. A lower lambda buys less "
-        "noise with more trust in V.",
+        "Standard deviation of A within a tenth, divided by that of R - V. A lower lambda reduces "
+        "noise and relies more on V.",
         spec(
             _of_critics(
                 fits, lambdas, lambda fit: [a["noise"] for a in fit["measures"]["advantages"]]
@@ -232,25 +232,25 @@ def _true_figures(fits: Sequence[Fit]) -> Iterator[tuple[str, str, Spec]]:
 
     yield (
         "True bias of V by position",
-        "Mean of V - V*, V* being what the policy reaches from there.",
+        "Mean of V - V*, where V* is the mean reward that the policy reaches from the state.",
         spec(_of_critics(fits, eighths, at("bias")), x=along, y="V - V*"),
     )
     yield (
         "True variance of V's error by position",
-        "Variance of V - V* over states: what a constant correction would leave.",
+        "Variance of V - V* over states: the error that remains after a constant correction.",
         spec(_of_critics(fits, eighths, at("variance")), x=along, y="variance of V - V*"),
     )
     yield (
         "Bias that reaches the gradient, by lambda",
-        "Mean square of that part of the bias of A which differs between the tokens of a state. "
-        "With lambda = 1 there is none.",
+        "Mean square of the part of A's bias that differs between the tokens of a state. With "
+        "lambda = 1 it is 0.",
         spec(
             _of_critics(fits, lambdas, by_lambda("reaching_gradient")), x="lambda", y="squared bias"
         ),
     )
     yield (
         "Variance of the advantages, by lambda",
-        "Mean variance of A given state and token: what a lower lambda saves.",
+        "Mean variance of A given state and token, which a lower lambda reduces.",
         spec(_of_critics(fits, lambdas, by_lambda("noise")), x="lambda", y="variance"),
     )
     signals = _of_critics(fits, lambdas, lambda fit: [f["signal"] for f in fit["truth"]["lambdas"]])
@@ -263,14 +263,18 @@ def _true_figures(fits: Sequence[Fit]) -> Iterator[tuple[str, str, Spec]]:
         }
     yield (
         "Signal of the advantages, by lambda",
-        "Cov(A, A*) / SD(A): how much of the true advantages' deviation those of the critic "
-        "recover, whatever their scale. Bars: 95 % over prompts.",
+        "Cov(A, A*) / SD(A): the part of the standard deviation of the true advantages that those "
+        "of the critic recover, whatever their scale. Bars are 95 % intervals over prompts.",
         spec(signals, x="lambda", y="signal"),
     )
     best = fits[0]["truth"]["lambdas"]
     for title, name, text in (
-        ("Bias of A by position", "bias", "Mean bias of A against A*, of the first critic."),
-        ("Variance of A by position", "noise", "Of the first critic, given state and token."),
+        ("Bias of A by position", "bias", "Mean of A - A* for the first critic."),
+        (
+            "Variance of A by position",
+            "noise",
+            "Mean variance of A given state and token, for the first critic.",
+        ),
     ):
         curves = {
             f"lambda {found['lam']:g}": [there and there[name] for there in found["by_position"]]

@@ -1,12 +1,12 @@
-"""Continue states of stored responses with the policy, and grade where that leads.
+"""Continue states of stored responses with the policy, and grade the results.
 
-1. A state is the place before a token of a held-out response. Each response has one or more,
+1. A state is the place before a token of a held-out response. Each response has one or more states,
    spread evenly over the eighths of a response. In the third, fifth and seventh eighth the place is
-   exactly that after 25, 50 and 75 %; in the others it is random.
-2. The policy continues each state M times, and as often from the state and its token: see `truth`,
-   which also says why the two share what they can.
-3. The seed, the state and the number of a continuation name its random stream, so that the same
-   call samples the same tokens whatever is sampled together.
+   exactly after 25, 50 and 75 %; in the others it is random.
+2. The policy continues each state M times, and each state with its token M times. `truth` explains
+   why the two share as many continuations as possible.
+3. The seed, the state and the number of a continuation name its random stream, so a call samples
+   the same tokens however continuations are batched.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from lightning_vcppo.rollouts.sampler import Sampler
 from lightning_vcppo.settings import EngineSettings, SamplingSettings
 
 SEQUENCES = 1024
-"""Continuations that are handed to the engine at once, sorted by the tokens that they have left."""
+"""Number of continuations in one call of the engine, sorted by the number of tokens left."""
 TOLERATED = 0.05
-"""Share of stored rewards that the grader may contradict."""
+"""Largest share of stored rewards that the grader may contradict."""
 EXACT = {2: 0.25, 4: 0.5, 6: 0.75}
-"""Eighths whose states are all after the same share of the response."""
+"""Share of the response after which all states of an eighth lie."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class State:
 
     Attributes:
         row: Number of the response.
-        place: Tokens of it that are kept.
-        eighth: Of the response, counted from 0.
+        place: Number of its tokens that are kept.
+        eighth: Eighth of the response, counted from 0.
     """
 
     row: int
@@ -55,14 +55,14 @@ class State:
 
 @dataclass(frozen=True)
 class Continued:
-    """A state and where the policy gets from it.
+    """A state and its continuations by the policy.
 
     Attributes:
         state: The state.
         from_state: Token ids of M continuations.
         from_token: Token ids of M continuations that begin with the stored token.
-        rewards0: Of those from the state.
-        rewards: Of those from the token.
+        rewards0: Rewards of the continuations from the state.
+        rewards: Rewards of the continuations from the token.
     """
 
     state: State
@@ -74,14 +74,14 @@ class Continued:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be sampled.
+    """The number of continuations, and the settings with which they are sampled and graded.
 
     Attributes:
-        prefixes: States, at most eight of a response.
-        continuations: M.
+        prefixes: Number of states, at most eight for each response.
+        continuations: Number M of continuations.
         reward: Style of the verifier, or a reward function.
-        sampling: Temperature, top-p and greatest length of the stored responses' policy.
-        seed: Of states and continuations.
+        sampling: Temperature, top-p and largest length of the stored responses' policy.
+        seed: Seed of states and continuations.
     """
 
     prefixes: int
@@ -91,7 +91,7 @@ class Plan:
     seed: int
 
     def __post_init__(self) -> None:
-        """Refuse numbers from which nothing can be estimated."""
+        """Refuse numbers that are too small for an estimate."""
         require(self.prefixes >= 2, f"--prefixes: expected >= 2, got {self.prefixes}")
         require(
             self.continuations >= 2, f"--continuations: expected >= 2, got {self.continuations}"
@@ -102,10 +102,10 @@ def choose_states(store: TokenStore, rows: Sequence[int], count: int, seed: int)
     """Choose states of as many prompts and responses as possible.
 
     Args:
-        store: Of the rollouts.
+        store: Store of the rollouts.
         rows: Responses that may be continued.
-        count: States wanted; there are at most eight of a response.
-        seed: Of the choice.
+        count: Number of states; at most eight for each response are returned.
+        seed: Seed of the choice.
     """
     rng = stream(seed, "states")
     by_prompt: dict[int, list[int]] = {}
@@ -138,10 +138,10 @@ class Continuing:
         """Collect the parts.
 
         Args:
-            store: Of the rollouts.
-            actor: Their policy, on its device.
-            tokenizer: Of the actor.
-            plan: What is to be sampled.
+            store: Store of the rollouts.
+            actor: Policy of the rollouts, on its device.
+            tokenizer: Tokenizer of the actor.
+            plan: The plan of sampling.
         """
         self._store, self._plan = store, plan
         # Two different rewards are those of right and wrong responses, whatever their scale.
@@ -150,17 +150,17 @@ class Continuing:
         self._sampler.attach(actor)
 
     def continue_all(self, states: Sequence[State]) -> list[Continued]:
-        """Continue states; how, the head of this file says.
+        """Continue states as described at the top of this file.
 
         Raises:
-            ValueError: A prompt has no stored answer, or the grader contradicts stored rewards.
+            ValueError: If a prompt has no stored answer, or the grader contradicts stored rewards.
         """
         self._check_rewards(sorted({state.row for state in states}))
         many = range(self._plan.continuations)
         tokens = [self._store.response(state.row)[state.place] for state in states]
         jobs = [(i, j) for i in range(len(states)) for j in many]
         found = self._sample(states, jobs, [[]] * len(jobs), "from the state")
-        # A continuation that begins with the stored token is one from that token as well.
+        # A continuation that begins with the stored token also counts as one from that token.
         others = [job for job in jobs if found[job][0][0] != tokens[job[0]]]
         over = {i for i, _ in others if self._ends_there(states[i])}
         missing = [job for job in others if job[0] not in over]
@@ -195,7 +195,7 @@ class Continuing:
         given: Sequence[list[int]],
         purpose: str,
     ) -> dict[tuple[int, int], tuple[list[int], float]]:
-        """Return tokens, those given first, and reward of each job, a state and a number."""
+        """Return the tokens, including the given ones, and the reward of each (state, number)."""
         limit = self._plan.sampling.max_response_length
         left = [
             limit - states[i].place - len(start) for (i, _), start in zip(jobs, given, strict=True)
@@ -241,7 +241,7 @@ class Continuing:
     # Rewards -------------------------------------------------------------------------------------
 
     def _rewards(self, rows: Sequence[int], responses: Sequence[list[int]]) -> list[float]:
-        """Return the rewards of whole responses, on the scale of the stored ones."""
+        """Return the rewards of complete responses, on the scale of the stored rewards."""
         store, groups = self._store, [self._store.groups[row] for row in rows]
         texts = [
             self._sampler.response_text(store.prompt(row), response)
@@ -272,8 +272,8 @@ class Continuing:
         require(
             len(wrong) <= TOLERATED * len(rows),
             f"--reward: {self._plan.reward} contradicts the stored reward of {len(wrong)} of "
-            f"{len(rows)} responses, so continuations would be graded by other rules; name the "
-            "reward function of the rollouts",
+            f"{len(rows)} responses, so continuations would be graded differently; name the reward "
+            "function of the rollouts",
         )
 
 
@@ -292,13 +292,13 @@ def continuations(
     """Return the continuations in a file, or sample them and write it.
 
     Args:
-        path: Of the file; one of another plan, actor or other rollouts is written anew.
-        store: Of the rollouts.
+        path: Path of the file; it is replaced if its plan, actor or rollouts differ.
+        store: Store of the rollouts.
         rows: Responses that may be continued.
         actor: The policy, on its device.
-        fingerprint: Of the actor's weights, which names it in the file.
-        tokenizer: Of the actor.
-        plan: What is sampled.
+        fingerprint: Fingerprint of the actor's weights, which identifies it in the file.
+        tokenizer: Tokenizer of the actor.
+        plan: The plan of sampling.
 
     Raises:
         ValueError: As in `Continuing.continue_all`.

@@ -1,6 +1,7 @@
-"""Value pretraining alone, on stored rollouts, without an actor: a module and its data.
+"""Define the module and the data of value pretraining on stored rollouts, without an actor.
 
-An epoch is a pass over the responses to fit on; each ends with a judgement on the held-out ones.
+An epoch is a pass over the responses to fit on; after each, the critic is judged on the held-out
+responses.
 
 Shapes: B responses, T response tokens.
 """
@@ -48,7 +49,7 @@ from lightning_vcppo.settings import OptimizerSettings, ValueSettings
 
 
 class _Rows(IterableDataset[Rollout]):
-    """This rank's part of each batch, in an order that epoch and seed name."""
+    """This rank's part of each batch, in an order that depends on epoch and seed."""
 
     def __init__(
         self, store: TokenStore, hints: Hints, rows: list[int], size: int, seed: int | None
@@ -69,7 +70,7 @@ class _Rows(IterableDataset[Rollout]):
             rows = [self._rows[i] for i in batch.tolist()]
             places = list(range(len(rows)))[self.rank :: self.ranks]
             mine = [rows[place] for place in places] or rows[:1]
-            rollout = self._store.rollout(mine, places or [-1])  # nobody's row counts nowhere
+            rollout = self._store.rollout(mine, places or [-1])  # position -1 has no weight
             yield self._hints.view(rollout, mine)
 
 
@@ -87,11 +88,11 @@ class CriticData(L.LightningDataModule):
         """Split the rollouts.
 
         Args:
-            store: Of the rollouts.
-            hints: What the critic reads before the prompts.
-            held_out_share: Share of the prompts that judge the critic.
+            store: Store of the rollouts.
+            hints: Hints that the critic reads before the prompts.
+            held_out_share: Share of the prompts on which the critic is judged.
             mini_batch_size: Responses of an update, over all ranks.
-            seed: Of split and order.
+            seed: Seed of split and order.
         """
         super().__init__()
         to_fit, self.held_out = store.split(held_out_share, seed)
@@ -120,8 +121,8 @@ class CriticFit(L.LightningModule):
     """A critic that is fitted on Monte-Carlo returns, with the updates of `VCPPOModule`.
 
     Attributes:
-        measures: Of the last judgement.
-        progress: Of the stop rule, in epochs.
+        measures: Measures on the held-out responses, after the last epoch.
+        progress: State of the stop rule, in epochs.
     """
 
     def __init__(
@@ -140,12 +141,12 @@ class CriticFit(L.LightningModule):
 
         Args:
             model: Directory or hub id of the backbone: a language model, reward model or critic.
-            data: Of the fit.
+            data: Data of the fit.
             value: The head and its loss.
-            optimizer: Of the critic.
-            stop_rule: Counted in epochs; it reads R^2 on held-out responses.
-            max_tokens: Most tokens of a micro-batch.
-            seed: Of the order of responses, and of the weights of a side critic.
+            optimizer: Optimizer of the critic.
+            stop_rule: Stop rule, in epochs; it uses R^2 on held-out responses.
+            max_tokens: Largest number of tokens of a micro-batch.
+            seed: Seed of the order of responses, and of the weights of a side critic.
             actor: Directory or hub id of the model that a side critic reads.
         """
         super().__init__()
@@ -166,7 +167,7 @@ class CriticFit(L.LightningModule):
         refuse_strategy(self.trainer.strategy)
         require(
             self.actor_source is None or not isinstance(self.trainer.strategy, FSDP2Strategy),
-            "strategy: a side critic reads an actor that each process holds completely; take ddp",
+            "strategy: a side critic needs the complete actor in each process; use ddp",
         )
         prepare_strategy(self.trainer.strategy, lambda: None)
 
@@ -190,24 +191,24 @@ class CriticFit(L.LightningModule):
         network = load_critic(self.model_source, self.value)
         if not isinstance(network, Critic):
             raise ValueError(
-                f"{self.model_source}: a side critic reads the activations of an actor, and there "
-                "is none; expected a language model, a reward model or a critic of its own"
+                f"{self.model_source}: a side critic, which reads the activations of an actor; "
+                "expected a language model, a reward model or a critic with its own backbone"
             )
         return network
 
     def _place_actor(self) -> None:
-        """Move the actor that a side critic reads; it is no part of the module."""
+        """Move the actor of a side critic, which is not a submodule."""
         if isinstance(self.critic, SideCritic):
             self.critic.reader.to(self.device)  # type: ignore[arg-type]
 
     @override
     def on_fit_start(self) -> None:
-        """Put the actor where the critic is."""
+        """Move the actor to the device of the critic."""
         self._place_actor()
 
     @override
     def on_validation_start(self) -> None:
-        """Put the actor where the critic is."""
+        """Move the actor to the device of the critic."""
         self._place_actor()
 
     @override
@@ -220,7 +221,7 @@ class CriticFit(L.LightningModule):
     def transfer_batch_to_device(
         self, batch: Rollout, device: torch.device, dataloader_idx: int
     ) -> Rollout:
-        """Move a rollout."""
+        """Move a rollout to a device."""
         return batch.to(device)
 
     @override
@@ -251,7 +252,7 @@ class CriticFit(L.LightningModule):
 
     @override
     def on_validation_epoch_end(self) -> None:
-        """Judge the critic, keep it if it is the best, and stop if it no longer improves."""
+        """Measure the critic, keep it if it is the best, and stop if it no longer improves."""
         judged, self._judged = self._judged, []
         if self.trainer.sanity_checking:
             return
@@ -284,12 +285,12 @@ class CriticFit(L.LightningModule):
 
     @override
     def on_fit_end(self) -> None:
-        """Go back to the best critic."""
+        """Restore the best critic."""
         if self._best:
             assert self.critic is not None
             restore_state(self.critic, self.optimizers(), self._best)
         rank_zero_info(
-            f"Fitted for {self.progress.rollouts} passes; the best critic is that after pass "
+            f"Fitted for {self.progress.rollouts} passes; the critic is best after pass "
             f"{self.progress.best_rollout}, with a held-out R^2 of {self.progress.best:.3f}"
         )
 
@@ -304,17 +305,17 @@ class CriticFit(L.LightningModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what `on_save_checkpoint` saves."""
+        """Restore the state that `on_save_checkpoint` saves."""
         saved = checkpoint["critic_fit"]
         self.progress, self._best = Progress(**saved["progress"]), saved["best"]
         self.updater.updates_done = saved["updates_done"]
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the critic's weights, whole; called on every rank."""
+        """Return the critic's complete weights; call it on every rank."""
         assert self.critic is not None
         return full_state_dict(self.critic.model)
 
     @property
     def ranks(self) -> Ranks:
-        """How this run's ranks agree on numbers."""
+        """The ranks of this run."""
         return Ranks.of(self)

@@ -1,4 +1,4 @@
-"""Give privileged critics their hints before the prompts of stored rollouts."""
+"""Prepend the hints of privileged critics to the prompts of stored rollouts."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Hints:
     def __init__(
         self, store: TokenStore, tokenizer: PreTrainedTokenizerBase, settings: ValueSettings
     ) -> None:
-        """Check that the rollouts have what the hints are made of.
+        """Check that the rollouts have the data for the hints.
 
         Args:
-            store: Of the rollouts.
-            tokenizer: Of actor and critic.
-            settings: Kind and greatest length of the hints; the kind may be "none".
+            store: Store of the rollouts.
+            tokenizer: Tokenizer of actor and critic.
+            settings: Kind and largest length of the hints; the kind may be "none".
 
         Raises:
-            ValueError: A prompt has no reference answer, or one response only.
+            ValueError: If a prompt has no reference answer, or only one response.
         """
         self._store, self._kind = store, settings.privileged_prompt
         self._prompt = PrivilegedPrompt(tokenizer, settings)
@@ -46,16 +46,16 @@ class Hints:
             alone = sum(size < 2 for size in sizes)
             require(
                 not alone,
-                f"value.privileged_prompt=siblings: {alone} of {store.prompts} prompts have one "
-                "response only; at least two are expected",
+                f"value.privileged_prompt=siblings: {alone} of {store.prompts} prompts have only "
+                "one response; expected at least two",
             )
 
     def view(self, rollout: Rollout, rows: Sequence[int]) -> Rollout:
-        """Return a rollout as the critic reads it.
+        """Return a rollout with the hints that the critic reads.
 
         Args:
-            rollout: Responses to the prompts of stored ones.
-            rows: The stored response whose hint each of them gets, itself never part of it.
+            rollout: Responses to the prompts of stored responses.
+            rows: Stored response whose hint each of them gets; the hint never contains it.
         """
         if self._kind == "none":
             return rollout

@@ -25,17 +25,18 @@ from lightning_vcppo.settings import SamplingSettings, ValueSettings
 
 @dataclass(frozen=True)
 class ActorOptions:
-    """The policy, and how it continues stored responses.
+    """The policy, and the settings with which it continues stored responses.
 
     Attributes:
-        actor: Directory or hub id.
-        prefixes: States that are continued.
-        continuations: Of each state, and of each state with its token.
-        lambdas: That are compared.
-        reward: Style of the verifier, or a reward function: that of the rollouts.
-        temperature: Of sampling; None is that of the rollouts, or 1 if they do not say it.
-        top_p: The same.
-        max_response_length: The same; the longest stored response if they do not say it.
+        actor: Directory or hub id of the policy.
+        prefixes: Number of states that are continued.
+        continuations: Number of continuations of each state, and of each state with its token.
+        lambdas: Lambdas to compare.
+        reward: Style of the verifier, or a reward function; it must be that of the rollouts.
+        temperature: Temperature of sampling; None means that of the rollouts, or 1 if unknown.
+        top_p: Top-p of sampling; None means that of the rollouts, or 1 if unknown.
+        max_response_length: Largest number of response tokens; None means that of the rollouts, or
+            the length of the longest stored response if unknown.
     """
 
     actor: str
@@ -56,7 +57,7 @@ class ActorOptions:
         )
 
     def plan(self, store: TokenStore, origin: Mapping[str, Any], seed: int) -> Plan:
-        """Return what is to be sampled: as the rollouts were, unless told otherwise."""
+        """Return the plan of sampling, with the rollouts' settings for those that are None."""
         longest = max(store.response_lengths)
         usual = {"temperature": 1.0, "top_p": 1.0, "max_response_length": longest}
         given = {name: getattr(self, name) for name in usual}
@@ -67,8 +68,8 @@ class ActorOptions:
         length = int(found["max_response_length"])
         require(
             length >= longest,
-            f"--max_response_length: the rollouts have a response of {longest} tokens, got "
-            f"{length}",
+            f"--max_response_length: expected >= {longest}, the longest response of the rollouts, "
+            f"got {length}",
         )
         sampling = SamplingSettings(
             temperature=float(found["temperature"]),
@@ -90,16 +91,16 @@ def continue_rollouts(
     """Continue stored responses with the policy that wrote them.
 
     Args:
-        path: File of the continuations, which is read if it holds them already.
-        store: Of the rollouts.
-        origin: What the rollouts say about their policy.
+        path: File of the continuations, which is read if it already has them.
+        store: Store of the rollouts.
+        origin: Policy and sampling settings that the rollouts record.
         rows: Responses that no critic was fitted on.
-        model: Directory or hub id whose tokenizer made token ids that were missing.
-        options: The policy, and how it continues.
-        seed: Of states and continuations.
+        model: Directory or hub id of the tokenizer that made missing token ids.
+        options: The policy and its sampling.
+        seed: Seed of states and continuations.
 
     Raises:
-        ValueError: The actor is not the policy of the rollouts, or has other tokens; or the
+        ValueError: If the actor is not the policy of the rollouts, or has other tokens, or the
             rollouts cannot be graded.
     """
     tokenizer = loading.load_tokenizer(options.actor)
@@ -108,8 +109,8 @@ def continue_rollouts(
     fingerprint = model_fingerprint(actor)
     require(
         origin.get("model") in (None, fingerprint),
-        f"--actor: the rollouts are of another policy than {options.actor}; the critics learnt "
-        "what that one reaches",
+        f"--actor: {options.actor} is not the policy of the rollouts, whose rewards the critics "
+        "learned; name that policy",
     )
     actor.to(device_of(None))  # type: ignore[arg-type]
     plan = options.plan(store, origin, seed)
@@ -131,12 +132,12 @@ def judge_fits(
     """Judge fitted critics, one after the other, each on the same continuations.
 
     Args:
-        fits: What each fit has written.
-        folders: Where each critic is.
-        store: Of the rollouts.
+        fits: Contents of the `fit.json` of each critic.
+        folders: Directory of each critic.
+        store: Store of the rollouts.
         continued: States and their continuations.
         options: The policy and the lambdas.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
     """
     actor: PreTrainedModel | None = None
     truths = []

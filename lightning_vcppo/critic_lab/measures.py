@@ -24,13 +24,13 @@ from lightning_vcppo.report.drawing import jsonable
 
 DECILES = 10
 SHARES = (0.25, 0.5, 0.75)
-"""Shares of a response after which right and wrong prefixes are told apart."""
+"""Shares of a response after which V is compared between right and wrong prefixes."""
 LAMBDAS = (0.9, 0.95, 0.99, 1.0)
 READY = {"r2": 0.1, "bias": 0.1, "ece": 0.1}
 """A critic is called ready with at least this R^2, and at most this bias (as a share of the range
-of rewards) and calibration error. They are ours: R^2 above 0 says that V beats the mean return as
-a baseline, and a tenth leaves room for the error of a small held-out set; a bias of a tenth of the
-range moves no advantage by more than a tenth of what one outcome is worth."""
+of rewards) and calibration error. These limits are ours: R^2 above 0 means that V is a better
+baseline than the mean return, and a tenth leaves room for the error of a small held-out set; a bias
+of a tenth of the range moves no advantage by more than a tenth of the worth of one outcome."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Decile:
     """The tokens of one tenth of every response.
 
     Attributes:
-        r2: Of V there; NaN if all returns are equal.
+        r2: R^2 of V; NaN if all returns are equal.
         bias: Mean of V - R.
         mean_value: Mean of V.
         mean_return: Mean of R.
@@ -52,13 +52,13 @@ class Decile:
 
 @dataclass(frozen=True)
 class Advantages:
-    """What GAE with one lambda makes of the values.
+    """Statistics of the advantages that GAE computes from the values with one lambda.
 
     Attributes:
         lam: The lambda.
-        std: Of the advantages of all tokens.
-        noise: Standard deviation of A around the mean of its decile, over that of R - V.
-        bias: Mean of A - (R - V) by decile: what the values alone, not the outcomes, say.
+        std: Standard deviation of the advantages of all tokens.
+        noise: Standard deviation of A around the mean of its decile, divided by that of R - V.
+        bias: Mean of A - (R - V) by decile: the part that comes from the values, not the outcomes.
     """
 
     lam: float
@@ -69,24 +69,25 @@ class Advantages:
 
 @dataclass(frozen=True)
 class Measures:
-    """A critic on held-out responses.
+    """Measures of a critic on held-out responses.
 
     Attributes:
-        responses: Number of them.
+        responses: Number of responses.
         prompts: Number of their prompts.
         tokens: Number of their tokens.
         r2: 1 - mean((R - V)^2) / Var(R), over tokens.
-        explained_variance: 1 - Var(R - V) / Var(R), which does not see a constant bias.
+        explained_variance: 1 - Var(R - V) / Var(R), which ignores a constant bias.
         bias: Mean of V - R.
-        ece: Expected calibration error of V at the first token as the chance of the best reward.
-        brier: Brier score of it.
-        rank_correlation: Spearman's, of V at the first token with the pass rate of the prompt;
-            None if one of them never varies.
-        auc: By share of the response, the chance that V is higher on a right prefix than on a wrong
-            one of the same prompt; None if no prompt has both.
-        deciles: By position in the response.
-        from_end: R^2 by distance to the end, tokens 1-8, 9-64, 65-512 and further; None without.
-        advantages: By lambda.
+        ece: Expected calibration error of V at the first token, as a forecast of the best reward.
+        brier: Brier score of the same forecast.
+        rank_correlation: Spearman correlation of V at the first token with the pass rate of the
+            prompt; None if one of them does not vary.
+        auc: By share of the response, the probability that V is higher on a right prefix than on a
+            wrong one of the same prompt; None if no prompt has both.
+        deciles: Measures by position in the response.
+        from_end: R^2 by distance to the end, tokens 1-8, 9-64, 65-512 and further; None without
+            such tokens.
+        advantages: Statistics of the advantages by lambda.
     """
 
     responses: int
@@ -104,11 +105,11 @@ class Measures:
     advantages: list[Advantages]
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain values; what is not a number is None."""
+        """Return the measures as plain values; NaN becomes None."""
         return dict(jsonable(asdict(self)))
 
     def verdict(self, reward_range: float) -> tuple[bool, list[str]]:
-        """Return whether the critic is ready, and the reasons, one a threshold."""
+        """Return whether the critic is ready, and a reason for each threshold."""
         checks = [
             ("R^2", self.r2, self.r2 >= READY["r2"], f">= {READY['r2']}"),
             (
@@ -121,7 +122,7 @@ class Measures:
         if self.ece is not None:
             checks.append(("ECE", self.ece, self.ece <= READY["ece"], f"<= {READY['ece']}"))
         lines = [
-            f"{name} {value:.3f}, wanted {wanted}: {'yes' if good else 'no'}"
+            f"{name} {value:.3f}, required {wanted}: {'yes' if good else 'no'}"
             for name, value, good, wanted in checks
         ]
         return all(good for _, _, good, _ in checks), lines
@@ -133,23 +134,23 @@ def measure(
     groups: Sequence[int],
     reward_range: tuple[float, float],
 ) -> Measures:
-    """Compare values with what became of the responses.
+    """Compare values with the rewards of the responses.
 
     Args:
         values: V of the state before each token, (N,) for each of R responses.
-        rewards: Of each response.
-        groups: The same number for responses to one prompt.
-        reward_range: The lowest and the highest reward there is.
+        rewards: Reward of each response.
+        groups: Number of the prompt of each response.
+        reward_range: The lowest and the highest possible reward.
 
     Raises:
-        ValueError: There is no response, or all rewards are equal, so that nothing can be told.
+        ValueError: If there is no response, or all rewards are equal.
     """
     if not values:
         raise ValueError("no responses to measure a critic by")
     if min(rewards) == max(rewards):
         raise ValueError(
-            f"all {len(rewards)} held-out responses have the reward {rewards[0]:g}: there is "
-            "nothing for a critic to tell; take harder, or easier, problems"
+            f"all {len(rewards)} held-out responses have the reward {rewards[0]:g}, so there is "
+            "nothing for a critic to predict; use harder or easier problems"
         )
     flat_V = np.concatenate(values).astype(np.float64)
     lengths_R = np.array([len(v) for v in values])
@@ -202,7 +203,7 @@ def _calibration(
     groups: Sequence[int],
     reward_range: tuple[float, float],
 ) -> dict[str, float]:
-    """Return scalars of V(prompt) as a forecast of the best reward; none if rewards are many."""
+    """Return scores of V(prompt) as a forecast of the best reward; none with other rewards."""
     low, high = reward_range
     if not np.isin(rewards_R, (low, high)).all():
         return {}
@@ -216,7 +217,7 @@ def _calibration(
 def _auc(
     values: Sequence[np.ndarray], rewards_R: np.ndarray, groups: Sequence[int], share: float
 ) -> float | None:
-    """Return the mean, over prompts with both, of the chance that right beats wrong."""
+    """Return the probability that V is higher on right responses, averaged over prompts."""
     by_prompt: dict[int, tuple[list[float], list[float]]] = {}
     best = rewards_R.max()
     for v, reward, group in zip(values, rewards_R, groups, strict=True):

@@ -1,4 +1,4 @@
-"""Fit a critic on stored rollouts, to a directory."""
+"""Fit a critic on stored rollouts, and write it to a directory."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from lightning_vcppo.settings import OptimizerSettings, ValueSettings
 
 
 def read_rollouts(path: str, model: str) -> tuple[TokenStore, dict[str, Any]]:
-    """Read stored rollouts of this project or of another trainer, and say where they come from.
+    """Read stored rollouts of this package or of another trainer, and their origin.
 
     Args:
         path: File, pattern or directory.
-        model: Directory or hub id whose tokenizer makes token ids that are missing.
+        model: Directory or hub id of the tokenizer for missing token ids.
 
     Raises:
-        ValueError: They hold no responses, or those of a model with other tokens.
+        ValueError: If there are no responses, or they come from a model with other tokens.
     """
     tokenizer = loading.load_tokenizer(model)
     importer = Importer(tokenizer)
@@ -54,7 +54,7 @@ def read_rollouts(path: str, model: str) -> tuple[TokenStore, dict[str, Any]]:
     store = TokenStore(records(), _vocabulary(model, len(tokenizer)))
     require(
         min(store.rewards) < max(store.rewards),
-        f"{path}: all {len(store)} responses have the reward {store.rewards[0]:g}: there is "
+        f"{path}: all {len(store)} responses have the reward {store.rewards[0]:g}, so there is "
         "nothing for a critic to learn",
     )
     return store, origin
@@ -66,7 +66,7 @@ def _vocabulary(model: str, tokens: int) -> int:
 
 
 def within(value: ValueSettings, store: TokenStore) -> ValueSettings:
-    """Return settings whose bounds hold all rewards; scalar heads have none to speak of."""
+    """Return settings with bounds that include all rewards; scalar heads ignore them."""
     low, high = store.reward_range
     return replace(value, value_min=min(value.value_min, low), value_max=max(value.value_max, high))
 
@@ -92,22 +92,22 @@ def fit_critic(
 ) -> Measures:
     """Fit a critic on stored rollouts, without an actor, until it no longer improves.
 
-    Writes the best critic with its card to `OUTPUT/critic`, what was measured to `OUTPUT/fit.json`,
-    and a checkpoint after each pass. Called again, it resumes.
+    It writes the best critic with its card to `OUTPUT/critic`, its measures to `OUTPUT/fit.json`,
+    and a checkpoint after each pass. If it is called again, it resumes.
 
     Args:
-        rollouts: File, pattern or directory, of this project or of another trainer.
+        rollouts: File, pattern or directory, of this package or of another trainer.
         model: Directory or hub id of the backbone.
         output: Directory to write to.
-        value: The head and its loss; its bounds are widened to hold all rewards.
-        critic_optimizer: Of the critic.
+        value: The head and its loss; its bounds are widened to include all rewards.
+        critic_optimizer: Optimizer of the critic.
         mini_batch_size: Responses of an update, over all ranks.
         max_tokens_per_batch: Tokens of one forward pass on one device.
-        max_epochs: Passes after which it ends.
-        patience: Passes without a rise of the held-out R^2 after which it ends.
-        min_delta: A rise smaller than this does not count.
-        held_out_share: Share of the prompts that judge the critic.
-        seed: Of split and order.
+        max_epochs: Number of passes after which the fit ends.
+        patience: Number of passes without a rise of the held-out R^2 after which the fit ends.
+        min_delta: Smallest rise of R^2 that counts.
+        held_out_share: Share of the prompts on which the critic is judged.
+        seed: Seed of split and order.
         actor: Directory or hub id of the actor whose activations a side critic reads.
         accelerator: As in Lightning.
         devices: As in Lightning.
@@ -115,10 +115,10 @@ def fit_critic(
         precision: As in Lightning.
 
     Returns:
-        How good the best critic is on held-out responses.
+        The measures of the best critic on held-out responses.
 
     Raises:
-        ValueError: For rollouts that no critic can be fitted on, or an output that is finished.
+        ValueError: If no critic can be fitted on the rollouts, or the output has a fitted critic.
     """
     folder = Path(output)
     _check(folder, value, actor)
@@ -155,13 +155,13 @@ def _check(folder: Path, value: ValueSettings, actor: str | None) -> None:
     )
     require(
         (actor is not None) is (value.architecture == "side"),
-        "actor: a side critic, and no other, reads one; set both --actor and "
-        "--value.architecture=side, or neither",
+        "actor: only a side critic reads one; set both --actor and --value.architecture=side, or "
+        "neither",
     )
 
 
 def _run(trainer: L.Trainer, module: CriticFit, data: CriticData, last: Path) -> float:
-    """Fit, from the last checkpoint if there is one, and judge; return the seconds of the fit."""
+    """Fit and validate, resuming from the last checkpoint; return the seconds of the fit."""
     resume = {"ckpt_path": last, "weights_only": False} if last.exists() else {}
     start = time.perf_counter()
     trainer.fit(module, datamodule=data, **resume)  # type: ignore[arg-type]
@@ -204,7 +204,7 @@ def _write(
     origin: dict[str, Any],
     facts: dict[str, Any],
 ) -> None:
-    """Write the critic, its card and what was measured; called on every rank."""
+    """Write the critic, its card and its measures; call it on every rank."""
     assert module.measures is not None and module.critic is not None
     weights = module.weights()
     if not module.trainer.is_global_zero:
@@ -248,7 +248,7 @@ def _tokens(store: TokenStore) -> int:
 
 
 def _peak_mib() -> float:
-    """Return the most memory that was used: of the GPU, or of the process without one."""
+    """Return the peak memory of the GPU, or of the process if there is no GPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""Read which critics to compare: `mse`, `hl_gauss:num_bins=101,lr=1e-4`, or a YAML file."""
+"""Parse the critics to compare: `mse`, `hl_gauss:num_bins=101,lr=1e-4`, or a YAML file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "answer": {"value.privileged_prompt": "answer"},
     "siblings": {"value.privileged_prompt": "siblings"},
 }
-"""Names of critics, and the settings that they are."""
+"""Settings that each name of a critic stands for."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class CriticSpec:
     """A critic to fit.
 
     Attributes:
-        name: As the user gave it.
+        name: Name that the user gave.
         settings: Flags of `vcppo critic fit` without the dashes.
     """
 
@@ -45,7 +45,7 @@ class CriticSpec:
 
     @property
     def hints(self) -> ValueSettings:
-        """Kind and greatest length of the hints that it reads, beside defaults."""
+        """Kind and largest length of the hints that it reads, with defaults for the rest."""
         names = ("privileged_prompt", "privileged_max_length")
         given = {name: self.settings.get(f"value.{name}") for name in names}
         return ValueSettings(**{name: v for name, v in given.items() if v is not None})
@@ -55,12 +55,12 @@ def read_specs(texts: Sequence[str], actor: str | None = None) -> list[CriticSpe
     """Read the names of critics.
 
     Args:
-        texts: As the user gave them.
+        texts: Names that the user gave.
         actor: Directory or hub id of the actor, which side critics read.
 
     Raises:
-        ValueError: There is no such critic or setting, a name comes twice, or there is a side
-            critic and no actor.
+        ValueError: If a critic or setting is unknown, a name is given twice, or a side critic has
+            no actor.
     """
     specs = [_read_spec(text) for text in texts]
     for spec in specs:
@@ -72,7 +72,7 @@ def read_specs(texts: Sequence[str], actor: str | None = None) -> list[CriticSpe
             )
     names = [spec.name for spec in specs]
     twice = {name for name in names if names.count(name) > 1}
-    require(not twice, f"--critics: {', '.join(sorted(twice))} is there twice")
+    require(not twice, f"--critics: expected each once, got {', '.join(sorted(twice))} twice")
     return specs
 
 
@@ -109,7 +109,7 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _checked(place: str, given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield settings with the names of their groups."""
+    """Yield settings with the names of their groups; refuse unknown ones."""
     groups = {"value": ValueSettings, "critic_optimizer": OptimizerSettings}
     known = {
         f"{group}.{f.name}": f"{group}.{f.name}" for group, c in groups.items() for f in fields(c)

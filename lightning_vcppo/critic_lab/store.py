@@ -1,4 +1,4 @@
-"""Stored rollouts as token ids in one file, with an index in memory of some tens of bytes a row.
+"""Store rollouts as token ids in one file, with an index in memory of some tens of bytes a row.
 
 Shapes: B responses, L tokens of prompt + response, T response tokens.
 """
@@ -25,28 +25,29 @@ NO_PROBLEM = Problem("", 0)
 
 
 class TokenStore:
-    """Responses with their rewards, read back in any order; the file goes with the object.
+    """Responses with their rewards, in any order of access; the file is deleted with the object.
 
     Attributes:
-        rewards: Of each response.
+        rewards: Reward of each response.
         groups: Number of the prompt of each response.
         prompt_lengths: Tokens of the prompt of each response.
         response_lengths: Tokens of each response.
         finished: 1 for each response that was not truncated.
         correct: 1 for each response that was graded as right.
         answers: The right answer to each prompt, or several; an empty text if none is stored.
-        kinds: How the answers to each prompt are compared; None decides by their type.
+        kinds: Kind of comparison of the answers to each prompt; None decides by their type.
     """
 
     def __init__(self, records: Iterable[ResponseRecord], vocabulary: int) -> None:
         """Store records with token ids.
 
         Args:
-            records: In any order.
-            vocabulary: Token ids are below it.
+            records: Records in any order.
+            vocabulary: Size of the vocabulary; token ids must be below it.
 
         Raises:
-            ValueError: A record has no token ids, an id is out of range, or there are no records.
+            ValueError: If a record has no token ids, an id is out of range, or there are no
+                records.
         """
         self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the store)
         self._starts = array("q")
@@ -111,15 +112,15 @@ class TokenStore:
 
         Args:
             held_out_share: Share of the prompts; at least one is held out and one is not.
-            seed: Of the choice.
+            seed: Seed of the choice.
 
         Raises:
-            ValueError: There is one prompt only.
+            ValueError: If there is only one prompt.
         """
         require(
             self.prompts > 1,
-            "the rollouts have one prompt only; at least two are expected: one "
-            "to fit on and one that judges the critic",
+            "the rollouts have only one prompt; expected at least two, one to fit the critic on "
+            "and one to judge it",
         )
         count = min(max(1, round(held_out_share * self.prompts)), self.prompts - 1)
         order = torch.randperm(self.prompts, generator=stream(seed, "held-out prompts"))
@@ -134,7 +135,7 @@ class TokenStore:
 
         Args:
             rows: Numbers of the responses.
-            positions: Their numbers in the batch over all ranks; by default 0, 1, ...
+            positions: Their numbers in the batch over all ranks; None means 0, 1, ...
         """
         scores_B = torch.tensor([self.rewards[row] for row in rows])
         rollout = self._assemble(rows, [self.response(row) for row in rows], [0] * len(rows))
@@ -149,12 +150,12 @@ class TokenStore:
     def continued(
         self, rows: Sequence[int], places: Sequence[int], endings: Sequence[Sequence[int]]
     ) -> Rollout:
-        """Return stored responses with other endings, to read values of; they have no reward.
+        """Return stored responses with other endings, whose values can be read; without rewards.
 
         Args:
             rows: Numbers of the responses.
-            places: Tokens of each that are kept; those behind them are in the response mask.
-            endings: Tokens that follow them.
+            places: Number of tokens of each that are kept; the response mask begins after them.
+            endings: Tokens that follow the kept ones.
         """
         responses = [
             [*self.response(row)[:place], *ending]
@@ -165,7 +166,7 @@ class TokenStore:
     def _assemble(
         self, rows: Sequence[int], responses: Sequence[Sequence[int]], firsts: Sequence[int]
     ) -> Rollout:
-        """Return responses to the prompts of stored ones, masked from their first token on."""
+        """Return responses to stored prompts; `firsts` is where each response mask begins."""
         pairs = zip(rows, responses, strict=True)
         lengths_B = torch.tensor([len(response) for response in responses])
         place_T = torch.arange(int(lengths_B.max()))
@@ -197,7 +198,7 @@ class TokenStore:
         return self._read(self._starts[row] + self.prompt_lengths[row], self.response_lengths[row])
 
     def rows_of_prompt(self, row: int) -> list[int]:
-        """Return the responses to the prompt of a response, itself among them, in stored order."""
+        """Return the rows with the prompt of a row, including itself, in stored order."""
         if not self._siblings:
             self._siblings = [[] for _ in range(self.prompts)]
             for each, group in enumerate(self.groups):

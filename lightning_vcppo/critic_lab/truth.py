@@ -1,35 +1,35 @@
-"""Judge a critic by continuations of the policy: unbiased errors of values and advantages.
+"""Estimate unbiased errors of a critic's values and advantages by continuations of the policy.
 
-s is a state of a stored response (the prompt and the tokens so far), a the token that follows
-there, R the reward at the end; there is no other reward and no discount. The policy continues M
-times from s and M times from (s, a). Continuation j from s is continuation j from (s, a) as well
-if it begins with a; otherwise the latter is sampled separately. So either set has M independent
-draws from where it should, the pairs j are independent of one another, and where the policy
-hardly has a choice the two sets are nearly the same: their difference has little noise.
+s is a state of a stored response (the prompt and the tokens so far), a the token that follows it,
+R the reward at the end; there is no other reward and no discount. The policy continues M times from
+s and M times from (s, a). If continuation j from s begins with a, it is also continuation j from
+(s, a); otherwise the latter is sampled separately. So either set has M independent draws from its
+distribution, the pairs j are independent of one another, and if the policy hardly has a choice the
+two sets are nearly the same, so that their difference has little noise.
 
 The truth is V*(s) = E[R | s] and A*(s, a) = E[R | s, a] - E[R | s]. A_j is the advantage that GAE
 gives to token a from the critic's values along continuation j from (s, a); A0_j is that of the
-first token of continuation j from s. R_j and R0_j are their rewards. Nothing here uses how the
-stored response ends: position and end of one response are not independent.
+first token of continuation j from s. R_j and R0_j are their rewards. The end of the stored response
+is not used, because the position and the end of one response are not independent.
 
-1. Squares. Of M independent draws x_j with mean mu, mean(x)^2 - var(x) / M has mean mu^2 (var with
+1. Squares. For M independent draws x_j with mean mu, mean(x)^2 - var(x) / M has mean mu^2 (var with
    M - 1), because mean(x)^2 has mean mu^2 + Var(x) / M. In the same way mean(x) mean(y) -
-   cov(x, y) / M has mean mu_x mu_y. Both are averages over all pairs i != j of x_i y_j: what
-   splitting the draws in halves gives, averaged over all splits. They may be below 0.
+   cov(x, y) / M has mean mu_x mu_y. Both are averages of x_i y_j over all pairs i != j, as if the
+   draws were split in halves, averaged over all splits. They may be below 0.
 2. Values. x_j = V(s) - R0_j has the mean V(s) - V*(s).
 3. Advantages. x_j = A_j - R_j + R0_j has the mean b(s, a) = E[A | s, a] - A*(s, a), the bias of A.
    Its noise is var(A_j), and the mean squared error of A is b^2 + noise.
-4. A part of b that is the same for all tokens in s acts as a baseline and leaves the expected
-   gradient alone. The rest, b(s, a) - E_a b(s, a), is the mean of x_j = (A_j - R_j) -
+4. A part of b that is the same for all tokens in s acts as a baseline and does not change the
+   expected gradient. The rest, b(s, a) - E_a b(s, a), is the mean of x_j = (A_j - R_j) -
    (A0_j - R0_j). With lambda = 1 both brackets are -V(s): no bias reaches the gradient.
-5. Signal. PPO whitens advantages, so their scale and mean say nothing, and the plain squared error
-   would praise a critic that knows nothing: with a low lambda all its advantages are close to 0, as
-   most true ones are. The error after the best scaling, min over k and c of
-   E(k A + c - A*)^2 = Var(A*) - signal^2, depends on signal = Cov(A, A*) / SD(A) alone. It is in
+5. Signal. PPO whitens advantages, so their scale and mean do not matter, and the plain squared
+   error would favour a critic that knows nothing: with a low lambda all its advantages are close to
+   0, as most true ones are. The error after the best scaling, min over k and c of
+   E(k A + c - A*)^2 = Var(A*) - signal^2, depends only on signal = Cov(A, A*) / SD(A). It is in
    units of the reward and at most SD(A*). The lambda with the largest signal is recommended.
 
-Intervals resample prompts, whose states are not independent. A signal is a ratio of means: its
-estimate is consistent, not unbiased.
+Intervals resample prompts, because the states of one prompt are not independent. A signal is a
+ratio of means: its estimate is consistent, not unbiased.
 
 Shapes: N states, M continuations, L lambdas, E eighths of a response, D draws of the bootstrap.
 """
@@ -46,14 +46,14 @@ import numpy as np
 from lightning_vcppo.report.drawing import jsonable
 
 EIGHTHS = 8
-"""Parts of a response by which errors are shown."""
+"""Number of parts of a response by which errors are shown."""
 DRAWS = 2000
 UNTESTED = "untested: no experiment has compared it with the other lambdas yet"
 
 
 @dataclass(frozen=True)
 class Branches:
-    """Continued states, and what a critic says along the continuations.
+    """Continued states, with a critic's values and advantages along the continuations.
 
     Attributes:
         values_N: V(s).
@@ -62,7 +62,7 @@ class Branches:
         advantages0_LNM: A0, by lambda.
         advantages_LNM: A, by lambda.
         eighths_N: Eighth of the response that each state is in.
-        groups_N: The same number for states of one prompt.
+        groups_N: Number of the prompt of each state.
     """
 
     values_N: np.ndarray
@@ -79,10 +79,10 @@ class ErrorsOfValues:
     """Errors of V at some states.
 
     Attributes:
-        states: Number of them.
-        mean: Of V*.
+        states: Number of states.
+        mean: Mean of V*.
         bias: Mean of V - V*.
-        variance: Of V - V* over the states.
+        variance: Variance of V - V* over the states.
         mse: Mean of (V - V*)^2.
     """
 
@@ -114,14 +114,14 @@ class ErrorsOfAdvantages:
 
 @dataclass(frozen=True)
 class OfLambda:
-    """What one lambda makes of a critic's values.
+    """Errors and signal of the advantages with one lambda.
 
     Attributes:
         lam: The lambda.
-        errors: At all states.
-        by_position: In each eighth of a response; None where there is no state.
+        errors: Errors at all states.
+        by_position: Errors in each eighth of a response; None for eighths without states.
         signal: Cov(A, A*) / SD(A).
-        interval: Of the signal, 95 %.
+        interval: 95 % interval of the signal.
     """
 
     lam: float
@@ -133,12 +133,12 @@ class OfLambda:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Which lambda to take for the advantages of a critic.
+    """The recommended lambda for the advantages of a critic.
 
     Attributes:
         recommended: The lambda; None if it is not decided.
-        reason: Why, in words.
-        label: How far to trust it.
+        reason: The reason, in words.
+        label: The evidence for such recommendations.
     """
 
     recommended: float | None
@@ -148,13 +148,13 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class Truth:
-    """A critic beside what the policy really reaches.
+    """Errors of a critic against the rewards that the policy reaches.
 
     Attributes:
         states: Number of continued states.
-        continuations: Of each.
+        continuations: Number of continuations of each state.
         values: Errors of V at all states.
-        values_by_position: In each eighth of a response; None where there is no state.
+        values_by_position: Errors in each eighth of a response; None for eighths without states.
         r2: 1 - mse / Var(V*), over states; None if V* does not vary measurably.
         advantage_std: SD(A*); None if A* does not vary measurably.
         lambdas: Errors of A, by lambda.
@@ -171,7 +171,7 @@ class Truth:
     lambda_actor: Recommendation
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain values; what is not a number is None."""
+        """Return the numbers as plain values; NaN becomes None."""
         return dict(jsonable(asdict(self)))
 
 
@@ -179,12 +179,12 @@ def judge(branches: Branches, lambdas: Sequence[float], seed: int = 0) -> Truth:
     """Estimate the errors of a critic, and recommend a lambda.
 
     Args:
-        branches: At least two continuations of each state.
-        lambdas: In the order of the advantages.
-        seed: Of the bootstrap.
+        branches: States with at least two continuations each.
+        lambdas: Lambdas, in the order of the advantages.
+        seed: Seed of the bootstrap.
 
     Raises:
-        ValueError: There are fewer than two continuations, prompts or lambdas.
+        ValueError: If there are fewer than two continuations, prompts or lambdas.
     """
     states, continuations = branches.rewards_NM.shape
     prompts = len(np.unique(branches.groups_N))
@@ -194,7 +194,7 @@ def judge(branches: Branches, lambdas: Sequence[float], seed: int = 0) -> Truth:
         ("lambdas", len(lambdas)),
     ):
         if number < 2:
-            raise ValueError(f"{name}: at least two are expected, got {number}")
+            raise ValueError(f"{name}: expected at least two, got {number}")
     places = [np.flatnonzero(branches.eighths_N == eighth) for eighth in range(EIGHTHS)]
     everywhere = np.arange(states)
     moments_LNK = _moments(branches)
@@ -230,12 +230,12 @@ def judge(branches: Branches, lambdas: Sequence[float], seed: int = 0) -> Truth:
 
 
 def squared_mean(x_NM: np.ndarray) -> np.ndarray:
-    """Estimate the square of the mean that each row of independent draws has, (N,); point 1."""
+    """Estimate the squared mean of each row of independent draws, (N,); see point 1."""
     return product_of_means(x_NM, x_NM)
 
 
 def product_of_means(x_NM: np.ndarray, y_NM: np.ndarray) -> np.ndarray:
-    """Estimate the product of the means of each row, whose pairs are independent, (N,); point 1."""
+    """Estimate the product of the means of each row of independent pairs, (N,); see point 1."""
     count = x_NM.shape[-1]
     x_N1, y_N1 = x_NM.mean(-1, keepdims=True), y_NM.mean(-1, keepdims=True)
     covariance_N = ((x_NM - x_N1) * (y_NM - y_N1)).sum(-1) / (count - 1)
@@ -244,7 +244,7 @@ def product_of_means(x_NM: np.ndarray, y_NM: np.ndarray) -> np.ndarray:
 
 
 def _variance_of_means(x_NM: np.ndarray) -> float:
-    """Estimate the variance, over rows, of the means that the rows have; it may be below 0."""
+    """Estimate the variance over rows of the rows' true means; it may be below 0."""
     if len(x_NM) < 2:
         return math.nan
     noise_N = x_NM.var(-1, ddof=1) / x_NM.shape[-1]
@@ -284,7 +284,7 @@ def _of_advantages(branches: Branches, lam: int, at: np.ndarray) -> ErrorsOfAdva
 
 
 def _moments(branches: Branches) -> np.ndarray:
-    """Return, by lambda and state, what has the means of A, A*, A A* and A^2, (L, N, 4)."""
+    """Return unbiased estimates of the means of A, A*, A A* and A^2 at each state, (L, N, 4)."""
     advantages_LNM = branches.advantages_LNM
     true_LNM = np.broadcast_to(branches.rewards_NM - branches.rewards0_NM, advantages_LNM.shape)
     return np.stack(
@@ -318,7 +318,7 @@ def _bootstrap(moments_LNK: np.ndarray, groups_N: np.ndarray, seed: int) -> np.n
     rng = np.random.default_rng(seed)
     even_G = np.full(prompts, 1 / prompts)
     drawn = []
-    for _ in range(DRAWS):  # one by one: all at once need as much memory as prompts times draws
+    for _ in range(DRAWS):  # one by one, because all at once need prompts times draws of memory
         times_G = rng.multinomial(prompts, even_G)
         drawn.append(np.tensordot(times_G, sums_GLK, axes=1) / (times_G @ counts_G))
     return _signal(np.stack(drawn, axis=1))
@@ -334,13 +334,13 @@ def recommend(
 ) -> Recommendation:
     """Recommend the lambda with the largest signal, if it is separated from all others.
 
-    The intervals of its differences to the others hold together with 95 %: each has an error of
+    The intervals of its differences to the others hold jointly with 95 %: each has an error of
     0.05 / (L - 1).
 
     Args:
-        lambdas: L of them.
-        signal_L: Estimates.
-        drawn_LD: The same of resampled prompts.
+        lambdas: The L lambdas.
+        signal_L: Estimated signals.
+        drawn_LD: Estimated signals of resampled prompts.
     """
     best = int(np.argmax(signal_L))
     low, high = _interval(drawn_LD[best])
@@ -349,9 +349,9 @@ def recommend(
     if low <= 0:
         return Recommendation(
             None,
-            "not decided: with no lambda do the advantages follow the true ones beyond chance "
-            f"({measured}; the largest has the 95 % interval {low:.3f} to {high:.3f}); take more "
-            "prefixes or continuations, or a better critic",
+            f"not decided: no lambda has a signal beyond chance ({measured}; the largest has the "
+            f"95 % interval {low:.3f} to {high:.3f}); use more prefixes or continuations, or a "
+            "better critic",
         )
     others = [i for i in range(len(lambdas)) if i != best]
     error = 0.05 / len(others)
@@ -361,7 +361,7 @@ def recommend(
         return Recommendation(
             None,
             f"not decided: {lambdas[best]:g} has the largest signal, but is not separated from "
-            f"{named} ({measured}); take more prefixes or continuations",
+            f"{named} ({measured}); use more prefixes or continuations",
         )
     return Recommendation(
         lambdas[best],

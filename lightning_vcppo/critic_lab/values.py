@@ -1,4 +1,4 @@
-"""Read the values of a critic that is there, and judge it.
+"""Read the values of an existing critic, and measure it.
 
 Shapes: B responses, T response tokens.
 """
@@ -24,16 +24,16 @@ from lightning_vcppo.rollouts.rollout import Rollout
 from lightning_vcppo.settings import ValueSettings
 
 ROWS = 512
-"""Responses that are read from the disk at once."""
+"""Number of responses that are read from the disk at once."""
 
 
 def device_of(name: str | None) -> torch.device:
-    """Return a device; None is the GPU, if there is one."""
+    """Return a device; None means the GPU if there is one."""
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 class ValueReader:
-    """A critic with all it needs to read responses: its hints, its actor, a device."""
+    """Reads the values of a critic, with its hints, its actor and its device."""
 
     def __init__(
         self,
@@ -48,16 +48,16 @@ class ValueReader:
         """Load the critic.
 
         Args:
-            critic: Directory or hub id.
-            store: Of the rollouts whose prompts it reads.
-            settings: That it was fitted with; by default those that its directory states.
+            critic: Directory or hub id of the critic.
+            store: Store of the rollouts whose prompts it reads.
+            settings: Settings that it was fitted with; None reads them from its directory.
             actor: The model that a side critic reads.
             max_tokens: Tokens of one forward pass.
-            device: "cpu", "cuda", ...; None is the GPU if there is one.
+            device: "cpu", "cuda", ...; None means the GPU if there is one.
 
         Raises:
-            ValueError: There is no such critic, the rollouts lack what it reads, or it is a side
-                critic and there is no actor.
+            ValueError: If there is no such critic, the rollouts lack data that it reads, or a side
+                critic has no actor.
         """
         if settings is None:
             described = getattr(loading.load_config(critic), "value_head", None) or {}
@@ -75,11 +75,11 @@ class ValueReader:
 
     @torch.no_grad()
     def values(self, rollout: Rollout, rows: Sequence[int]) -> list[np.ndarray]:
-        """Return V before each masked token, an array a response.
+        """Return V before each token of the response mask, one array for each response.
 
         Args:
-            rollout: Responses to the prompts of stored ones.
-            rows: The stored response whose hint, if any, stands before each.
+            rollout: Responses to the prompts of stored responses.
+            rows: Stored response whose hint, if any, precedes each of them.
         """
         seen = self._hints.view(rollout, rows).to(self._device)
         scorer, mask_BT = self._scorer, seen.response_mask_BT
@@ -97,21 +97,21 @@ def measure_critic(
     device: str | None = None,
     actor: str | None = None,
 ) -> tuple[Measures, float]:
-    """Measure a critic that is there on all responses of stored rollouts.
+    """Measure an existing critic on all responses of stored rollouts.
 
     Args:
-        critic: Directory or hub id: a critic of ours, a token classifier or a sequence classifier
-            with one label.
+        critic: Directory or hub id of a critic of this package, a token classifier or a sequence
+            classifier with one label.
         rollouts: File, pattern or directory.
         max_tokens_per_batch: Tokens of one forward pass.
-        device: "cpu", "cuda", ...; None is the GPU if there is one.
+        device: "cpu", "cuda", ...; None means the GPU if there is one.
         actor: Directory or hub id of the actor that a side critic reads.
 
     Returns:
         The measures, and the range of the rewards.
 
     Raises:
-        ValueError: There is no such critic, or the rollouts are of a model with other tokens.
+        ValueError: If there is no such critic, or the rollouts come from a model with other tokens.
     """
     require_value_head(critic)
     store, _ = read_rollouts(rollouts, critic)

@@ -23,7 +23,7 @@ from typing_extensions import override
 from lightning_vcppo.checkpointing.format import Keys
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.files import check_place, complete_file, may_write, run_path
-from lightning_vcppo.common.fresh_start import begins_anew
+from lightning_vcppo.common.fresh_start import is_new_run
 from lightning_vcppo.common.starts import START, start_fingerprints
 from lightning_vcppo.dashboards.metrics_csv import MetricsFile
 from lightning_vcppo.dashboards.tracking import has_account
@@ -63,7 +63,7 @@ class ConfigLogger(SaveConfigCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write config and start; drop the rows that the resumed run will write again."""
         super().setup(trainer, pl_module, "fit")
-        if may_write(trainer) and begins_anew(trainer):  # a resumed run keeps its first start
+        if may_write(trainer) and is_new_run(trainer):  # a resumed run keeps its first start
             settings = vars(self.config.model.get("init_args", argparse.Namespace()))
             with complete_file(run_path(trainer, START)) as output:
                 json.dump(start_fingerprints(settings), output, indent=2)
@@ -76,7 +76,7 @@ class ConfigLogger(SaveConfigCallback):
         for logger in trainer.loggers:
             if isinstance(logger, OpensLate):
                 logger.may_open = True
-        if stage == "fit" and begins_anew(trainer):
+        if stage == "fit" and is_new_run(trainer):
             self._rows = 0
 
     @override

@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.files import is_trial
-from lightning_vcppo.common.fresh_start import begins_anew
+from lightning_vcppo.common.fresh_start import is_new_run
 from lightning_vcppo.common.seeding import stream_seed
 from lightning_vcppo.common.terminal import waiting_for
 from lightning_vcppo.data.answers import ReadKind
@@ -152,7 +152,7 @@ class AIMEDataModule(pl.LightningDataModule):
         Raises:
             ValueError: If a source is unreadable, a prompt too long, or there are too few problems.
         """
-        if stage == "fit" and self.trainer and begins_anew(self.trainer):
+        if stage == "fit" and self.trainer and is_new_run(self.trainer):
             self._resumed = {}
         # Ranks that start around midnight must have the same date.
         today = date.today().isoformat()

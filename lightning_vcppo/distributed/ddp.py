@@ -1,10 +1,10 @@
-"""DDP with one wrapper around each network instead of one around the module.
+"""Run DDP with one wrapper around each network instead of one around the module.
 
-Actor and critic are updated in turn. One wrapper around both exchanges the gradients of both in
-every update, and those of the network that is not updated are zeros: twice the traffic.
+Actor and critic are updated in turn. One wrapper around both would exchange the gradients of both
+in every update, although those of the other network are zeros: twice the traffic.
 
-Lightning's strategy stays what does the launching and the collectives. Under manual optimization it
-prepares its wrapper before each backward pass; here those of the networks that are updated.
+Lightning's strategy still does the launching and the collectives. Under manual optimization it
+prepares its wrapper before each backward pass; here it prepares those of the updated networks.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class NetworksDDPStrategy(DDPStrategy):
     """A DDP strategy whose wrappers are around the networks of its module; see `wrap_apart`."""
 
     wrappers: dict[str, DistributedDataParallel]
-    """By the module's attribute; empty where there is one around the module."""
+    """Wrappers by the module's attribute; empty if there is one around the module."""
     _settle_types: Callable[[], None]
     _updated: tuple[DistributedDataParallel, ...] | None
-    """What the next backward passes exchange; None is all."""
+    """Wrappers that exchange gradients in the next backward passes; None means all."""
 
     @override
     def configure_ddp(self) -> None:
-        """Wrap each network, or the module where that would exchange something else."""
+        """Wrap each network, or the module if separate wrappers cannot replace its wrapper."""
         self._settle_types()
         self.wrappers, self._updated = {}, None
         module = self.lightning_module
@@ -42,13 +42,13 @@ class NetworksDDPStrategy(DDPStrategy):
         if self._ddp_comm_hook is not None or (networks := trained_apart(module)) is None:
             super().configure_ddp()
             return
-        # torch advises against looking where all are used; few models have some that are not.
+        # torch warns if all parameters are used, as in most models.
         warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
         self.wrappers = {name: self._setup_model(network) for name, network in networks.items()}
 
     @override
     def pre_backward(self, closure_loss: Tensor) -> None:
-        """Have the networks that are updated exchange their gradients in the backward pass."""
+        """Prepare the updated networks to exchange their gradients in the backward pass."""
         if not self.wrappers:
             super().pre_backward(closure_loss)
         for wrapper in self.wrappers.values():
@@ -58,7 +58,7 @@ class NetworksDDPStrategy(DDPStrategy):
     @contextmanager
     @override
     def block_backward_sync(self) -> Iterator[None]:
-        """Leave gradients where they are, to be exchanged with those of a later pass."""
+        """Accumulate gradients without an exchange; a later pass exchanges their sum."""
         with ExitStack() as stack:
             for wrapper in self.wrappers.values():
                 stack.enter_context(wrapper.no_sync())
@@ -68,7 +68,7 @@ class NetworksDDPStrategy(DDPStrategy):
 
     @contextmanager
     def exchanging(self, optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[None]:
-        """Exchange the gradients with which some optimizers step, and no others."""
+        """Exchange only the gradients of the parameters of these optimizers."""
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         stepped = {id(parameter) for group in groups for parameter in group["params"]}
         self._updated = tuple(
@@ -89,13 +89,13 @@ class NetworksDDPStrategy(DDPStrategy):
 
 
 def wrap_apart(strategy: DDPStrategy, settle_types: Callable[[], None]) -> None:
-    """Let a strategy wrap the networks of its module one by one.
+    """Make a strategy wrap the networks of its module one by one.
 
     Args:
-        strategy: Of any kind of DDP, before its setup; it becomes a `NetworksDDPStrategy` of its
-            own kind, for Lightning builds it from a flag before it knows the module.
-        settle_types: Gives parameters the types that they are trained in; called before they are
-            wrapped, for DDP remembers them.
+        strategy: Any DDP strategy before its setup. Its class becomes a subclass of its own with
+            `NetworksDDPStrategy`, because Lightning builds it from a flag before it has the module.
+        settle_types: Function that converts parameters to the types in which they are trained; it
+            is called before they are wrapped, because DDP stores the types.
     """
     kind = type(strategy)
     if not issubclass(kind, NetworksDDPStrategy):
@@ -107,9 +107,9 @@ def wrap_apart(strategy: DDPStrategy, settle_types: Callable[[], None]) -> None:
 
 
 def trained_apart(module: LightningModule) -> dict[str, nn.Module] | None:
-    """Return the parts of a module that are trained, by attribute.
+    """Return the trained parts of a module by attribute.
 
-    None means that there is something to train outside of them, or in two of them.
+    None means that a trained parameter is in none of the parts, or in two of them.
     """
     found: dict[str, nn.Module] = {}
     trained: set[int] = set()

@@ -1,4 +1,4 @@
-"""From lists, as vLLM returns responses, to padded tensors.
+"""Convert lists, in which vLLM returns responses, to padded tensors.
 
 Shapes: B sequences, T response tokens.
 """
@@ -22,11 +22,11 @@ def pad(
     """Pad responses on the right.
 
     Args:
-        token_ids: Of each response.
-        logprobs: Of each of its tokens; None where they are not known, and become NaN.
-        finished: Whether each ended by itself.
+        token_ids: Token ids of each response.
+        logprobs: Log-probabilities of its tokens; None if unknown, which becomes NaN.
+        finished: Whether each response ended by itself.
         pad_token_id: Filler.
-        device: Of the result.
+        device: Device of the result.
     """
     lengths_B = torch.tensor([len(ids) for ids in token_ids])
     mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]

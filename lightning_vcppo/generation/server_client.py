@@ -1,7 +1,7 @@
-"""One sampling server over HTTP: what it is asked, and which answers are rubbish.
+"""Send requests to one sampling server over HTTP, and validate its answers.
 
-Every call has a connection of its own, so a server that starts again finds no stale ones, and
-`abort` can end all that are waiting for an answer.
+Every call has its own connection, so that no connection is stale after a restart of the server, and
+`abort` can end all calls that wait for an answer.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from urllib.parse import urlsplit
 from lightning_vcppo.settings import SamplingSettings
 
 REFUSALS = {400, 401, 403, 404, 405, 422}
-"""Statuses that stay the same however often one asks."""
+"""HTTP statuses for which a retry is useless."""
 MAX_WORDS = 200
-"""Characters of a server's own message that are passed on."""
+"""Largest number of characters of a server's message that are shown."""
 
 
 class ServerFault(Exception):
-    """A server has not answered as it should; the message completes "URL: ..."."""
+    """A server did not answer correctly; the message follows "URL: "."""
 
 
 class ServerRefusal(ServerFault):
-    """It has answered, and will answer the same again: a mistake of the user's."""
+    """A server refused a request, and will refuse it again: a user's mistake."""
 
 
 class StaleWeights(ServerFault):
-    """Its answer is of other weights, as after it was started again."""
+    """An answer comes from other weights, as after a restart of the server."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Answer:
 
     Attributes:
         token_ids: Sampled tokens.
-        logprobs: Of each; None if they were not asked for.
+        logprobs: Log-probability of each token; None if they were not requested.
         finished: Whether a stop token was sampled.
     """
 
@@ -53,17 +53,17 @@ class Answer:
 
 
 class ServerClient:
-    """Speaks to one server that `vcppo serve` has started.
+    """Client of one server that `vcppo serve` has started.
 
     Args:
-        url: Such as http://127.0.0.1:8000.
-        token: Sent with each request.
-        timeout_s: Seconds after which an answer to a question that needs no work is overdue.
-        work_timeout_s: The same for a response, or for new weights.
+        url: Address of the server, such as http://127.0.0.1:8000.
+        token: Token that is sent with each request.
+        timeout_s: Time limit in seconds for requests that need no work.
+        work_timeout_s: Time limit in seconds for a response, or for new weights.
     """
 
     def __init__(self, url: str, token: str, *, timeout_s: float, work_timeout_s: float) -> None:
-        """Keep the address; nothing is sent yet."""
+        """Collect the settings; nothing is sent yet."""
         self.url = url.rstrip("/")
         self._parts = urlsplit(self.url)
         self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
@@ -71,31 +71,31 @@ class ServerClient:
         self._open: set[HTTPConnection] = set()
         self._lock = threading.Lock()
 
-    # Questions -----------------------------------------------------------------------------------
+    # Requests ------------------------------------------------------------------------------------
 
     def version(self) -> str:
-        """Return the name of the weights that it samples from."""
+        """Return the name of the weights from which the server samples."""
         answer = self._call("GET", "/weight_info")
         return str(_field(answer, "weight_version", str))
 
     def max_model_len(self) -> int:
-        """Return the most tokens of a prompt and its response."""
+        """Return the largest number of tokens of a prompt and its response."""
         models = _field(self._call("GET", "/v1/models"), "data", list)
         if not models:
             raise ServerFault("lists no model")
         return int(_field(models[0], "max_model_len", int))
 
     def take_weights(self, folder: str, version: str) -> None:
-        """Have it read weights from a directory; what it is sampling is lost.
+        """Make the server read weights from a directory; running requests are aborted.
 
         Args:
-            folder: As it sees it, too.
-            version: Name of the weights from now on.
+            folder: Path of the directory on the server.
+            version: New name of the weights.
 
         Raises:
-            ServerRefusal: If they do not fit its model.
+            ServerRefusal: If the weights do not fit the server's model.
         """
-        self._call("POST", "/pause?mode=abort")  # empties the cache, too
+        self._call("POST", "/pause?mode=abort")  # also empties the cache
         body = {"method": "take_weight_files", "args": [folder]}
         answer = self._call("POST", "/collective_rpc", body, self._work_timeout_s)
         for of_worker in _field(answer, "results", list):
@@ -118,16 +118,16 @@ class ServerClient:
         """Sample a response.
 
         Args:
-            prompt_ids: At least one token.
-            seed: Of the response.
+            prompt_ids: Prompt of at least one token.
+            seed: Seed of the response.
             settings: Temperature, top-p, length limit.
-            stop_token_ids: Tokens that end it.
-            version: Of the weights that it is to be of.
-            salt: What was computed for requests with another one is not used again.
+            stop_token_ids: Tokens that end the response.
+            version: Expected version of the weights.
+            salt: Key of the prefix cache; only requests with equal keys share cached tokens.
 
         Raises:
-            ServerFault: For no answer, or rubbish.
-            StaleWeights: For an answer of other weights.
+            ServerFault: If there is no answer, or an invalid one.
+            StaleWeights: If the answer comes from other weights.
         """
         parameters = {
             "temperature": settings.temperature,
@@ -135,11 +135,11 @@ class ServerClient:
             "max_tokens": settings.max_response_length,
             "seed": seed,
             "stop_token_ids": list(stop_token_ids),
-            "ignore_eos": True,  # of vLLM's own choice: the list above is complete
+            "ignore_eos": True,  # vLLM's own; the list above is complete
             "detokenize": False,
         }
         if settings.top_p == 1:
-            parameters["logprobs"] = 0  # of the sampled token alone
+            parameters["logprobs"] = 0  # only of the sampled token
         body = {
             "token_ids": list(prompt_ids),
             "sampling_params": parameters,
@@ -152,7 +152,7 @@ class ServerClient:
         check_version(choices[0], version)
         return read_answer(choices[0], settings, stop_token_ids)
 
-    # The wire ------------------------------------------------------------------------------------
+    # Transport -----------------------------------------------------------------------------------
 
     def abort(self) -> None:
         """End every call that waits for an answer; each raises `ServerFault`."""
@@ -207,15 +207,15 @@ def check_version(choice: Any, version: str) -> None:
 
 
 def read_answer(choice: Any, settings: SamplingSettings, stop_token_ids: Sequence[int]) -> Answer:
-    """Return a response if it is one that the request can have.
+    """Return a response after checking that it is a valid answer to the request.
 
     Args:
-        choice: What the server says.
-        settings: Of the request.
-        stop_token_ids: Of the request.
+        choice: Answer of the server.
+        settings: Settings of the request.
+        stop_token_ids: Stop tokens of the request.
 
     Raises:
-        ServerFault: If it is not.
+        ServerFault: If the answer is not valid.
     """
     ids = _field(choice, "token_ids", list)
     reason = _field(choice, "finish_reason", str)

@@ -1,13 +1,13 @@
-"""Sampling on vLLM servers that `vcppo serve` has started, on devices of their own.
+"""Sample on vLLM servers that `vcppo serve` runs on separate devices.
 
-1. The weights go through files that trainer and servers see (`weight_files.py`). The first rank
-   writes them; whichever rank comes first has a server read them.
-2. Each version has a name that no other run can have. Every answer says of which version it is, so
-   a server that was started again is noticed, and gets the weights before it samples on.
-3. Each rank sends its own prompts, one request a response, to all servers (`server_fleet.py`). A
-   response depends on its prompt and seed, and not on who sampled it.
+1. The weights are passed in files that trainer and servers can read (`weight_files.py`). The first
+   rank writes them; the rank that reaches a server first makes it read them.
+2. Each version has a name that is unique among all runs. Every answer has the name of its version,
+   so a restarted server is detected, and gets the weights before it samples again.
+3. Each rank sends its own prompts, one request for each response, to all servers
+   (`server_fleet.py`). A response depends on its prompt and seed, and not on the server.
 
-Written against vLLM 0.32: its token-in, token-out endpoint, and the routes of its development mode.
+Written for vLLM 0.32: its token-in, token-out endpoint, and the routes of its development mode.
 
 Shapes: B sequences.
 """
@@ -36,7 +36,7 @@ from lightning_vcppo.models.lora import plain_weights
 from lightning_vcppo.settings import EngineSettings, SamplingSettings
 
 MOST_PULSE_S = 10.0
-"""Seconds between two questions whether a server still answers."""
+"""Largest number of seconds between two checks that a server still answers."""
 
 
 class _Job(NamedTuple):
@@ -47,8 +47,8 @@ class _Job(NamedTuple):
 class VLLMServerEngine:
     """Samples from copies of the actor that servers hold.
 
-    Its log-probabilities are of the untruncated distribution only while `top_p` is 1: vLLM reports
-    what it has sampled from. With a smaller `top_p` they are NaN.
+    Log-probabilities are NaN if `top_p` is below 1, because vLLM reports those of the truncated
+    distribution.
     """
 
     detached = True
@@ -62,11 +62,11 @@ class VLLMServerEngine:
         pad_token_id: int,
         eos_token_ids: set[int],
     ) -> None:
-        """Agree on a directory for the weights; called on every rank. Servers may start later.
+        """Agree on a directory for the weights; call it on every rank. Servers may start later.
 
         Args:
-            actor: The model that is trained; plain, or sharded by FSDP2.
-            settings: Addresses, patience, the directory's place.
+            actor: The trained model; plain, or sharded by FSDP2.
+            settings: Addresses, time limits, and the parent of the directory.
             device: Device on which the actor runs.
             pad_token_id: Filler of shorter responses.
             eos_token_ids: The tokens that end a response.
@@ -99,40 +99,40 @@ class VLLMServerEngine:
         self._folder = WeightFolder(path, owned=first)
         self._versions = 0
         self._version: object = None
-        self._lock = threading.Lock()  # no weights come while responses are sampled
+        self._lock = threading.Lock()  # weights must not change while responses are sampled
 
     def take_weights(self, version: object) -> None:
-        """Write the actor's weights for the servers, unless they are there; called on every rank.
+        """Write the actor's weights for the servers unless they have them; call it on every rank.
 
         Args:
-            version: Names the state of the actor; equal versions mean equal weights.
+            version: Key of the actor's state; equal versions mean equal weights.
         """
         if version == self._version:
             return
         with self._lock:
-            _wait_for_all()  # no other rank samples from the old ones any more
+            _wait_for_all()  # until no rank samples from the old weights
             self._versions += 1
             if _rank() == 0:
                 dtype = product_type(self._actor, self._device)
                 self._folder.write(self._name, plain_weights(self._actor), dtype)
             elif any(isinstance(p, DTensor) for p in self._actor.parameters()):
                 for _ in plain_weights(self._actor):
-                    pass  # its shards are gathered
+                    pass  # takes part in gathering the shards
             _wait_for_all()
-            self._fleet.prepare_anew()
+            self._fleet.prepare_again()
         self._version = version
 
     def forget_weights(self) -> None:
-        """Have the weights taken over anew next time, whatever their version."""
+        """Send the weights again next time, whatever their version."""
         self._version = None
 
     def sleep(self) -> None:
-        """Do nothing: the memory is the servers' own."""
+        """Do nothing, because the memory belongs to the servers."""
 
     def generate(
         self, prompt_ids: Sequence[Sequence[int]], seeds: Sequence[int], settings: SamplingSettings
     ) -> Generations:
-        """Sample one response a prompt, see `GenerationEngine.generate`.
+        """Sample one response for each prompt, see `GenerationEngine.generate`.
 
         Raises:
             EngineLostError: If no server has answered for `patience_s`.
@@ -141,7 +141,7 @@ class VLLMServerEngine:
         assert self._versions > 0, "take_weights comes first"
         jobs = [_Job(*job) for job in zip(prompt_ids, seeds, strict=True)]
         longest, limit = max(map(len, prompt_ids)), settings.max_response_length
-        salt = uuid.uuid4().hex  # a resumed run begins without what this one has computed
+        salt = uuid.uuid4().hex  # a resumed run must not reuse the prefix cache of this run
 
         def prepare(client: ServerClient, over: Callable[[], bool]) -> None:
             with self._folder.turn(client.url, over):
@@ -176,7 +176,7 @@ class VLLMServerEngine:
 
     @property
     def _name(self) -> str:
-        """Of the weights as servers know them."""
+        """Name of the current version of the weights on the servers."""
         return f"{self._run}-{self._versions}"
 
 
@@ -194,7 +194,7 @@ def _wait_for_all() -> None:
 
 
 def _of_first_rank(make: Callable[[], tuple[Path, str]]) -> tuple[Path, str]:
-    """Return what the first rank makes; every rank must call it."""
+    """Return on every rank what the first rank makes; call it on every rank."""
     if not _launched():
         return make()
     made: list[tuple[Path, str] | None] = [make() if _rank() == 0 else None]

@@ -1,11 +1,11 @@
-"""Work shared by several servers, of which some may fail for a while.
+"""Distribute jobs over several servers, some of which may fail for a while.
 
-1. Jobs wait in one line. Each server takes as many at a time as it may, and the next as soon as one
-   is done: a faster server does more.
-2. One keeper a server prepares it before its first job, asks it now and then whether it still
-   answers, and after a fault tries again at growing intervals. Its jobs go back into the line.
-3. A server that fails without one good answer in between for longer than `patience_s` is given up.
-   With the last one the work ends.
+1. Jobs wait in one queue. Each server has several jobs at a time, and takes the next one when one
+   is done, so a faster server does more.
+2. One thread for each server prepares it before its first job, checks at intervals that it still
+   answers, and retries after a fault at growing intervals. Its jobs return to the queue.
+3. A server that fails for longer than `patience_s` without a good answer in between is given up.
+   If all servers are given up, the work ends with an error.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from lightning_vcppo.generation.server_client import ServerClient, ServerFault, 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 LONGEST_WAIT_S = 30.0
-"""Between two attempts; they double from `retry_s`."""
+"""Longest wait between two attempts, in seconds; waits double from `retry_s`."""
 
 
 @dataclass
 class Member:
-    """A server and how it is doing; kept from one work to the next.
+    """A server and its state, which is kept between calls of `run`.
 
     Attributes:
-        client: Speaks to it.
+        client: Client of the server.
         up: Whether it is prepared and takes jobs.
-        attempts: Faults since its last good answer.
-        failing_since: Of the first of them, by the monotonic clock.
-        fault: The last of them.
-        lives: Counts how often it was prepared, so that a fault counts once however many jobs it
-            hits.
-        given_up: Whether this work goes on without it.
+        attempts: Number of faults since its last good answer.
+        failing_since: Time of the first of these faults, by the monotonic clock.
+        fault: Message of the last fault.
+        lives: Number of times it was prepared or failed, so that a fault that hits several jobs
+            counts once.
+        given_up: Whether the current call continues without it.
     """
 
     client: ServerClient
@@ -55,14 +55,14 @@ class Member:
 
 
 class Fleet:
-    """Spreads jobs over servers.
+    """Distributes jobs over servers.
 
     Args:
-        clients: One a server.
-        at_once: Jobs that a server may have at the same time.
+        clients: One client for each server.
+        at_once: Number of jobs that a server may have at the same time.
         retry_s: Seconds before the second attempt.
         patience_s: Seconds of faults without a good answer after which a server is given up.
-        pulse_s: Seconds between two questions whether a server still answers.
+        pulse_s: Seconds between two checks that a server still answers.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class Fleet:
         patience_s: float,
         pulse_s: float,
     ) -> None:
-        """Know the servers; nothing is sent yet."""
+        """Collect the settings; nothing is sent yet."""
         self.members = [Member(client) for client in clients]
         self._at_once, self._pulse_s = at_once, pulse_s
         self._retry_s, self._patience_s = retry_s, patience_s
 
-    def prepare_anew(self) -> None:
-        """Have every server prepared before its next job."""
+    def prepare_again(self) -> None:
+        """Make `run` prepare every server again before its next job."""
         for member in self.members:
             member.up = False
 
@@ -90,12 +90,13 @@ class Fleet:
         do: Callable[[ServerClient, Job], Result],
         prepare: Callable[[ServerClient, Callable[[], bool]], None],
     ) -> list[Result]:
-        """Do all jobs; returns when each is done once.
+        """Do all jobs, and return their results in order.
 
         Args:
-            jobs: In the order in which they are begun.
-            do: Does one on a server.
-            prepare: Makes a server ready; gets a function that says whether it is still wanted.
+            jobs: Jobs in the order in which they are started.
+            do: Function that does a job on a server.
+            prepare: Function that prepares a server; its second argument is a function that
+                returns whether the work is over.
 
         Raises:
             EngineLostError: If every server was given up.
@@ -106,7 +107,7 @@ class Fleet:
         return _Work(self, jobs, do, prepare).finish()
 
     def wait_s(self, attempts: int) -> float:
-        """Return the seconds to wait after so many faults."""
+        """Return the seconds to wait after that number of faults."""
         if attempts == 0:
             return 0.0
         return float(min(LONGEST_WAIT_S, self._retry_s * 2.0 ** min(attempts - 1, 30)))
@@ -116,8 +117,8 @@ class Fleet:
         since = time.monotonic() - member.failing_since
         return member.attempts > 1 and since > self._patience_s
 
-    def obituary(self) -> str:
-        """Return one line that names each server that was given up, and what was tried."""
+    def failure_summary(self) -> str:
+        """Return one line with the fault, the attempts and the time of each server."""
         lines = [
             f"{member.client.url}: {member.fault}; tried {member.attempts} times in "
             f"{time.monotonic() - member.failing_since:.0f} s"
@@ -137,7 +138,7 @@ class _Work(Generic[Job, Result]):
         prepare: Callable[[ServerClient, Callable[[], bool]], None],
     ) -> None:
         self._fleet, self._jobs, self._do, self._prepare = fleet, jobs, do, prepare
-        self._line = deque(range(len(jobs)))
+        self._queue = deque(range(len(jobs)))
         self._results: dict[int, Result] = {}
         self._changed = threading.Condition()
         self._error: BaseException | None = None
@@ -149,7 +150,7 @@ class _Work(Generic[Job, Result]):
         threads = [
             threading.Thread(target=self._guarded, args=(task, member), daemon=True)
             for member in members
-            for task in (self._keep, *[self._work] * share)
+            for task in (self._supervise, *[self._do_jobs] * share)
         ]
         for thread in threads:
             thread.start()
@@ -166,7 +167,7 @@ class _Work(Generic[Job, Result]):
                 self._error = self._error or (None if self._done() else KeyboardInterrupt())
                 self._changed.notify_all()
             for thread in threads:
-                while thread.is_alive():  # it may just have begun to ask
+                while thread.is_alive():  # it may have just begun a request
                     for member in members:
                         member.client.abort()
                     thread.join(0.1)
@@ -181,44 +182,44 @@ class _Work(Generic[Job, Result]):
         return self._error is not None or self._done()
 
     def _guarded(self, task: Callable[[Member], None], member: Member) -> None:
-        """Run a thread's task; what it does not expect ends the work."""
+        """Run a thread's task; an unexpected error ends the work."""
         try:
             task(member)
-        except BaseException as error:  # is raised where the work was asked for
-            self._end(error)
+        except BaseException as error:  # `finish` raises it
+            self._fail(error)
 
-    def _end(self, error: BaseException) -> None:
+    def _fail(self, error: BaseException) -> None:
         with self._changed:
             self._error = self._error or error
             self._changed.notify_all()
 
-    def _work(self, member: Member) -> None:
+    def _do_jobs(self, member: Member) -> None:
         """Do one job after the other on a server."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._over() or (member.up and bool(self._line)))
+                self._changed.wait_for(lambda: self._over() or (member.up and bool(self._queue)))
                 if self._over():
                     return
-                job, life = self._line.popleft(), member.lives
+                job, life = self._queue.popleft(), member.lives
             try:
                 result = self._do(member.client, self._jobs[job])
             except ServerFault as fault:
                 with self._changed:
-                    self._line.appendleft(job)
-                    self._fall(member, life, fault)
+                    self._queue.appendleft(job)
+                    self._record_fault(member, life, fault)
                 continue
             with self._changed:
                 self._results[job] = result
-                if life == member.lives:  # else it has fallen since this was asked
+                if life == member.lives:  # otherwise it has failed since the request
                     member.attempts, member.fault = 0, ""
                 if self._done():
                     self._changed.notify_all()
 
-    def _keep(self, member: Member) -> None:
-        """Prepare a server, ask whether it still answers, and try again after faults."""
+    def _supervise(self, member: Member) -> None:
+        """Prepare a server, check that it still answers, and retry after faults."""
         while True:
             with self._changed:
-                self._rest(member, member.up)
+                self._wait_before_check(member, member.up)
                 if self._over() or member.given_up:
                     return
                 up, life = member.up, member.lives
@@ -229,17 +230,17 @@ class _Work(Generic[Job, Result]):
                     self._prepare(member.client, self._over)
             except ServerFault as fault:
                 with self._changed:
-                    self._fall(member, life, fault)
+                    self._record_fault(member, life, fault)
                 continue
             if not up:
                 with self._changed:
                     member.up, member.lives = True, member.lives + 1
                     if member.attempts:
-                        _say(f"{member.client.url} answers again")
+                        _print(f"{member.client.url} answers again")
                     self._changed.notify_all()
 
-    def _rest(self, member: Member, up: bool) -> None:
-        """Wait before a server is asked or prepared again; called with the lock."""
+    def _wait_before_check(self, member: Member, up: bool) -> None:
+        """Wait before a server is checked or prepared again; the caller holds the lock."""
         fleet = self._fleet
         while not (self._over() or member.given_up):
             wait_s = fleet._pulse_s if up else fleet.wait_s(member.attempts)
@@ -251,8 +252,8 @@ class _Work(Generic[Job, Result]):
     def _is_new(self, member: Member, up: bool) -> Callable[[], bool]:
         return lambda: self._over() or member.given_up or member.up != up
 
-    def _fall(self, member: Member, life: int, fault: ServerFault) -> None:
-        """Note a fault of a server, unless it is an old one; called with the lock."""
+    def _record_fault(self, member: Member, life: int, fault: ServerFault) -> None:
+        """Record a fault of a server, unless it is already recorded; the caller holds the lock."""
         if self._over():
             return
         url = member.client.url
@@ -261,7 +262,7 @@ class _Work(Generic[Job, Result]):
         elif life == member.lives:
             if member.attempts == 0:
                 member.failing_since = time.monotonic()
-                _say(f"{url}: {fault}; trying again")
+                _print(f"{url}: {fault}; trying again")
             member.attempts, member.fault = member.attempts + 1, str(fault)
             if member.up:
                 member.up, member.lives = False, member.lives + 1
@@ -273,16 +274,16 @@ class _Work(Generic[Job, Result]):
     def _give_up(self, member: Member) -> None:
         member.given_up = True
         if all(other.given_up for other in self._fleet.members):
-            self._error = EngineLostError(self._fleet.obituary())
+            self._error = EngineLostError(self._fleet.failure_summary())
         else:
-            _say(f"{member.client.url}: {member.fault}; this rollout goes on without it")
+            _print(f"{member.client.url}: {member.fault}; this rollout continues without it")
 
 
 def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _say(message: str) -> None:
-    """Tell the user what a server does."""
+def _print(message: str) -> None:
+    """Print a message about a server, with the rank."""
     rank = own_rank()
     print(f"vcppo: {f'[rank {rank}] ' if rank else ''}{printable(message)}", file=sys.stderr)

@@ -37,17 +37,17 @@ class TransformersCopyEngine:
         pad_token_id: int,
         eos_token_ids: set[int],
     ) -> None:
-        """Keep the actor; the copy is made when weights are first taken.
+        """Store the actor; the copy is made when weights are first taken.
 
         Args:
-            actor: The model that is trained.
+            actor: The trained model.
             settings: Rows that decode together; `init_args` may name the device of the copy.
             device: Device on which the actor runs.
-            pad_token_id: Filler behind finished responses.
+            pad_token_id: Filler after finished responses.
             eos_token_ids: Tokens that end a response.
 
         Raises:
-            UserError: For another argument, or a device that there is not.
+            UserError: If there is another argument, or the device does not exist.
         """
         if unknown := sorted(settings.init_args.keys() - {"device"}):
             raise UserError(
@@ -80,7 +80,7 @@ class TransformersCopyEngine:
         self._version = version
 
     def forget_weights(self) -> None:
-        """Have the weights copied anew next time, whatever their version."""
+        """Copy the weights again next time, whatever their version."""
         self._version = None
 
     def sleep(self) -> None:
@@ -124,7 +124,7 @@ def _device(given: str | None, of_actor: torch.device) -> torch.device:
 
 
 def _like(actor: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """Build a model like the actor on a device, with weights that are yet to be filled in.
+    """Build a model like the actor on a device, with uninitialized weights.
 
     Its parameters require gradients as the actor's do, though none are ever computed: torch chooses
     kernels by that, and the copy would round differently.

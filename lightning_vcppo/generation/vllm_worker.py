@@ -1,7 +1,7 @@
-"""Add to vLLM's own server, for `vcppo serve`, our weights and a token for every request.
+"""Extend vLLM's server for `vcppo serve`: weights from files, and a token for every request.
 
-vLLM imports both by their names (`--worker-extension-cls`, `--middleware`), in processes of its
-own. Its own key guards `/v1` and its kin alone, not the routes through which weights come.
+vLLM imports both extensions by name (`--worker-extension-cls`, `--middleware`) in its own
+processes. vLLM's API key protects only `/v1` and similar routes, not those for new weights.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 SERVER_PID = "VCPPO_SERVER_PID"
-"""Environment variable that tells the processes of a server which is the first of them."""
+"""Environment variable with the process id of the first process of a server."""
 OPEN_PATH = "/health"
-"""Says whether the server runs, and nothing else: monitors ask it without a token."""
+"""Route without a token, for monitors; it shows only whether the server runs."""
 
 
 def end_with_server(server: int) -> None:
-    """End this process, and the one that started it, soon after a server is gone.
+    """End this process, and the one that started it, soon after a server has ended.
 
-    If the first process of a server is killed, vLLM's others stay, and keep the device's memory.
+    Otherwise vLLM's other processes would keep the device's memory after the first one was killed.
 
     Args:
-        server: Its first process; if that is this one, nothing happens.
+        server: Process id of the server's first process; nothing happens in that process itself.
     """
     starter = os.getppid()
 
@@ -62,7 +62,7 @@ def _is_there(pid: int) -> bool:
 
 
 class WeightsFromFiles:
-    """Lets vLLM's workers read the actor's weights from a directory; each takes its shards."""
+    """Extension of vLLM's workers that reads the actor's weights; each worker takes its shards."""
 
     vllm_config: Any
     reload_weights: Callable[..., None]
@@ -70,9 +70,11 @@ class WeightsFromFiles:
     def take_weight_files(self, folder: str) -> dict[str, str]:
         """Replace all weights by those in a directory.
 
+        vLLM itself only warns of missing weights, and continues with the old ones.
+
         Returns:
-            What is wrong: with the directory, under "fault", or with the weights, under "refused".
-            vLLM itself only warns of weights that are missing, and samples on with those it has.
+            An error message: about the directory as "fault", or about the weights as "refused";
+            empty without an error.
         """
         expected = _shapes(self.vllm_config.model_config.hf_config)
         try:
@@ -108,13 +110,13 @@ class RequireToken:
         """Wrap an application; the token is in the environment.
 
         Raises:
-            KeyError: If it is not.
+            KeyError: If the environment has no token.
         """
         self._app = app
         self._expected = f"Bearer {os.environ[VARIABLE]}".encode()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer 401."""
+        """Forward a request, or answer 401."""
         known = scope["type"] == "lifespan" or scope.get("path") == OPEN_PATH
         given = dict(scope.get("headers") or ()).get(b"authorization", b"")
         if known or secrets.compare_digest(given, self._expected):
@@ -127,5 +129,5 @@ class RequireToken:
             await send({"type": "websocket.close", "code": 1008})
 
 
-if SERVER_PID in os.environ:  # vLLM imports this file in a worker, and calls nothing in it yet
+if SERVER_PID in os.environ:  # on import, because vLLM's workers call nothing in this file at first
     end_with_server(int(os.environ[SERVER_PID]))

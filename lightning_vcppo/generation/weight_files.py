@@ -1,7 +1,7 @@
-"""Weights on their way to sampling servers: safetensors files in a directory that both sides see.
+"""Pass weights to sampling servers as safetensors files in a directory that both sides can read.
 
-A version is a directory of its own. It takes its name when all of it is there, so whoever finds the
-name finds the whole version, and a server that starts again can be given the last one at any time.
+Each version is a subdirectory. It gets its name when it is complete, so a version that exists is
+complete, and a restarted server can read the newest version at any time.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from lightning_vcppo.common.files import UNFINISHED, put_in_place, remove
 from lightning_vcppo.generation.server_client import ServerFault
 
 FILE_BYTES = 4 * 2**30
-"""Size of a file: so much memory the first rank needs, besides the actor."""
+"""Size of a file, which is the memory that the first rank needs in addition to the actor."""
 
 
 class WeightFolder:
-    """Holds the newest version of the actor's weights.
+    """A directory with the newest version of the actor's weights.
 
     Args:
-        path: Of a directory of this run alone, which is there.
-        owned: Whether to remove it in the end.
+        path: Path of an existing directory that only this run uses.
+        owned: Whether to remove the directory in the end.
     """
 
     def __init__(self, path: Path, *, owned: bool) -> None:
@@ -47,7 +47,7 @@ class WeightFolder:
         """Make a directory that only this user can read.
 
         Args:
-            parent: A directory that the servers see under the same name; None is this machine's
+            parent: A directory that the servers see under the same path; None means this machine's
                 directory for temporary files.
         """
         if parent is not None:
@@ -60,9 +60,9 @@ class WeightFolder:
         """Write a version, then remove the others.
 
         Args:
-            version: Its name.
-            weights: By name; exhausted even if nothing of it is kept.
-            dtype: Of the files.
+            version: Name of the version.
+            weights: Weights with their names.
+            dtype: Type of the weights in the files.
         """
         unfinished = self.path / f"{version}{UNFINISHED}"
         unfinished.mkdir()
@@ -86,11 +86,11 @@ class WeightFolder:
         """Let one process of the run at a time change a server.
 
         Args:
-            url: Of the server.
-            over: Returns whether to stop waiting.
+            url: Address of the server.
+            over: Function that returns whether to stop waiting.
 
         Raises:
-            ServerFault: If it was over before the turn came.
+            ServerFault: If `over` returned true before the lock was free.
         """
         name = hashlib.sha256(url.encode()).hexdigest()[:16]
         with (self.path / f"{name}.lock").open("w") as file:

@@ -1,4 +1,4 @@
-"""Rollouts of other trainers: their files, their schemas, and what becomes of them here."""
+"""Read rollouts of other trainers, and convert them to the records of this package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values of the cells of a dump: rewards, texts, chats."""
+"""Parse the cells of a dump: rewards, texts, chats."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from lightning_vcppo.data.texts import InvalidRow
 Prompt: TypeAlias = str | list[dict[str, str]]
 
 CUT_REASONS = {"length", "max_tokens", "max_length", "max_output_tokens", "max_total_tokens"}
-"""What engines call the end of a response that had to stop."""
+"""Finish reasons by which engines mark a truncated response."""
 
 
 def number(value: object, name: str) -> float:
-    """Return a reward: a number, a truth value, or a list of the rewards of tokens, summed.
+    """Return a reward, given as a number, a truth value, or a list of token rewards to sum.
 
     Raises:
-        InvalidRow: It is nothing of these, or not finite.
+        InvalidRow: If the value is none of these, or not finite.
     """
     if isinstance(value, list) and value and all(isinstance(v, (int, float)) for v in value):
         value = sum(value)
@@ -32,7 +32,7 @@ def text(value: object, name: str) -> str:
     """Return a text.
 
     Raises:
-        InvalidRow: It is none.
+        InvalidRow: If the value is not a text.
     """
     if not isinstance(value, str):
         raise InvalidRow(f"{name}: expected text, got {type(value).__name__}")
@@ -43,7 +43,7 @@ def prompt(value: object, name: str) -> Prompt:
     """Return a text or the messages of a chat, given as a list or as JSON.
 
     Raises:
-        InvalidRow: It is neither.
+        InvalidRow: If the value is neither.
     """
     found = parsed(value)
     is_chat = isinstance(found, list) and found and isinstance(found[0], dict)
@@ -51,7 +51,7 @@ def prompt(value: object, name: str) -> Prompt:
 
 
 def question(prompt: Prompt) -> str:
-    """Return the last message of the user, or the whole prompt."""
+    """Return the last message of the user, or the complete prompt."""
     if isinstance(prompt, str):
         return prompt
     asked = [message["content"] for message in prompt if message["role"] == "user"]
@@ -62,7 +62,7 @@ def reply(value: object, name: str) -> str:
     """Return a response, given as a text or as a chat with one message of the assistant.
 
     Raises:
-        InvalidRow: It is neither, or has several turns.
+        InvalidRow: If the value is neither, or has several turns.
     """
     found = parsed(value)
     if not (isinstance(found, list) and found and isinstance(found[0], dict)):
@@ -77,7 +77,7 @@ def messages(value: object, name: str) -> list[dict[str, str]]:
     """Return messages with role and content as texts.
 
     Raises:
-        InvalidRow: It is no list of messages.
+        InvalidRow: If the value is not a list of messages.
     """
     if not (isinstance(value, list) and value and all(isinstance(m, dict) for m in value)):
         raise InvalidRow(f"{name}: expected messages with role and content")
@@ -85,7 +85,7 @@ def messages(value: object, name: str) -> list[dict[str, str]]:
 
 
 def content(message: Mapping[str, Any]) -> str:
-    """Return the text of a message, with the thinking that some trainers keep apart."""
+    """Return the text of a message, with the thinking that some trainers store separately."""
     found = message.get("content") or ""
     if isinstance(found, list):
         found = "".join(str(part.get("text", "")) for part in found if isinstance(part, dict))
@@ -104,5 +104,5 @@ def as_name(value: object) -> str | None:
 
 
 def only(value: Any) -> Any:
-    """Return the item of a batch of one, anything else as it is."""
+    """Return the only item of a batch of one; other values are unchanged."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value

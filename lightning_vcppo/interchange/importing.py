@@ -1,4 +1,4 @@
-"""From responses of another trainer to the records that this project reads."""
+"""Convert responses of another trainer to the records of this package."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from lightning_vcppo.rewards.functions import Grade, Grader
 from lightning_vcppo.rollouts.records import ImportedResponse, SavedResponse
 
 CHUNK = 256
-"""Responses that are tokenised and graded at once."""
+"""Number of responses that are tokenized and graded at once."""
 
 
 @dataclass
 class ImportReport:
-    """What was imported, for people.
+    """A summary of an import for the user.
 
     Attributes:
-        responses: Number of them.
+        responses: Number of responses.
         prompts: Number of different prompts.
-        truncated: Responses that the dump, or the limit, says are truncated.
-        unknown_end: Responses of which nothing says whether they are; they count as finished.
+        truncated: Number of responses that are truncated, by the dump or by the length limit.
+        unknown_end: Number of responses that may be truncated; they count as finished.
         rewards: Sum of the rewards.
-        changed_verdicts: Responses whose reward changed its sign when they were graded again.
+        changed_verdicts: Number of responses whose reward changed its sign when they were graded
+            again.
         reading: Rows by trainer, and those that could not be read.
-        round_trips: How faithfully texts became token ids; None without a tokenizer.
+        round_trips: Counts of the conversion of texts to token ids; None without a tokenizer.
     """
 
     responses: int = 0
@@ -49,7 +50,7 @@ class ImportReport:
     round_trips: RoundTrips | None = None
 
     def lines(self) -> Iterator[str]:
-        """Yield what to print, a line each."""
+        """Yield the lines to print."""
         trainers = ", ".join(f"{n} rows of {name}" for name, n in self.reading.trainers.items())
         yield (
             f"{self.responses} responses to {self.prompts} prompts ({trainers}), "
@@ -58,8 +59,8 @@ class ImportReport:
         if self.reading.invalid:
             yield f"skipped {self.reading.invalid} rows: {self.reading}"
         yield f"truncated: {self.truncated}" + (
-            f"; nothing says whether {self.unknown_end} others are, so they count as finished "
-            "(--max_response_length=N says it)"
+            f"; {self.unknown_end} others have no such information and count as finished "
+            "(--max_response_length=N decides it)"
             if self.unknown_end
             else ""
         )
@@ -67,19 +68,19 @@ class ImportReport:
             yield "no token ids were made (--model=NAME names the tokenizer)"
         elif trips.made or trips.restored or trips.bare:
             yield (
-                f"token ids: {trips.taken} responses from the dump, {trips.made} tokenised, of "
+                f"token ids: {trips.taken} responses from the dump, {trips.made} tokenized, of "
                 f"which {trips.changed} do not decode to their text"
             )
             yield (
-                f"prompts without special tokens: {trips.restored} with the chat template found "
-                f"again, {trips.bare} as plain text"
+                f"prompts without special tokens: {trips.restored} with the chat template "
+                f"restored, {trips.bare} as plain text"
             )
         if self.changed_verdicts:
             yield f"graded again: {self.changed_verdicts} rewards changed their sign"
 
 
 class Importer:
-    """Makes records of responses: token ids, groups, rewards, verdicts."""
+    """Builds the records of responses: token ids, groups, rewards, verdicts."""
 
     def __init__(
         self,
@@ -90,15 +91,15 @@ class Importer:
         max_response_length: int | None = None,
         reading: Reading | None = None,
     ) -> None:
-        """Collect what the records need.
+        """Collect the settings.
 
         Args:
-            tokenizer: Of the policy; None leaves out token ids that the dump does not have.
+            tokenizer: Tokenizer of the policy; None adds no token ids that the dump lacks.
             reward: A style of the verifier or a reward function, to grade the responses again.
-            problems: Have the answers that the dump lacks; a prompt belongs to the problem whose
-                text it holds.
-            max_response_length: Tokens at which responses were truncated.
-            reading: What was found while the responses were read.
+            problems: Problems with the answers that the dump lacks; a prompt belongs to the problem
+                whose text it contains.
+            max_response_length: Number of tokens at which responses were truncated.
+            reading: Counts of the rows that were read.
         """
         self._tokens = None
         if tokenizer is not None:
@@ -120,10 +121,10 @@ class Importer:
         """Yield the record of each response.
 
         Args:
-            responses: Each with its place, "FILE:ROW".
+            responses: Responses, each with its place, "FILE:ROW".
 
         Raises:
-            ValueError: A response has no reward, or no answer to be graded by.
+            ValueError: If a response has no reward, or no answer to be graded by.
         """
         stream = iter(responses)
         while chunk := list(islice(stream, CHUNK)):
@@ -193,7 +194,7 @@ class Importer:
         return None
 
     def _truth(self, row: ForeignResponse) -> tuple[list[int | str], AnswerKind | None]:
-        """Return the right answers, and how they are compared."""
+        """Return the right answers, and the kind of their comparison."""
         problem = self._problem(row)
         kind = problem.answer_kind if problem else None
         given = problem.gold if problem and row.answer is None else row.answer
@@ -235,14 +236,14 @@ class Importer:
 
 
 def _key(row: ForeignResponse) -> str:
-    """Return a text that is equal for equal prompts, and short for long ones."""
+    """Return a key that is equal for equal prompts, and short for long prompts, too."""
     prompt = row.prompt or row.prompt_ids
     key = repr(prompt)
     return key if len(key) < 64 else f"{hash(key)}:{len(key)}"
 
 
 def _answers(value: Any) -> list[int | str]:
-    """Return the answers in a cell as integers or texts; none for an empty one."""
+    """Return the answers in a cell as integers or texts; an empty list for an empty cell."""
     if isinstance(value, Mapping):
         value = value.get("target", value.get("answer", value.get("ground_truth")))
     items = list(value) if isinstance(value, (list, tuple)) else [value]

@@ -1,4 +1,4 @@
-"""Responses from files of other trainers, one after the other: no file is held in memory."""
+"""Stream responses from the files of other trainers, without holding a file in memory."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lightning_vcppo.interchange.cells import Prompt, prompt
 from lightning_vcppo.interchange.schemas import Fields, ForeignResponse, Schema, schema_of
 
 SHOWN_ROWS = 5
-"""Invalid rows that a message names."""
+"""Number of invalid rows that a message shows."""
 
 
 class _EveryColumn:
-    """A container that holds everything: all columns of a table are read."""
+    """A container that holds every name, so that all columns of a table are read."""
 
     def __contains__(self, name: object) -> bool:
         return True
@@ -30,12 +30,12 @@ class _EveryColumn:
 
 @dataclass
 class Reading:
-    """What was found while responses were read.
+    """Counts of the rows that were read, and of those that could not be read.
 
     Attributes:
-        trainers: Rows by the trainer whose schema they have.
+        trainers: Number of rows by the trainer whose schema they have.
         invalid: Number of rows that could not be read.
-        first_invalid: The first of them, as "FILE:ROW: reason".
+        first_invalid: The first invalid rows, as "FILE:ROW: reason".
     """
 
     trainers: Counter[str] = field(default_factory=Counter)
@@ -49,7 +49,7 @@ class Reading:
             self.first_invalid.append(f"{place}: {printable(reason)}")
 
     def __str__(self) -> str:
-        """Return the number of invalid rows and the first of them, in one line."""
+        """Return the first invalid rows, and the number of further ones, in one line."""
         more = self.invalid - len(self.first_invalid)
         return "; ".join([*self.first_invalid, *([f"and {more} more"] if more else [])])
 
@@ -65,14 +65,14 @@ def read_responses(
 
     Args:
         paths: Files, patterns, or directories, whose data files are read in order of their numbers.
-        fields: Names of the fields of plain rows; None finds them.
+        fields: Names of the fields of plain rows; fields that are None are detected.
         drop_invalid: Skip rows that cannot be read.
-        reading: Counts what is found.
+        reading: Receives the counts of the rows.
 
     Raises:
-        ValueError: A path names no data file; a file is broken; no row holds a response; or, after
-            the last row, rows could not be read and `drop_invalid` is off.
-        OSError: A file cannot be read.
+        ValueError: If a path names no data file; a file is broken; no row holds a response; or,
+            after the last row, if rows could not be read and `drop_invalid` is off.
+        OSError: If a file cannot be read.
     """
     reading = Reading() if reading is None else reading
     prompts: dict[str, Prompt] = {}
@@ -102,7 +102,7 @@ def read_responses(
             except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
                 known = schema.trainer if schema else "a dump"
                 missing = isinstance(error, KeyError) and f"no field {error.args[0]}"
-                reading.refuse(place, f"not as {known} writes it ({missing or f'{error!r:.80}'})")
+                reading.refuse(place, f"not a row of {known} ({missing or f'{error!r:.80}'})")
     if reading.invalid and not drop_invalid:
         raise ValueError(
             f"{reading.invalid} rows cannot be read (--drop_invalid=true skips them): {reading}"
@@ -121,7 +121,7 @@ def _complete(response: ForeignResponse) -> ForeignResponse:
 
 
 def _asked(response: ForeignResponse, prompts: dict[str, Prompt]) -> ForeignResponse:
-    """Give the response of a batch the prompt of its request."""
+    """Add the prompt of the request to the response of a batch."""
     if not response.prompt and response.group in prompts:
         response = replace(response, prompt=prompts[response.group], group=None)
     return _complete(response)
@@ -135,7 +135,7 @@ def data_files(path: str | Path) -> list[Path]:
     """Return the data files that a path names, in order of the numbers in their names.
 
     Raises:
-        ValueError: There are none.
+        ValueError: If the path names no data file.
     """
     place = Path(path).expanduser()
     if place.is_file():
@@ -155,8 +155,8 @@ def _numbers(file: Path) -> tuple[int, ...]:
 
 
 def _inputs_first(files: list[Path]) -> list[Path]:
-    """Put the input files of batches in front of the outputs, which refer to them."""
-    lines = [file for file in files if format_of(file)[0] == ".jsonl"]  # what batches are
+    """Put the input files of batches before the output files, which refer to them."""
+    lines = [file for file in files if format_of(file)[0] == ".jsonl"]  # the format of batches
     if len(lines) < 2:
         return files
     requests = {file for file in lines if (row := _first_row(file)) and _is_request(row)}
@@ -169,7 +169,7 @@ def _first_row(file: Path) -> dict[str, Any] | None:
 
 
 def _rows(file: Path) -> Iterator[tuple[int, Any]]:
-    """Yield the numbered rows of a file; lines of JSON without a look at their keys, for speed."""
+    """Yield the numbered rows of a file; keys of JSON Lines are not checked, for speed."""
     if format_of(file)[0] != ".jsonl":
         yield from file_rows(file, lambda row: True, _EveryColumn())
         return

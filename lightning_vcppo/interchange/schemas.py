@@ -1,8 +1,8 @@
-"""From a row of a trainer's dump to the responses in it.
+"""Extract the responses from a row of a trainer's dump.
 
-A row is recognised by the fields that it has. The schemas were read from the sources of the
-trainers, in the versions that `docs/howto/other_trainers.md` lists. A schema takes token ids where
-the dump has them; everything else is text, which `importing.py` tokenises.
+The fields of a row identify its schema. The schemas follow the source code of the trainers, in the
+versions that `docs/howto/other_trainers.md` lists. A schema takes token ids if the dump has them;
+otherwise it takes texts, which `importing.py` tokenizes.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from lightning_vcppo.interchange.cells import Prompt
 Row: TypeAlias = Mapping[str, Any]
 
 NO_REWARDS = {"step", "advantage", "advantages", "length", "index", "idx"}
-"""Columns of numbers, in a table of completions, that are not rewards."""
+"""Numeric columns of a table of completions that are not rewards."""
 
 
 @dataclass(frozen=True, slots=True)
 class ForeignResponse:
-    """A response of another trainer, with what its dump says of it.
+    """A response of another trainer, with the data that its dump has about it.
 
     Attributes:
         prompt: Text, or messages of a chat.
-        response: Text; empty where the dump has token ids only.
-        reward: None where the dump has none.
+        response: Text; empty if the dump has only token ids.
+        reward: Reward; None if the dump has none.
         prompt_ids: Token ids of the prompt, if the dump has them.
         response_ids: Token ids of the response, if the dump has them.
-        finished: False for a truncated response; None where the dump does not say.
+        finished: False for a truncated response; None if unknown.
         answer: The right answer, if the dump has it.
-        group: Name of the prompt, where the dump names it; otherwise equal prompts are one group.
+        group: Name of the prompt, if the dump has one; otherwise equal prompts are one group.
         step: Training step of the dump.
-        values: Values of the trainer's own critic, one a response token.
-        origin: Policy and sampling settings, which our own files have.
+        values: Values of the trainer's own critic, one for each response token.
+        origin: Policy and sampling settings, which the files of this package have.
     """
 
     prompt: Prompt
@@ -54,7 +54,7 @@ class ForeignResponse:
 
 
 class Fields(NamedTuple):
-    """Names of fields that a user gives; None finds them."""
+    """Names of fields that the user gives; fields that are None are detected."""
 
     prompt: str | None = None
     response: str | None = None
@@ -65,9 +65,9 @@ class Schema(NamedTuple):
     """A kind of row.
 
     Attributes:
-        trainer: That writes it.
+        trainer: Trainer that writes such rows.
         needs: Fields that the row must have.
-        read: Yields its responses.
+        read: Function that yields the responses of a row.
     """
 
     trainer: str
@@ -76,11 +76,7 @@ class Schema(NamedTuple):
 
 
 def schema_of(row: Row, fields: Fields = Fields()) -> Schema:
-    """Return the first schema whose fields a row has; that of plain rows if fields are named.
-
-    Raises:
-        InvalidRow: No schema fits.
-    """
+    """Return the first schema whose fields a row has, or that of plain rows if fields are given."""
     schemas = SCHEMAS[-1:] if fields.prompt or fields.response else SCHEMAS
     for schema in schemas:
         if schema.needs <= row.keys():
@@ -135,7 +131,7 @@ def _trl(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
         reward = _chosen_reward(row, fields, "")
     elif not rewards:
         reward = None
-    else:  # weighted by 1 each, as the trainer does unless it is told otherwise
+    else:  # each has weight 1, the trainer's default
         reward = sum(cells.number(value, name) for name, value in rewards.items())
     yield ForeignResponse(
         prompt=cells.prompt(row["prompt"], "prompt"),
@@ -179,7 +175,7 @@ def _nemo_rl(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
     reward = cells.number(
         cells.only(row.get(fields.reward or "rewards")), fields.reward or "rewards"
     )
-    if "token_ids" not in row:  # of a validation: the messages alone
+    if "token_ids" not in row:  # dumps of a validation have only the messages
         turns = cells.messages(content, "content")
         yield ForeignResponse(turns[:-1], turns[-1]["content"], reward)
         return
@@ -233,7 +229,7 @@ def _episodes(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
 
 
 def _batch_output(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
-    """Read a line of a batch of the OpenAI API, whose prompt is in the batch's input file."""
+    """Read a line of a batch of the OpenAI API; the prompt is in the input file of the batch."""
     answer = row["response"] or {}
     body = answer.get("body") or {}
     if row.get("error") or not body.get("choices"):
@@ -262,7 +258,7 @@ ANSWER_FIELDS = ("answer", "gold", "ground_truth", "gts", "solution")
 
 
 def _plain(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
-    """Read a row with a prompt, a response or a list of them, and as many rewards."""
+    """Read a row with a prompt, one or several responses, and as many rewards."""
     ids_P, ids_R = row.get("prompt_ids"), row.get("response_ids")
     prompt_name = _field(row, fields.prompt, PROMPT_FIELDS)
     response_name = _field(row, fields.response, RESPONSE_FIELDS)
@@ -272,7 +268,7 @@ def _plain(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
     if response_name is None and ids_R is None:
         if not isinstance(asked, list) or asked[-1]["role"] != "assistant":
             raise _missing(row, "response", RESPONSE_FIELDS)
-        asked, given = asked[:-1], [asked[-1]["content"]]  # a whole chat in one field
+        asked, given = asked[:-1], [asked[-1]["content"]]  # a complete chat in one field
     elif response_name is None:
         given = [""]
     else:
@@ -315,7 +311,7 @@ SCHEMAS = (
     Schema("verl", _needs("input", "output", "score"), _verl),
     Schema("plain rows", _needs(), _plain),
 )
-"""From the most particular to the most general."""
+"""All schemas, from the most specific to the most general."""
 
 
 def _chosen_reward(row: Row, fields: Fields, usual: str) -> float | None:

@@ -1,8 +1,8 @@
-"""Dumps of rollouts over the steps of a training, as a run that `vcppo report` draws.
+"""Summarize dumps of rollouts over training steps as a run that `vcppo report` draws.
 
-Everything is summed while the rows are read: of a response, its length, reward and end remain. What
-a dump does not have is left out of the run, with a note. A response counts as right if its reward
-is above 0, as for `vcppo import`. It starts without torch.
+Rows are summed as they are read; only the length, reward and end of each response are kept. Data
+that a dump lacks are left out of the run, with a note. A response counts as right if its reward is
+above 0, as for `vcppo import`. The module does not import torch.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from lightning_vcppo.interchange.schemas import Fields, ForeignResponse
 from lightning_vcppo.report.reading import DECILES, MAX_SAMPLES, Run, evaluate
 
 CountTokens = Callable[[list[str]], list[int]]
-"""Returns how many tokens texts have."""
+"""Returns the number of tokens of each text."""
 
 CHUNK = 256
-"""Responses whose tokens are counted at once."""
+"""Number of responses whose tokens are counted at once."""
 SPLITS = ("all", "correct", "incorrect")
 QUANTITIES = ("value", "return", "bias")
 VALIDATION = "validation"
@@ -38,7 +38,7 @@ _LAST_NUMBER = re.compile(r"(\d+)(?!.*\d)")
 
 
 def is_dump(path: Path) -> bool:
-    """Return whether a path is a data file, or a directory with some that is not that of a run."""
+    """Return whether a path is a data file, or a directory of data files but not of a run."""
     if path.is_file():
         return is_data_file(path.name)
     if not path.is_dir() or any((path / name).exists() for name in ("metrics.csv", "config.yaml")):
@@ -49,21 +49,22 @@ def is_dump(path: Path) -> bool:
 def read_dumps(
     path: Path, name: str, fields: Fields = Fields(), count_tokens: CountTokens | None = None
 ) -> Run:
-    """Read a training's dumps.
+    """Read the dumps of a training run.
 
-    The step of a response is that of its row, otherwise the number in the name of the file, or of a
-    directory, behind "step"; otherwise the last number in the file's name. Files and directories
-    whose names begin with "val" are validations.
+    The step of a response is the `step` of its row, otherwise the number after "step" in the name
+    of the file or of a directory, otherwise the last number in the file's name. Files and
+    directories whose names begin with "val" are validations.
 
     Args:
         path: Directory or file.
-        name: Of the run.
-        fields: Names of the fields of plain rows; None finds them.
-        count_tokens: Counts tokens of responses without token ids; None leaves them out.
+        name: Name of the run.
+        fields: Names of the fields of plain rows; fields that are None are detected.
+        count_tokens: Counts the tokens of responses without token ids; with None their lengths are
+            in characters.
 
     Raises:
-        ValueError: There are no responses, none has a reward, or nothing says of which step.
-        OSError: A file cannot be read.
+        ValueError: If there are no responses, none has a reward, or one has no step.
+        OSError: If a file cannot be read.
     """
     reading = Reading()
     steps: dict[int, _Step] = {}
@@ -77,19 +78,22 @@ def read_dumps(
             step = of_file if response.step is None else response.step
             if step is None:
                 raise ValueError(
-                    f"{file}: of which training step is it? Expected a field `step`, or a number "
-                    "in its name, as in 12.jsonl"
+                    f"{file}: no training step; expected a field `step`, or a number in the name, "
+                    "as in 12.jsonl"
                 )
             if is_validation:
                 validations.setdefault(step, []).append(_graded(response, tokens))
             else:
                 steps.setdefault(step, _Step()).add(response, tokens)
-    require(bool(steps), f"{path}: there are dumps of validations only; name them otherwise")
+    require(
+        bool(steps),
+        f"{path}: all dumps are validations; expected names that do not begin with val",
+    )
     return _run(path, name, reading, dict(sorted(steps.items())), dict(sorted(validations.items())))
 
 
 def step_in(file: Path) -> int | None:
-    """Return the training step that the name of a dump, within its directory, says."""
+    """Return the training step in the name of a dump, relative to its directory, or None."""
     if found := _STEP.findall(str(file)):
         return int(found[-1])
     last = _LAST_NUMBER.search(file.name.partition(".")[0])
@@ -99,7 +103,7 @@ def step_in(file: Path) -> int | None:
 def _with_tokens(
     rows: Iterator[ForeignResponse], count: CountTokens | None
 ) -> Iterator[tuple[ForeignResponse, int | None]]:
-    """Yield responses with the number of their tokens, the end-of-text token included."""
+    """Yield responses with the number of their tokens, including the end-of-text token."""
     while chunk := list(islice(rows, CHUNK)):
         texts = [row for row in chunk if row.response_ids is None and row.values is None]
         counts = iter(count([row.response for row in texts]) if count else [])
@@ -113,7 +117,7 @@ def _with_tokens(
 
 
 def _graded(row: ForeignResponse, tokens: int | None) -> dict[str, Any]:
-    """Return a response as the files of an evaluation have it."""
+    """Return a response in the form of an evaluation file."""
     known = {"length": tokens, "answer": row.answer, "finished": row.finished}
     return {
         "problem": question(row.prompt),
@@ -125,13 +129,13 @@ def _graded(row: ForeignResponse, tokens: int | None) -> dict[str, Any]:
 
 @dataclass
 class _Step:
-    """What is known of the responses of a step.
+    """The summary of the responses of a step.
 
     Attributes:
-        rewards: Of those that have one.
-        tokens: Number of them; -1 if it is not known.
-        characters: Number of them.
-        ended: 1 and 0 of those of which it is known.
+        rewards: Reward of each response; NaN if it has none.
+        tokens: Number of tokens of each response; -1 if unknown.
+        characters: Number of characters of each response.
+        ended: 1 for finished and 0 for truncated responses; others are left out.
         values: Sums of the values of the trainer's critic.
         samples: The first right and wrong responses.
     """
@@ -158,7 +162,7 @@ class _Step:
             of_kind.append(_graded(row, tokens))
 
     def metrics(self, in_tokens: bool) -> dict[str, float]:
-        """Return metrics by the names that they have in a run of ours."""
+        """Return metrics by the names that they have in a run of `vcppo fit`."""
         rewards = np.array(self.rewards)
         rewards = rewards[~np.isnan(rewards)]
         row = {}
@@ -185,7 +189,7 @@ class _Step:
 
 
 class _Values:
-    """Sums over the tokens of a step whose values the dump has."""
+    """Sums over the tokens of a step, if the dump has their values."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -272,7 +276,7 @@ def _run(
 
 
 def _notes(reading: Reading, rows: dict[int, dict[str, float]], in_tokens: bool) -> list[str]:
-    """Return what the dumps do not say."""
+    """Return notes on the data that the dumps lack."""
     known = set().union(*rows.values())
     notes = []
     if reading.invalid:
@@ -283,7 +287,7 @@ def _notes(reading: Reading, rows: dict[int, dict[str, float]], in_tokens: bool)
             "their tokens."
         )
     if "rollout/truncation_rate" not in known:
-        notes.append("Nothing says which responses are truncated.")
+        notes.append("The dumps do not record which responses are truncated.")
     if "critic/value_error" not in known:
-        notes.append("There are no values of a critic.")
+        notes.append("The dumps have no values of a critic.")
     return notes

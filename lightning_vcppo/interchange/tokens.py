@@ -1,4 +1,4 @@
-"""Token ids of prompts and responses that a dump has as text only."""
+"""Tokenize prompts and responses that a dump has only as text."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _TURN = re.compile(r"^(system|user|assistant|model)\n?", re.MULTILINE)
 
 @dataclass
 class RoundTrips:
-    """How faithfully texts became token ids.
+    """Counts of texts that were converted to token ids, and of those that differ afterwards.
 
     Attributes:
         taken: Responses whose token ids the dump has.
-        made: Responses that were tokenised.
-        changed: Of these, responses whose ids decode to another text.
-        restored: Prompts without special tokens whose chat template was found again.
-        bare: Prompts without special tokens that were tokenised as plain text.
+        made: Responses that were tokenized.
+        changed: Tokenized responses whose ids decode to another text.
+        restored: Prompts without special tokens whose chat template was restored.
+        bare: Prompts without special tokens that were tokenized as plain text.
     """
 
     taken: int = 0
@@ -37,22 +37,22 @@ class RoundTrips:
 
 
 class Tokens:
-    """Tokenises prompts, once each, and responses.
+    """Tokenizes responses, and each prompt once.
 
-    Trainers decode what they dump without special tokens. Of a prompt that came from the chat
-    template of the tokenizer the template is found again, and kept only if it decodes to the very
-    text of the dump. A response that is known not to be truncated, or of which nothing is known,
-    gets its <eos> back.
+    Trainers dump texts without special tokens. If a prompt was written with the chat template of
+    the tokenizer, the template is restored, provided that the result decodes to the text of the
+    dump. A response gets its <eos> back unless the dump or the limit marks it as truncated.
     """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, max_response_length: int | None = None
     ) -> None:
-        """Keep the tokenizer.
+        """Collect the arguments.
 
         Args:
-            tokenizer: Of the policy.
-            max_response_length: Tokens at which responses were truncated; None is not known.
+            tokenizer: Tokenizer of the policy.
+            max_response_length: Number of tokens at which responses were truncated; None if
+                unknown.
         """
         self._tokenizer, self._limit = tokenizer, max_response_length
         self._template, self._clock = chat_template_text(tokenizer, "auto"), Clock()
@@ -60,7 +60,7 @@ class Tokens:
         self.round_trips = RoundTrips()
 
     def ids_of(self, responses: Sequence[ForeignResponse]) -> list[tuple[list[int], list[int]]]:
-        """Return token ids of prompt and response of each."""
+        """Return the token ids of the prompt and the response of each."""
         missing = [r for r in responses if r.response_ids is None]
         made = iter(self._tokenise([r.response for r in missing], [r.finished for r in missing]))
         self.round_trips.taken += len(responses) - len(missing)
@@ -73,7 +73,7 @@ class Tokens:
         ]
 
     def ends(self, response_ids: list[int]) -> bool | None:
-        """Return whether token ids end with <eos>; None if the tokenizer has none."""
+        """Return whether token ids end with <eos>; None if the tokenizer has no <eos>."""
         eos = self._tokenizer.eos_token_id
         return None if eos is None else response_ids[-1:] == [eos]
 
@@ -114,7 +114,7 @@ class Tokens:
         return _ids(tokenizer(prompt))
 
     def _restore(self, text: str) -> list[int] | None:
-        """Return the ids of the chat whose text without special tokens this is, if there is one."""
+        """Return the ids of the chat that decodes to a text without special tokens, or None."""
         turns = list(_TURN.finditer(text))
         candidates = [[{"role": "user", "content": text}]]
         if turns and turns[0].start() == 0:

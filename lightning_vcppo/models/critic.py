@@ -82,17 +82,17 @@ def holds_pretrained_critic(source: str | Mapping[str, Any]) -> bool:
 
 
 def holds_value_head(source: str) -> bool:
-    """Return whether a folder holds a critic, of ours or of others, or a reward model."""
+    """Return whether a directory holds a critic of any trainer, or a reward model."""
     config = load_config(source)
     return hasattr(config, "value_head") or _has_plain_head(config) or _has_reward_head(config)
 
 
 def require_value_head(source: str, flag: str = "") -> None:
-    """Refuse a folder that holds no critic.
+    """Refuse a directory that holds no critic.
 
     Args:
         source: Directory or hub id.
-        flag: What named it, for the message.
+        flag: Flag that named it, for the message.
 
     Raises:
         ValueError: If its model has no value head.

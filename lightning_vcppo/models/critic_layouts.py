@@ -1,12 +1,12 @@
-"""Critics in the form in which other trainers load them.
+"""Write critics in the formats of other trainers.
 
     verl      a token classifier with one label: `score.weight`, `score.bias`
-    nemo      the same in a checkpoint of NeMo-RL's, from which it warm-starts a value model; in
-              the folder of a model it would not read the head
-    openrlhf  a sequence classifier with one output: `score.weight` without a bias, which goes to
-              the mean that OpenRLHF subtracts from values
+    nemo      the same in a checkpoint of NeMo-RL, from which it warm-starts a value model; in a
+              model directory it would not read the head
+    openrlhf  a sequence classifier with one output: `score.weight` without a bias, which is added
+              to the mean that OpenRLHF subtracts from values
 
-In all of them the output at a token is V of the state after it, as it is here.
+In all formats the output at a token is V of the state after it, as in this package.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from lightning_vcppo.models.side_critic import Ladder
 Layout: TypeAlias = Literal["verl", "nemo", "openrlhf"]
 
 PLACES = {"verl": "critic", "nemo": "step_0", "openrlhf": "critic"}
-"""What a layout writes into the output directory."""
+"""Subdirectory of the output directory that each layout writes."""
 _TRAINERS = {"verl": "verl", "nemo": "NeMo-RL", "openrlhf": "OpenRLHF"}
 
 
@@ -42,13 +42,13 @@ def write_layout(
     """Write a critic for another trainer.
 
     Args:
-        folder: Its name, the place of the layout.
+        folder: Directory to write; `PLACES` has its name.
         critic: A token classifier with a scalar head, as `Critic.model`, with adapters or without.
-        tokenizer: Of the critic.
-        layout: Of which trainer.
+        tokenizer: Tokenizer of the critic.
+        layout: Layout of the other trainer.
 
     Raises:
-        ValueError: V is not the output of the critic's head, or needs more than the tokens.
+        ValueError: If V is not the output of the critic's head, or needs more than the tokens.
     """
     check_layout(critic, layout)
     place = folder / "value" / "weights" / "model" if layout == "nemo" else folder
@@ -57,7 +57,7 @@ def write_layout(
     weights = dict(plain_weights(critic, critic.state_dict()))
     if layout == "openrlhf":
         config = deepcopy(critic.config)
-        del config.value_head  # what it describes has a bias
+        del config.value_head  # it describes a head with a bias
         config.num_labels = 1
         config.value_head_prefix = "score"
         config.mean, config.std = -float(weights.pop("score.bias", torch.zeros(1))), 1.0
@@ -72,7 +72,7 @@ def check_layout(critic: PreTrainedModel, layout: Layout) -> None:
     """Check that another trainer can compute a critic's values.
 
     Raises:
-        ValueError: It cannot.
+        ValueError: If it cannot.
     """
     trainer = _TRAINERS[layout]
     require(
@@ -95,20 +95,18 @@ def check_layout(critic: PreTrainedModel, layout: Layout) -> None:
 
 
 def how_to_load(folder: Path, layout: Layout) -> str:
-    """Return which settings of the other trainer take what `write_layout` wrote."""
+    """Return the settings with which the other trainer loads the output of `write_layout`."""
     if layout == "verl":
         return f"verl: critic.model.path={folder}"
     if layout == "nemo":
         return (
             f"NeMo-RL: ppo.warm_start_value_checkpoint={folder}, and value.model_name is the model "
-            "that the critic was fitted from (dtensor_cfg; Megatron has checkpoints of its own)"
+            "from which the critic was fitted (dtensor_cfg; Megatron has another checkpoint format)"
         )
     mean = json.loads((folder / "config.json").read_text(encoding="utf-8"))["mean"]
     text = f"OpenRLHF: --critic.model_name_or_path {folder}"
     if mean:
-        text += (
-            " --reward.normalize_enable, for the bias of the head went into `mean` of config.json"
-        )
+        text += " --reward.normalize_enable, because `mean` of config.json has the bias of the head"
     return text
 
 

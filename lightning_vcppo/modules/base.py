@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from lightning_vcppo.checkpointing.format import FORMAT, Keys
 from lightning_vcppo.common.files import run_path
-from lightning_vcppo.common.fresh_start import begins_anew
+from lightning_vcppo.common.fresh_start import is_new_run
 from lightning_vcppo.common.lightning_compat import is_attached
 from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.distributed.collectives import Ranks
@@ -106,7 +106,7 @@ class PolicyModule(L.LightningModule):
         run_path(self.trainer)  # before anything is written, since it refuses URLs
         self._probed = False
         self.sampler.forget_weights()  # they may have changed between two stages
-        if stage == "fit" and begins_anew(self.trainer):
+        if stage == "fit" and is_new_run(self.trainer):
             self.begin_run()
 
     @override

@@ -1,17 +1,18 @@
-"""Keep on the host what a phase of a step does not use (`--model.offload`).
+"""Offload unused networks and optimizer states to the host (`--model.offload`).
 
     reference        the frozen reference policy, except while it is read
     idle_optimizer   the state of an optimizer, except while its network is updated
     idle_network     actor or critic, except while it is sampled from, read or updated
 
-1. A network comes to the device before its forward pass, by a hook, whoever reads it. The others
-   leave, and so do states of optimizers: all of them for a pass without gradients.
-2. The state of an optimizer comes before its step, and stays for the other steps of the update.
-3. Parameters and states stay the objects that they are, and only their data moves. Optimizers, DDP
-   and checkpoints do not notice, and no bit changes.
-4. The memory on the host is page-locked where the device is a GPU, and kept for the next time.
+1. A hook moves a network to the device before each of its forward passes. The others move to the
+   host, and so do states of optimizers: all of them for a pass without gradients.
+2. The state of an optimizer moves to the device before its step, and stays for the other steps of
+   the update.
+3. Parameters and states remain the same objects, and only their data moves. Optimizers, DDP and
+   checkpoints are not affected, and no bit changes.
+4. The memory on the host is page-locked if the device is a GPU, and reused.
 
-On a CPU, device and host are the same and everything is copied all the same: a rehearsal.
+On a CPU, device and host are the same, but data is copied nevertheless, so that it can be tested.
 """
 
 from __future__ import annotations
@@ -40,39 +41,39 @@ def require_offload(
     value: ValueSettings,
     strategy: Strategy,
 ) -> None:
-    """Refuse to keep on the host what there is not, or what a strategy places itself.
+    """Refuse to offload parts that do not exist, or that a strategy places itself.
 
     Raises:
-        ValueError: The message names the setting to change.
+        ValueError: If that is so for a part; the message names the setting to change.
     """
     flag = "--model.offload"
     require(
         not kinds or not isinstance(strategy, FSDP2Strategy),
-        f"{flag}: fsdp2 places its shards itself; take --trainer.strategy=fsdp2_offload, which "
-        "keeps all that is not in use on the host, and leave this out",
+        f"{flag}: fsdp2 places its shards itself; use --trainer.strategy=fsdp2_offload, which "
+        "keeps all unused shards on the host, and omit this flag",
     )
     require(
         "reference" not in kinds or policy.kl_coef != 0,
-        f"{flag}: reference: there is no reference policy, for policy.kl_coef is 0; leave it out",
+        f"{flag}: reference: there is no reference policy, because policy.kl_coef is 0; omit it",
     )
     require(
         "idle_network" not in kinds
         or (advantage.needs_critic and value.architecture == "backbone"),
         f"{flag}: idle_network: there is no critic with a backbone, so the actor is never idle; "
-        "leave it out",
+        "omit it",
     )
 
 
 @dataclass(frozen=True)
 class _Place:
-    """A tensor that has been on the host, and its memory there."""
+    """A tensor that has been on the host, and its host memory."""
 
     tensor: Tensor
     on_host: Tensor
 
     @property
     def is_on_host(self) -> bool:
-        """Whether the tensor's data is there now."""
+        """Whether the tensor's data is on the host now."""
         return self.tensor.data_ptr() == self.on_host.data_ptr()
 
 
@@ -80,11 +81,11 @@ class Movable:
     """Tensors that move together between the device and the host.
 
     Args:
-        tensors: Returns them as they are now; an optimizer's state grows and is replaced.
+        tensors: Function that returns the current tensors, because an optimizer's state changes.
     """
 
     def __init__(self, tensors: Callable[[], Iterable[Tensor]]) -> None:
-        """Move nothing."""
+        """Store the function; nothing moves yet."""
         self._tensors = tensors
         self._places: dict[int, _Place] = {}
 
@@ -94,13 +95,13 @@ class Movable:
         return any(place.is_on_host for place in self._places.values())
 
     def leave(self, device: torch.device) -> None:
-        """Take those that are on the device to the host."""
+        """Move the tensors that are on the device to the host."""
         known, self._places = self._places, {}
         moved = []
         for tensor in self._tensors():
             place = known.get(id(tensor))
             if place is None and tensor.device != device:
-                continue  # it has never been on the device, such as the step of Adam
+                continue  # never on the device, such as the step count of Adam
             if place is None or place.on_host.shape != tensor.shape:
                 on_host = torch.empty_like(
                     tensor.data, device="cpu", pin_memory=device.type == "cuda"
@@ -111,27 +112,27 @@ class Movable:
                 place.on_host.copy_(tensor.data, non_blocking=True)
                 moved.append(place)
         if moved and device.type == "cuda":
-            torch.cuda.synchronize(device)  # whoever reads on the host does not wait
+            torch.cuda.synchronize(device)  # readers on the host do not wait for the copy
         for place in moved:
             place.tensor.data = place.on_host
 
     def come(self, device: torch.device) -> None:
-        """Bring those that are on the host to the device."""
+        """Move the tensors that are on the host to the device."""
         for place in self._places.values():
             if place.is_on_host:
                 place.tensor.data = place.on_host.to(device, non_blocking=True, copy=True)
 
 
 class Offloader:
-    """Decides what is on the device.
+    """Moves networks and optimizer states between device and host.
 
     Args:
-        kinds: What is kept on the host while it is not in use; nothing moves without any.
-        device: Returns the device.
+        kinds: Parts that are on the host while they are not in use; nothing moves without any.
+        device: Function that returns the device.
     """
 
     def __init__(self, kinds: Sequence[Offload], device: Callable[[], torch.device]) -> None:
-        """Move nothing."""
+        """Collect the settings; nothing moves yet."""
         self.kinds = tuple(kinds)
         self._device, self._watches = device, False
         self._networks: dict[str, Movable] = {}
@@ -139,7 +140,7 @@ class Offloader:
 
     @property
     def away(self) -> list[str]:
-        """Names of what is on the host now; a state's is that of its network and "optimizer"."""
+        """Names of the parts on the host now; that of a state is its network's and "optimizer"."""
         states = {f"{name} optimizer": state for name, state in self._states.items()}
         return sorted(name for name, part in (self._networks | states).items() if part.is_away)
 
@@ -149,7 +150,7 @@ class Offloader:
         critic: ValueNetwork | None,
         reference: PreTrainedModel | None,
     ) -> None:
-        """Move these networks from now on, as far as the settings say so."""
+        """Move these networks from now on, as the settings require."""
         if not self.kinds or self._watches:
             return
         self._watches = True
@@ -167,7 +168,7 @@ class Offloader:
     def watch_optimizers(
         self, actor: torch.optim.Optimizer, critic: torch.optim.Optimizer | None = None
     ) -> None:
-        """Move the states of these from now on, if the settings say so."""
+        """Move the states of these optimizers from now on, if the settings require it."""
         if "idle_optimizer" not in self.kinds:
             return
         for name, optimizer in {"actor": actor, "critic": critic}.items():
@@ -176,7 +177,7 @@ class Offloader:
                 optimizer.register_step_pre_hook(self._before_step(name))
 
     def bring(self, network: str) -> None:
-        """Have a network on the device, and of the rest what is used with it."""
+        """Move a network to the device, and parts that are not used with it to the host."""
         device = self._device()
         updated = network if torch.is_grad_enabled() else None
         for name, part in self._networks.items():
@@ -190,7 +191,7 @@ class Offloader:
 
     @torch.no_grad()
     def make_room(self) -> None:
-        """Have the actor alone on the device, to sample from it."""
+        """Leave only the actor on the device, for sampling."""
         if self.kinds:
             self.bring("actor")
 
@@ -202,7 +203,7 @@ class Offloader:
 
 
 def _own_tensors(model: nn.Module, others: Iterable[nn.Module]) -> list[Tensor]:
-    """Return the weights and buffers of a model that no other one holds as well."""
+    """Return the weights and buffers of a model that no other model shares."""
     shared = {id(tensor) for other in others for tensor in _tensors_of(other)}
     return [tensor for tensor in _tensors_of(model) if id(tensor) not in shared]
 
@@ -216,7 +217,7 @@ def _constant(tensors: list[Tensor]) -> Callable[[], list[Tensor]]:
 
 
 def _states_of(optimizer: torch.optim.Optimizer) -> Callable[[], list[Tensor]]:
-    """Return what returns the tensors of an optimizer's state."""
+    """Return a function that returns the tensors of an optimizer's state."""
 
     def tensors() -> list[Tensor]:
         states: Sequence[Any] = [optimizer.state]

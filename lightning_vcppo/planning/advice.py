@@ -40,9 +40,9 @@ def advise(run: Run) -> tuple[list[Change], bool]:
     """Find changes with which a run fits.
 
     Returns:
-        The first change of `FLAGS` that is enough by itself; otherwise those that help together,
-        in order; if they are not enough, the same from `LEVERS`. Then whether the run fits with
-        them.
+        The changes, and whether the run fits with them. The changes are the first one of `FLAGS`
+        that is enough by itself; otherwise those that help together, in order; if they are not
+        enough, the same from `LEVERS`.
     """
     changes: list[Change] = []
     for levers in (FLAGS, LEVERS):
@@ -51,7 +51,7 @@ def advise(run: Run) -> tuple[list[Change], bool]:
             if fits(changed):
                 return alone, True
         changes, changed = [], run
-        for lever in (*levers, *levers):  # one may help again when another phase has the peak
+        for lever in (*levers, *levers):  # a change may help again when the peak has moved
             more, changed = _pull(changed, lever)
             names = {change.name for change in more}
             changes = [change for change in changes if change.name not in names] + more
@@ -107,7 +107,7 @@ def _sharding(run: Run) -> Pulled:
 
 
 def _offload(run: Run) -> Pulled:
-    """Move to the host what a phase does not use; fsdp2 places its shards itself."""
+    """Offload unused networks and states to the host; fsdp2 places its shards itself."""
     if run.offload or run.strategy == "fsdp2" or run.device == "cpu":
         return None
     kinds = [*(["reference"] if run.reference else []), "idle_optimizer"]
@@ -143,7 +143,7 @@ def _half_precision(run: Run) -> Pulled:
     changed = replace(run, precision="bf16-true")
     if run.lora_rank is not None:  # adapters are float32 anyway
         return "--trainer.precision=bf16-true", changed
-    if run.strategy == "fsdp2":  # it has no master weights beside bfloat16 ones
+    if run.strategy == "fsdp2":  # it supports no master weights for bfloat16 weights
         return None
     flags = "--trainer.precision=bf16-true --model.master_weights=stochastic"
     return flags, replace(changed, master_weights="stochastic")
@@ -169,4 +169,4 @@ FLAGS = (
 """Changes in order of preference: first those that cost only time, then other arithmetic."""
 
 LEVERS = (*FLAGS, _more_devices, _adapters, _half_precision)
-"""The same, then changes that need more machines or train other weights."""
+"""`FLAGS`, then changes that need more machines or train other weights."""

@@ -3,11 +3,11 @@
 The count follows what this package does: actor and critic are updated one after the other, so
 gradients and activations belong to one network; rows are packed without padding; logits exist for
 one block of the vocabulary at a time; the transformers engine samples from the trained weights.
-Where other devices sample, those that train hold nothing for it.
+If other devices sample, the training devices need no memory for it.
 
-1. Weights and optimizer states are always there, sharded over devices or not.
-2. Activations are what autograd keeps of a decoder layer of the Llama and Qwen kind for each token
-   of a micro-batch: in one precision 6 hidden + 3 query + 2 key widths and 4 times the MLP's.
+1. Weights and optimizer states are always present, sharded over devices or not.
+2. Activations are the tensors that autograd keeps of a decoder layer for each token of a
+   micro-batch: in one precision 6 hidden + 3 query + 2 key widths and 4 times the MLP's.
 3. The peak is the largest of a few moments: the start and the end of a backward pass, the step of
    the optimizer, the end of sampling.
 
@@ -22,13 +22,13 @@ from math import ceil
 from lightning_vcppo.planning.run import GB, Network, Run
 
 BLOCK_LOGITS = {"cpu": 2**21, "cuda": 2**26}
-"""Logits that `logprobs.py` holds at a time, twice, in float32."""
+"""Number of logits that `logprobs.py` holds at a time, twice, in float32."""
 CACHE_GROWTH, PREFILL_TOKENS, STACKED_WIDTH = 256, 16384, 1024
 STATIC_ROOM = 512
 """As in `generation/`: columns that a cache grows by, tokens of prompts read at once, and the
 hidden size up to which the decoder copies its projections."""
 WEIGHTS_AT_ONCE = 2**25
-"""As in `modules/master_weights.py`: weights that are stepped in float32 together."""
+"""As in `modules/master_weights.py`: number of weights that are stepped together in float32."""
 ADAPTER_BYTES = 4
 """Bytes of a weight of an adapter, its gradient and each of its moments, in any precision."""
 ROLLOUT_BYTES = 60
@@ -86,7 +86,7 @@ def lasting(run: Run) -> Memory:
     if run.lora_rank is None:
         weights = sum(map(run.weights, run.networks)) * size
         weights += run.actor.weights * size if run.reference else 0
-    else:  # actor, critic and reference share one frozen base, if they are of one model
+    else:  # actor, critic and reference share one frozen base if they have the same shape
         shared = run.critic is None or run.critic == run.actor
         weights = run.actor.weights * size + (0 if shared else run.weights("critic") * size)
         size = ADAPTER_BYTES
@@ -107,8 +107,8 @@ def lasting(run: Run) -> Memory:
 def offloaded(run: Run) -> dict[str, int]:
     """Return the bytes that are on the host while they are not in use, by part.
 
-    A part is a network, the reference, or the state of an optimizer. Networks with adapters have
-    nothing of their own that is worth moving, but for the adapters' states.
+    A part is a network, the reference, or the state of an optimizer. Of networks with adapters only
+    the optimizer states are offloaded.
     """
     parts: dict[str, int] = {}
     if run.lora_rank is None:
@@ -123,9 +123,9 @@ def offloaded(run: Run) -> dict[str, int]:
 
 
 def present(run: Run, *used: str) -> Memory:
-    """Return what is in memory in a phase that uses some of the parts that can be offloaded."""
+    """Return the lasting memory in a phase that uses the given offloaded parts."""
     base, parts = lasting(run), offloaded(run)
-    if run.device == "cpu":  # a rehearsal: the host's copy of what is used is in memory, too
+    if run.device == "cpu":  # a trial: the host's copies of the used parts are in memory, too
         copies = sum(size for part, size in parts.items() if part in used)
         return replace(base, workspace=base.workspace + copies)
     away = {part: size for part, size in parts.items() if part not in used}
@@ -143,7 +143,7 @@ def _update(run: Run, base: Memory, network: Network) -> Memory:
     number = size.weight if full else ADAPTER_BYTES
     gradients = run.trainable(network) * number // run.shards
     count, rows = run.micro_batches(network)
-    tokens = rows * (run.prompt_length + run.response_length - 1)  # the last one is not read
+    tokens = rows * (run.prompt_length + run.response_length - 1)  # the last token is not read
     trains_embedding = full and not (network == "critic" and run.critic_frozen == "embeddings")
     embedding = shape.embedding * size.weight if trains_embedding else 0
     head = embedding if network == "policy" else 0
@@ -161,14 +161,14 @@ def _update(run: Run, base: Memory, network: Network) -> Memory:
         logits=logits,
         workspace=base.workspace + copies + head + max(0, flowing - logits),
     )
-    waiting = head if shape.tied else 0  # the head's gradient, until the embedding's is there
+    waiting = head if shape.tied else 0  # the head's gradient, until the embedding's is computed
     ended = replace(
         base,
         gradients=base.gradients + gradients,
         activations=tokens * shape.hidden_size * size.stream,
         workspace=base.workspace + copies + embedding + waiting,
     )
-    # On a GPU the step of all weights is one operation, on a CPU one tensor follows the other.
+    # On a GPU one operation steps all weights, on a CPU tensors are stepped one by one.
     stepping = 2 * embedding // run.shards if run.device == "cpu" else gradients
     if run.master_weights != "none" and full:  # weights, gradients and temporaries in float32
         stepping = 3 * 4 * min(run.trainable(network), max(WEIGHTS_AT_ONCE, shape.embedding))
@@ -187,13 +187,13 @@ def activations_of_token(run: Run, network: Network) -> int:
     if run.kernels == "liger":  # its norms keep their input as it is, SwiGLU no output of SiLU
         norm, of_mlp = size.stream, 3
     attention = 3 * shape.query_width + 2 * shape.key_width
-    casts = 5 if run.autocasts else 2  # each of q, k, v, gate and up casts its input for itself
+    casts = 5 if run.autocasts else 2  # each of q, k, v, gate and up casts its own input
     layer = hidden * (2 * norm + casts * size.compute) + 4 * shape.num_heads
     layer += (attention + of_mlp * shape.intermediate_size) * size.compute
     if run.lora_rank is not None:
         adapters = len(run.lora_targets) or len(shape.projections)
         layer += adapters * run.lora_rank * size.compute
-    final = hidden * norm + 2 * shape.head_dim * size.stream  # and the angles of all layers
+    final = hidden * norm + 2 * shape.head_dim * size.stream  # with the rotary angles
     if run.checkpointing:
         return shape.num_layers * hidden * size.stream + layer + final
     return shape.num_layers * layer + final
@@ -208,7 +208,7 @@ def logit_blocks(run: Run, network: Network, tokens: int) -> int:
 
 
 def _copies(run: Run, network: Network) -> int:
-    """Return the bytes of weights in another form: gathered, or cast for a matrix product."""
+    """Return the bytes of temporary copies of weights: gathered, or cast for a matrix product."""
     shape, compute = run.shape(network), run.bytes.compute
     if run.strategy == "fsdp2":
         heads = run.weights(network) - shape.num_layers * shape.layer_weights
@@ -229,34 +229,34 @@ def engine_memory(run: Run) -> int:
 
 
 def engine_needs(run: Run) -> int:
-    """Return the least memory of vLLM: its copy of the actor, and the cache of one response."""
+    """Return the smallest memory for vLLM: its copy of the actor, and the cache of one response."""
     longest = run.prompt_length + run.response_length
     return run.actor.weights * run.engine_bytes + longest * cache_bytes_of_token(run)
 
 
 def cache_bytes_of_token(run: Run) -> int:
     """Return the bytes of one token's keys and values in all layers."""
-    # Under autocast keys are rotated in float32, and values are stored as keys are; with static
-    # steps both are stored in autocast's type.
+    # Under autocast keys are rotated in float32, and values are stored in the same type; with
+    # static steps both are stored in autocast's type.
     own = run.bytes.compute if _has_static_steps(run) else run.bytes.stream
     size = run.engine_bytes if run.engine == "vllm" else own
     return 2 * size * run.actor.num_layers * run.actor.key_width
 
 
 def _has_static_steps(run: Run) -> bool:
-    """Return whether sampling goes by generation/static_batch.py; most models' does on CUDA."""
+    """Return whether sampling uses generation/static_batch.py, as for most models on CUDA."""
     return run.device == "cuda" and run.engine.startswith("transformers")
 
 
 def _has_copy(run: Run) -> bool:
-    """Return whether the devices that train hold a second actor, complete on each of them."""
+    """Return whether each training device holds a second, complete actor."""
     return run.engine == "transformers_copy" and not run.sampling_devices
 
 
 def cache_columns(run: Run) -> list[int]:
-    """Return the sizes of the cache, in columns, as generation/slots.py lets it grow.
+    """Return the sizes of the growing cache, in columns, as in generation/slots.py.
 
-    With static steps it doubles, up to the longest sequence (generation/static_batch.py).
+    With static steps the size doubles, up to the longest sequence (generation/static_batch.py).
     """
     longest = run.prompt_length + run.response_length
     if _has_static_steps(run):
@@ -267,13 +267,13 @@ def cache_columns(run: Run) -> list[int]:
     columns = [run.prompt_length + min(run.response_length, CACHE_GROWTH)]
     while columns[-1] < longest - 1:
         columns.append(columns[-1] + max(CACHE_GROWTH, columns[-1] // 2))
-    if run.responses > run.rows:  # rows begin at different times, and the last ones run on
+    if run.responses > run.rows:  # rows begin at different times, and the last ones end later
         columns.append(max(columns[-1], longest + max(CACHE_GROWTH, longest // 2)))
     return columns
 
 
 def _sampling(run: Run, base: Memory) -> Memory:
-    """Return the worst moment of sampling."""
+    """Return the memory at the peak of sampling."""
     if run.sampling_devices:
         return base
     if run.engine == "vllm":
@@ -297,7 +297,7 @@ def _sampling(run: Run, base: Memory) -> Memory:
     )
     prompts = ceil(run.rows / run.num_generations)
     of_prompts = prompts * run.prompt_length * token
-    joined = replace(  # the prompts' keys and values are still there when they are in the cache
+    joined = replace(  # the keys and values of prompts exist twice while they enter the cache
         base,
         kv_cache=run.rows * columns[0] * token + of_prompts,
         workspace=workspace + run.rows * run.prompt_length * token // shape.num_layers,
@@ -313,12 +313,12 @@ def _sampling(run: Run, base: Memory) -> Memory:
 
 
 def _decoder_copies(run: Run) -> int:
-    """Return the bytes of the weights that sampling holds in another form."""
+    """Return the bytes of the copies of weights that sampling holds."""
     shape, size = run.actor, run.bytes
     if run.strategy == "fsdp2":
         return shape.weights * size.compute
     if run.autocasts and _has_static_steps(run) and run.lora_rank is None:
-        head = shape.embedding  # the output layer's, tied or not
+        head = shape.embedding  # the output layer, tied or not
         return (shape.num_layers * shape.layer_matrices + head) * size.compute
     copies = 0
     unmerged = run.lora_rank is not None and (run.autocasts or size.weight < 4)
@@ -326,7 +326,7 @@ def _decoder_copies(run: Run) -> int:
         alone = () if run.lora_rank is not None else ("o_proj", "down_proj")
         stacked = (n for name, n in shape.projections.items() if name not in alone)
         copies = shape.num_layers * size.weight * sum(a * b for a, b in stacked)
-    if run.autocasts:  # cast for a product or for attention, and forgotten
+    if run.autocasts:  # casts for a product or for attention, which are freed afterwards
         cache = run.rows * (run.prompt_length + run.response_length) * 2 * shape.key_width
         copies += max(shape.embedding, shape.layer_matrices, cache) * size.compute
     return copies

@@ -40,22 +40,22 @@ PRECISIONS = {
     "bf16-mixed": Bytes(4, 2, 4, 4, 4),
     "16-mixed": Bytes(4, 2, 4, 4, 4),
 }
-"""By flag; norms compute in float32 at least, and autocast keeps the stream in float32."""
+"""Bytes by flag; norms compute at least in float32, and autocast keeps the stream in float32."""
 GATHERED_MIXED = Bytes(4, 2, 2, 4, 2)
 """bf16-mixed with fsdp2, which gathers weights in bfloat16 and casts the inputs of a layer."""
 
 SERVER_SHARE = 0.9
-"""Share of a server's device that `vcppo serve` gives to vLLM, by default."""
+"""Default share of a server's device memory that `vcppo serve` gives to vLLM."""
 SERVER_BYTES = {"cpu": 4, "cuda": 2}
 """Bytes of a weight on a server, by its kind of device; `vcppo serve` chooses the type."""
 
 KEPT_BYTES = {"float32": 4, "kahan": 2, "stochastic": 0}
-"""Bytes that an optimizer with float32 state keeps beside it of a bfloat16 weight."""
+"""Bytes for each bfloat16 weight that an optimizer keeps in addition to its float32 state."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run, as far as its memory and time depend on it.
+    """The properties of a run on which its memory and time depend.
 
     Attributes:
         actor: Shape of the actor.
@@ -65,7 +65,7 @@ class Run:
         reference: Whether there is a frozen reference, which has the actor's shape.
         prompt_length: Tokens of the longest prompt.
         response_length: Tokens of the longest response.
-        mean_response_length: Expected mean tokens of a response, on which time depends.
+        mean_response_length: Expected mean tokens of a response, which determine the time.
         prompts: Prompts of a rollout, on all devices.
         num_generations: Responses a prompt.
         mini_batch: Responses of a policy update, on all devices.
@@ -78,23 +78,23 @@ class Run:
         engine_share: vLLM's share of the device's memory.
         engine_sleeps: Whether vLLM releases its memory between rollouts.
         engine_bytes: Bytes of a weight in vLLM.
-        sampling_devices: Other devices, on which the engine samples; 0 if it samples on those that
-            train.
+        sampling_devices: Number of other devices on which the engine samples; 0 if it samples on
+            those that train.
         precision: Precision flag of the Trainer.
-        strategy: How a network is distributed over devices.
+        strategy: Distribution of a network over devices.
         devices: Number of all devices.
         shards: Devices that share one copy of the weights; 1 without fsdp2.
         moments: Numbers that the optimizer keeps for each weight; 2 for Adam.
         critic_frozen: Part of the critic that is not trained.
-        master_weights: What keeps small updates of bfloat16 weights.
+        master_weights: Way to keep small updates of bfloat16 weights.
         lora_rank: Rank of the adapters; None trains all weights.
-        lora_targets: Projections with adapters; empty is all.
+        lora_targets: Projections with adapters; empty means all.
         checkpointing: Whether layers are computed again in the backward pass.
-        offload: What is on the host while it is not in use.
-        kernels: Those of the layers. "auto" is planned as "none", because whether Liger is
-            installed where the run will be is not known.
-        logprob_readings: How often the actor reads log-probabilities, its updates aside: before
-            them, and after them to correct the critic's targets.
+        offload: Parts that are on the host while they are not in use.
+        kernels: Kernels of the layers. "auto" is planned as "none", because the plan does not know
+            whether Liger is installed where the run will be.
+        logprob_readings: Number of times the actor reads log-probabilities outside its updates:
+            before them, and after them to correct the critic's targets.
         device: "cpu" or "cuda".
         memory: Bytes of one device.
     """
@@ -145,7 +145,7 @@ class Run:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes that the optimizer keeps of one weight that is trained, without adapters."""
+        """Bytes that the optimizer keeps for one trained weight, without adapters."""
         if self.master_weights == "none" or self.bytes.weight >= 4:
             return self.moments * self.bytes.weight
         return 4 * self.moments + KEPT_BYTES[self.master_weights]
@@ -167,7 +167,7 @@ class Run:
 
     @property
     def sampler(self) -> Run:
-        """The run as the devices see it that sample for others; itself if there are none."""
+        """The run on the devices that sample; the run itself if none are separate."""
         if not self.sampling_devices:
             return self
         return replace(

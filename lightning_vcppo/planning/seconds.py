@@ -1,13 +1,13 @@
 """Estimate the time of a rollout by arithmetic: operations and bytes over a device's rates.
 
-1. A token costs two operations a weight in a forward pass and four in a backward pass; a layer that
-   is computed again costs two more. Attention adds 4 query widths a token before it.
+1. A token costs two operations per weight in a forward pass and four in a backward pass; a layer
+   that is computed again costs two more. Attention adds 4 query widths for each earlier token.
 2. Sampling reads all weights and the cache for every column of tokens; a device is as fast as the
    slower of its arithmetic and its memory.
 3. Sharded weights are sent twice in a micro-batch, gradients once, both during the arithmetic.
-4. Where other devices sample, sampling takes as long as it does there. What it takes to hand the
-   weights over is not counted.
-5. What is offloaded goes to the host and comes back once a rollout, and nothing runs meanwhile.
+4. If other devices sample, the time of sampling is theirs. The transfer of the weights to them is
+   not counted.
+5. Offloaded parts move to the host and back once a rollout; no computation overlaps with that.
 
 No device reaches its data sheet, so rates are multiplied by usual shares: `MFU` for the arithmetic
 in updates, `BANDWIDTH_SHARE` for bandwidths. Both are assumptions, not measurements.
@@ -24,7 +24,7 @@ from lightning_vcppo.planning.run import GB, Network, Run
 MFU = 0.4
 """Large models on H100s: 38 to 43 % in bfloat16 (Llama 3, arXiv 2407.21783, table 4)."""
 BANDWIDTH_SHARE = 0.6
-"""Share of the bandwidth of memory and links; ours."""
+"""Share of the bandwidth of memory and links; our assumption."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Device:
     Attributes:
         memory: Bytes of memory.
         half_flops: Dense operations a second in bfloat16.
-        full_flops: Operations a second in float32 without TF32, which makes half of `half_flops`.
+        full_flops: Operations a second in float32 without TF32; with TF32 half of `half_flops`.
         bandwidth: Bytes a second from memory.
         link: Bytes a second to the devices of the same machine, one way.
         host: Bytes a second to the memory of the host, one way.
@@ -50,7 +50,7 @@ class Device:
     network: float = 50 * GB  # 400 Gbit/s for each GPU, as in DGX machines
 
     def rates(self, precision: str, *, tf32: bool = False) -> Rates:
-        """Return the rates to expect with a precision flag of the Trainer, and TF32 or not."""
+        """Return the expected rates for a precision flag of the Trainer, with or without TF32."""
         peak = self.half_flops
         if precision.startswith(("32", "64")):
             peak = self.half_flops / 2 if tf32 and precision == "32-true" else self.full_flops
@@ -116,11 +116,11 @@ class Seconds:
 
 
 def plan_seconds(run: Run, rates: Rates, devices_per_machine: int) -> Seconds:
-    """Return the seconds of a rollout whose responses have the mean length."""
+    """Return the seconds of a rollout in which all responses have the mean length."""
     readings = run.logprob_readings + int(run.reference)
     score = readings * forward_flops(run, "policy")
     score += forward_flops(run, "critic") if "critic" in run.networks else 0.0
-    # A side critic reads the actor without gradients, unless somebody else does so anyway.
+    # A side critic reads the actor without gradients, unless its log-probabilities are read anyway.
     reading = forward_flops(run, "policy", head=False) if run.side_weights else 0.0
     score += 0.0 if run.logprob_readings else reading
     passes = 0 if run.side_together else run.critic_epochs
@@ -141,7 +141,7 @@ def plan_seconds(run: Run, rates: Rates, devices_per_machine: int) -> Seconds:
 
 
 def rounded(seconds: float) -> str:
-    """Return seconds in two digits, or in whole numbers."""
+    """Format seconds with two digits, or from 100 as an integer."""
     return f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.2g}"
 
 
@@ -189,7 +189,7 @@ def _sampling(run: Run, rates: Rates, link: float) -> float:
 
     seen = run.prompt_length + run.mean_response_length / 2
     token, rows = cache_bytes_of_token(run), float(run.rows)
-    if run.engine == "vllm":  # as many run together as its cache holds
+    if run.engine == "vllm":  # its cache limits the number of running responses
         cache = engine_memory(run) - shape.weights * size
         rows = max(1.0, min(rows, cache / (seen * token)))
     reads = size * weights + rows * seen * token

@@ -1,4 +1,4 @@
-"""Count the weights of decoders of the Llama and Qwen kind from their architecture."""
+"""Count the weights of decoders of the Llama and Qwen families from their architecture."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Architecture of a decoder of the Llama and Qwen kind.
+    """Architecture of a decoder of the Llama and Qwen families.
 
     Attributes:
         vocab_size: Rows of the embedding.
@@ -60,7 +60,7 @@ class ModelShape:
 
     @property
     def layer_matrices(self) -> int:
-        """Number of weights of the projections of a layer, with which a token is multiplied."""
+        """Number of weights of the projections of a layer; each multiplies a token once."""
         return sum(inputs * outputs for inputs, outputs in self.projections.values())
 
     @property
@@ -136,4 +136,4 @@ PUBLISHED = {
     for size, shape in _QWEN2_5.items()
     for kind in ("", "-Instruct")
 }
-"""Shapes that are known without the network, by hub id."""
+"""Shapes of published models by hub id, available without the network."""

@@ -1,4 +1,4 @@
-"""Divide devices between sampling and training that work at the same time, one rollout apart."""
+"""Divide devices between sampling and training, which run at the same time, one rollout apart."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Split:
     Attributes:
         sampling: Devices that only sample.
         training: Devices that only train.
-        sampling_s: Seconds in which a rollout is sampled.
-        training_s: Seconds in which one is learned from.
+        sampling_s: Seconds to sample a rollout.
+        training_s: Seconds to train on a rollout.
     """
 
     sampling: int
@@ -27,12 +27,12 @@ class Split:
 
     @property
     def seconds(self) -> float:
-        """Seconds of a rollout when both work at the same time."""
+        """Seconds per rollout when both run at the same time."""
         return max(self.sampling_s, self.training_s)
 
     @property
     def sentence(self) -> str:
-        """What to do, for `vcppo plan`."""
+        """The advice that `vcppo plan` prints."""
         return (
             f"One rollout ahead (--model.engine.rollouts_ahead=1): {self.sampling} to sample "
             f"(vcppo serve), {self.training} to train, {rounded(self.seconds)} s a rollout; "
@@ -41,15 +41,15 @@ class Split:
 
 
 def best_split(run: Run, rates: Rates, devices_per_machine: int) -> Split | None:
-    """Return the division with which a rollout takes the least time; None if there is none.
+    """Return the fastest division of the devices; None if no division fits.
 
-    Training devices must divide the prompts of a rollout, and have to hold the run. Each sampling
-    device is a server, and has to hold a copy of the actor and one response.
+    The number of training devices must divide the prompts of a rollout, and the run must fit on
+    them. Each sampling device is a server, which must hold a copy of the actor and one response.
 
     Args:
-        run: On all devices; those that sample for it already are divided anew.
-        rates: Of one device.
-        devices_per_machine: More of them talk over the network.
+        run: The run on all devices, including those that already sample for it.
+        rates: Rates of one device.
+        devices_per_machine: Number of devices that are connected without the network.
     """
     found, devices = [], run.devices + run.sampling_devices
     for training in range(1, devices):
@@ -63,7 +63,7 @@ def best_split(run: Run, rates: Rates, devices_per_machine: int) -> Split | None
 
 
 def _on(run: Run, training: int, sampling: int) -> Run:
-    """Return the run on so many devices, sharded over all that train if it was before."""
+    """Return the run on these numbers of devices, sharded over all that train if it was before."""
     shards = training if run.shards == run.devices else min(run.shards, training)
     return replace(
         run,

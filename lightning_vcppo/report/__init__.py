@@ -23,13 +23,14 @@ def write_report(
     Args:
         folders: Directories of the runs; several are drawn into the same axes.
         output: Path of the page; None means `report.html` in the first directory.
-        read: Reads one of them, given its directory and name; None reads a run of ours.
+        read: Function that reads a run, given its directory and name; None reads runs of
+            `vcppo fit`.
 
     Returns:
         The path of the page.
 
     Raises:
-        ValueError: If a directory is not that of a run, or a file in it cannot be read.
+        ValueError: If a directory is not the directory of a run, or a file in it cannot be read.
         ImportError: If the extra `report` is not installed.
     """
     page = render(read_runs(folders, read))

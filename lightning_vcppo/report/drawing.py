@@ -18,7 +18,7 @@ Spec = dict[str, Any]
 Trace = dict[str, Any]
 
 COLORS = ("#3274c8", "#d9692a", "#2b9a72", "#a860c4", "#b8930f", "#cf4558", "#3a9fb5", "#8a8178")
-"""One for each run, in order; legible on white and black, also for the colour-blind."""
+"""Colours of the runs, in order; legible on white and black, also for the colour-blind."""
 GREY = "#8c8c8c"
 
 
@@ -62,7 +62,7 @@ def spec(traces: Sequence[Trace], *, x: str, y: str, **layout: Any) -> Spec:
 
 
 def jsonable(node: Any) -> Any:
-    """Return a copy in which numbers that JSON lacks (NaN, infinity) are None: a gap in a line."""
+    """Return a copy with None, a gap in a line, for numbers that JSON lacks (NaN, infinity)."""
     if isinstance(node, dict):
         return {key: jsonable(value) for key, value in node.items()}
     if isinstance(node, list | tuple):

@@ -53,7 +53,7 @@ class Section:
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:
-    """Return the figures for which the runs have data, and what is missing for the others."""
+    """Return the figures of the runs; those without data say what is missing."""
     found = [
         Section("Results", list(_results(runs))),
         Section("The critic", list(_critic(runs))),
@@ -82,8 +82,8 @@ def _results(runs: Sequence[Run]) -> Iterator[Figure]:
     yield _curve(
         runs,
         CURVES["reward"],
-        "The mean score of a rollout, shaping included; +1 right, -1 wrong. At either end nothing"
-        " is left to learn from.",
+        "The mean score of a rollout, shaping included; +1 right, -1 wrong. At either extreme"
+        " nothing is left to learn from.",
     )
     yield _curve(
         runs,
@@ -115,17 +115,18 @@ def _critic(runs: Sequence[Run]) -> Iterator[Figure]:
     yield _curve(
         runs,
         CURVES["explained_variance"],
-        "The share of the variance of the returns that V foresees, on rollouts that it has not"
-        " learned from: 1 is all, 0 no more than their mean. It does not show a constant bias of V."
-        " Above 0.3 when the policy starts to move is a rule of thumb of ours. It may fall later:"
-        " a policy that errs less leaves less to foresee.",
+        "The share of the variance of the returns that V predicts, on rollouts that it has not"
+        " learned from: 1 is all of it, 0 is no better than predicting the mean. It does not show a"
+        " constant bias of V. Our rule of thumb is above 0.3 when the policy starts to move. It may"
+        " fall later: a policy that makes fewer mistakes leaves less to predict.",
     )
     yield _curve(
         runs,
         CURVES["r2"],
         "1 - mean((R - V)²) / Var(R): the explained variance minus what a constant bias of V costs."
-        " Far below the explained variance, V is not in the range of the returns, and a policy that"
-        " moves by it may collapse. Below 0 the mean return would be a better guess than V.",
+        " If it is far below the explained variance, V is not in the range of the returns, and a"
+        " policy trained with it may collapse. Below 0 the mean return would be a better guess than"
+        " V.",
     )
     for ending, title, label, text in (
         (
@@ -141,7 +142,7 @@ def _critic(runs: Sequence[Run]) -> Iterator[Figure]:
             "Value pretraining: R²",
             R2,
             "On rollouts of the frozen policy. It rises, then levels off: the critic is ready, and"
-            " the phase ends. The critic that is best by it on held-out responses is kept.",
+            " the phase ends. The critic with the highest R² on held-out responses is kept.",
         ),
         (
             "explained_variance",
@@ -158,11 +159,11 @@ def _critic(runs: Sequence[Run]) -> Iterator[Figure]:
     yield Figure(
         "calibration",
         "Calibration of the critic",
-        "Prompts grouped by the pass rate that V(prompt) predicts, against the rate at which their"
-        " responses were right. Large points are many prompts; pale ones are as the policy starts."
-        " On the diagonal V predicts the outcome. A critic that cannot tell hard prompts from easy"
-        " ones has one point. The calibration error should be below 0.1, the rank correlation above"
-        " 0.2.",
+        "Prompts grouped by the pass rate that V(prompt) predicts, against the observed pass rate"
+        " of their responses. Large points are many prompts; pale ones are as the policy starts. On"
+        " the diagonal V predicts the outcome. A critic that cannot tell hard prompts from easy"
+        " ones has a single point. The calibration error should be below 0.1, the rank correlation"
+        " above 0.2.",
         _panels(plot),
         _calibration_facts(runs),
         "" if plot else "no diagnostics/calibration.jsonl",
@@ -177,15 +178,15 @@ def _along_the_response(runs: Sequence[Run]) -> Iterator[Figure]:
             "mean V",
             "Nearly level is healthy. A steep rise from the first to the last token is the"
             " initialisation bias of a critic that has not been pretrained (the paper: -1.5 to"
-            " -0.6): nothing but the end is rewarded, so the mean of V has no reason to drift.",
+            " -0.6): only the end is rewarded, so the mean of V has no reason to drift.",
         ),
         (
             "advantage",
             "Advantage by position",
             "mean advantage",
-            "Near 0 everywhere is healthy. If early tokens are above 0 and late ones below,"
-            " early tokens are pushed up, late ones down, and responses shrink (the paper: +0.7 to"
-            " -0.5).",
+            "Near 0 everywhere is healthy. If advantages are above 0 for early tokens and below 0"
+            " for late ones, early tokens are pushed up, late ones down, and responses shrink (the"
+            " paper: +0.7 to -0.5).",
         ),
         (
             "bias",
@@ -209,9 +210,9 @@ def _along_the_response(runs: Sequence[Run]) -> Iterator[Figure]:
             )
         ]
         text = (
-            "Responses of a step from the shortest to the longest. A steep fall to the right means"
-            " that long responses fail, often because they are cut off; then the reward pushes"
-            " towards short ones."
+            "Responses of a step, from the shortest to the longest. A steep fall to the right means"
+            " that long responses fail, often because they are cut off; the reward then favours"
+            " short ones."
         )
         yield Figure("accuracy_by_length", "Accuracy by length", text, panels)
     plot = positions.right_and_wrong(runs)
@@ -219,7 +220,7 @@ def _along_the_response(runs: Sequence[Run]) -> Iterator[Figure]:
         "right_and_wrong",
         "Value of right and wrong responses",
         "V along responses that turned out right (solid) and wrong (dotted), in the last quarter of"
-        " the run. Where the lines part, the critic foresees the outcome of a response. Lines that"
+        " the run. Where the lines part, the critic predicts the outcome of a response. Lines that"
         " stay together up to the end mean that it judges only the problem.",
         _panels(plot),
         missing=_no_values(runs, _panels(plot)),
@@ -228,10 +229,10 @@ def _along_the_response(runs: Sequence[Run]) -> Iterator[Figure]:
     yield Figure(
         "reward_decay",
         "Reach of the reward",
-        "The weight of the reward at the end by the number of tokens before the end, for the"
-        " actor's lambda (solid), the critic's targets (dashed) and some others (grey). The point"
+        "The weight of the terminal reward by the number of tokens before the end, for the lambda"
+        " of the actor (solid), of the critic's targets (dashed) and some others (grey). The point"
         " is the first token of a response of mean length. The critic's share should be 100 %, the"
-        " actor's not zero: 0.95 over 100 tokens leaves 0.6 %.",
+        " actor's should not be zero: 0.95 over 100 tokens leaves 0.6 %.",
         _panels(plot),
         _reach_facts(runs),
         "" if plot else "neither config.yaml nor diagnostics/ names lambdas",
@@ -302,13 +303,13 @@ def _reach_facts(runs: Sequence[Run]) -> list[str]:
         if found := reach(run):
             actor, critic = found.shares
             facts.append(
-                f"{run.name}: of the reward, {actor:.2%} reach the first of {found.length:.0f}"
+                f"{run.name}: {actor:.2%} of the reward reach the first of {found.length:.0f}"
                 f" tokens with the actor's lambda, {critic:.2%} with the critic's"
             )
         elif run.trainer and (length := last_length(run)):
             shares = (f"{lam ** (length - 1):.2%} with {lam:g}" for lam in DECAY_LAMBDAS)
             facts.append(
                 f"{run.name}: of the reward, {', '.join(shares)} reach the first of {length:.0f}"
-                " tokens; dumps do not say their lambda (1 loses nothing)"
+                " tokens; dumps do not record their lambda (with 1 nothing is lost)"
             )
     return facts

@@ -1,4 +1,4 @@
-// Draws the plots in the colours of the page, anew when those change.
+// Draws the plots in the colours of the page, and again when the colours change.
 "use strict";
 const plots = JSON.parse(document.getElementById("plots").textContent);
 const elements = [...document.querySelectorAll(".plot")];

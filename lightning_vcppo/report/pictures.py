@@ -41,13 +41,13 @@ def learning_curve(
     pretraining: Sequence[bool],
     evaluations: Sequence[Sequence[float]] = (),
 ) -> Figure:
-    """Draw a metric over the rollouts: faintly as it is, strongly its moving average.
+    """Draw a metric over the rollouts: faint lines for its values, strong ones for their average.
 
     Args:
-        curve: What is drawn.
-        rollouts: Their numbers.
-        values: The metric, one for each rollout.
-        pretraining: Whether each rollout was one of value pretraining; these are shaded.
+        curve: Metric to draw.
+        rollouts: Numbers of the rollouts.
+        values: Value of the metric for each rollout.
+        pretraining: Whether each rollout belongs to value pretraining; these are shaded.
         evaluations: (rollout, accuracy) on held-out problems.
     """
     figure, ax = open_figure(curve.title, "rollouts", curve.label)
@@ -82,20 +82,20 @@ def _shade(ax: Axes, rollouts: Sequence[int], pretraining: Sequence[bool]) -> No
 def value_pretraining(
     rollouts: Sequence[int], curves: dict[str, list[float]], aligned: int | None
 ) -> Figure:
-    """Draw loss and R^2 of value pretraining on both parts, with the range alignment shaded.
+    """Draw loss and R^2 of value pretraining, with the range alignment shaded.
 
     Args:
-        rollouts: Those of value pretraining.
-        curves: `loss`, `r2` and `explained_variance` on held-out responses, and `train_loss` and
-            `train_r2`, one number for each rollout.
-        aligned: Index of the rollout in which V has reached the range of the returns; None if it
-            has not.
+        rollouts: Numbers of the rollouts of value pretraining.
+        curves: `loss`, `r2` and `explained_variance` on held-out responses, `train_loss` and
+            `train_r2` on the responses that were fitted on; one number for each rollout.
+        aligned: Index of the rollout in which V reached the range of the returns; None if it did
+            not.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True)
-    figure.suptitle("Value pretraining: first the range, then the knowledge")
+    figure.suptitle("Value pretraining: range alignment, then learning the values")
     end = rollouts[-1] if aligned is None else rollouts[aligned]
     for ax, name, label in ((axes[0], "loss", LOSS), (axes[1], "r2", R2)):
         tidy(ax, ylabel=label)
@@ -124,8 +124,8 @@ def profiles(
     """Draw the mean profiles of the run's stages, from light (early) to dark (late).
 
     Args:
-        quantity: What is drawn.
-        rollouts: R numbers.
+        quantity: Name of the quantity, for the y axis.
+        rollouts: Numbers of the R rollouts.
         means_RP: Mean at each of P positions.
         bin_width: Distance of the positions on the x axis.
         title: Title of the figure.
@@ -144,7 +144,7 @@ def profiles(
 
 
 def stage_means(rollouts: Sequence[int], means_RP: np.ndarray) -> list[tuple[str, list[float]]]:
-    """Return the label and the mean profile of each stage of a run; NaN where nothing is known."""
+    """Return the label and the mean profile of each stage of a run, NaN without values."""
     found = []
     for span, part in stages(rollouts):
         known_RP = ~np.isnan(means_RP[part])
@@ -155,7 +155,7 @@ def stage_means(rollouts: Sequence[int], means_RP: np.ndarray) -> list[tuple[str
 
 
 def heat_map(quantity: str, rollouts: Sequence[int], means_RP: np.ndarray) -> Figure:
-    """Draw R rollouts from left to right, P parts of the response from bottom to top."""
+    """Draw a heat map: R rollouts from left to right, P parts of the response upwards."""
     figure, ax = open_figure(f"{quantity.capitalize()} by position", "rollouts", POSITION)
     largest = float(np.nan_to_num(np.abs(means_RP)).max()) or 1.0
     signed = bool((means_RP < 0).any())
@@ -193,7 +193,7 @@ def reward_decay(length: int, *, gamma: float, lambda_actor: float) -> Figure:
 
 
 def _shade_of(place: int, count: int) -> Any:
-    """Return a colour, light for the first of some lines and dark for the last."""
+    """Return the colour of a line, light for the first of `count` lines and dark for the last."""
     from matplotlib import colormaps
 
     return colormaps["viridis_r"](0.15 + 0.85 * place / max(1, count - 1))

@@ -1,4 +1,4 @@
-"""Define what the page of a report and the pictures of a run share: curves, stages, averages."""
+"""Define curves, stages and averages for both the page of a report and the pictures of a run."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ CURVES = {
 """The most important curves, by the name of their picture."""
 LOSS, R2, POSITION = "½ (V - R)²", "R²", "position in the response (% of its length)"
 DECAY_LAMBDAS = (0.9, 0.95, 0.99, 0.999)
-"""Lambdas that are drawn beside those of a run."""
+"""Lambdas that are drawn for comparison with those of a run."""
 
 
 def smooth(values: Sequence[float]) -> tuple[list[float], int]:
-    """Return the moving average of a curve, and over how many points: the last tenth of them."""
+    """Return the moving average of a curve, and its window: a tenth of the number of points."""
     window = max(1, len(values) // 10)
     return [fmean(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))], window
 

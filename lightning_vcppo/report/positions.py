@@ -88,9 +88,9 @@ def right_and_wrong(runs: Sequence[Run]) -> Spec | None:
 def reward_decay(runs: Sequence[Run]) -> Spec | None:
     """Draw the weight of the terminal reward by distance from the end.
 
-    Grey lines are lambdas to compare with; each run has its actor's (solid), its critic's (dashed)
-    and a mark at the mean length of its responses. Dumps do not say their lambdas: of a run of
-    them, the length alone is drawn.
+    Grey lines are lambdas for comparison; each run has the lines of its actor (solid) and critic
+    (dashed), and a mark at the mean length of its responses. Dumps do not record their lambdas, so
+    only the length is drawn for them.
     """
     found = [(place, run, reach(run)) for place, run in enumerate(runs)]
     known = [(place, run, its) for place, run, its in found if its]

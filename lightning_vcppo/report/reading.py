@@ -27,13 +27,13 @@ Curve = tuple[list[int], list[float]]
 """Steps, and the value at each of them."""
 
 MAX_SAMPLES = 3
-"""Number of right and of wrong responses that are kept of each evaluation."""
+"""Number of right and of wrong responses that are kept from each evaluation."""
 DECILES = 10
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One file of graded responses, in numbers.
+    """Statistics of one file of graded responses.
 
     Attributes:
         name: Name of the evaluation set.
@@ -84,9 +84,9 @@ class Run:
             that trained the actor, if the actor was evaluated there on the same problems.
         positions: Rollouts of diagnostics/positions.jsonl.
         calibrations: Rollouts of diagnostics/calibration.jsonl.
-        trainer: Which trainer dumped the rollouts; empty for the directory of a run.
-        samples: Responses to show, of a run without evaluations.
-        notes: What could not be read, in words.
+        trainer: Trainer that dumped the rollouts; empty for the directory of a run.
+        samples: Responses to show for a run without evaluations.
+        notes: Sentences about what could not be read.
     """
 
     name: str
@@ -139,11 +139,11 @@ def read_runs(folders: Sequence[Path], read: Callable[[Path, str], Run] | None =
 
     Args:
         folders: Directories of the runs; each is a `trainer.default_root_dir`.
-        read: Reads one of them, given its directory and name; None is `read_run`.
+        read: Function that reads a run, given its directory and name; None means `read_run`.
 
     Raises:
-        ValueError: If one is not the directory of a run, is given twice, or has a file that cannot
-            be read.
+        ValueError: If a path is not the directory of a run, is given twice, or has a file that
+            cannot be read.
     """
     places = [folder.resolve() for folder in folders]
     for place, folder in zip(places, folders, strict=True):
@@ -176,7 +176,7 @@ def read_run(folder: Path, name: str) -> Run:
 def _with_logged(
     evaluations: list[Evaluation], rows: dict[int, dict[str, float]]
 ) -> list[Evaluation]:
-    """Use what the run computed itself: `eval/*` for the first set, `eval/NAME/*` for others."""
+    """Prefer values that the run logged: `eval/*` for the first set, `eval/NAME/*` for others."""
     first = evaluations[0].name if evaluations else ""
     known = []
     for evaluation in evaluations:
@@ -291,7 +291,7 @@ HELD_OUT = "held_out"
 
 
 def read_evaluations(folder: Path) -> list[Evaluation]:
-    """Read the evaluations of a run, by set and in order, without those of `vcppo test`."""
+    """Read the evaluations of a run, by set and in order, except those of `vcppo test`."""
     of_sets: dict[str, list[Evaluation]] = {}
     for path in sorted((folder / "evaluation").glob("*.jsonl")):
         if not (match := EVALUATION_FILE.fullmatch(path.name)):
@@ -305,12 +305,12 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
 
 
 def evaluate(name: str, step: int, responses: list[dict[str, Any]]) -> Evaluation:
-    """Return one file of graded responses in numbers.
+    """Compute the statistics of one file of graded responses.
 
     Args:
-        name: Of the evaluation set.
+        name: Name of the evaluation set.
         step: Rollouts (or updates) done.
-        responses: Each with its problem, and whether it is correct.
+        responses: Responses, each with its problem, and whether it is correct.
     """
     by_problem: dict[str, list[bool]] = {}
     for response in responses:
@@ -342,7 +342,7 @@ def evaluate(name: str, step: int, responses: list[dict[str, Any]]) -> Evaluatio
 
 GROUPINGS = ("year", "level", "subject")
 MAX_GROUPS = 20
-"""A grouping with more groups than these is not shown."""
+"""Largest number of groups of a grouping that is shown."""
 
 
 def _groups(
@@ -355,12 +355,12 @@ def _groups(
                 of_group = of_groups.setdefault(str(response[by]), {})
                 of_group.setdefault(_problem_key(response), []).append(bool(response["correct"]))
         if 2 <= len(of_groups) <= MAX_GROUPS:
-            # Numbers by value, in front of words
+            # Numbers come first, by value; words follow
             for name in sorted(of_groups, key=lambda n: (not n.isdecimal(), n.zfill(9), n)):
                 rates = [fmean(graded) for graded in of_groups[name].values()]
                 yield (by, name), (len(rates), fmean(rates))
 
 
 def _problem_key(response: dict[str, Any]) -> str:
-    """Return what tells problems apart: rows with the same text are samples of one problem."""
+    """Return the key of a problem: rows with the same text are samples of one problem."""
     return " ".join(str(response["problem"]).split()) or str(response.get("index"))

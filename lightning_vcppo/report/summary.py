@@ -14,12 +14,12 @@ from lightning_vcppo.report.reading import DECILES, Run
 MAX_STAGES = 4
 """Largest number of stages of a run, which are the lines of a profile plot."""
 LAST_PART = 4
-"""Numbers about the end of a run are means over this share of its rollouts."""
+"""Numbers about the end of a run are means over its last 1 / LAST_PART of rollouts."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A number before and after, and what it was measured on."""
+    """A number before and after training, and the data on which it was measured."""
 
     before: float
     after: float
@@ -32,8 +32,9 @@ class Headline:
 
     Attributes:
         accuracy: Accuracy on held-out problems, otherwise on the first and last rollouts.
-        interval: 95 % interval of the accuracy after, if from held-out problems.
-        explained_variance: That of the critic, on the first rollout that the policy learns from.
+        interval: 95 % interval of the accuracy after training, if it is on held-out problems.
+        explained_variance: Explained variance of the critic, on the first rollout that the policy
+            learns from.
         length: Mean tokens of a response, in the first and last tenth of the rollouts.
         rollouts: Rollouts done.
         pretraining: Number of them that were value pretraining.
@@ -91,10 +92,10 @@ def profiles(run: Run, quantity: str, split: str = "all") -> list[tuple[int, lis
     Args:
         run: The run.
         quantity: value, return, bias, advantage or entropy.
-        split: Which responses: all, correct, incorrect, short or long.
+        split: Subset of responses: all, correct, incorrect, short or long.
 
     Returns:
-        Rollout and ten means, NaN for those that are missing.
+        Rollouts, each with ten means, NaN for those that are missing.
     """
     found = []
     for row in run.positions:
@@ -133,7 +134,7 @@ def mean_profile(rows: Iterable[Sequence[float]]) -> list[float]:
 
 @dataclass(frozen=True)
 class Reach:
-    """How far a run's terminal reward reaches.
+    """The reach of a run's terminal reward.
 
     Attributes:
         actor: gamma times lambda of the advantages.
@@ -147,14 +148,14 @@ class Reach:
 
     @property
     def shares(self) -> tuple[float, float]:
-        """Weights of the reward at the first token, for the actor and for the critic."""
+        """Weight of the reward at the first token, for the actor and for the critic."""
         return self.actor ** (self.length - 1), self.critic ** (self.length - 1)
 
 
 def reach(run: Run) -> Reach | None:
     """Return the lambdas and the length of a run; None without a critic, or if they are unknown.
 
-    The monitor's file has the lambdas that were used, the config those that were set.
+    The monitor's file has the lambdas that were used, the config has those that were set.
     """
     length = last_length(run)
     settings = run.setting("model.init_args.advantage", {})

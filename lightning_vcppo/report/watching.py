@@ -13,25 +13,25 @@ from typing_extensions import override
 
 HOST = "127.0.0.1"
 EVERY_S = 5.0
-"""Seconds between two looks at the files of a run, and between two reloads of the page."""
+"""Seconds after which the browser reloads the page, which checks the files of the runs."""
 _WAITING = """\
 <!doctype html><meta charset="utf-8"><title>vcppo report</title>
 <p>There is nothing to draw yet: {reason}"""
 
 
 class WatchedPage:
-    """The newest page of runs; it is drawn again when a file of theirs has changed.
+    """The current page of runs; it is drawn again when one of their files has changed.
 
-    While nothing can be drawn, because a run has logged nothing yet or a file is half written, the
-    page before stays; without one, the reason is shown.
+    While no page can be drawn, because a run has logged nothing yet or a file is half written, the
+    previous page stays; without one, the reason is shown.
     """
 
     def __init__(self, folders: Sequence[Path], draw: Callable[[], str]) -> None:
-        """Draw nothing yet.
+        """Collect the arguments; `current` draws the page.
 
         Args:
             folders: Directories of the runs, or files.
-            draw: Returns the page.
+            draw: Function that returns the page.
         """
         self._folders, self._draw = folders, draw
         self._lock = threading.Lock()
@@ -46,7 +46,7 @@ class WatchedPage:
                 try:
                     self._page = self._draw()
                     self._seen = seen
-                except (ValueError, OSError) as error:  # the next look may find the files complete
+                except (ValueError, OSError) as error:  # the files may be complete next time
                     return self._page or _WAITING.format(reason=html.escape(str(error)))
             return self._page
 
@@ -68,13 +68,13 @@ def build_server(page: WatchedPage, port: int = 0) -> ThreadingHTTPServer:
         port: 0 takes a free one.
 
     Raises:
-        OSError: The port is taken.
+        OSError: If the port is taken.
     """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            # The name must be ours: else a page elsewhere, whose name is made to mean this address,
-            # could read the responses.
+            # Accept only the names of this host: a page elsewhere whose name resolves to this
+            # address (DNS rebinding) could read the responses otherwise.
             host = (self.headers.get("Host") or "").rpartition(":")[0]
             if self.path != "/" or host not in (HOST, "localhost"):
                 self.send_error(404)
@@ -91,6 +91,6 @@ def build_server(page: WatchedPage, port: int = 0) -> ThreadingHTTPServer:
 
         @override
         def log_message(self, format: str, *args: object) -> None:
-            """Say nothing of requests."""
+            """Log no requests."""
 
     return ThreadingHTTPServer((HOST, port), Handler)

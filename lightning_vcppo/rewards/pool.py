@@ -147,7 +147,7 @@ class _Round:
         self.waiting = deque(range(len(comparisons)))
         self.crashed: set[int] = set()  # comparisons during which a worker has died once
         self.selector = selectors.DefaultSelector()
-        self.started = self.told = time.monotonic()
+        self.started = self.reported = time.monotonic()
 
     def run(self) -> list[bool]:
         with self.selector:
@@ -155,16 +155,16 @@ class _Round:
                 self._add(worker)
             while len(self.verdicts) < len(self.comparisons):
                 for key, _ in self.selector.select(timeout=PROGRESS_S):
-                    self._hear(key.data)
-                self._tell()
+                    self._receive(key.data)
+                self._report_progress()
         return [self.verdicts[n] for n in range(len(self.comparisons))]
 
     def _add(self, worker: _Worker) -> None:
         assert worker.process.stdout is not None
         self.selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
-        self._ask(worker)
+        self._send(worker)
 
-    def _ask(self, worker: _Worker) -> None:
+    def _send(self, worker: _Worker) -> None:
         """Send a worker comparisons until enough of them wait in its pipe."""
         assert worker.process.stdin is not None
         lines = []
@@ -176,11 +176,12 @@ class _Round:
             worker.process.stdin.write(b"".join(lines))
             worker.process.stdin.flush()
 
-    def _hear(self, worker: _Worker) -> None:
+    def _receive(self, worker: _Worker) -> None:
+        """Read the verdicts of a worker, and send it more comparisons."""
         assert worker.process.stdout is not None
         received = os.read(worker.process.stdout.fileno(), 1 << 16)
         if not received:
-            self._bury(worker)
+            self._replace(worker)
             return
         *lines, worker.unread = (worker.unread + received).split(b"\n")
         for line in lines:
@@ -193,9 +194,9 @@ class _Round:
                 self._give_up(number, "memory")
             else:
                 self.verdicts[number] = verdict
-        self._ask(worker)
+        self._send(worker)
 
-    def _bury(self, worker: _Worker) -> None:
+    def _replace(self, worker: _Worker) -> None:
         """Replace a worker that has ended, and repeat or give up its current comparison."""
         assert worker.process.stdout is not None
         self.selector.unregister(worker.process.stdout)
@@ -219,10 +220,11 @@ class _Round:
             f"({limit}) and counts as wrong; model.grading.limit_s and memory_mb set the limits"
         )
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
+        """Print a line of progress every `PROGRESS_S` seconds."""
         now = time.monotonic()
-        if now - self.told >= PROGRESS_S and len(self.verdicts) < len(self.comparisons):
-            self.told = now
+        if now - self.reported >= PROGRESS_S and len(self.verdicts) < len(self.comparisons):
+            self.reported = now
             rank_zero_info(
                 f"Grading: {len(self.verdicts):,} of {len(self.comparisons):,} answers compared "
                 f"in {now - self.started:.0f} s"

@@ -1,20 +1,20 @@
-"""Sample the next rollouts while one is learned from, one thread beside that of training.
+"""Sample the next rollouts in another thread while the module trains on the current one.
 
-What makes it reproducible:
+It is reproducible:
 
-1. *Who samples what.* The first rollout is sampled in its step. In each step, as soon as its
-   rollout is there, weights are handed over to the engine, and the prompts of the next `depth`
-   steps are sampled from them, while the step learns. So with a depth of 1 each rollout comes from
-   weights that are one rollout's updates behind, and with n the weights are handed over every n
-   rollouts and are 1 to n behind. Which weights sample a rollout never depends on time.
-2. *A frozen policy* (value pretraining) has one version of weights: nothing is behind, and the
+1. *Schedule.* The first rollout is sampled in its own step. In each step, as soon as its rollout is
+   complete, the engine gets the current weights, and samples the prompts of the next `depth` steps
+   while the step trains. With a depth of 1 each rollout comes from weights that are one rollout's
+   updates behind; with n the engine gets weights every n rollouts, and they are 1 to n behind.
+   Timing never decides which weights sample a rollout.
+2. *A frozen policy* (value pretraining) has one version of weights: no rollout is behind, and the
    queue is kept full.
-3. *The engine has one user.* Whoever else needs it, such as an evaluation, waits for what is being
-   sampled, then has it take the weights of the moment.
-4. *Checkpoints* wait for what is being sampled and hold it, so a resumed run learns from the same
-   responses of the same weights. Nothing is sampled twice.
+3. *The engine has one user.* Other users, such as an evaluation, wait until the current rollout is
+   sampled, and then make the engine take the current weights.
+4. *Checkpoints* wait for the rollouts that are being sampled and contain them, so a resumed run
+   trains on the same responses of the same weights. No rollout is sampled twice.
 
-Nothing here waits for other ranks but `hand_over` and `state_dict`, which all ranks call alike.
+Only `hand_over` and `state_dict` wait for other ranks; all ranks call them in the same order.
 
 Shapes: B responses.
 """
@@ -45,19 +45,19 @@ from lightning_vcppo.rollouts.sampler import Sampler
 from lightning_vcppo.settings import SamplingSettings
 
 PATIENCE_S = 30.0
-"""Seconds in which a thread that was told to end may do so; an engine looks between two tokens."""
+"""Seconds to wait for a thread to end; an engine checks between two tokens whether it must end."""
 
 
 @dataclass(frozen=True)
 class Vantage:
-    """Where and when a step samples.
+    """The process and the weights with which a step samples.
 
     Attributes:
-        version: Names the actor's weights, as `GenerationEngine.take_weights` has it.
-        updates: Updates that the actor has had.
-        rank: Of this process.
-        device: Of rollouts.
-        largest: Returns the largest of one number a rank.
+        version: Key of the actor's weights, as in `GenerationEngine.take_weights`.
+        updates: Number of updates of the actor so far.
+        rank: Rank of this process.
+        device: Device of rollouts.
+        largest: Function that returns the largest of a number over all ranks.
     """
 
     version: object
@@ -68,10 +68,10 @@ class Vantage:
 
 
 class _Job:
-    """A rollout that is being sampled in a thread of its own, or was."""
+    """A rollout that is or was sampled in its own thread."""
 
     def __init__(self, prompt_ids: list[list[int]], updates: int) -> None:
-        """Say of which prompts, one a response, and how many updates the weights have had."""
+        """Set the prompt of each response, and the number of updates of the weights."""
         self.prompt_ids, self.updates = prompt_ids, updates
         self.began = self.ended = 0.0
         self._rollout: Rollout | None = None
@@ -81,7 +81,7 @@ class _Job:
 
     @classmethod
     def done(cls, rollout: Rollout) -> _Job:
-        """Return that of a rollout that a checkpoint has."""
+        """Return the finished job of a rollout from a checkpoint."""
         lengths = rollout.prompt_lengths_B.tolist()
         ids_BL = rollout.input_ids_BL[:, : max(lengths)].tolist()
         assert rollout.versions_B is not None
@@ -91,7 +91,7 @@ class _Job:
         return job
 
     def start(self, sample: Callable[[], Rollout], after: _Job | None) -> None:
-        """Sample in another thread, once the job before has ended."""
+        """Sample in another thread, after the previous job has ended."""
         self._thread = threading.Thread(
             target=self._run, args=(sample, after), name="rollout ahead", daemon=True
         )
@@ -110,12 +110,12 @@ class _Job:
         self.ended = perf_counter()
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Wait until it has ended, well or not."""
+        """Wait until the job has ended, with or without an error."""
         if self._thread is not None:
             self._thread.join(timeout_s)
 
     def result(self) -> Rollout:
-        """Wait for the rollout and return it; raise what sampling has raised."""
+        """Wait for the rollout and return it; raise the error of sampling if there was one."""
         self.wait()
         if self._error is not None:
             raise self._error
@@ -123,48 +123,48 @@ class _Job:
         return self._rollout
 
     def to_plain(self) -> dict[str, Any] | None:
-        """Return the rollout as a checkpoint takes it; None if there is none, or none yet."""
+        """Return the rollout in the form for checkpoints; None if it is not sampled."""
         return None if self._rollout is None else self._rollout.to(torch.device("cpu")).to_plain()
 
     def tell_to_end(self) -> None:
-        """Have it end at the next token."""
+        """Make the job end at the next token."""
         self._told_to_end.set()
 
 
 class RolloutsAhead:
-    """Samples up to `depth` rollouts ahead of the one that is learned from.
+    """Samples up to `depth` rollouts ahead of the one that is trained on.
 
     Attributes:
-        depth: Rollouts; with 0 it is not used.
+        depth: Number of rollouts; 0 switches it off.
     """
 
     def __init__(self, depth: int, sampler: Sampler) -> None:
-        """Make the sampler wait for the rollouts that it samples here."""
+        """Make other uses of the sampler wait for the rollouts that are sampled ahead."""
         self.depth, self._sampler = depth, sampler
         self._jobs: deque[_Job] = deque()  # in order of their steps
         self._shares = _Shares()
         self._taken = self._updates = 0
         sampler.before_use = self.wait
-        # A thread that computes while Python ends would bring the process down.
+        # A thread that computes while Python exits would crash the process.
         weakref.finalize(self, _stop, self._jobs)
 
     def begin_run(self) -> None:
-        """Forget what an earlier run has sampled."""
+        """Drop the rollouts of an earlier run."""
         self.stop()
         self._taken, self._shares = 0, _Shares()
 
     def take(
         self, batch: PromptBatch, settings: SamplingSettings, run_seed: int, at: Vantage
     ) -> Rollout:
-        """Return the rollout of a batch, and begin to sample those of the batches that follow it.
+        """Return the rollout of a batch, and start to sample those of the batches that follow it.
 
-        Called on every rank, once a batch.
+        Every rank calls it once for each batch.
 
         Args:
-            batch: Prompts of this rank, which know what comes after them.
-            settings: Of sampling.
-            run_seed: Of the random streams, which the number of the batch names as well.
-            at: This process, and the weights of now.
+            batch: Prompts of this rank, which give access to the upcoming ones.
+            settings: Settings of sampling.
+            run_seed: Seed of the random streams, which also depend on the number of the batch.
+            at: This process and the current weights.
         """
         self._updates = at.updates
         self._drop_others(_repeated(batch, settings), at)
@@ -174,25 +174,25 @@ class RolloutsAhead:
             rollout = self._jobs[0].result()
         self._jobs.popleft()
         self._taken += 1
-        # While rollouts of older weights are left, those of now wait with theirs.
+        # Do not use the current weights while rollouts of older ones are left.
         if not self._jobs or self._jobs[-1].updates == at.updates:
             for upcoming in batch.upcoming(self.depth)[len(self._jobs) :]:
                 self._begin(upcoming, settings, run_seed, at)
         return rollout.to(at.device)
 
     def _drop_others(self, prompt_ids: list[list[int]], at: Vantage) -> None:
-        """Drop what was sampled ahead if, on any rank, it is not of these prompts."""
+        """Drop the rollouts that were sampled ahead if their prompts differ on any rank."""
         if at.largest(int(bool(self._jobs) and self._jobs[0].prompt_ids != prompt_ids)):
             rank_zero_warn(
-                "The prompts of this rollout are not those that were sampled ahead, which are "
-                "dropped: data, or how it is sampled, has changed."
+                "The prompts of this rollout are not those that were sampled ahead, so these "
+                "rollouts are dropped: the data or the settings of sampling have changed."
             )
             self.stop()
 
     def _begin(
         self, batch: PromptBatch, settings: SamplingSettings, run_seed: int, at: Vantage
     ) -> None:
-        """Begin to sample the batch that comes after all others, from the weights of now."""
+        """Start to sample the next batch in the queue from the current weights."""
         self._sampler.hand_over(at.version)
         autocast = torch.is_autocast_enabled(at.device.type)
         dtype = torch.get_autocast_dtype(at.device.type)
@@ -211,26 +211,26 @@ class RolloutsAhead:
         self._shares.jobs.append(job)
 
     def wait(self) -> None:
-        """Wait until nothing is being sampled; an error stays for whoever wants the rollout."""
+        """Wait until no rollout is being sampled; `take` raises an error of sampling later."""
         if self._jobs:
             with self._shares.waiting(), in_place(places.SAMPLING):
                 for job in self._jobs:
                     job.wait()
 
     def stop(self) -> None:
-        """Drop what is sampled ahead, and end what is being sampled."""
+        """Drop all rollouts that are sampled ahead, and end sampling."""
         _stop(self._jobs)
 
     def end(self) -> None:
-        """End what is being sampled; what is there already stays, for a checkpoint."""
+        """End sampling, and keep complete rollouts for a checkpoint."""
         _end(self._jobs)
 
     def describe(self, rollout: Rollout, ranks: Ranks) -> dict[str, float]:
-        """Return the rollout's age, and how busy trainer and sampler were since the last call.
+        """Return the rollout's age, and the idle shares of trainer and sampler since the last call.
 
         Args:
-            rollout: That was learned from.
-            ranks: Of the run; each must call it.
+            rollout: Rollout that was trained on.
+            ranks: Ranks of the run; each must call it.
         """
         shares = self._shares.take()
         if rollout.versions_B is None:
@@ -242,9 +242,10 @@ class RolloutsAhead:
     # Checkpoints ---------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is sampled ahead on all ranks, once it is there; called on every rank.
+        """Wait for the rollouts that are sampled ahead, and return those of all ranks.
 
-        From a rollout on that could not be sampled, all are left out.
+        Every rank must call it. A rollout that could not be sampled and those after it are left
+        out.
         """
         if not self.depth:
             return {}
@@ -258,11 +259,11 @@ class RolloutsAhead:
         return {"taken": self._taken, "rollouts": rollouts}
 
     def load_state_dict(self, state: dict[str, Any], rank: int = 0, ranks: int = 1) -> None:
-        """Go on with what a checkpoint has of all its ranks; here there may be more, or fewer.
+        """Restore the rollouts of a checkpoint, which may have another number of ranks.
 
         Args:
-            state: What `state_dict` has returned.
-            rank: This process.
+            state: Result of `state_dict`.
+            rank: Rank of this process.
             ranks: Number of processes.
         """
         self.begin_run()
@@ -276,31 +277,31 @@ class RolloutsAhead:
 
 
 class StopAfterError(Callback):
-    """Ends sampling ahead when the run ends with an error: no teardown follows one."""
+    """Ends sampling ahead when the run ends with an error, after which there is no teardown."""
 
     def __init__(self, ahead: RolloutsAhead) -> None:
-        """Keep what is to be ended."""
+        """Store the object to end."""
         self._ahead = ahead
 
     @override
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """End it."""
+        """End sampling ahead."""
         self._ahead.end()
 
 
 class _Shares:
-    """Measures how much of the time the trainer waits, and the sampler has nothing to do."""
+    """Measures the shares of time in which the trainer waits and the sampler is idle."""
 
     def __init__(self) -> None:
-        self.jobs: list[_Job] = []  # that have worked since the last `take`
+        self.jobs: list[_Job] = []  # those that have worked since the last `take`
         self._since: float | None = None
         self._waited_s = 0.0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the time of the body as that of a trainer that waits."""
+        """Count the time of the body as waiting of the trainer."""
         began = perf_counter()
         self._since = began if self._since is None else self._since
         yield
@@ -344,7 +345,7 @@ def _end(jobs: deque[_Job]) -> None:
 
 @contextmanager
 def _as_in_training(device: torch.device, autocast: torch.dtype | None) -> Iterator[None]:
-    """Give a thread what torch keeps for each: the device, and the Trainer's precision."""
+    """Set the thread's device and autocast as in the thread that trains."""
     with ExitStack() as stack:
         if device.type == "cuda":
             stack.enter_context(torch.cuda.device(device))

@@ -81,12 +81,13 @@ class PrivilegedPrompt:
 
         Args:
             answer: The reference answer; an empty text means that there is none.
-            siblings: Tokens of those that `choose_siblings` has chosen, and whether each is right.
+            siblings: Tokens of the responses that `choose_siblings` chose, and whether each is
+                right.
         """
         most = self._settings.privileged_max_length
         both = len({correct for _, correct in siblings}) == 2
         hint = [] if both or answer == "" else self._ids(ANSWER.format(answer))[-most:]
-        # What room there is, is shared; of a longer response the end is kept: it answers.
+        # Responses share the room; of a longer one the end is kept, which has its answer.
         room = (most - len(hint)) // max(len(siblings), 1)
         for response, correct in siblings:
             label, end = self._ids(LABELS[correct]), self._ids(END)
@@ -103,7 +104,7 @@ class PrivilegedPrompt:
 
 
 def prepend(rollout: Rollout, hints: Sequence[Sequence[int]]) -> Rollout:
-    """Return the rollout with a hint before each prompt, for the critic alone."""
+    """Return the rollout with a hint before each prompt, only for the critic."""
     device = rollout.input_ids_BL.device
     ids_BL = torch.nn.utils.rnn.pad_sequence(
         [

@@ -128,7 +128,7 @@ class EngineSettings:
             )
 
     def _check_servers(self) -> None:
-        """Refuse servers that are missing or not meant, and times that are none."""
+        """Refuse missing, superfluous or invalid addresses of servers, and times below 0."""
         require(
             bool(self.urls) == (self.name == "vllm_server"),
             "urls: name=vllm_server needs the address of at least one `vcppo serve`, such as "

@@ -13,7 +13,7 @@ Kernels: TypeAlias = Literal["auto", "liger", "none"]
 """Kernels of norms, SwiGLU and rotation on CUDA; "auto" uses Liger's if it is installed."""
 
 Offload: TypeAlias = Literal["reference", "idle_optimizer", "idle_network"]
-"""What is kept on the host while it is not in use."""
+"""Parts that are kept on the host while they are not in use."""
 
 
 @dataclass(frozen=True)

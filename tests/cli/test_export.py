@@ -248,7 +248,7 @@ def test_a_critic_is_written_for_another_trainer(full, lora, tmp_path, capfd):
     for given, layout, message in (
         (full[0], "openrlhf", "--layout=openrlhf: the critic has the head hl_gauss"),
         (tmp_path / "run" / "actor", "verl", "holds no critic: its model has no head of one"),
-        (out / "critic", None, "is a Hugging Face folder already; --layout=verl"),
+        (out / "critic", None, "is a Hugging Face directory already; --layout=verl"),
     ):
         with pytest.raises(ValueError, match=message):
             export(str(given), str(tmp_path / "none"), layout=layout)

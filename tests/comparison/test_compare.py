@@ -83,7 +83,7 @@ def test_arms_are_grouped_by_settings_and_paired_by_seed(sets):
     assert contrast.difference.mean == pytest.approx(7 / 3 / PROBLEMS)
     assert contrast.sign_flip.p == 0.25 and contrast.p_holm == contrast.difference.p
     assert contrast.improvement == 1
-    assert found.problem_level == "seeds and, within them, the problems with their results"
+    assert found.problem_level == "seeds and, within them, problems with their results"
     assert any(
         line.startswith("fewer than 5 seeds (lambda_critic=0.95 3") for line in warnings(found)
     )
@@ -116,10 +116,12 @@ def test_arms_that_differ_in_much_have_the_name_of_their_folder(tmp_path):
 
 def test_what_cannot_be_paired_is_refused_in_a_line_that_names_the_runs(sets, tmp_path):
     other = write_seed(tmp_path / "other" / "seed_0", 0, 3, 0.9, problems=["x"] * PROBLEMS)
-    with pytest.raises(ValueError, match=r"ppo/seed_0 and .*other/seed_0 are no pair: eval/acc"):
+    with pytest.raises(
+        ValueError, match=r"ppo/seed_0 and .*other/seed_0 cannot be paired: eval/acc"
+    ):
         run([sets[0], other])
     start = write_seed(tmp_path / "start" / "seed_0", 0, 3, 0.9, actor="elsewhere/actor")
-    with pytest.raises(ValueError, match=r"are no pair: actor is elsewhere/actor and starts/"):
+    with pytest.raises(ValueError, match=r"cannot be paired: actor is elsewhere/actor and starts/"):
         run([sets[0], start])
     alone = write_seed(tmp_path / "alone" / "seed_7", 7, 3, 0.9)
     with pytest.raises(ValueError, match="no seed in common: seeds 7 and seeds 0, 1, 2"):
@@ -189,7 +191,10 @@ def test_without_records_problems_are_binomial(tmp_path):
     found = run([tmp_path / "0", tmp_path / "1"])
     assert "results of single problems are missing" in found.problem_level
     assert found.arms[0].bootstrap.low < 0.5 < found.arms[0].bootstrap.high
-    assert any("agree better (0) than the choice of problems" in line for line in warnings(found))
+    assert any(
+        "vary less over seeds (0) than by the choice of problems" in line
+        for line in warnings(found)
+    )
 
 
 # From rows
@@ -231,7 +236,7 @@ def test_rows_with_another_start_or_seed_are_refused(tmp_path):
         {"arm": arm, "seed": 0, "accuracy": 0.5, "cold_start_accuracy": start}
         for arm, start in (("a", 0.1), ("b", 0.2))
     ]
-    with pytest.raises(ValueError, match=r"no pair: cold_start_accuracy is 0\.2 and 0\.1"):
+    with pytest.raises(ValueError, match=r"cannot be paired: cold_start_accuracy is 0\.2 and 0\.1"):
         run([write_rows(tmp_path / "rows.csv", rows)])
     rows[0]["seed"] = "x"
     with pytest.raises(ValueError, match=r"rows.csv:2: seed: expected an integer, got 'x'"):
@@ -246,7 +251,7 @@ def test_a_search_seed_and_unequal_numbers_are_told(tmp_path):
     assert "seed 2 was used to choose settings, too" in told
     assert any(line.startswith("arms have different numbers of seeds (a 6, b 5)") for line in told)
     assert not any("was run after" in line for line in told)
-    assert any("the start is not known" in line for line in told)
+    assert any("the start is unknown" in line for line in told)
 
 
 # Output
@@ -319,13 +324,13 @@ def test_numbers_are_written_with_their_units(sets):
     assert output.contrast_rows(found)[0][2] == "+29.2"
     lengths = run(sets, metric="rollout/response_length")
     assert output.arm_rows(lengths)[0][2] == "100"
-    assert lengths.problem_level.startswith("seeds alone: ")
+    assert lengths.problem_level.startswith("only seeds: ")
     assert not math.isnan(lengths.arms[0].iqm)
 
 
 def test_two_names_for_three_arms_are_refused(sets):
     runs = read(sets, Options())
-    with pytest.raises(ValueError, match=r"--names: expected 2 names, of lambda_critic=0\.95"):
+    with pytest.raises(ValueError, match=r"--names: expected 2 names, for lambda_critic=0\.95"):
         group(runs, ["a"])
     with pytest.raises(ValueError, match="--names: expected different names, got a, a"):
         group(runs, ["a", "a"])

@@ -139,10 +139,10 @@ def test_what_cannot_be_continued_is_refused(
         continuing(bare, tiny_actor).continue_all([State(0, 0, 0)])
     options = ActorOptions(str(tiny_actor), prefixes=4, continuations=2, reward=REWARD)
     path, model = tmp_path / "c.jsonl", str(tiny_actor)
-    with pytest.raises(ValueError, match="the rollouts are of another policy than"):
+    with pytest.raises(ValueError, match="is not the policy of the rollouts"):
         continue_rollouts(path, store, {"model": "other"}, [0, 1], model, options, 0)
     short = replace(options, max_response_length=2)
-    with pytest.raises(ValueError, match="--max_response_length: the rollouts have a response of"):
+    with pytest.raises(ValueError, match="--max_response_length: expected >= "):
         continue_rollouts(path, store, {}, [0, 1], model, short, 0)
     sampled = options.plan(store, {"temperature": 0.7, "max_response_length": 99}, 0).sampling
     assert (sampled.temperature, sampled.max_response_length, sampled.top_p) == (0.7, 99, 1.0)

@@ -48,7 +48,7 @@ def test_rollouts_without_the_parts_of_a_hint_are_refused() -> None:
     without = TokenStore([record(0, answer=""), record(1), record(1, 1)], 10)
     with pytest.raises(ValueError, match="answer: 1 of 2 prompts have no stored answer; import"):
         Hints(without, TOKENIZER, answer)
-    with pytest.raises(ValueError, match="siblings: 1 of 2 prompts have one response only"):
+    with pytest.raises(ValueError, match="siblings: 1 of 2 prompts have only one response"):
         Hints(without, TOKENIZER, siblings)
 
 

@@ -32,7 +32,7 @@ def test_specs_have_the_settings_of_their_names(tmp_path: Path) -> None:
     expected = {"value.loss": "huber", "value.huber_delta": 0.5, "critic_optimizer.lr": 1e-4}
     assert {k: float(v) if k.endswith("lr") else v for k, v in huber.settings.items()} == expected
     assert own.name == "own" and own.settings["value.num_bins"] == 21
-    with pytest.raises(ValueError, match="mse is there twice"):
+    with pytest.raises(ValueError, match="expected each once, got mse twice"):
         read_specs(["mse", "mse"])
 
 

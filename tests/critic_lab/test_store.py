@@ -43,5 +43,5 @@ def test_bad_records_are_refused(records: list[SavedResponse], message: str) -> 
 
 
 def test_one_prompt_cannot_be_split() -> None:
-    with pytest.raises(ValueError, match="one prompt only"):
+    with pytest.raises(ValueError, match="only one prompt"):
         TokenStore([record(0), record(0, 1)], 10).split(0.5, 0)

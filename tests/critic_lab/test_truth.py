@@ -218,5 +218,5 @@ def test_a_lambda_is_recommended_only_where_it_is_separated() -> None:
 
 def test_too_few_draws_are_refused() -> None:
     branches = chain(8, 1, seed=0)
-    with pytest.raises(ValueError, match="continuations: at least two are expected, got 1"):
+    with pytest.raises(ValueError, match="continuations: expected at least two, got 1"):
         judge(branches, LAMBDAS)

@@ -113,7 +113,7 @@ BAD_ROWS = {
         [dumps.nemo_rl(0) | {"token_loss_mask": [[0] * 20]}],
         "token_loss_mask is 0 everywhere",
     ),
-    "wrong shape": ([dumps.prime_rl(0) | {"traces": [3]}], "not as prime-rl writes it"),
+    "wrong shape": ([dumps.prime_rl(0) | {"traces": [3]}], "not a row of prime-rl"),
     "failed request": (
         [dumps.batch_output(0) | {"response": None, "error": "limit"}],
         "the request failed: limit",

@@ -87,8 +87,8 @@ def test_verls_dumps_are_a_run(verl: Path) -> None:
     ]
     assert [note.partition(":")[0].partition(".")[0] for note in run.notes] == [
         "Lengths are in characters",
-        "Nothing says which responses are truncated",
-        "There are no values of a critic",
+        "The dumps do not record which responses are truncated",
+        "The dumps have no values of a critic",
     ]
 
 
@@ -140,7 +140,9 @@ def test_validations_are_kept_apart(verl: Path, tmp_path: Path) -> None:
 
 def test_what_is_no_dump_over_steps_is_named(tmp_path: Path) -> None:
     write(tmp_path / "rollouts.jsonl", [dumps.plain(0)])
-    with pytest.raises(ValueError, match=r"rollouts.jsonl: of which training step is it\?"):
+    with pytest.raises(
+        ValueError, match=r"rollouts.jsonl: no training step; expected a field `step`"
+    ):
         read_dumps(tmp_path, "run")
     write(tmp_path / "rollouts.jsonl", [dumps.plain(0) | {"step": 3, "reward": None}])
     with pytest.raises(ValueError, match="no response has a reward; --reward_field=NAME"):
@@ -159,7 +161,7 @@ def test_the_page_says_what_is_missing(verl: Path, tmp_path: Path) -> None:
     page = Text((tmp_path / "page.html").read_text()).text
     for words in (
         "training steps 9 to 11, dumped by verl",
-        "Nothing says which responses are truncated.",
+        "The dumps do not record which responses are truncated.",
         "own: of the reward, 56.02% with 0.9",
         "Not shown: no files of a validation (val*) in these runs.",
         "Not shown: Advantage by position (the dumps have no advantages).",

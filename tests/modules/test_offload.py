@@ -241,7 +241,7 @@ def test_the_best_critic_is_kept_in_the_memory_of_the_last_one(tiny_actor):
 @pytest.mark.parametrize(
     ("offload", "changes", "flags", "message"),
     [
-        (ALL[1:], {}, {"strategy": "fsdp2"}, "take --trainer.strategy=fsdp2_offload"),
+        (ALL[1:], {}, {"strategy": "fsdp2"}, "use --trainer.strategy=fsdp2_offload"),
         (ALL[:1], {}, {}, "reference: there is no reference policy"),
         (
             ALL[2:],

@@ -1,7 +1,7 @@
-"""Tiny runs of one to four processes: `-m tests.support.rank_run ACTOR FOLDER` does all of `RUNS`.
+"""Tiny runs of one to four processes: `-m tests.support.rank_run ACTOR DIRECTORY` does all `RUNS`.
 
 Python and its libraries start once; each process is a fork that finds its rank in the environment,
-as under torchrun. What a process has at the end is in `FOLDER/NAME/RANK.pt`.
+as under torchrun. What a process has at the end is in `DIRECTORY/NAME/RANK.pt`.
 """
 
 from __future__ import annotations

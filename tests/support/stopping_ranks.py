@@ -1,8 +1,8 @@
 """Runs of two ranks of which one stands still or dies.
 
-`-m tests.support.stopping_ranks ACTOR FOLDER`: Python and its libraries start once; ranks are forks
-that find their number in the environment, as under torchrun. What became of each case is in
-`FOLDER/cases.json`.
+`-m tests.support.stopping_ranks ACTOR DIRECTORY`: Python and its libraries start once; ranks are
+forks that find their number in the environment, as under torchrun. What became of each case is in
+`DIRECTORY/cases.json`.
 """
 
 from __future__ import annotations

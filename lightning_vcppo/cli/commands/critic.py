@@ -28,15 +28,15 @@ vcppo critic evaluate CRITIC ROLLOUTS
 ROLLOUTS: output of `vcppo predict` or `vcppo import`, or a dump of another trainer.
 Flags: vcppo critic fit --help"""
 ACTOR_FLAGS: dict[str, tuple[type, str]] = {
-    "prefixes": (int, "places in held-out responses that are continued; 256"),
-    "continuations": (int, "of each place, and of each with the stored token; 8"),
-    "lambdas": (float, "that are compared; 0.9 0.95 0.99 1"),
-    "reward": (str, "that of the rollouts: a style of the verifier or a function; boxed"),
-    "temperature": (float, "of sampling; that of the rollouts"),
-    "top_p": (float, "of sampling; that of the rollouts"),
-    "max_response_length": (int, "in tokens; that of the rollouts"),
+    "prefixes": (int, "number of places in held-out responses to continue; default: 256"),
+    "continuations": (int, "number for each place, and with its stored token; default: 8"),
+    "lambdas": (float, "lambdas to compare; default: 0.9 0.95 0.99 1"),
+    "reward": (str, "the rollouts' style of the verifier or reward function; default: boxed"),
+    "temperature": (float, "temperature of sampling; default: that of the rollouts"),
+    "top_p": (float, "top-p of sampling; default: that of the rollouts"),
+    "max_response_length": (int, "largest number of tokens; default: that of the rollouts"),
 }
-"""Flags of `compare` that say how the actor continues, with type and help."""
+"""Flags of `compare` for continuations by the actor, with type and help."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
         arguments: Arguments after the command's name.
 
     Raises:
-        ValueError: For rollouts, critics or settings that cannot be used.
+        ValueError: If rollouts, critics or settings cannot be used.
     """
     name, *rest = arguments or ["--help"]
     actions = {"fit": _fit, "compare": _compare, "evaluate": _evaluate}
@@ -97,13 +97,13 @@ def _compare(arguments: Sequence[str]) -> None:
         from lightning_vcppo.critic_lab.judging import ActorOptions
         from lightning_vcppo.critic_lab.specs import read_specs
     specs = read_specs(options.critics, options.actor)
-    # A wrong flag is noticed here, not in every fit.
+    # Report a wrong flag here and not in every fit.
     needed = [options.rollouts, f"--model={options.model}", f"--output={options.output}"]
     of_fit = fit_parser().parse_args([*needed, *flags])
     of_actor = {name: getattr(options, name) for name in ACTOR_FLAGS}
     given = {name: value for name, value in of_actor.items() if value is not None}
     if given and options.actor is None:
-        fail(f"--{next(iter(given))}: only with --actor, whose continuations it is about")
+        fail(f"--{next(iter(given))}: needs --actor, whose continuations it sets")
     if "lambdas" in given:
         given["lambdas"] = tuple(given["lambdas"])
     jobs = options.jobs or _jobs(len(specs))

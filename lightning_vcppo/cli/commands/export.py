@@ -81,7 +81,7 @@ def export(
         return
     require(
         not (source / "config.json").exists(),
-        f"--ckpt_path: {source} is a Hugging Face folder already; --layout={'|'.join(PLACES)} "
+        f"--ckpt_path: {source} is a Hugging Face directory already; --layout={'|'.join(PLACES)} "
         "writes its critic for another trainer",
     )
     checkpoint = read_checkpoint(source)
@@ -96,7 +96,7 @@ def export(
 def _export_critic(
     source: Path, target: Path, layout: Layout, overwrite: bool, moved: dict[str, str | None]
 ) -> None:
-    """Write the critic of a checkpoint or of a folder, and print how to load it."""
+    """Write the critic of a checkpoint or of a directory, and print how to load it."""
     place = PLACES[layout]
     with _staged(target, [place], overwrite) as staging:
         if (source / "config.json").exists():
@@ -121,7 +121,7 @@ def _tokenizer(checkpoint: Mapping[str, Any]) -> PreTrainedTokenizerBase:
 
 @contextmanager
 def _staged(target: Path, names: Sequence[str], overwrite: bool) -> Iterator[Path]:
-    """Give a directory for folders that appear together, once the body has ended well."""
+    """Yield a directory whose contents are moved to the target when the body has succeeded."""
     staging = target / ".partial"
     taken = [str(target / name) for name in names if (target / name).exists()]
     require(overwrite or not taken, f"{taken and taken[0]} exists; --overwrite replaces it")
@@ -181,7 +181,7 @@ def _read_parts(path: Path) -> Any:
 def _network(
     name: str, checkpoint: dict[str, Any], moved: dict[str, str | None]
 ) -> PreTrainedModel:
-    """Return a network with the checkpoint's weights; `moved` has the new places of bases."""
+    """Return a network with the checkpoint's weights; `moved` has the new paths of bases."""
     prefix, _ = hf_folders.KINDS[name]
     state: dict[str, Tensor] = {
         key.removeprefix(prefix): weight

@@ -1,9 +1,9 @@
-"""`vcppo serve`: vLLM's own server for `--model.engine.name=vllm_server`, on devices of its own.
+"""Run `vcppo serve`: vLLM's server for `--model.engine.name=vllm_server`, on separate devices.
 
-    vcppo serve --model.actor FOLDER
+    vcppo serve --model.actor DIRECTORY
 
-It listens on the loopback address and answers only to those who have its token. It starts without
-weights: a trainer gives it the actor's before each rollout.
+It listens on the loopback address and answers only requests with its token. It starts without
+weights: the trainer sends the actor's weights before each rollout.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ LOOPBACK = "127.0.0.1"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run a server until it is ended by a signal.
+    """Run `vcppo serve` until a signal ends it.
 
     Args:
-        arguments: What follows `vcppo serve`.
+        arguments: Arguments after the command's name.
 
     Raises:
         ValueError: If vLLM is not installed, or an argument is wrong.
@@ -60,13 +60,13 @@ def main(arguments: Sequence[str]) -> None:
         flags = flags_for_vllm(own, arguments_of_vllm, on_cpu=on_cpu)
         print(
             f"vcppo serve: {own.actor} at {url(own.host, own.port)}, token in "
-            f"{file or f'${VARIABLE}'}; it answers when vLLM has started",
+            f"{file or f'${VARIABLE}'}; it answers after vLLM has started",
             flush=True,
         )
         if not _is_loopback(own.host):
             print(
-                "vcppo serve: others can reach this address, and what they send is not encrypted; "
-                "keep it inside a network that you trust",
+                "vcppo serve: other machines can reach this address, and traffic is not encrypted; "
+                "use it only inside a network that you trust",
                 file=sys.stderr,
                 flush=True,
             )
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def url(host: str, port: int) -> str:
-    """Return the address that a trainer is given."""
+    """Return the address of the server for a trainer."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
@@ -88,7 +88,7 @@ def flags_for_vllm(
 
     Args:
         own: The arguments of `vcppo serve`.
-        init_args: vLLM's own, which come before ours.
+        init_args: The user's arguments of vLLM, which override ours.
         on_cpu: Whether it runs on the CPU.
     """
     arguments: dict[str, Any] = {
@@ -98,10 +98,10 @@ def flags_for_vllm(
         "enable_scale_out": True,  # the endpoint of token ids
         "load_format": "dummy",  # the weights come from the trainer
         "skip_tokenizer_init": True,
-        "generation_config": "vllm",  # no defaults of the model's for what a request leaves open
+        "generation_config": "vllm",  # do not use the model's defaults of sampling
         "dtype": "float32" if on_cpu else "bfloat16",
         "logprobs_mode": "processed_logprobs",  # at the sampling temperature
-        "enforce_eager": on_cpu,  # compiling does not pay there, and needs a compiler
+        "enforce_eager": on_cpu,  # on a CPU compiling does not pay off, and needs a compiler
         "gpu_memory_utilization": own.gpu_memory_utilization,
         "max_num_seqs": own.max_num_seqs,
         "worker_extension_cls": f"{WORKER}.WeightsFromFiles",
@@ -150,7 +150,7 @@ def _parser() -> OneLineArguments:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--model.actor", dest="actor", required=True, help="as the run's; only its config is read"
+        "--model.actor", dest="actor", required=True, help="the run's; only its config is read"
     )
     parser.add_argument(
         "--host", default=LOOPBACK, help=f"address to listen on; default {LOOPBACK}, the loopback"
@@ -158,8 +158,8 @@ def _parser() -> OneLineArguments:
     parser.add_argument("--port", type=int, default=8000, help="default 8000")
     parser.add_argument(
         "--token_file",
-        help=f"file of the token, made if it is not there; default ${VARIABLE}, or a file that the "
-        "trainer looks for, too",
+        help=f"file of the token, created if missing; default: ${VARIABLE}, or a file that the "
+        "trainer also looks for",
     )
     parser.add_argument("--model.engine.max_num_seqs", dest="max_num_seqs", type=int, default=256)
     parser.add_argument("--model.engine.max_model_len", dest="max_model_len", type=int)
@@ -168,7 +168,7 @@ def _parser() -> OneLineArguments:
         dest="gpu_memory_utilization",
         type=float,
         default=0.9,
-        help="default 0.9: the devices are its own",
+        help="default 0.9, because it does not share the devices",
     )
     parser.add_argument(
         "--model.engine.init_args",

@@ -98,7 +98,7 @@ def test_a_spoiled_checkpoint(mistake, checkpoint, tmp_path, spoil, message):
 def test_no_checkpoint(mistake, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     line = mistake("--ckpt_path=checkpoints")
-    assert line.startswith("checkpoints: a folder; expected a checkpoint, such as"), line
+    assert line.startswith("checkpoints: a directory; expected a checkpoint, such as"), line
     assert mistake("--ckpt_path=no.ckpt") == "Checkpoint file not found: no.ckpt"
 
 
