@@ -15,6 +15,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from rich import get_console
 
 from lightning_vcppo.algorithm.value_pretraining import StopRule
 from lightning_vcppo.common.errors import require
@@ -185,7 +186,7 @@ def _trainer(
         strategy=strategy,
         precision=precision,  # type: ignore[arg-type]
         default_root_dir=folder,
-        logger=CSVLogger(folder, name="", version="metrics"),
+        logger=CSVLogger(folder, name="metrics", version=""),
         callbacks=[
             ModelCheckpoint(folder / "checkpoints", filename="last", save_on_train_epoch_end=True)
         ],
@@ -194,6 +195,7 @@ def _trainer(
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
         enable_model_summary=False,
+        enable_progress_bar=get_console().is_terminal,  # a log has a line per pass
     )
 
 
