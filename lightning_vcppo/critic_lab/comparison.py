@@ -52,6 +52,7 @@ def compare_critics(
     split: Split,
     flags: Sequence[str] = (),
     options: ActorOptions | None = None,
+    drop_invalid: bool = False,
 ) -> list[dict[str, Any]]:
     """Fit all critics, each in a process of its own, and write tables and page.
 
@@ -66,6 +67,7 @@ def compare_critics(
         split: That of the flags.
         flags: Further flags of each fit.
         options: The policy that continues responses; None leaves lambda undecided.
+        drop_invalid: Skip rows that cannot be read; each fit takes it from its flags.
 
     Returns:
         What each fit has written, the best first.
@@ -74,7 +76,7 @@ def compare_critics(
         ValueError: The rollouts lack what a critic reads, the actor is not their policy, or a fit
             failed; then the message has its last line.
     """
-    store, origin = read_rollouts(rollouts, model)
+    store, origin = read_rollouts(rollouts, model, drop_invalid=drop_invalid)
     tokenizer = loading.load_tokenizer(model)
     for spec in specs:  # before hours of fitting
         try:
