@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +18,6 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.strategies import StrategyRegistry
-from transformers.utils import logging as transformers_logging
 from typing_extensions import override
 
 from lightning_vcppo import callbacks
@@ -30,6 +27,7 @@ from lightning_vcppo.checkpointing.run_directory import choose_start, choose_wei
 from lightning_vcppo.checkpointing.safe_loading import ALLOW_PICKLE
 from lightning_vcppo.cli.configs import resolve_configs
 from lightning_vcppo.cli.parser import VCPPOArgumentParser
+from lightning_vcppo.cli.quiet import quieten
 from lightning_vcppo.cli.seeds import default_jobs, parse_seeds, run_seeds
 from lightning_vcppo.common.errors import UserError, describe, one_line, require
 from lightning_vcppo.common.files import local_path
@@ -296,7 +294,7 @@ def main(args: ArgsType = None, cli_class: type[VCPPOCLI] = VCPPOCLI) -> VCPPOCL
     Returns:
         The command line, after its command has run.
     """
-    _quieten()
+    quieten()
     allowed = os.environ.get(ALLOW_PICKLE)
     try:
         return _run(args, cli_class)
@@ -380,20 +378,3 @@ def _check_names(trainer: Any) -> None:
             refuse_strategy(name)
             hint = did_you_mean(name, registry) or f"; expected one of {', '.join(registry)}"
             raise ValueError(f"--trainer.{kind}={name}: no such {kind}{hint}")
-
-
-def _quieten() -> None:
-    """Silence messages that do not help users; other warnings of libraries are still shown."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("WANDB_SILENT", "true")
-    for message in (
-        "does not have many workers",  # prompts are in memory
-        "isinstance.treespec, LeafSpec",  # deprecated within torch
-    ):
-        warnings.filterwarnings("ignore", f".*{message}")
-    # Advertisements, and messages about TPUs.
-    lightning_info = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    lightning_info.addFilter(lambda record: not re.match(".*Tip:|TPU", record.getMessage()))
-    # Progress bars of single files, and warnings about layers outside a tensor-parallel plan.
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)

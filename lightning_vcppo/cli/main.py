@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from lightning_vcppo import __version__
 from lightning_vcppo.cli.commands.registry import COMMANDS, overview
+from lightning_vcppo.cli.quiet import quieten
 from lightning_vcppo.common.errors import fail, in_one_line
 from lightning_vcppo.common.suggestions import did_you_mean
 
@@ -25,6 +26,7 @@ def run() -> None:
     name, *arguments = sys.argv[1:] or ["--help"]
     if not getattr(sys.flags, "safe_path", False):
         sys.path.append(os.getcwd())  # for rewards and classes in the working directory
+    quieten()
     with in_one_line(), _exit_code_of_ctrl_c():
         if name in ("--help", "-h", "help"):
             print(overview())

@@ -269,6 +269,16 @@ class OneLineArguments(argparse.ArgumentParser):
         flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
         fail(explain(message, flags))
 
+    def add_switch(self, flag: str, description: str) -> None:
+        """Add a flag that is off by default: `--flag` alone means `--flag=true`."""
+        self.add_argument(flag, type=_truth, nargs="?", const=True, default=False, help=description)
+
+
+def _truth(text: str) -> bool:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+
 
 def _no_such_option(flag: str, known: Iterable[str]) -> str:
     close = nearest_flag(flag, known)

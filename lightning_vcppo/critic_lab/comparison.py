@@ -52,6 +52,7 @@ def compare_critics(
     split: Split,
     flags: Sequence[str] = (),
     options: ActorOptions | None = None,
+    drop_invalid: bool = False,
 ) -> list[dict[str, Any]]:
     """Fit all critics, each in its own process, and write the tables and the page.
 
@@ -66,6 +67,7 @@ def compare_critics(
         split: Held-out prompts; the same as in the flags.
         flags: Further flags of each fit.
         options: The policy that continues responses; None leaves lambda undecided.
+        drop_invalid: Skip rows that cannot be read; each fit takes it from its flags.
 
     Returns:
         Contents of the `fit.json` of each critic, the best first.
@@ -74,7 +76,7 @@ def compare_critics(
         ValueError: If the rollouts lack data that a critic reads, the actor is not their policy,
             or a fit failed; the message then has the last line of its log.
     """
-    store, origin = read_rollouts(rollouts, model)
+    store, origin = read_rollouts(rollouts, model, drop_invalid=drop_invalid)
     tokenizer = loading.load_tokenizer(model)
     for spec in specs:  # before hours of fitting
         try:

@@ -8,7 +8,6 @@ Shapes: B responses, T response tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
 from lightning_vcppo.algorithm.value_pretraining import Progress, StopRule
@@ -48,7 +47,7 @@ from lightning_vcppo.rollouts.rollout import Rollout
 from lightning_vcppo.settings import OptimizerSettings, ValueSettings
 
 
-class _Rows(IterableDataset[Rollout]):
+class _Batches(Dataset[Rollout]):
     """This rank's part of each batch, in an order that depends on epoch and seed."""
 
     def __init__(
@@ -61,17 +60,17 @@ class _Rows(IterableDataset[Rollout]):
     def __len__(self) -> int:
         return -(-len(self._rows) // self._size)
 
-    def __iter__(self) -> Iterator[Rollout]:
+    def __getitem__(self, index: int) -> Rollout:
         order = torch.arange(len(self._rows))
         if self._seed is not None:
             rng = stream(self._seed, "critic fit", self.epoch)
             order = torch.randperm(len(self._rows), generator=rng)
-        for batch in order.split(self._size):
-            rows = [self._rows[i] for i in batch.tolist()]
-            places = list(range(len(rows)))[self.rank :: self.ranks]
-            mine = [rows[place] for place in places] or rows[:1]
-            rollout = self._store.rollout(mine, places or [-1])  # position -1 has no weight
-            yield self._hints.view(rollout, mine)
+        batch = order[index * self._size : (index + 1) * self._size]
+        rows = [self._rows[i] for i in batch.tolist()]
+        places = list(range(len(rows)))[self.rank :: self.ranks]
+        mine = [rows[place] for place in places] or rows[:1]
+        rollout = self._store.rollout(mine, places or [-1])  # position -1 has no weight
+        return self._hints.view(rollout, mine)
 
 
 class CriticData(L.LightningDataModule):
@@ -97,8 +96,8 @@ class CriticData(L.LightningDataModule):
         super().__init__()
         to_fit, self.held_out = store.split(held_out_share, seed)
         self.store = store
-        self._training = _Rows(store, hints, to_fit, mini_batch_size, seed)
-        self._validation = _Rows(store, hints, self.held_out, mini_batch_size, None)
+        self._training = _Batches(store, hints, to_fit, mini_batch_size, seed)
+        self._validation = _Batches(store, hints, self.held_out, mini_batch_size, None)
 
     @override
     def train_dataloader(self) -> DataLoader[Rollout]:
@@ -110,11 +109,18 @@ class CriticData(L.LightningDataModule):
         """Return the held-out responses."""
         return self._loader(self._validation)
 
-    def _loader(self, rows: _Rows) -> DataLoader[Rollout]:
+    def _loader(self, batches: _Batches) -> DataLoader[Rollout]:
         if (trainer := self.trainer) is not None:
-            rows.epoch = trainer.current_epoch
-            rows.rank, rows.ranks = trainer.global_rank, trainer.world_size
-        return DataLoader(rows, batch_size=None)
+            batches.epoch = trainer.current_epoch
+            batches.rank, batches.ranks = trainer.global_rank, trainer.world_size
+        return DataLoader(batches, batch_size=None)
+
+    @override
+    def transfer_batch_to_device(
+        self, batch: Rollout, device: torch.device, dataloader_idx: int
+    ) -> Rollout:
+        """Move a rollout."""
+        return batch.to(device)
 
 
 class CriticFit(L.LightningModule):
@@ -218,13 +224,6 @@ class CriticFit(L.LightningModule):
         return build_optimizer(self.updater.settings, self.critic.parameters())
 
     @override
-    def transfer_batch_to_device(
-        self, batch: Rollout, device: torch.device, dataloader_idx: int
-    ) -> Rollout:
-        """Move a rollout to a device."""
-        return batch.to(device)
-
-    @override
     def training_step(self, batch: Rollout, batch_idx: int) -> None:
         """Do one update."""
         metrics = run_updates(
@@ -272,11 +271,11 @@ class CriticFit(L.LightningModule):
                 "critic/explained_variance": self.measures.explained_variance,
                 "critic/bias": self.measures.bias,
             },
-            prog_bar=True,
             batch_size=1,
         )
         if not self.trainer.training and self.trainer.state.fn != "fit":
             return
+        rank_zero_info(f"Pass {self.trainer.current_epoch + 1}: held-out R^2 {r2:.3f}")
         if self.stop_rule.advance(self.progress, r2):
             assert self.critic is not None
             self._best = copy_state(self.critic, self.optimizers())
@@ -290,7 +289,7 @@ class CriticFit(L.LightningModule):
             assert self.critic is not None
             restore_state(self.critic, self.optimizers(), self._best)
         rank_zero_info(
-            f"Fitted for {self.progress.rollouts} passes; the critic is best after pass "
+            f"Ended after pass {self.progress.rollouts}; the best critic is that after pass "
             f"{self.progress.best_rollout}, with a held-out R^2 of {self.progress.best:.3f}"
         )
 

@@ -15,6 +15,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_warn
+from rich import get_console
 
 from lightning_vcppo.algorithm.value_pretraining import StopRule
 from lightning_vcppo.common.errors import require
@@ -25,33 +27,42 @@ from lightning_vcppo.critic_lab.hints import Hints
 from lightning_vcppo.critic_lab.measures import Measures
 from lightning_vcppo.critic_lab.store import TokenStore
 from lightning_vcppo.interchange import Importer, read_responses
+from lightning_vcppo.interchange.reading import Reading
 from lightning_vcppo.models import loading
 from lightning_vcppo.models.hf_folders import write_folder
 from lightning_vcppo.rollouts.records import SavedResponse
 from lightning_vcppo.settings import OptimizerSettings, ValueSettings
 
 
-def read_rollouts(path: str, model: str) -> tuple[TokenStore, dict[str, Any]]:
+def read_rollouts(
+    path: str, model: str, *, drop_invalid: bool = False
+) -> tuple[TokenStore, dict[str, Any]]:
     """Read stored rollouts of this package or of another trainer, and their origin.
 
     Args:
         path: File, pattern or directory.
         model: Directory or hub id of the tokenizer for missing token ids.
+        drop_invalid: Skip rows that cannot be read, with a warning.
 
     Raises:
-        ValueError: If there are no responses, or they come from a model with other tokens.
+        ValueError: If there are no responses, rows cannot be read, or they come from a model with
+            other tokens.
     """
     tokenizer = loading.load_tokenizer(model)
-    importer = Importer(tokenizer)
+    reading = Reading()
+    importer = Importer(tokenizer, reading=reading)
     origin: dict[str, Any] = {}
 
     def records() -> Iterator[Any]:
-        for record in importer.records(read_responses([path])):
+        found = read_responses([path], drop_invalid=drop_invalid, reading=reading)
+        for record in importer.records(found):
             if not origin and isinstance(record, SavedResponse):
                 origin.update(record.origin)
             yield record
 
     store = TokenStore(records(), _vocabulary(model, len(tokenizer)))
+    if reading.invalid:
+        rank_zero_warn(f"skipped {reading.invalid} rows that cannot be read: {reading}")
     require(
         min(store.rewards) < max(store.rewards),
         f"{path}: all {len(store)} responses have the reward {store.rewards[0]:g}, so there is "
@@ -85,6 +96,7 @@ def fit_critic(
     held_out_share: float = 0.2,
     seed: int = 0,
     actor: str | None = None,
+    drop_invalid: bool = False,
     accelerator: str = "auto",
     devices: int | str = "auto",
     strategy: str = "auto",
@@ -109,6 +121,7 @@ def fit_critic(
         held_out_share: Share of the prompts on which the critic is judged.
         seed: Seed of split and order.
         actor: Directory or hub id of the actor whose activations a side critic reads.
+        drop_invalid: Skip rows that cannot be read.
         accelerator: As in Lightning.
         devices: As in Lightning.
         strategy: As in Lightning: auto, ddp or fsdp2.
@@ -126,7 +139,7 @@ def fit_critic(
     require(max_epochs >= 1, f"max_epochs: expected >= 1, got {max_epochs}")
     require(0 < held_out_share < 1, f"held_out_share: expected in (0, 1), got {held_out_share}")
     L.seed_everything(seed, verbose=False)
-    store, origin = read_rollouts(rollouts, model)
+    store, origin = read_rollouts(rollouts, model, drop_invalid=drop_invalid)
     value = within(value, store)
     hints = Hints(store, loading.load_tokenizer(model), value)
     data = CriticData(store, hints, held_out_share, mini_batch_size, seed)
@@ -185,7 +198,7 @@ def _trainer(
         strategy=strategy,
         precision=precision,  # type: ignore[arg-type]
         default_root_dir=folder,
-        logger=CSVLogger(folder, name="", version="metrics"),
+        logger=CSVLogger(folder, name="metrics", version=""),
         callbacks=[
             ModelCheckpoint(folder / "checkpoints", filename="last", save_on_train_epoch_end=True)
         ],
@@ -194,6 +207,7 @@ def _trainer(
         reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
         enable_model_summary=False,
+        enable_progress_bar=get_console().is_terminal,  # a log has a line per pass
     )
 
 

@@ -96,6 +96,7 @@ def measure_critic(
     max_tokens_per_batch: int = 16384,
     device: str | None = None,
     actor: str | None = None,
+    drop_invalid: bool = False,
 ) -> tuple[Measures, float]:
     """Measure an existing critic on all responses of stored rollouts.
 
@@ -106,6 +107,7 @@ def measure_critic(
         max_tokens_per_batch: Tokens of one forward pass.
         device: "cpu", "cuda", ...; None means the GPU if there is one.
         actor: Directory or hub id of the actor that a side critic reads.
+        drop_invalid: Skip rows that cannot be read.
 
     Returns:
         The measures, and the range of the rewards.
@@ -114,7 +116,7 @@ def measure_critic(
         ValueError: If there is no such critic, or the rollouts come from a model with other tokens.
     """
     require_value_head(critic)
-    store, _ = read_rollouts(rollouts, critic)
+    store, _ = read_rollouts(rollouts, critic, drop_invalid=drop_invalid)
     reader = ValueReader(
         critic,
         store,

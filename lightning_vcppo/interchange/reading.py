@@ -21,6 +21,10 @@ SHOWN_ROWS = 5
 """Number of invalid rows that a message shows."""
 
 
+class NoResponses(ValueError):
+    """Files in which no row holds a response."""
+
+
 class _EveryColumn:
     """A container that holds every name, so that all columns of a table are read."""
 
@@ -70,8 +74,9 @@ def read_responses(
         reading: Receives the counts of the rows.
 
     Raises:
-        ValueError: If a path names no data file; a file is broken; no row holds a response; or,
-            after the last row, if rows could not be read and `drop_invalid` is off.
+        ValueError: If a path names no data file; a file is broken; no row holds a response
+            (`NoResponses`); or, after the last row, if rows could not be read and `drop_invalid` is
+            off.
         OSError: If a file cannot be read.
     """
     reading = Reading() if reading is None else reading
@@ -109,7 +114,7 @@ def read_responses(
         )
     if not found:
         listed = ", ".join(map(str, paths)) if isinstance(paths, Sequence) else "the files"
-        raise ValueError(f"{listed}: no responses" + (f"; {reading}" if reading.invalid else ""))
+        raise NoResponses(f"{listed}: no responses" + (f"; {reading}" if reading.invalid else ""))
 
 
 def _complete(response: ForeignResponse) -> ForeignResponse:

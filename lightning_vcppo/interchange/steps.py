@@ -21,7 +21,7 @@ import numpy as np
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.data.files import is_data_file
 from lightning_vcppo.interchange.cells import question
-from lightning_vcppo.interchange.reading import Reading, data_files, read_responses
+from lightning_vcppo.interchange.reading import NoResponses, Reading, data_files, read_responses
 from lightning_vcppo.interchange.schemas import Fields, ForeignResponse
 from lightning_vcppo.report.reading import DECILES, MAX_SAMPLES, Run, evaluate
 
@@ -53,7 +53,8 @@ def read_dumps(
 
     The step of a response is the `step` of its row, otherwise the number after "step" in the name
     of the file or of a directory, otherwise the last number in the file's name. Files and
-    directories whose names begin with "val" are validations.
+    directories whose names begin with "val" are validations. Rows that cannot be read are skipped
+    and counted in a note of the run.
 
     Args:
         path: Directory or file.
@@ -73,8 +74,8 @@ def read_dumps(
         inside = file.relative_to(path) if path.is_dir() else Path(file.name)
         of_file = step_in(inside)
         is_validation = any(part.startswith("val") for part in inside.parts)
-        found = read_responses([file], fields, drop_invalid=True, reading=reading)
-        for response, tokens in _with_tokens((row for _, row in found), count_tokens):
+        found = _readable(file, fields, reading)
+        for response, tokens in _with_tokens(found, count_tokens):
             step = of_file if response.step is None else response.step
             if step is None:
                 raise ValueError(
@@ -85,11 +86,23 @@ def read_dumps(
                 validations.setdefault(step, []).append(_graded(response, tokens))
             else:
                 steps.setdefault(step, _Step()).add(response, tokens)
+    require(bool(steps or validations), f"{path}: no responses; {reading}")
     require(
         bool(steps),
         f"{path}: all dumps are validations; expected names that do not begin with val",
     )
     return _run(path, name, reading, dict(sorted(steps.items())), dict(sorted(validations.items())))
+
+
+def _readable(file: Path, fields: Fields, reading: Reading) -> Iterator[ForeignResponse]:
+    """Yield the responses of a file; rows that cannot be read are counted, even if all are."""
+    invalid = reading.invalid
+    try:
+        for _, response in read_responses([file], fields, drop_invalid=True, reading=reading):
+            yield response
+    except NoResponses:
+        if reading.invalid == invalid:  # the file is empty
+            raise
 
 
 def step_in(file: Path) -> int | None:

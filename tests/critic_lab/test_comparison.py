@@ -101,7 +101,7 @@ def test_a_fitted_side_critic_is_read_beside_its_actor(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--critics", "mse", "--prefixes=9"), "--prefixes: only with --actor"),
+        (("--critics", "mse", "--prefixes=9"), "--prefixes: needs --actor"),
         (("--critics", "side"), "side reads the actor's activations; name the actor with --actor"),
         (("--critics", "mse", "--actor=ACTOR"), "boxed contradicts the stored reward of"),
         (("--critics", "mse", "--actor=ACTOR", "--lambdas", 1, 1), "two or more different numbers"),

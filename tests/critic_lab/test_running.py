@@ -96,6 +96,33 @@ def test_a_critic_that_is_there_is_judged(
     assert judged["measures"] == measures.as_json()
 
 
+def test_rows_that_cannot_be_read_are_refused_or_skipped(
+    fitted: Path, rollouts: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text(rollouts.read_text() + '{"prompt": "1?"}\n')
+    judged = ("critic", "evaluate", fitted / "critic", mixed)
+    with pytest.raises(SystemExit):
+        run_program(*judged)
+    assert "1 rows cannot be read (--drop_invalid=true skips them)" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="skipped 1 rows that cannot be read: mixed.jsonl:49"):
+        run_program(*judged, "--drop_invalid")
+    assert "48 responses to 12 prompts" in capsys.readouterr().out
+
+
+def test_a_fit_skips_rows_that_cannot_be_read_if_told(
+    rollouts: Path, tiny_actor: Path, tmp_path: Path
+) -> None:
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text(rollouts.read_text() + '{"prompt": "1?"}\n')
+    arguments = (str(mixed), str(tiny_actor), str(tmp_path / "fit"))
+    with pytest.raises(ValueError, match="1 rows cannot be read"):
+        fit_critic(*arguments, max_epochs=1, **FAST)
+    with pytest.warns(UserWarning, match="skipped 1 rows"):
+        fit_critic(*arguments, max_epochs=1, drop_invalid=True, **FAST)
+    assert json.loads((tmp_path / "fit" / "fit.json").read_text())["responses"] == 48
+
+
 def test_equal_rewards_and_a_finished_output_are_refused(
     fitted: Path, rollouts: Path, tiny_actor: Path, tmp_path: Path
 ) -> None:

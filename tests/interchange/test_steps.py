@@ -149,6 +149,10 @@ def test_what_is_no_dump_over_steps_is_named(tmp_path: Path) -> None:
         read_dumps(tmp_path, "run")
     write(tmp_path / "rollouts.jsonl", [dumps.plain(0) | {"step": 3}, {"step": 3}])
     assert "Skipped 1 rows" in read_dumps(tmp_path, "run").notes[0]
+    later = write(tmp_path / "4.jsonl", [{"step": 4}, {"step": 4}])
+    assert "Skipped 3 rows" in read_dumps(tmp_path, "run").notes[0]
+    with pytest.raises(ValueError, match=r"4\.jsonl: no responses; 4\.jsonl:1: "):
+        read_dumps(later, "run")
     assert is_dump(tmp_path) and is_dump(tmp_path / "rollouts.jsonl")
     (tmp_path / "config.yaml").write_text("")
     assert not is_dump(tmp_path)  # a run of ours, which needs its metrics.csv

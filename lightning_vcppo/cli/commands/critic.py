@@ -115,6 +115,7 @@ def _compare(arguments: Sequence[str]) -> None:
             options.output,
             jobs=jobs,
             split=Split(of_fit.held_out_share, of_fit.seed),
+            drop_invalid=of_fit.drop_invalid,
             flags=flags,
             options=ActorOptions(options.actor, **given) if options.actor else None,
         )
@@ -158,7 +159,10 @@ def _evaluate(arguments: Sequence[str]) -> None:
         from lightning_vcppo.critic_lab.values import measure_critic
     with waiting_for("Reading values"):
         measures, reward_range = measure_critic(
-            options.critic, options.rollouts, actor=options.actor
+            options.critic,
+            options.rollouts,
+            actor=options.actor,
+            drop_invalid=options.drop_invalid,
         )
     ready, reasons = measures.verdict(reward_range)
     print(f"{measures.responses} responses to {measures.prompts} prompts")
@@ -170,13 +174,14 @@ def _evaluate(arguments: Sequence[str]) -> None:
             json.dump(result, file, indent=1)
 
 
-def evaluate_parser() -> argparse.ArgumentParser:
+def evaluate_parser() -> OneLineArguments:
     """Return the parser of `vcppo critic evaluate`."""
     parser = OneLineArguments("vcppo critic evaluate", description="Evaluate a critic.")
     parser.add_argument("critic", help="directory or hub id")
     parser.add_argument("rollouts", help="file, pattern or directory")
     parser.add_argument("--actor", help="directory or hub id of the model that a side critic reads")
     parser.add_argument("--output", type=Path, help="also write the measures as JSON")
+    parser.add_switch("--drop_invalid", "skip rows that cannot be read")
     return parser
 
 

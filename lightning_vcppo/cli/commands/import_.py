@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     print(f"The rollouts are in {options.output}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> OneLineArguments:
     parser = OneLineArguments(
         "vcppo import",
         description="Convert rollouts of verl, TRL, NeMo-RL, OpenRLHF, SkyRL, prime-rl, verifiers, "
@@ -65,18 +64,5 @@ def _parser() -> argparse.ArgumentParser:
     add("--prompt_field", help="field of a plain row with the prompt")
     add("--response_field", help="field of a plain row with the response")
     add("--reward_field", help="field of a row with the reward")
-    add(
-        "--drop_invalid",
-        type=_truth,
-        nargs="?",
-        const=True,
-        default=False,
-        help="skip rows that cannot be read",
-    )
+    parser.add_switch("--drop_invalid", "skip rows that cannot be read")
     return parser
-
-
-def _truth(text: str) -> bool:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")

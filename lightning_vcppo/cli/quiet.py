@@ -1,0 +1,45 @@
+"""Silence messages of libraries that do not help users of the command line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import warnings
+
+_WARNINGS = (
+    "does not have many workers",  # prompts are in memory
+    "isinstance.treespec, LeafSpec",  # deprecated within torch
+)
+
+
+def quieten() -> None:
+    """Silence messages that do not help users; other warnings of libraries are still shown.
+
+    Nothing is imported, so commands without torch start as fast as before.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    for message in _WARNINGS:
+        warnings.filterwarnings("ignore", f".*{message}")
+    # Advertisements, and messages about TPUs.
+    lightning_info = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    lightning_info.addFilter(_helps)
+    # Warnings about layers outside a tensor-parallel plan.
+    logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)
+    _disable_progress_bars()
+
+
+def _helps(record: logging.LogRecord) -> bool:
+    return not re.match(".*Tip:|TPU", record.getMessage())
+
+
+def _disable_progress_bars() -> None:
+    """Disable the progress bars of single files, unless the environment asks for them."""
+    if os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1").upper() not in ("1", "TRUE"):
+        return
+    if "transformers" in sys.modules:  # it has read the variable when it was imported
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()

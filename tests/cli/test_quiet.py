@@ -1,0 +1,71 @@
+"""What a command prints into a pipe: its own lines, without those of libraries."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.lab_rollouts import write_rollouts
+
+
+@pytest.fixture(scope="module")
+def rollouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rollouts(tmp_path_factory.mktemp("quiet") / "rollouts.jsonl")
+
+
+def printed(*arguments: object, **environment: str) -> tuple[list[str], list[str]]:
+    """Run `vcppo` in a new process, and return the lines of stdout and stderr."""
+    kept = {k: v for k, v in os.environ.items() if k != "HF_HUB_DISABLE_PROGRESS_BARS"}
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_vcppo", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+        env=kept | {"PYTHONPATH": root, "CUDA_VISIBLE_DEVICES": ""} | environment,
+    )
+    return done.stdout.splitlines(), done.stderr.splitlines()
+
+
+def test_a_fit_of_a_critic_prints_a_line_per_pass_and_no_bars(
+    rollouts: Path, tiny_actor: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "fit"
+    flags = ["--max_epochs=2", "--mini_batch_size=16", "--accelerator=cpu"]
+    stdout, stderr = printed(
+        "critic", "fit", rollouts, "--model", tiny_actor, "--output", output, *flags
+    )
+    assert [line.replace(";", ":").split(":")[0] for line in [*stderr, *stdout]] == [
+        "GPU available",
+        "Pass 1",
+        "Pass 2",
+        "`Trainer.fit` stopped",
+        "Ended after pass 2",
+        "Held out",
+        f"The critic and its card are in {output / 'critic'}",
+    ]
+    assert (output / "metrics" / "metrics.csv").exists()
+
+
+def test_an_evaluation_prints_results_alone_unless_bars_are_asked_for(
+    rollouts: Path, tiny_critic: Path
+) -> None:
+    stdout, stderr = printed("critic", "evaluate", tiny_critic, rollouts)
+    assert stdout[0] == "48 responses to 12 prompts" and not stderr
+    _, stderr = printed(
+        "critic", "evaluate", tiny_critic, rollouts, HF_HUB_DISABLE_PROGRESS_BARS="0"
+    )
+    assert any(line.startswith("Loading weights") for line in stderr)
+
+
+def test_an_export_prints_results_alone(tiny_critic: Path, tmp_path: Path) -> None:
+    output = tmp_path / "nemo"
+    stdout, stderr = printed(
+        "export", "--ckpt_path", tiny_critic, "--output", output, "--layout", "nemo"
+    )
+    assert stdout[0].startswith("NeMo-RL: ") and not stderr
