@@ -6,16 +6,16 @@
 #
 # SERVER_HOST  address of the machine that samples, as the other one reaches it (not one that its
 #              /etc/hosts maps to 127.0.1.1)
-# SHARED       directory of this run alone that both see under the same name: token and weights
-# AHEAD        rollouts that are sampled while others are learned from; 0 takes turns
+# SHARED       directory that only this run uses and both see under the same name: token, weights
+# AHEAD        rollouts that are sampled ahead of the updates; 0: sampling and training take turns
 # GPUS, PORT   of each machine; of the first server
 #
 # What follows the script's name goes to `vcppo fit`. The trainer waits up to half an hour for the
 # servers; they end when it ends, whatever the reason, or with Ctrl-C if its machine is lost.
 #
-# `--host` opens a server on that address to everybody who can reach it: /health is all that it
-# answers without the token, which only this user can read in SHARED. Whoever has the token has the
-# server, and requests, token included, are not encrypted: use it inside a network that you trust.
+# `--host` opens a server to everyone who can reach that address. Without the token, which only this
+# user can read in SHARED, it answers nothing but /health. Whoever has the token controls the server,
+# and requests, the token included, are not encrypted: use it inside a network that you trust.
 #
 # Not run on GPUs; tests check flags and syntax, and rehearse it with processes of a CPU.
 set -euo pipefail
