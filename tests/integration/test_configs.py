@@ -11,6 +11,7 @@ from lightning_vcppo import VCPPOModule, settings
 from lightning_vcppo.cli.configs import FRAGMENT_FLAGS
 from lightning_vcppo.common.suggestions import ELSEWHERE
 from tests.support.configs import printed
+from tests.support.rows import thin
 from tests.support.tiny_runs import CONFIGS, ROLLOUTS, assert_finite, logged, vcppo
 
 ALGORITHMS = sorted(
@@ -20,10 +21,6 @@ ALGORITHMS = sorted(
 )
 COMBINED = {"grpo", "hl_gauss_ppo", "ppo", "side_critic", "vcppo"}
 """Presets that `make test` combines with the demo on the command line; of others it reads keys."""
-SOME = [
-    path if path.stem in COMBINED else pytest.param(path, marks=pytest.mark.thorough)
-    for path in ALGORITHMS
-]
 FOLDERS = ("configs", "demo", "fractions", "smollm2")
 SETTINGS = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name in FOLDERS]
 SETTINGS = sorted(set(SETTINGS) - set(ALGORITHMS))
@@ -88,7 +85,7 @@ def test_the_setting_of_the_demo_has_no_key_of_the_algorithm(path):
     assert "enabled" not in demo["value_pretraining"]
 
 
-@pytest.mark.parametrize("path", SOME, ids=by_name)
+@pytest.mark.parametrize("path", thin(ALGORITHMS, lambda p: p.stem in COMBINED), ids=by_name)
 def test_the_setting_of_the_demo_leaves_the_algorithm_alone(path):
     algorithm = yaml.safe_load(path.read_text())
     config = printed("--config", path, "--config", CONFIGS / "demo" / "rl.yaml")
