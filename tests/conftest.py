@@ -17,20 +17,23 @@ os.environ.update(
     MPLBACKEND="agg",
 )
 
-# Before transformers: typing gives whoever asks later for int | float | None the float | int | None
-# that came first; jsonargparse then reads Lightning's limit_train_batches=1 as 1.0: all batches.
-import lightning.pytorch  # noqa: F401
 import pytest
-import torch
 
-from lightning_vcppo.data.tiny_tokenizer import default_tokenizer
-from lightning_vcppo.models import loading
-from lightning_vcppo.models.critic import load_critic
-from lightning_vcppo.models.hf_folders import write_folder
-from lightning_vcppo.settings import ValueSettings
-from tests.support.tiny_runs import LAUNCHED, TINY_QWEN2
 
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+def pytest_configure(config: pytest.Config) -> None:
+    """Import the libraries, but in xdist's first process, which only deals tests out.
+
+    Its workers would start as much later as that takes: five seconds.
+    """
+    if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
+        return
+    # Before transformers: typing gives whoever asks later for int | float | None the float | int |
+    # None that came first; jsonargparse then reads Lightning's limit_train_batches=1 as 1.0: all
+    # batches.
+    import lightning.pytorch  # noqa: F401
+    import torch
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +42,10 @@ def _clean_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     Whatever a test draws is the same each time, alone or after others.
     """
+    import torch
+
+    from tests.support.tiny_runs import LAUNCHED
+
     random.seed(0)
     torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)
@@ -59,6 +66,13 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_actor(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a two-layer Qwen2 with random weights and the tokenizer of the demo."""
+    import torch
+
+    from lightning_vcppo.data.tiny_tokenizer import default_tokenizer
+    from lightning_vcppo.models import loading
+    from lightning_vcppo.models.hf_folders import write_folder
+    from tests.support.tiny_runs import TINY_QWEN2
+
     tokenizer = default_tokenizer(320)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -71,6 +85,11 @@ def tiny_actor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_critic(tiny_actor: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a critic with a scalar head, begun from `tiny_actor`; V = 0 everywhere."""
+    from lightning_vcppo.models import loading
+    from lightning_vcppo.models.critic import load_critic
+    from lightning_vcppo.models.hf_folders import write_folder
+    from lightning_vcppo.settings import ValueSettings
+
     critic = load_critic(str(tiny_actor), ValueSettings())
     folder = tmp_path_factory.mktemp("tiny") / "critic"
     write_folder(folder, critic.model, loading.load_tokenizer(str(tiny_actor)))

@@ -11,6 +11,7 @@ from lightning_vcppo import VCPPOModule, settings
 from lightning_vcppo.cli.configs import FRAGMENT_FLAGS
 from lightning_vcppo.common.suggestions import ELSEWHERE
 from tests.support.configs import printed
+from tests.support.rows import thin
 from tests.support.tiny_runs import CONFIGS, ROLLOUTS, assert_finite, logged, vcppo
 
 ALGORITHMS = sorted(
@@ -18,6 +19,8 @@ ALGORITHMS = sorted(
     for path in CONFIGS.glob("*.yaml")
     if "actor" not in yaml.safe_load(path.read_text())["model"]["init_args"]
 )
+COMBINED = {"grpo", "hl_gauss_ppo", "ppo", "side_critic", "vcppo"}
+"""Presets that `make test` combines with the demo on the command line; of others it reads keys."""
 FOLDERS = ("configs", "demo", "fractions", "smollm2")
 SETTINGS = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name in FOLDERS]
 SETTINGS = sorted(set(SETTINGS) - set(ALGORITHMS))
@@ -74,6 +77,15 @@ def test_fragments_are_found_beside_the_config_that_names_them(tmp_path):
 
 
 @pytest.mark.parametrize("path", ALGORITHMS, ids=by_name)
+def test_the_setting_of_the_demo_has_no_key_of_the_algorithm(path):
+    demo = yaml.safe_load((CONFIGS / "demo" / "rl.yaml").read_text())
+    setting, algorithm = demo["model"]["init_args"], yaml.safe_load(path.read_text())
+    assert not {"advantage", "policy", "value"} & setting.keys()
+    assert not algorithm["model"]["init_args"]["sampling"].keys() & setting["sampling"].keys()
+    assert "enabled" not in demo["value_pretraining"]
+
+
+@pytest.mark.parametrize("path", thin(ALGORITHMS, lambda p: p.stem in COMBINED), ids=by_name)
 def test_the_setting_of_the_demo_leaves_the_algorithm_alone(path):
     algorithm = yaml.safe_load(path.read_text())
     config = printed("--config", path, "--config", CONFIGS / "demo" / "rl.yaml")
