@@ -58,7 +58,9 @@ def test_the_page_on_recipes_names_presets_and_tests_that_exist():
     named = set(re.findall(r"`(test_\w+)`", page))
     assert len(named) > 15
     assert {name for name in named if f"def {name}(" not in source} == set()
-    rows = re.findall(r"^\| `(\w+)` \| .* \| (.*) \| .* \| (.*) \|$", page, re.MULTILINE)
+    sources, results = page.split("## Side by side")
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (.*) \| .* \| (.*) \|$", sources, re.MULTILINE)
+    assert set(re.findall(r"^\| `(\w+)` \|", results, re.MULTILINE)) == set(PRESETS)
     assert {name for name, _, _ in rows} == set(PRESETS)
     assert all("`test_" in tests and "`" in switches for _, switches, tests in rows)
     switches = {name for _, column, _ in rows for name in re.findall(r"`([\w.]+)", column)}
