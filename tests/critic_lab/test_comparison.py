@@ -52,7 +52,7 @@ def test_critics_are_ranked_and_judged_by_continuations(
     assert first["lambdas"][-1]["errors"]["reaching_gradient"] == pytest.approx(0, abs=1e-9)
     own = found["critics"][0]["truth"]["lambda_actor"]
     assert found["lambda_actor"]["recommended"] == own["recommended"]
-    assert found["lambda_actor"]["label"].startswith("untested")
+    assert found["lambda_actor"]["label"].startswith("failed its test")
     # Both are judged on the same continuations, so they agree on what the policy reaches.
     means = {fit["truth"]["values"]["mean"] for fit in found["critics"]}
     assert len(means) == 1 and len((output / "continuations.jsonl").read_text().split("\n")) == 26
