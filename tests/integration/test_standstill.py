@@ -3,10 +3,12 @@
 import json
 import re
 import signal
+import subprocess
+import sys
 
 import pytest
 
-from tests.support.programs import run_python
+from tests.support.tiny_runs import ROOT
 
 THOROUGH = pytest.mark.thorough
 
@@ -17,8 +19,15 @@ def cases(request, tiny_actor, tmp_path_factory):
     tests = [item for item in request.session.items if item.module is request.module]
     names = [item.callspec.params["name"] for item in tests]
     folder = tmp_path_factory.mktemp("standstill")
-    program = ["-m", "tests.support.stopping_ranks", str(tiny_actor), str(folder), *names]
-    done = run_python(program, timeout=280)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.support.stopping_ranks",
+        tiny_actor,
+        str(folder),
+        *names,
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     found = json.loads((folder / "cases.json").read_text())
     for name, case in found.items():
