@@ -296,10 +296,22 @@ def test_two_processes_end_with_equal_weights(tiny_actor, tmp_path):
 # Documentation
 
 
+@pytest.fixture(scope="module")
+def in_parts(cold_start, tmp_path_factory):
+    """A run whose responses are sampled in parts, which rollouts ahead exclude."""
+    folder = tmp_path_factory.mktemp("in_parts")
+    vcppo(
+        *("fit", "--config", CONFIGS / "ppo.yaml", f"--model.actor={cold_start / 'actor'}"),
+        *(*ROLLOUTS, "--loggers=[csv]", "--model.engine.partial_length=6"),
+        f"--trainer.default_root_dir={folder}",
+    )
+    return folder
+
+
 def test_every_metric_is_documented_and_every_documented_metric_is_logged(
-    cold_start, reward_model, trained
+    cold_start, reward_model, trained, in_parts
 ):
-    runs = (cold_start, reward_model, trained)
+    runs = (cold_start, reward_model, trained, in_parts)
     keys = {k.replace("/aime24/", "/") for run in runs for k in logged_keys(run)} - {"epoch"}
     rows = definitions()
     assert {key for key in keys if not any(row.covers(key) for row in rows)} == set()
