@@ -14,7 +14,6 @@ from lightning_vcppo.cli import seeds
 from lightning_vcppo.cli.commands import compare
 from lightning_vcppo.cli.seeds import LOG, RECORD, SeedRun, default_jobs, parse_seeds, run_seeds
 from lightning_vcppo.common.starts import START, fingerprint
-from tests.support.programs import ServedProgram
 from tests.support.tiny_runs import ROLLOUTS, ROOT, logged, run_program, vcppo
 
 FLAGS = ["fit", "--config=vcppo", "--config=demo/rl", *ROLLOUTS, "--loggers=[csv]"]
@@ -116,7 +115,7 @@ def test_a_set_survives_a_seed_that_fails_and_is_compared(
     tiny_actor, tmp_path, monkeypatch, capsys
 ):
     """Two seeds with starts of their own; that of the second is missing at first."""
-    monkeypatch.setattr(seeds.subprocess, "Popen", ServedProgram)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     starts, runs = tmp_path / "starts", tmp_path / "runs"
     shutil.copytree(tiny_actor, starts / "seed_0" / "actor")
     actor = f"--model.actor={starts}/seed_{{seed}}/actor"

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from lightning_vcppo.dashboards.workspace import PICTURES, SECTIONS, healthy_ranges, lines
 from lightning_vcppo.data.sources import load_problems
 from lightning_vcppo.metrics.glossary import define, definitions
-from tests.support.programs import run_python
 from tests.support.tiny_runs import (
     CONFIGS,
     ROLLOUTS,
+    ROOT,
     TINY,
     assert_finite,
     logged,
@@ -279,12 +281,14 @@ def test_a_resumed_run_goes_on_in_its_run_of_wandb(tiny_actor, tmp_path):
 
 def test_two_processes_end_with_equal_weights(tiny_actor, tmp_path):
     shutil.copytree(tiny_actor, tmp_path / "actor")
-    command = ["-m", "lightning_vcppo", "fit", *ROLLOUTS, "--loggers=[csv]"]
+    command = [sys.executable, "-m", "lightning_vcppo", "fit", *ROLLOUTS, "--loggers=[csv]"]
     command += ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.limit_val_batches=1"]
     command += ["--trainer.callbacks+=tests.support.tiny_runs.WeightsWatcher"]
     command += [f"--model.actor={tmp_path / 'actor'}", f"--trainer.default_root_dir={tmp_path}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = run_python(command, env=environment)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (records(tmp_path / f"weights_{rank}.jsonl") for rank in range(2))
     assert first == second and len(first) == 3

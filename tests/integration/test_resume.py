@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -21,8 +22,7 @@ from lightning_vcppo.cli import lightning_cli
 from lightning_vcppo.common.files import complete_file, put_in_place, recover, whole_lines
 from lightning_vcppo.dashboards.metrics_csv import MetricsFile
 from lightning_vcppo.dashboards.rollout_log import RolloutLog
-from tests.support.programs import run_python
-from tests.support.tiny_runs import ROLLOUTS, logged, run_program, vcppo
+from tests.support.tiny_runs import ROLLOUTS, ROOT, logged, run_program, vcppo
 
 TIMES = ("time/", "rollout/tokens_per_second")
 
@@ -50,8 +50,9 @@ def rows(folder: Path) -> list[dict[str, float]]:
 )
 def test_a_killed_run_ends_as_one_never_killed(kills, batches):
     """Some of the kills of `python -m benchmarks.resume`."""
-    program = ["-m", "benchmarks.resume", f"--kills={kills}", "--seed=6", f"--batches={batches}"]
-    done = run_python(program)
+    command = [sys.executable, "-m", "benchmarks.resume", f"--kills={kills}", "--seed=6"]
+    command += [f"--batches={batches}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     summary = json.loads(done.stdout.splitlines()[-1])
     assert (summary["kills"], summary["identical"]) == (kills, kills), done.stdout
 
