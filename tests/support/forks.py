@@ -19,10 +19,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from tests.support.programs import begin, served
 from tests.support.tiny_runs import LAUNCHED
 
 FORK = multiprocessing.get_context("fork")
+SPAWN = multiprocessing.get_context("spawn")
+"""For callers that may have threads, as pytest may: a fork could wait for their locks for good."""
 LIMIT_S = 150
 
 
@@ -54,16 +55,12 @@ def start_ranks(
         ranks: How many processes; one alone is told nothing about ranks.
         logs: Folder, made if need be.
         nodes: Machines that the processes believe to be on.
-        context: How processes are started; not by `FORK` where this one may have threads, as
-            pytest may: a fork could wait for their locks for good.
+        context: How processes are started; `SPAWN` where this one may have threads.
     """
     logs.mkdir(parents=True, exist_ok=True)
     port = free_port()
     each: list[BaseProcess] = [
-        context.Process(
-            target=_be_rank,
-            args=(dict(os.environ), work, arguments, rank, ranks, nodes, port, logs),
-        )
+        context.Process(target=_be_rank, args=(work, arguments, rank, ranks, nodes, port, logs))
         for rank in range(ranks)
     ]
     for process in each:
@@ -77,13 +74,10 @@ def run_ranks(
     ranks: int,
     logs: Path,
     nodes: int = 1,
-    context: Any = None,
+    context: Any = SPAWN,
 ) -> bool:
-    """Do the same, by default in processes of `served`, and tell whether all ranks end well.
-
-    They have a limit of time.
-    """
-    each = start_ranks(work, arguments, ranks, logs, nodes, context or served())
+    """Do the same, and tell whether all ranks have ended well before the limit."""
+    each = start_ranks(work, arguments, ranks, logs, nodes, context)
     for process in each:
         process.join(LIMIT_S)
     for process in each:
@@ -93,7 +87,6 @@ def run_ranks(
 
 
 def _be_rank(
-    environment: dict[str, str],
     work: Callable[..., object],
     arguments: tuple[Any, ...],
     rank: int,
@@ -102,7 +95,6 @@ def _be_rank(
     port: int,
     logs: Path,
 ) -> None:
-    begin(environment)
     here = ranks // nodes
     for variable in LAUNCHED:
         os.environ.pop(variable, None)

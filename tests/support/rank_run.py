@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -261,19 +260,19 @@ def command(actor: str, folder: Path, name: str) -> None:
     vcppo(*words, f"--trainer.default_root_dir={folder / name}")
 
 
-def launch(actor: str, folder: Path, name: str, context: Any = None) -> bool:
+def launch(actor: str, folder: Path, name: str) -> bool:
     """Do one run in processes of its own; tell whether all have ended well, and in time."""
     run = RUNS.get(name, Run("fsdp2", 2))
     work = train if name in RUNS else command
     logs, nodes = folder / name, run.nodes
     arguments = (actor, folder, name)
-    return run_ranks(work, *arguments, ranks=run.ranks, logs=logs, nodes=nodes, context=context)
+    return run_ranks(work, *arguments, ranks=run.ranks, logs=logs, nodes=nodes, context=FORK)
 
 
 def main(actor: str, folder: str, *names: str) -> None:
     """Do the named runs, or all, and say which went wrong."""
     torch.set_num_threads(1)
-    failed = [name for name in names or RUNS if not launch(actor, Path(folder), name, FORK)]
+    failed = [name for name in names or RUNS if not launch(actor, Path(folder), name)]
     if failed:
         raise SystemExit(f"failed or hung: {', '.join(failed)}")
 
