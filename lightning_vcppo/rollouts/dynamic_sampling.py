@@ -106,24 +106,23 @@ class GroupBuffer:
         self.add(rollout, gather=gather)
         if len(self) < size * ranks.count:
             return None
-        whole, taken = join(self._parts), size * ranks.count
-        mine = self.take(size, ranks.rank * size, num_generations).to(device)
-        if self._keeps_rest and len(whole) > taken:
-            self._parts = [whole.select(torch.arange(taken, len(whole)))]
-        return mine
+        return self.take(size, num_generations, ranks).to(device)
 
-    def take(self, size: int, first_position: int, num_generations: int) -> Rollout:
-        """Return this rank's part of the rollout and empty the buffer.
+    def take(self, size: int, num_generations: int, ranks: Ranks) -> Rollout:
+        """Return this rank's part of the rollout, and take those of all ranks from the buffer.
 
         Args:
-            size: Number of responses of this rank.
-            first_position: Row number of its first response in the rollout over all ranks.
+            size: Number of responses of each rank.
             num_generations: Number of responses in a group.
+            ranks: Of the run.
         """
-        assert len(self) >= first_position + size
-        positions_B = torch.arange(first_position, first_position + size)
-        mine = join(self._parts).select(positions_B)
-        self._parts, self.batches = [], 0
+        assert len(self) >= size * ranks.count
+        whole = join(self._parts)
+        rest = torch.arange(size * ranks.count, len(whole))
+        self._parts = [whole.select(rest)] if self._keeps_rest and len(rest) else []
+        self.batches = 0
+        positions_B = torch.arange(size) + ranks.rank * size
+        mine = whole.select(positions_B)
         return mine.with_(positions_B=positions_B, group_ids_B=positions_B // num_generations)
 
     def state_dict(self) -> dict[str, Any]:

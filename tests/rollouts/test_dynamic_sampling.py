@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.rollouts.dynamic_sampling import GroupBuffer, informative_rows, join
 from tests.support.rollouts import make_rollout
 
@@ -49,7 +50,7 @@ def test_each_rank_takes_its_part_of_the_groups_of_all():
         buffer = GroupBuffer()
         buffer.add(mine, gather=lambda _: [first, second])
         assert len(buffer) == 4
-        taken = buffer.take(2, 2 * rank, 2)
+        taken = buffer.take(2, 2, Ranks(rank=rank, count=2))
         assert torch.equal(taken.response_ids_N, mine.response_ids_N)
         assert taken.positions_B.tolist() == [2 * rank, 2 * rank + 1]
         assert taken.group_ids_B.tolist() == [rank, rank]
@@ -87,7 +88,7 @@ def test_the_buffer_survives_a_checkpoint(tmp_path):
     torch.save(buffer.state_dict(), tmp_path / "state.pt")
     again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert again.batches == 2 and len(again) == 4
-    taken, expected = again.take(2, 2, 2), buffer.take(2, 2, 2)
+    taken, expected = (b.take(2, 2, Ranks(rank=1, count=2)) for b in (again, buffer))
     assert taken.problems == expected.problems
     assert torch.equal(taken.response_ids_N, expected.response_ids_N)
     assert taken.positions_B.tolist() == [2, 3]
