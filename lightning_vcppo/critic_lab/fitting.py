@@ -55,19 +55,23 @@ class _Batches(Dataset[Rollout]):
     ) -> None:
         self._store, self._hints = store, hints
         self._rows, self._size, self._seed = rows, size, seed
-        self.epoch, self.rank, self.ranks = 0, 0, 1
+        self.begin(0, 0, 1)
+
+    def begin(self, epoch: int, rank: int, ranks: int) -> None:
+        """Put the responses in the order of an epoch."""
+        self._rank, self._ranks = rank, ranks
+        self._order = torch.arange(len(self._rows))
+        if self._seed is not None:
+            rng = stream(self._seed, "critic fit", epoch)
+            self._order = torch.randperm(len(self._rows), generator=rng)
 
     def __len__(self) -> int:
         return -(-len(self._rows) // self._size)
 
     def __getitem__(self, index: int) -> Rollout:
-        order = torch.arange(len(self._rows))
-        if self._seed is not None:
-            rng = stream(self._seed, "critic fit", self.epoch)
-            order = torch.randperm(len(self._rows), generator=rng)
-        batch = order[index * self._size : (index + 1) * self._size]
+        batch = self._order[index * self._size : (index + 1) * self._size]
         rows = [self._rows[i] for i in batch.tolist()]
-        places = list(range(len(rows)))[self.rank :: self.ranks]
+        places = list(range(len(rows)))[self._rank :: self._ranks]
         mine = [rows[place] for place in places] or rows[:1]
         rollout = self._store.rollout(mine, places or [-1])  # position -1 has no weight
         return self._hints.view(rollout, mine)
@@ -111,8 +115,7 @@ class CriticData(L.LightningDataModule):
 
     def _loader(self, batches: _Batches) -> DataLoader[Rollout]:
         if (trainer := self.trainer) is not None:
-            batches.epoch = trainer.current_epoch
-            batches.rank, batches.ranks = trainer.global_rank, trainer.world_size
+            batches.begin(trainer.current_epoch, trainer.global_rank, trainer.world_size)
         return DataLoader(batches, batch_size=None)
 
     @override
