@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.fits import PRESET, SMALL, Rows, largest_gap, metrics, not_finite
-from benchmarks.gpu.tools import small_actor
+from benchmarks.gpu.tools import accelerator, small_actor
 from experiments.preset_table import presets
 
 MIXED = "--trainer.precision=bf16-mixed"
@@ -44,9 +44,9 @@ SAME = ("plain, again", "offload")
 def run(f: Findings, a: Namespace) -> None:
     """Run the commands, some at the same time."""
     at_once = max(1, (os.cpu_count() or 1) // 4)
-    small_actor(a.work / f"actor_of_{a.argument}")
+    actor = small_actor(a.work / f"actor_of_{a.argument}")
     if a.argument == "critic lab":
-        f.attempt("critic lab", partial(critic_lab, f, a))
+        f.attempt("critic lab", partial(critic_lab, f, a, actor))
         return
     cases: dict[str, tuple[str, list[str]]] = {
         name: (f"--config={path}", [MIXED]) for name, path in presets().items()
@@ -55,14 +55,12 @@ def run(f: Findings, a: Namespace) -> None:
         switches = {"plain": [MIXED], "plain, again": [MIXED]} | SWITCHES
         cases = {name: (PRESET, flags) for name, flags in switches.items()}
     with ThreadPoolExecutor(at_once) as pool:
-        found = {name: pool.submit(fit, a, name, *case) for name, case in cases.items()}
+        found = {name: pool.submit(fit, a, actor, name, *case) for name, case in cases.items()}
         for name, each in found.items():
             f.attempt(name, each.result)
     if a.argument == "switches":
-        plain = rows(a, "plain")
-        f.put(
-            **{f"{name}: largest gap to plain": largest_gap(plain, rows(a, name)) for name in SAME}
-        )
+        for name in SAME:
+            f.attempt(f"{name}: largest gap to plain", partial(gap_to_plain, a, name))
 
 
 def slug(name: str) -> str:
@@ -70,14 +68,17 @@ def slug(name: str) -> str:
     return name.replace(" ", "_").replace(",", "")
 
 
-def fit(a: Namespace, name: str, preset: str, flags: list[str]) -> dict[str, Any]:
+def gap_to_plain(a: Namespace, name: str) -> tuple[str, float]:
+    """Return what differs most between a run and the plain one."""
+    return largest_gap(rows(a, "plain"), rows(a, name))
+
+
+def fit(a: Namespace, actor: Path, name: str, preset: str, flags: list[str]) -> dict[str, Any]:
     """Train for some rollouts, and return what came of it."""
-    actor = a.work / f"actor_of_{a.argument}"
-    accelerator = "gpu" if a.device == "cuda" else "cpu"
     command = ["fit", preset, *SMALL, "--trainer.limit_train_batches=4", *flags]
     if name == "pippo":
         command.append("--model.value.privileged_max_length=128")
-    command += [f"--model.actor={actor}", f"--trainer.accelerator={accelerator}"]
+    command += [f"--model.actor={actor}", f"--trainer.accelerator={accelerator(a)}"]
     found = vcppo(a, name, [*command, f"--trainer.default_root_dir={a.work / slug(name)}"])
     if found["rc"] != 0:
         return found
@@ -113,23 +114,20 @@ def vcppo(a: Namespace, name: str, arguments: list[str]) -> dict[str, Any]:
     return found
 
 
-def critic_lab(f: Findings, a: Namespace) -> None:
+def critic_lab(f: Findings, a: Namespace, actor: Path) -> None:
     """Store rollouts; fit, evaluate and compare critics on them."""
     folder: Path = a.work / "lab"
-    actor = a.work / f"actor_of_{a.argument}"
-    accelerator = "gpu" if a.device == "cuda" else "cpu"
     rollouts, critic = folder / "rollouts.jsonl", folder / "critic"
-    reward = "--model.reward=tests.support.tiny_runs.parity"
     commands = {
         "store": [
-            *("predict", PRESET, *SMALL, reward, MIXED, f"--model.actor={actor}"),
+            *("predict", PRESET, *SMALL, MIXED, f"--model.actor={actor}"),
             *("--model.evaluation.num_generations=4", f"--response_writer.path={rollouts}"),
-            *("--model.evaluation.temperature=1", f"--trainer.accelerator={accelerator}"),
+            *("--model.evaluation.temperature=1", f"--trainer.accelerator={accelerator(a)}"),
             f"--trainer.default_root_dir={folder / 'store'}",
         ],
         "fit": [
             *("critic", "fit", str(rollouts), f"--model={actor}", f"--output={critic}"),
-            *(f"--accelerator={accelerator}", "--precision=bf16-mixed", "--max_epochs=2"),
+            *(f"--accelerator={accelerator(a)}", "--precision=bf16-mixed", "--max_epochs=2"),
         ],
         "evaluate": ["critic", "evaluate", str(critic / "critic"), str(rollouts)],
         "compare": [

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from benchmarks.gpu.findings import Findings
-from benchmarks.gpu.tools import small_actor
+from benchmarks.gpu.tools import accelerator, small_actor
 
 FITS = {
     "32-true": ["--trainer.precision=32-true"],
@@ -87,10 +87,9 @@ def run(f: Findings, a: Namespace) -> None:
 def start(a: Namespace, folder: Path, name: str, *more: str) -> subprocess.Popen[bytes]:
     """Start `vcppo fit`."""
     actor = small_actor(a.work / f"actor_{a.argument}")
-    accelerator = "gpu" if a.device == "cuda" else "cpu"
     port = str(20_000 + 2 * (os.getpid() % 10_000) + (name == "whole"))
     command = [sys.executable, "-m", "lightning_vcppo", "fit", PRESET, *SMALL, *FITS[a.argument]]
-    command += [f"--model.actor={actor}", f"--trainer.accelerator={accelerator}"]
+    command += [f"--model.actor={actor}", f"--trainer.accelerator={accelerator(a)}"]
     command += [f"--trainer.default_root_dir={folder / name}", *more]
     with (folder / f"{name}.log").open("a") as log:
         return subprocess.Popen(
@@ -105,17 +104,21 @@ def compare(folder: Path) -> dict[str, Any]:
     return {
         "rows": len(one),
         "not finite": not_finite(one),
-        "resumed equals whole": not worst[1] and len(one) == len(two),
+        "resumed equals whole": not worst[1],
         "largest gap": worst,
         "last": {key: value for row in one for key, value in row.items() if key in SHOWN},
     }
 
 
 def largest_gap(one: Rows, two: Rows) -> tuple[str, float]:
-    """Return the metric that differs most between two runs, and by what share of itself."""
+    """Return the metric that differs most between two runs, and by what share of itself.
+
+    Raises:
+        ValueError: If one has more rows than the other.
+    """
     gaps = {
         key: abs(x[key] - y[key]) / (abs(x[key]) + 1e-9)
-        for x, y in zip(one, two, strict=False)
+        for x, y in zip(one, two, strict=True)
         for key in x.keys() & y.keys()
         if x[key] != y[key] and math.isfinite(x[key])
     }

@@ -35,6 +35,11 @@ SHAPES: dict[str, dict[str, int]] = {
 """Qwen2.5-0.5B's, and one for rehearsals."""
 
 
+def accelerator(a: Namespace) -> str:
+    """Return Lightning's name of the device."""
+    return "gpu" if a.device == "cuda" else "cpu"
+
+
 def sync(device: str) -> None:
     """Wait for the device."""
     if device == "cuda":

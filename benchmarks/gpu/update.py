@@ -22,7 +22,15 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel
 from typing_extensions import override
 
 from benchmarks.gpu.findings import Findings
-from benchmarks.gpu.tools import Peak, big_config, big_model, profiled, small_actor, sync
+from benchmarks.gpu.tools import (
+    Peak,
+    accelerator,
+    big_config,
+    big_model,
+    profiled,
+    small_actor,
+    sync,
+)
 from benchmarks.update import model_flops, random_rollout
 from lightning_vcppo import VCPPOModule
 from lightning_vcppo.cli.commands.plan import shape_of
@@ -188,7 +196,7 @@ def train(f: Findings, a: Namespace, sizes: Sizes, precision: str, strategy: str
     )
     module.findings, module.options, module.sizes = f, a, sizes
     trainer = Trainer(
-        accelerator="gpu" if a.device == "cuda" else "cpu",
+        accelerator=accelerator(a),
         devices=1,
         precision=precision,  # type: ignore[arg-type]
         strategy=strategy,
