@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,8 +62,7 @@ def moved(model, seed: int):
 
 
 def engine_for(model, *servers, stops=(), **settings) -> VLLMServerEngine:
-    urls = [server.url for server in servers]
-    settings = EngineSettings("vllm_server", urls=urls, **QUICK | settings)
+    settings = EngineSettings("vllm_server", urls=[s.url for s in servers], **QUICK | settings)
     engine = VLLMServerEngine(
         model, settings, device=model.device, pad_token_id=0, eos_token_ids=set(stops)
     )
@@ -388,11 +388,7 @@ def _on_rank(actor: str, folder: str, urls: list[str]) -> None:
     dist.init_process_group("gloo")
     model = loading.load_actor(actor)
     fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
-    settings = EngineSettings("vllm_server", urls=urls, **QUICK)
-    engine = VLLMServerEngine(
-        model, settings, device=model.device, pad_token_id=0, eos_token_ids=set()
-    )
-    engine.take_weights(0)
+    engine = engine_for(model, *(SimpleNamespace(url=url) for url in urls))
     rank = dist.get_rank()
     sample(engine, 4 + rank)
     with torch.no_grad():
