@@ -43,11 +43,11 @@ ablation: install  ## plain PPO, VC-PPO and what is between them, one seed; figu
 recipes: install  ## train every preset on the demo's task, one seed; table and figure in runs/recipes
 	$(BIN)/python -m experiments.recipes
 
-test: install  ## run the tests of every kind, in WORKERS processes of one thread each
-	$(BIN)/python -m pytest -n $(WORKERS)
+test: install  ## run a short row of each kind of test, in WORKERS processes of one thread each
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-test-all: install  ## run these and the long rows: more ranks, kills and random runs
-	$(BIN)/python -m pytest -n $(WORKERS) -m ""
+test-all: install  ## run all tests: also long rows, more ranks, kills and random runs
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m ""
 
 # Which instructions sum, and in how many parts, rounds differently: what holds here holds elsewhere.
 test-numbers: install  ## run the numerical tests without vector instructions, then with two threads; QUICK=1
@@ -55,7 +55,7 @@ test-numbers: install  ## run the numerical tests without vector instructions, t
 	OMP_WAIT_POLICY=passive TEST_THREADS=2 $(BIN)/python -m pytest -n 1 -m "" $(NUMERICAL)
 
 coverage: install  ## run all tests, and list the lines and branches that none of them takes
-	$(BIN)/python -m coverage run -m pytest -n $(WORKERS) -m ""
+	$(BIN)/python -m coverage run -m pytest -n $(WORKERS) --dist loadfile -m ""
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
@@ -74,11 +74,11 @@ $(VLLM)/.installed: pyproject.toml constraints-vllm.txt
 # UV_FLAGS='--torch-backend cpu' keeps the CUDA libraries out.
 test-min:  ## run all tests with the lowest versions that pyproject.toml allows, in .venv-min
 	$(call resolve,.venv-min,--resolution lowest-direct)
-	.venv-min/bin/python -m pytest -n $(WORKERS) -m ""
+	.venv-min/bin/python -m pytest -n $(WORKERS) --dist loadfile -m ""
 
 test-latest:  ## run all tests with the newest versions that it allows, in .venv-latest
 	$(call resolve,.venv-latest,--upgrade)
-	.venv-latest/bin/python -m pytest -n $(WORKERS) -m ""
+	.venv-latest/bin/python -m pytest -n $(WORKERS) --dist loadfile -m ""
 
 define resolve
 	$(PYTHON) -m venv --clear $(1)

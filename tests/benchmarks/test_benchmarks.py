@@ -26,6 +26,7 @@ def test_the_iteration_that_is_timed(name, tmp_path):
     assert all(part > 0 for parts in measured.parts for part in parts.values())
 
 
+@pytest.mark.thorough
 def test_both_updates_that_are_compared_end_alike():
     work = measure.workload("W-tail")
     rollout = update.random_rollout(4, 8, 16, work.config.vocab_size, stop=1 / 8)
@@ -33,6 +34,7 @@ def test_both_updates_that_are_compared_end_alike():
     assert results["speedup"] > 0
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_phases_whose_memory_is_planned(tmp_path, monkeypatch):
     monkeypatch.setitem(plan.WORKLOADS, "small", plan.Sizes(2, 8, 8, 64))
@@ -63,6 +65,7 @@ def test_the_critics_whose_updates_are_timed():
     assert 0 == weights["none"] < weights["side"] == weights["together"]
 
 
+@pytest.mark.thorough
 def test_rollouts_of_set_times_overlap(tmp_path):
     measure.write_actor(tmp_path / "actor", measure.actor_fields("model/tiny_qwen2"))
     times = {"sample_s": (0.2,), "train_s": 0.2, "rollouts": 2}

@@ -47,6 +47,7 @@ def test_after_a_broken_context_the_process_begins_again_without_what_it_tried(
     assert json.loads((tmp_path / "found.json").read_text())["one broke the context"]
 
 
+@pytest.mark.thorough
 def test_a_rehearsal_ends_well_and_leaves_a_summary(tmp_path):
     command = [sys.executable, "-m", "benchmarks.gpu", "--device=cpu", "--tiny", "--patience=5"]
     done = subprocess.run(

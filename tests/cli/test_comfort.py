@@ -208,6 +208,7 @@ def test_a_finding_that_fails_does_not_end_the_examination(monkeypatch):
 # Completion
 
 
+@pytest.mark.thorough
 def test_bash_completes_commands_flags_and_values(tmp_path):
     pytest.importorskip("shtab")
     script = tmp_path / "completion.bash"

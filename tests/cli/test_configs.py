@@ -108,6 +108,7 @@ def test_a_wheel_holds_callbacks_and_configs(built: Path) -> None:
     assert [path.name for path in built.iterdir()] == ["lightning_vcppo"]
 
 
+@pytest.mark.thorough
 def test_a_wheel_finds_its_configs_from_an_empty_folder(built: Path, tmp_path: Path) -> None:
     command = "fit --config vcppo --config demo/rl --data data/generated_long --print_config"
     done = subprocess.run(

@@ -32,6 +32,7 @@ def printed(*arguments: object, **environment: str) -> tuple[list[str], list[str
     return done.stdout.splitlines(), done.stderr.splitlines()
 
 
+@pytest.mark.thorough
 def test_a_fit_of_a_critic_prints_a_line_per_pass_and_no_bars(
     rollouts: Path, tiny_actor: Path, tmp_path: Path
 ) -> None:
@@ -52,6 +53,7 @@ def test_a_fit_of_a_critic_prints_a_line_per_pass_and_no_bars(
     assert (output / "metrics" / "metrics.csv").exists()
 
 
+@pytest.mark.thorough
 def test_an_evaluation_prints_results_alone_unless_bars_are_asked_for(
     rollouts: Path, tiny_critic: Path
 ) -> None:

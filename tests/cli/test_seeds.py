@@ -111,6 +111,7 @@ def fit(*flags):
     return end.value.code
 
 
+@pytest.mark.thorough
 def test_a_set_survives_a_seed_that_fails_and_is_compared(
     tiny_actor, tmp_path, monkeypatch, capsys
 ):

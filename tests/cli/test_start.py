@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import sys, time
 import lightning.pytorch, transformers, torch
@@ -18,6 +20,7 @@ finally:
 """
 
 
+@pytest.mark.thorough
 def test_print_config_costs_little_more_than_its_libraries(tmp_path):
     """In one process, so that libraries and program meet the same load."""
     flags = ("fit", "--config", "vcppo", "--model.actor", str(tmp_path), "--print_config")

@@ -10,6 +10,7 @@ import pytest
 from lightning_vcppo import callbacks
 from lightning_vcppo.common.files import local_path, run_path
 from tests.support.inventing import InventingModule, fit, make_trainer
+from tests.support.rows import every
 from tests.support.tiny_runs import ROLLOUTS, TINY, vcppo
 from tests.support.training import fit as train
 from tests.support.training import make_module
@@ -60,7 +61,7 @@ FLAGS = (
 )
 
 
-@pytest.mark.parametrize("flag", FLAGS)
+@pytest.mark.parametrize("flag", every(4, FLAGS))
 def test_every_flag_of_a_path_refuses_other_urls(tiny_actor, flag):
     given = [f"--model.actor={tiny_actor}", *ROLLOUTS, "--loggers=[csv]"]
     with pytest.raises(ValueError, match=f"--{flag}: far://b/x is a URL"):

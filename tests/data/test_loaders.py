@@ -141,6 +141,7 @@ def test_resuming_with_other_data_is_noticed(tmp_path):
         fit(tmp_path / "again", ckpt_path=checkpoint, train_size=21)
 
 
+@pytest.mark.thorough
 def test_two_processes_share_the_prompts(tmp_path):
     small = write_problems(tmp_path / "small.jsonl", ["a", "b", "c"])
     assert run_ranks(two_ranks, tmp_path, small, ranks=2, logs=tmp_path / "logs")

@@ -26,6 +26,7 @@ def test_slips_do_not_matter_and_an_empty_response_is_wrong():
     assert delayed_choice.chose_exact("rough\nexact\n000:3", 3) == -1.0
 
 
+@pytest.mark.thorough
 def test_runs_differ_in_the_critic_its_lambda_and_the_length_alone():
     flags = {}
     for case in itertools.product(delayed_choice.CRITICS, delayed_choice.ALGORITHMS, [64, 128]):

@@ -17,6 +17,7 @@ PROTOCOL = read_protocol("lambda_recommendation")
 SEEDS = (0, 1, 2, 3, 4)
 
 
+@pytest.mark.thorough
 def test_arms_differ_in_lambda_alone(tmp_path: Path) -> None:
     for task, arms in tasks(PROTOCOL).items():
         assert [lambda_of(arm) for arm in arms] == [0.9, 0.95, 0.99, 1.0]

@@ -44,6 +44,7 @@ def test_tied_weights_come_under_both_names(tiny_actor):
     assert torch.equal(weights["lm_head.weight"], weights["model.embed_tokens.weight"])
 
 
+@pytest.mark.thorough
 def test_shards_of_two_ranks_are_gathered_one_tensor_at_a_time(tiny_actor, tmp_path):
     assert run_ranks(_gather_shards, str(tiny_actor), str(tmp_path), ranks=2, logs=tmp_path)
     expected = dict(plain_weights(loading.load_actor(str(tiny_actor))))

@@ -350,6 +350,7 @@ def fit(actor, folder, urls, *flags) -> None:
     )
 
 
+@pytest.mark.thorough
 def test_a_run_that_loses_its_server_ends_with_a_checkpoint_and_resumes(
     tiny_actor, tmp_path, start, capsys
 ):
@@ -374,6 +375,7 @@ def test_a_run_that_loses_its_server_ends_with_a_checkpoint_and_resumes(
     assert (tmp_path / "part" / "weights_0.jsonl").read_text().splitlines() == whole
 
 
+@pytest.mark.thorough
 def test_ranks_with_shards_sample_from_the_same_servers(tiny_actor, model, tmp_path, start):
     urls = [start().url, start().url]
     assert run_ranks(_on_rank, str(tiny_actor), str(tmp_path), urls, ranks=2, logs=tmp_path)

@@ -91,6 +91,7 @@ def test_weights_are_taken_if_every_name_and_shape_is_the_models(tiny_actor, tmp
     assert "no weights there" in worker.take_weight_files(str(tmp_path / "none"))["fault"]
 
 
+@pytest.mark.thorough
 def test_a_worker_ends_with_its_server_and_takes_the_engine_with_it():
     code = "import lightning_vcppo.generation.vllm_worker as w, time; print(1, flush=True)"
     worker = shlex.join([sys.executable, "-c", f"{code}; time.sleep(60)"])

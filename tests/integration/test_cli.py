@@ -267,6 +267,7 @@ def test_the_progress_bar_is_switched_off_as_lightning_does_it(tiny_actor, tmp_p
     assert cli.config_dump == yaml.safe_load(checked)["validate"]
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_goes_on_in_its_run_of_wandb(tiny_actor, tmp_path):
     for epochs, more in ((1, []), (2, ["--ckpt_path=last"]), (1, ["--overwrite"])):
         vcppo(
@@ -279,6 +280,7 @@ def test_a_resumed_run_goes_on_in_its_run_of_wandb(tiny_actor, tmp_path):
     assert first == resumed != anew
 
 
+@pytest.mark.thorough
 def test_two_processes_end_with_equal_weights(tiny_actor, tmp_path):
     shutil.copytree(tiny_actor, tmp_path / "actor")
     command = [sys.executable, "-m", "lightning_vcppo", "fit", *ROLLOUTS, "--loggers=[csv]"]

@@ -168,6 +168,7 @@ def listens(port: int) -> bool:
         return trial.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.mark.thorough
 def test_two_nodes_of_a_cpu_rehearse_it(tiny_actor, tmp_path):
     programs, shared, port = tmp_path / "bin", tmp_path / "shared", free_port()
     programs.mkdir()

@@ -16,7 +16,8 @@ MANY = [
     *(pytest.param(name, marks=THOROUGH) for name in ("ddp_4", "fsdp2_4")),
 ]
 RESUMED = [
-    *(("ddp_2", "ddp_2_waiting"), ("fsdp2_2", "fsdp2_2_pretraining")),
+    ("ddp_2", "ddp_2_waiting"),
+    pytest.param("fsdp2_2", "fsdp2_2_pretraining", marks=THOROUGH),
     pytest.param("ddp_2", "ddp_2_pretraining", marks=THOROUGH),
     pytest.param("fsdp2_2", "fsdp2_2_waiting", marks=THOROUGH),
 ]
@@ -97,12 +98,14 @@ def test_ranks_together_sample_the_responses_of_one(runs, name):
     assert all(part != parts[0] for part in parts[1:])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", MANY + ELSEWHERE)
 def test_ranks_reach_the_weights_of_one(runs, name):
     for network in ("actor", "critic"):
         assert difference(runs["one"][0][network], runs[name][0][network]) < 1e-10
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",
     ["successors_ddp_2", pytest.param("successors_fsdp2_2", marks=THOROUGH), "side_ddp_2"],
@@ -189,6 +192,7 @@ def test_shards_are_written_as_an_ordinary_folder(runs, network):
         torch.testing.assert_close(weight, gathered[name])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",
     ["cold_start", pytest.param("reward_model", marks=THOROUGH), "saved", "reader"],
@@ -210,6 +214,7 @@ def test_shards_predict_and_fit_on_what_they_have_predicted(runs):
     assert len(saved) == 3 and saved[1]["value_pretraining/generated_tokens"] == 0
 
 
+@pytest.mark.thorough
 def test_a_sharded_checkpoint_is_evaluated(runs):
     (row,) = logged(runs.folder("validate") / "validate")
     assert (row["step"], row["eval/problems"]) == (3, 2)

@@ -22,6 +22,7 @@ from lightning_vcppo.cli import lightning_cli
 from lightning_vcppo.common.files import complete_file, put_in_place, recover, whole_lines
 from lightning_vcppo.dashboards.metrics_csv import MetricsFile
 from lightning_vcppo.dashboards.rollout_log import RolloutLog
+from tests.support.rows import every
 from tests.support.tiny_runs import ROLLOUTS, ROOT, logged, run_program, vcppo
 
 TIMES = ("time/", "rollout/tokens_per_second")
@@ -45,9 +46,8 @@ def rows(folder: Path) -> list[dict[str, float]]:
 # Killed and resumed
 
 
-@pytest.mark.parametrize(
-    ("kills", "batches"), [(1, 3), pytest.param(3, 7, marks=pytest.mark.thorough)]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize(("kills", "batches"), [(1, 3), (3, 7)])
 def test_a_killed_run_ends_as_one_never_killed(kills, batches):
     """Some of the kills of `python -m benchmarks.resume`."""
     command = [sys.executable, "-m", "benchmarks.resume", f"--kills={kills}", "--seed=6"]
@@ -77,7 +77,9 @@ def whole(tiny_actor, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), every(2, [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+)
 def test_a_signal_lets_the_rollout_end_and_saves(number, code, tiny_actor, whole, tmp_path, capfd):
     stop = [
         "--trainer.callbacks+=tests.integration.test_resume.Signal",
@@ -96,6 +98,7 @@ def test_a_signal_lets_the_rollout_end_and_saves(number, code, tiny_actor, whole
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
 
 
+@pytest.mark.thorough
 def test_a_signal_saves_what_is_sampled_ahead(tiny_actor, tmp_path, capfd):
     engine = "--model.engine={name: transformers_copy, rollouts_ahead: 1}"
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"

@@ -188,6 +188,7 @@ def test_too_many_end_the_cold_start(tiny_actor, tmp_path):
     assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values())
 
 
+@pytest.mark.thorough
 def test_ranks_leave_the_same_update_out(tiny_actor, tmp_path):
     logs = tmp_path / "logs"
     ended_well = run_ranks(as_rank, tiny_actor, tmp_path, ranks=2, logs=logs)

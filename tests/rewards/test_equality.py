@@ -260,6 +260,7 @@ def test_published_answers_equal_themselves_in_other_forms(shared_data) -> None:
     assert unequal == []
 
 
+@pytest.mark.thorough
 def test_published_answers_differ_from_one_another(shared_data) -> None:
     lines = (shared_data / "math500_simplerl.jsonl").read_text(encoding="utf-8").splitlines()
     golds = sorted({json.loads(line)["answer"] for line in lines})

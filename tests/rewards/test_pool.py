@@ -110,6 +110,7 @@ def test_a_line_says_how_far_grading_is(monkeypatch, caplog, capfd) -> None:
     assert re.fullmatch(r"Grading: \d+ of 7 answers compared in \d+ s", lines[0])
 
 
+@pytest.mark.thorough
 def test_workers_end_with_the_run_that_started_them() -> None:
     program = (
         "import os, signal\n"

@@ -19,6 +19,7 @@ from lightning_vcppo.settings import (
     SamplingSettings,
 )
 from tests.support.forks import run_ranks
+from tests.support.rows import every
 from tests.support.training import SAMPLING, Recorder, SaveAfter, fit, make_module
 
 DYNAMIC = SamplingSettings(max_response_length=8, num_generations=2, dynamic_sampling=True)
@@ -146,7 +147,7 @@ def test_an_evaluation_has_the_weights_of_its_moment(tiny_actor):
 
 
 @pytest.mark.parametrize(
-    ("depth", "sampling", "after"), [(1, SAMPLING, 3), (2, SAMPLING, 4), (1, DYNAMIC, 4)]
+    ("depth", "sampling", "after"), every(2, [(1, SAMPLING, 3), (2, SAMPLING, 4), (1, DYNAMIC, 4)])
 )
 def test_a_resumed_run_goes_on_bit_for_bit(tiny_actor, tmp_path, depth, sampling, after):
     def run(*callbacks, **flags):
@@ -184,6 +185,7 @@ def as_rank(actor, folder):
     torch.save((rollouts, recorder.actors[-1]), folder / f"{module.global_rank}.pt")
 
 
+@pytest.mark.thorough
 def test_two_processes_sample_ahead_what_one_does(tiny_actor, tmp_path):
     assert run_ranks(as_rank, tiny_actor, tmp_path, ranks=2, logs=tmp_path / "logs")
     of_ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]

@@ -196,6 +196,7 @@ def as_rank(actor, folder):
     torch.save(rollouts, folder / f"{module.global_rank}.pt")
 
 
+@pytest.mark.thorough
 def test_two_processes_sample_what_one_does_and_one_continues_them(tiny_actor, tmp_path):
     assert run_ranks(as_rank, tiny_actor, tmp_path, ranks=2, logs=tmp_path / "logs")
     of_ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]

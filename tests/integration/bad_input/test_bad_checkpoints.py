@@ -7,6 +7,7 @@ import torch
 
 from lightning_vcppo.models import loading
 from lightning_vcppo.models.hf_folders import write_folder
+from tests.support.rows import every
 from tests.support.tiny_runs import ROLLOUTS, TINY, TINY_QWEN2, vcppo
 
 ONE_MORE = ["--trainer.limit_train_batches=1", "--trainer.max_epochs=2"]
@@ -87,7 +88,7 @@ SPOILED = [
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
-    [pytest.param(spoil, message, id=name) for name, spoil, message in SPOILED],
+    every(3, [pytest.param(spoil, message, id=name) for name, spoil, message in SPOILED]),
 )
 def test_a_spoiled_checkpoint(mistake, checkpoint, tmp_path, spoil, message):
     (tmp_path / "last.ckpt").write_bytes(spoil(checkpoint.read_bytes()))

