@@ -183,8 +183,8 @@ def main() -> None:
     args = parser.parse_args()
     measure.start()
     times = (args.train_s, args.rollouts)
-    with tempfile.TemporaryDirectory() as folder:
-        actor = str(Path(folder) / "actor")
+    with tempfile.TemporaryDirectory() as directory:
+        actor = str(Path(directory) / "actor")
         measure.write_actor(Path(actor), measure.actor_fields("model/tiny_qwen2"))
         seconds: dict[int, float] = {}
         for title, shares, depths in (

@@ -371,17 +371,17 @@ class PolicyModule(L.LightningModule):
         """Files of the tokenizer's directory, which does not change."""
         return hf_folders.files_of(self.tokenizer)
 
-    def export(self, folder: Path) -> None:
+    def export(self, directory: Path) -> None:
         """Write `actor` as an ordinary Hugging Face directory; called on every rank."""
         assert self.actor is not None
-        self.write(folder / "actor", self.actor)
+        self.write(directory / "actor", self.actor)
 
-    def write(self, folder: Path, model: PreTrainedModel) -> None:
+    def write(self, directory: Path, model: PreTrainedModel) -> None:
         """Write a model as an ordinary Hugging Face directory; called on every rank."""
         with in_place("export of the weights", FILES_S):
             weights = full_state_dict(model)
             if self.trainer.is_global_zero:
-                write_folder(folder, model, self.tokenizer, weights)
+                write_folder(directory, model, self.tokenizer, weights)
 
     # Ranks ---------------------------------------------------------------------------------------
 

@@ -140,7 +140,7 @@ class RewardModelModule(SupervisedModule):
         checkpoint[Keys.FOLDERS]["reward_model"] = hf_folders.describe(self.reward_model)
 
     @override
-    def export(self, folder: Path) -> None:
+    def export(self, directory: Path) -> None:
         """Write `reward_model` as an ordinary Hugging Face directory."""
         assert self.reward_model is not None
-        self.write(folder / "reward_model", self.reward_model)
+        self.write(directory / "reward_model", self.reward_model)

@@ -496,16 +496,16 @@ class VCPPOModule(PolicyModule):
         self.waiting_groups.load_state_dict(checkpoint[Keys.WAITING_GROUPS])
 
     @override
-    def export(self, folder: Path) -> None:
+    def export(self, directory: Path) -> None:
         """Write `actor` and `critic` as ordinary Hugging Face directories; called on every rank."""
-        super().export(folder)
+        super().export(directory)
         if self.critic is not None:
-            self.export_critic(folder / "critic")
+            self.export_critic(directory / "critic")
 
-    def export_critic(self, folder: Path) -> None:
+    def export_critic(self, directory: Path) -> None:
         """Write the critic as an ordinary Hugging Face directory; called on every rank."""
         assert self.critic is not None
-        self.write(folder, self.critic.model)
+        self.write(directory, self.critic.model)
 
     # Between Lightning and the collaborators -----------------------------------------------------
 
