@@ -59,7 +59,7 @@ from lightning_vcppo.modules.updates import (
     run_updates,
 )
 from lightning_vcppo.rewards.functions import RewardFunction
-from lightning_vcppo.rollouts.dynamic_sampling import GroupBuffer
+from lightning_vcppo.rollouts.group_buffer import GroupBuffer
 from lightning_vcppo.rollouts.privileged import PrivilegedPrompt
 from lightning_vcppo.rollouts.rollout import Rollout
 from lightning_vcppo.rollouts.store import RolloutStore

@@ -15,7 +15,7 @@ from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.generation import Generations
 from lightning_vcppo.rollouts.ahead import Vantage
-from lightning_vcppo.rollouts.dynamic_sampling import GroupBuffer
+from lightning_vcppo.rollouts.group_buffer import GroupBuffer
 from lightning_vcppo.rollouts.partial import PartialRollouts
 from lightning_vcppo.rollouts.rollout import Rollout, join
 from lightning_vcppo.settings import EngineSettings, PolicySettings, SamplingSettings
