@@ -112,7 +112,7 @@ class SlowModule(VCPPOModule):
             actor_optimizer=OptimizerSettings(lr=1e-4),
         )
         self.sampler = SlowSampler(self.tokenizer, self.grader, engine)
-        self.ahead = RolloutsAhead(depth, self.sampler)
+        self.source.ahead = RolloutsAhead(depth, self.sampler)
         self._sample_s, self._train_s = sample_s, train_s
 
     @override

@@ -157,9 +157,8 @@ def fit_critic(
     seconds = _run(trainer, module, data, directory / "checkpoints" / "last.ckpt")
     facts = {"rollouts": rollouts, "seconds": seconds, "seed": seed}
     facts |= {"held_out_share": held_out_share, "value": asdict(value)}
-    _write(
-        directory, module, _settings(value, critic_optimizer, mini_batch_size, seed), origin, facts
-    )
+    settings = _settings(value, critic_optimizer, mini_batch_size, seed)
+    _write(directory, module, settings, origin, facts)
     assert module.measures is not None
     return module.measures
 

@@ -68,8 +68,8 @@ PURE = {
 }
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
-LONGER = {"lightning_vcppo/modules/vcppo.py": 540}
-"""The algorithm is to be read in one piece."""
+OTHER_LIMITS = {"lightning_vcppo/modules/vcppo.py": 520, "lightning_vcppo/modules/base.py": 375}
+"""The algorithm is to be read in one piece; its base must not become a place for everything."""
 ONE_MACHINE = re.compile(r"(?<![\w.~>])/(?:home|root|Users|work|mnt)/\w")
 TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".cfg", ".cff", ""}
 
@@ -243,7 +243,7 @@ def test_only_the_strategy_runs_backward(path: Path) -> None:
 
 @library
 def test_files_and_functions_are_short(path: Path) -> None:
-    most = LONGER.get(short(path), MAX_FILE_LINES)
+    most = OTHER_LIMITS.get(short(path), MAX_FILE_LINES)
     assert len(path.read_text().splitlines()) < most
     functions = (n for n in ast.walk(parse(path)) if isinstance(n, ast.FunctionDef))
     lengths = {f.name: (f.end_lineno or 0) - f.lineno + 1 for f in functions}
