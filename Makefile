@@ -93,7 +93,7 @@ dist: install  ## build sdist and wheel into dist/
 	rm -rf build dist
 	$(BIN)/python -m build
 
-test-wheel: dist  ## install the wheel on its own, and fit by config names from an empty folder
+test-wheel: dist  ## install the wheel on its own, and fit by config names from an empty directory
 	$(PYTHON) -m venv --clear .venv-wheel
 	.venv-wheel/bin/pip install --quiet -c constraints.txt dist/*.whl
 	./tests/support/try_wheel.sh $(CURDIR)/.venv-wheel

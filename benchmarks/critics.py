@@ -98,13 +98,13 @@ class Timed(VCPPOModule):
 
 def measure(kind: str, model: Qwen2ForCausalLM, rollout: Rollout, repeats: int) -> dict[str, float]:
     """Return median seconds, megabytes and the critic's weights for a kind of critic."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_folder(Path(folder, "actor"), model, word_tokenizer(workload("W-tail")))
+    with tempfile.TemporaryDirectory() as directory:
+        write_folder(Path(directory, "actor"), model, word_tokenizer(workload("W-tail")))
         del model
         forget_peak()
         before = peak_bytes()
         module = Timed(
-            str(Path(folder, "actor")),
+            str(Path(directory, "actor")),
             sampling=SamplingSettings(
                 max_response_length=rollout.response_mask_BT.shape[1], num_generations=4
             ),
@@ -112,7 +112,7 @@ def measure(kind: str, model: Qwen2ForCausalLM, rollout: Rollout, repeats: int) 
             **{"update": UPDATE} | KINDS[kind],
         )
         module.prepare(rollout)
-        trainer = quiet_trainer(default_root_dir=folder)
+        trainer = quiet_trainer(default_root_dir=directory)
         trainer.fit(module, steps_without_prompts(repeats + 1))
     critic = module.critic
     found = {name: statistics.median(times) for name, times in module.times.items()}

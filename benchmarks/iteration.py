@@ -93,21 +93,22 @@ class Measured(Callback):
 
 
 def our_iteration(
-    work: Workload, folder: Path, *, reference: bool = False
+    work: Workload, directory: Path, *, reference: bool = False
 ) -> tuple[Callable[[], float], Measured]:
     """Return a function that does one rollout and returns its seconds, and its measurements.
 
     Args:
         work: The workload.
-        folder: Directory to which the actor is written.
+        directory: Directory to which the actor is written.
         reference: Whether there is a reference policy.
     """
-    work.model().save_pretrained(folder)
+    work.model().save_pretrained(directory)
     last = work.config.vocab_size - 1
     ends = work.eos_token_id <= last
-    word_tokenizer(replace(work, eos_token_id=min(work.eos_token_id, last))).save_pretrained(folder)
+    tokenizer = word_tokenizer(replace(work, eos_token_id=min(work.eos_token_id, last)))
+    tokenizer.save_pretrained(directory)
     module = (VCPPOModule if ends else EndlessModule)(
-        str(folder),
+        str(directory),
         reward="benchmarks.iteration.parity",
         sampling=SamplingSettings(max_response_length=work.max_response_length),
         policy=PolicySettings(kl_coef=1e-3 if reference else 0.0),
@@ -127,14 +128,14 @@ def our_iteration(
     return iterate, measured
 
 
-def compare(name: str, repeats: int, folder: Path) -> dict[str, float]:
+def compare(name: str, repeats: int, directory: Path) -> dict[str, float]:
     """Time TRL and ours in turn on a workload, print a table and return the figures."""
     from benchmarks.trl_ppo import TRLIteration
 
     work = workload(name)
-    trl = TRLIteration(work, str(folder / "trl"))
-    ours, measured = our_iteration(work, folder / "ours")
-    ours_with_reference, measured_with = our_iteration(work, folder / "both", reference=True)
+    trl = TRLIteration(work, str(directory / "trl"))
+    ours, measured = our_iteration(work, directory / "ours")
+    ours_with_reference, measured_with = our_iteration(work, directory / "both", reference=True)
     times = alternating_seconds(
         {
             "TRL": trl,
@@ -174,12 +175,14 @@ def compare(name: str, repeats: int, folder: Path) -> dict[str, float]:
     }
 
 
-def growth_point(length: int, folder: Path) -> dict[str, float]:
+def growth_point(length: int, directory: Path) -> dict[str, float]:
     """Measure one rollout with responses of `length` tokens in this process."""
-    warm_up, _ = our_iteration(workload("W", GROWTH_PROMPTS, max_response_length=8), folder / "8")
+    warm_up, _ = our_iteration(
+        workload("W", GROWTH_PROMPTS, max_response_length=8), directory / "8"
+    )
     warm_up()
     iterate, measured = our_iteration(
-        workload("W", GROWTH_PROMPTS, max_response_length=length), folder / "actor"
+        workload("W", GROWTH_PROMPTS, max_response_length=length), directory / "actor"
     )
     forget_peak()
     before = peak_bytes()

@@ -49,9 +49,9 @@ def rows(count: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def write(folder: Path, kind: str, count: int) -> Path:
+def write(directory: Path, kind: str, count: int) -> Path:
     """Write the set in a format and return its file."""
-    file = folder / f"set.{kind}"
+    file = directory / f"set.{kind}"
     if kind == "parquet":
         import pyarrow
         import pyarrow.parquet
@@ -98,10 +98,10 @@ def main() -> None:
         return
 
     table, results = [], {"rows": given.rows}
-    with tempfile.TemporaryDirectory() as folder:
-        text = write(Path(folder), "jsonl", given.rows).stat().st_size
+    with tempfile.TemporaryDirectory() as directory:
+        text = write(Path(directory), "jsonl", given.rows).stat().st_size
         for kind in FORMATS:
-            file = write(Path(folder), kind, given.rows)
+            file = write(Path(directory), kind, given.rows)
             size = file.stat().st_size
             ours, theirs = (
                 in_own_process("benchmarks.loading", "--point", file, reader)

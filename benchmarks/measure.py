@@ -33,7 +33,7 @@ from transformers.utils import logging as transformers_logging
 from typing_extensions import override
 
 from lightning_vcppo import VCPPOModule
-from lightning_vcppo.cli.configs import shipped_folder
+from lightning_vcppo.cli.configs import shipped_directory
 from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.data.tiny_tokenizer import default_tokenizer
 from lightning_vcppo.models.hf_folders import write_folder
@@ -281,12 +281,12 @@ def actor_fields(config: str) -> dict[str, Any]:
     Args:
         config: Short name of the cold start's config, such as "model/tiny_qwen2".
     """
-    whole = yaml.safe_load((shipped_folder("configs") / f"{config}.yaml").read_text("utf-8"))
+    whole = yaml.safe_load((shipped_directory("configs") / f"{config}.yaml").read_text("utf-8"))
     fields: dict[str, Any] = whole.get("model", whole)["init_args"]["actor"]
     return fields
 
 
-def write_actor(folder: Path, fields: Mapping[str, Any]) -> None:
+def write_actor(directory: Path, fields: Mapping[str, Any]) -> None:
     """Write a model with random weights, and the tokenizer that a cold start trains."""
     tokenizer = default_tokenizer(320)
-    write_folder(folder, build_actor(fields, tokenizer), tokenizer)
+    write_folder(directory, build_actor(fields, tokenizer), tokenizer)

@@ -76,13 +76,13 @@ def main() -> None:
     watch = Stopwatch()
     monitors = watch_everything(watch)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        write_actor(folder / "actor", actor_fields("demo/cold_start"))
+        directory = Path(temporary)
+        write_actor(directory / "actor", actor_fields("demo/cold_start"))
         lightning_cli.main(
             [
                 *("fit", "--config=vcppo", "--config=demo/rl"),
-                *(f"--model.actor={folder / 'actor'}", f"--model.critic={folder / 'actor'}"),
-                *(f"--trainer.default_root_dir={folder}", f"--threads={THREADS}"),
+                *(f"--model.actor={directory / 'actor'}", f"--model.critic={directory / 'actor'}"),
+                *(f"--trainer.default_root_dir={directory}", f"--threads={THREADS}"),
                 *(f"--trainer.limit_train_batches={ROLLOUTS}", "--trainer.val_check_interval=8"),
                 *("--data.val_size=8", "--data.val_batch_size=8", "--loggers=[csv]"),
                 *("--value_pretraining.max_rollouts=5", "--trainer.enable_model_summary=false"),

@@ -112,7 +112,7 @@ class SlowModule(VCPPOModule):
             actor_optimizer=OptimizerSettings(lr=1e-4),
         )
         self.sampler = SlowSampler(self.tokenizer, self.grader, engine)
-        self.ahead = RolloutsAhead(depth, self.sampler)
+        self.source.ahead = RolloutsAhead(depth, self.sampler)
         self._sample_s, self._train_s = sample_s, train_s
 
     @override
@@ -183,8 +183,8 @@ def main() -> None:
     args = parser.parse_args()
     measure.start()
     times = (args.train_s, args.rollouts)
-    with tempfile.TemporaryDirectory() as folder:
-        actor = str(Path(folder) / "actor")
+    with tempfile.TemporaryDirectory() as directory:
+        actor = str(Path(directory) / "actor")
         measure.write_actor(Path(actor), measure.actor_fields("model/tiny_qwen2"))
         seconds: dict[int, float] = {}
         for title, shares, depths in (

@@ -75,9 +75,9 @@ WORKLOADS = {
 }
 
 
-def planned(folder: str, name: str) -> Run:
+def planned(directory: str, name: str) -> Run:
     """Return the description of a workload for the planner."""
-    work, shape = WORKLOADS[name], shape_of(AutoConfig.from_pretrained(folder), folder)
+    work, shape = WORKLOADS[name], shape_of(AutoConfig.from_pretrained(directory), directory)
     return Run(
         actor=shape,
         critic=shape,
@@ -130,18 +130,18 @@ class Bench(EndlessModule):
         self.measured("policy update", lambda: self.update_network("policy", whitened))
 
 
-def fit(folder: str, name: str, rollouts: int) -> Bench:
+def fit(directory: str, name: str, rollouts: int) -> Bench:
     """Run the phases of a workload."""
     work = WORKLOADS[name]
     bench = Bench(
-        folder,
+        directory,
         sampling=SamplingSettings(max_response_length=work.response),
         update=UpdateSettings(
             ppo_mini_batch_size=work.prompts, ppo_max_token_len_per_gpu=work.max_tokens
         ),
         engine=EngineSettings(max_num_seqs=work.prompts),
     )
-    vocabulary = AutoConfig.from_pretrained(folder).vocab_size
+    vocabulary = AutoConfig.from_pretrained(directory).vocab_size
     rng = torch.Generator().manual_seed(0)
     ids_BP = torch.randint(3, vocabulary, (work.prompts, work.prompt), generator=rng)
     count = work.prompts
@@ -152,7 +152,7 @@ def fit(folder: str, name: str, rollouts: int) -> Bench:
     return bench
 
 
-def measure(folder: str, name: str) -> None:
+def measure(directory: str, name: str) -> None:
     """Print the peaks of a workload; runs in its own process."""
     start()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
@@ -161,7 +161,7 @@ def measure(folder: str, name: str) -> None:
         write_actor(Path(tiny), actor_fields("model/tiny_qwen2"))
         fit(tiny, "warm_up", 2)  # allocate the memory of libraries and threads
     base = held_bytes()
-    bench = fit(folder, name, 2)
+    bench = fit(directory, name, 2)
     peaks = {phase: peak - base for phase, peak in bench.peaks.items()}
     print(json.dumps({"peaks": peaks, "took": bench.took}))
 
@@ -171,19 +171,19 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.plan")
     parser.add_argument("--model", default="models/smollm2_135m", help="directory of SmolLM2-135M")
     parser.add_argument("--workload", choices=WORKLOADS, help="only this workload")
-    parser.add_argument("--folder", help="measure one workload in this process")
+    parser.add_argument("--directory", help="measure one workload in this process")
     arguments = parser.parse_args()
-    if arguments.folder:
-        return measure(arguments.folder, arguments.workload)
+    if arguments.directory:
+        return measure(arguments.directory, arguments.workload)
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
     rows: list[list[Any]] = []
     results: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as tiny:
         write_actor(Path(tiny), actor_fields("model/tiny_qwen2"))
         for name in [arguments.workload] if arguments.workload else WORKLOADS:
-            folder = tiny if name.startswith("tiny") else arguments.model
-            point = in_own_process("benchmarks.plan", "--folder", folder, "--workload", name)
-            for phase, memory in plan_memory(planned(folder, name)).items():
+            directory = tiny if name.startswith("tiny") else arguments.model
+            point = in_own_process("benchmarks.plan", "--directory", directory, "--workload", name)
+            for phase, memory in plan_memory(planned(directory, name)).items():
                 measured = point["peaks"][phase]
                 ratio = memory.total / measured
                 rows.append([f"{name}, {phase}", memory.total / 1e6, measured / 1e6, ratio])

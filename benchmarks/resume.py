@@ -217,12 +217,12 @@ def run(arguments: list[str], log: Path) -> int:
         os._exit(code)
 
 
-def differences(folder: Path, reference: Path) -> list[str]:
+def differences(directory: Path, reference: Path) -> list[str]:
     """Return the names of the files in which two runs differ."""
-    files, expected = _files(folder), _files(reference)
+    files, expected = _files(directory), _files(reference)
     found = [f"{name}: only in one" for name in sorted(files ^ expected)]
     for name in sorted(files & expected):
-        mine, theirs = folder / name, reference / name
+        mine, theirs = directory / name, reference / name
         if name == "metrics.csv":
             same = _rows(mine) == _rows(theirs)
         elif name.endswith(".ckpt"):
@@ -234,9 +234,9 @@ def differences(folder: Path, reference: Path) -> list[str]:
     return found
 
 
-def _files(folder: Path) -> set[str]:
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)) for path in paths}.difference(NEVER_COMPARED)
+def _files(directory: Path) -> set[str]:
+    paths = (path for path in directory.rglob("*") if path.is_file())
+    return {str(path.relative_to(directory)) for path in paths}.difference(NEVER_COMPARED)
 
 
 def _rows(path: Path) -> list[list[tuple[str, str]]]:
@@ -267,28 +267,28 @@ def _equal(a: Any, b: Any) -> bool:
 class Ring:
     """The runs that are never killed, and those that are."""
 
-    def __init__(self, folder: Path, batches: int | None = None) -> None:
+    def __init__(self, directory: Path, batches: int | None = None) -> None:
         """Write the model with which all runs start.
 
         Args:
-            folder: Directory of all runs.
+            directory: Directory of all runs.
             batches: Number of batches of an epoch; None takes that of `RUNS`.
         """
-        self._folder = folder
+        self._directory = directory
         self._shorter = [f"--trainer.limit_train_batches={batches}"] if batches else []
         torch.manual_seed(0)
-        write_actor(folder / "actor", TINY)
+        write_actor(directory / "actor", TINY)
         self._stages: dict[str, dict[str, list[float]]] = {}
 
     def _arguments(self, name: str, root: Path, *more: str) -> list[str]:
-        actor = f"--model.actor={self._folder / 'actor'}"
+        actor = f"--model.actor={self._directory / 'actor'}"
         place = f"--trainer.default_root_dir={root}"
         return ["fit", *RUNS[name], *self._shorter, actor, place, *more]
 
     def _stages_of(self, name: str) -> dict[str, list[float]]:
         """Return the durations of stages in the run that is never killed; do it the first time."""
         if name not in self._stages:
-            root = self._folder / f"{name}_never_killed"
+            root = self._directory / f"{name}_never_killed"
             code = run(self._arguments(name, root), log := root.with_suffix(".log"))
             if code:
                 raise RuntimeError(f"the reference run failed:\n{log.read_text()[-3000:]}")
@@ -301,7 +301,7 @@ class Ring:
         stage = rng.choice(sorted(stages))
         occurrence = rng.randrange(len(stages[stage]))
         delay = rng.uniform(0, stages[stage][occurrence])
-        root = self._folder / f"{name}_{index}"
+        root = self._directory / f"{name}_{index}"
         log = root.with_suffix(".log")
         plan = {"stage": stage, "occurrence": occurrence, "delay": delay, "number": number}
         command = self._arguments(name, root)
@@ -314,7 +314,7 @@ class Ring:
         found = [] if code in {-number, 128 + number} else [f"killed: exit code {code}"]
         if code := run(self._arguments(name, root, "--ckpt_path=last"), log):
             found.append(f"resumed: exit code {code}")
-        found += differences(root, self._folder / f"{name}_never_killed")
+        found += differences(root, self._directory / f"{name}_never_killed")
         if not found:
             shutil.rmtree(root)
         return f"{name}: {stage}", found
@@ -331,10 +331,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     number = int(getattr(signal, f"SIG{args.signal}"))
-    folder = args.output or Path(tempfile.mkdtemp(prefix="vcppo_resume_"))
-    folder.mkdir(parents=True, exist_ok=True)
+    directory = args.output or Path(tempfile.mkdtemp(prefix="vcppo_resume_"))
+    directory.mkdir(parents=True, exist_ok=True)
     began_at = time.perf_counter()
-    rng, ring = random.Random(args.seed), Ring(folder, args.batches)
+    rng, ring = random.Random(args.seed), Ring(directory, args.batches)
     hit: Counter[str] = Counter()
     identical = 0
     for index in range(args.kills):
@@ -343,7 +343,7 @@ def main() -> None:
         identical += not found
         print(f"{index:3d}  {stage:30}", "identical" if not found else f"differs: {found}")
     if identical == args.kills and args.output is None:
-        shutil.rmtree(folder)
+        shutil.rmtree(directory)
     seconds = round(time.perf_counter() - began_at)
     summary = {"kills": args.kills, "identical": identical, "signal": args.signal}
     print(json.dumps({**summary, "seed": args.seed, "hit": dict(hit), "seconds": seconds}))

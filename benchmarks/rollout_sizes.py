@@ -107,9 +107,9 @@ def main() -> None:
         print_json(measure(options.file))
         return
     found = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as directory:
         for count in options.counts:
-            file = Path(folder) / f"{count}.jsonl"
+            file = Path(directory) / f"{count}.jsonl"
             with file.open("w", encoding="utf-8") as text:
                 text.writelines(lines(count))
             found.append(in_own_process("benchmarks.rollout_sizes", "--file", file))

@@ -195,10 +195,10 @@ def run(
     title: str, model: Qwen2ForCausalLM, rollout: Rollout, max_tokens: int, repeats: int
 ) -> dict[str, float]:
     """Time both updates and print a table."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_folder(Path(folder, "actor"), model, word_tokenizer(workload("W-tail")))
+    with tempfile.TemporaryDirectory() as directory:
+        write_folder(Path(directory, "actor"), model, word_tokenizer(workload("W-tail")))
         bench = Bench(
-            str(Path(folder, "actor")),
+            str(Path(directory, "actor")),
             sampling=SamplingSettings(max_response_length=rollout.response_mask_BT.shape[1]),
             update=UpdateSettings(
                 ppo_mini_batch_size=len(rollout), ppo_max_token_len_per_gpu=max_tokens
@@ -207,7 +207,7 @@ def run(
             critic_optimizer=OptimizerSettings(lr=LR),
         )
         bench.prepare(rollout)
-        trainer = quiet_trainer(default_root_dir=folder)
+        trainer = quiet_trainer(default_root_dir=directory)
         trainer.fit(bench, steps_without_prompts(repeats + 1))
     assert bench.difference < 1e-5, f"the two updates differ by {bench.difference}"
     tokens = int(rollout.lengths_B.sum())

@@ -56,7 +56,7 @@ Curve = list[tuple[int, float]]
 """Tokens generated so far and explained variance, after each rollout."""
 
 
-def cold_start(folder: Path) -> str:
+def cold_start(directory: Path) -> str:
     """Cold-start a tiny policy that adds, with mistakes; return its directory."""
     L.seed_everything(0, verbose=False)
     module = ColdStartModule(
@@ -69,9 +69,9 @@ def cold_start(folder: Path) -> str:
         val_size=0,
         prompts_per_rollout=32,
     )
-    trainer(folder, COLD_START_UPDATES).fit(module, data)
-    module.export(folder)
-    return str(folder / "actor")
+    trainer(directory, COLD_START_UPDATES).fit(module, data)
+    module.export(directory)
+    return str(directory / "actor")
 
 
 class Judge(L.Callback):
@@ -104,7 +104,9 @@ class Judge(L.Callback):
         self.curve.append((tokens, explained))
 
 
-def pretrain(actor: str, folder: Path, seed: int, rollouts: int, replays: int, lr: float) -> Curve:
+def pretrain(
+    actor: str, directory: Path, seed: int, rollouts: int, replays: int, lr: float
+) -> Curve:
     """Fit a critic and return its curve."""
     L.seed_everything(seed, verbose=False)
     module = VCPPOModule(
@@ -125,21 +127,21 @@ def pretrain(actor: str, folder: Path, seed: int, rollouts: int, replays: int, l
         min_rollouts=rollouts + 1,
         replays=replays,
         held_out_share=0.25 if replays else 1 / PROMPTS,  # the least, because fresh does not use it
-        dirpath=str(folder),
+        dirpath=str(directory),
     )
     judge = Judge()
-    trainer(folder, rollouts, schedule, judge).fit(module, data)
+    trainer(directory, rollouts, schedule, judge).fit(module, data)
     return judge.curve
 
 
-def trainer(folder: Path, batches: int, *callbacks: L.Callback) -> L.Trainer:
+def trainer(directory: Path, batches: int, *callbacks: L.Callback) -> L.Trainer:
     """Make a trainer without output."""
     return measure.quiet_trainer(
         limit_train_batches=batches,
         limit_val_batches=0,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        default_root_dir=folder,
+        default_root_dir=directory,
         callbacks=list(callbacks),
     )
 
@@ -165,10 +167,10 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        actor = cold_start(folder)
-        fresh = [pretrain(actor, folder, seed, FRESH_ROLLOUTS, 0, lr) for seed in seeds]
-        replay = [pretrain(actor, folder, seed, REPLAY_ROLLOUTS, REPLAYS, lr) for seed in seeds]
+        directory = Path(temporary)
+        actor = cold_start(directory)
+        fresh = [pretrain(actor, directory, seed, FRESH_ROLLOUTS, 0, lr) for seed in seeds]
+        replay = [pretrain(actor, directory, seed, REPLAY_ROLLOUTS, REPLAYS, lr) for seed in seeds]
     report(fresh, replay)
 
 

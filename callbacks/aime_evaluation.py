@@ -90,7 +90,7 @@ class AIMEEvaluation(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the files of evaluations that this run will make again."""
         unit, done = _progress(trainer, pl_module)
-        for path in self._folder(trainer).glob(f"{unit}_*") if may_write(trainer) else ():
+        for path in self._directory(trainer).glob(f"{unit}_*") if may_write(trainer) else ():
             number = re.match(r"\d+", path.name.removeprefix(f"{unit}_"))
             if number and int(number[0]) > done:
                 path.unlink()
@@ -154,9 +154,9 @@ class AIMEEvaluation(Callback):
                 get_console().print(_group_table(shown))
         if not may_write(trainer):
             return
-        folder = self._folder(trainer)
+        directory = self._directory(trainer)
         name = f"{'' if group == 'eval' else f'{group}_'}{unit}_{done:06d}"
-        write_records(folder / f"{name}.jsonl", records)
+        write_records(directory / f"{name}.jsonl", records)
         tables = {
             "by_problem": (
                 PROBLEM_COLUMNS,
@@ -165,7 +165,7 @@ class AIMEEvaluation(Callback):
             "by_group": (GROUP_COLUMNS, [row for rows in groups.values() for row in rows]),
         }
         for title, (columns, rows) in tables.items():
-            write_csv(folder / f"{name}_{title}.csv", columns, rows)
+            write_csv(directory / f"{name}_{title}.csv", columns, rows)
             log_table(trainer, f"{group}/{title}", columns, rows, step=done)
         samples = [
             [getattr(record, column) for column in SAMPLE_COLUMNS]
@@ -175,7 +175,7 @@ class AIMEEvaluation(Callback):
         if samples:
             log_table(trainer, f"{group}/samples", SAMPLE_COLUMNS, samples, step=done)
 
-    def _folder(self, trainer: Trainer) -> Path:
+    def _directory(self, trainer: Trainer) -> Path:
         return run_path(trainer, "evaluation", given=self._dirpath)
 
 

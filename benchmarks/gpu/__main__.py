@@ -94,8 +94,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     default = Path(os.environ.get("OUT", "gpu_out"))
-    parser.add_argument("--out", type=Path, default=default, help="folder of results")
-    parser.add_argument("--work", type=Path, help="scratch; a temporary folder by default")
+    parser.add_argument("--out", type=Path, default=default, help="directory of results")
+    parser.add_argument("--work", type=Path, help="scratch; a temporary directory by default")
     parser.add_argument("--budget", type=float, default=420.0, help="seconds of it all")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="sizes of a rehearsal")
@@ -127,8 +127,8 @@ def main() -> int:
         run_part(a)
         return 0
     a.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        a.work = Path(folder) if a.work is None else a.work.resolve()
+    with tempfile.TemporaryDirectory() as directory:
+        a.work = Path(directory) if a.work is None else a.work.resolve()
         a.work.mkdir(parents=True, exist_ok=True)
         return 0 if Check(a).run() else 1
 

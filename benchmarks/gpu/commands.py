@@ -116,14 +116,14 @@ def vcppo(a: Namespace, name: str, arguments: list[str]) -> dict[str, Any]:
 
 def critic_lab(f: Findings, a: Namespace, actor: Path) -> None:
     """Store rollouts; fit, evaluate and compare critics on them."""
-    folder: Path = a.work / "lab"
-    rollouts, critic = folder / "rollouts.jsonl", folder / "critic"
+    directory: Path = a.work / "lab"
+    rollouts, critic = directory / "rollouts.jsonl", directory / "critic"
     commands = {
         "store": [
             *("predict", PRESET, *SMALL, MIXED, f"--model.actor={actor}"),
             *("--model.evaluation.num_generations=4", f"--response_writer.path={rollouts}"),
             *("--model.evaluation.temperature=1", f"--trainer.accelerator={accelerator(a)}"),
-            f"--trainer.default_root_dir={folder / 'store'}",
+            f"--trainer.default_root_dir={directory / 'store'}",
         ],
         "fit": [
             *("critic", "fit", str(rollouts), f"--model={actor}", f"--output={critic}"),
@@ -132,7 +132,7 @@ def critic_lab(f: Findings, a: Namespace, actor: Path) -> None:
         "evaluate": ["critic", "evaluate", str(critic / "critic"), str(rollouts)],
         "compare": [
             *("critic", "compare", str(rollouts), f"--model={actor}", f"--actor={actor}"),
-            *("--critics", "mse", "hl_gauss", "side", f"--output={folder / 'compared'}"),
+            *("--critics", "mse", "hl_gauss", "side", f"--output={directory / 'compared'}"),
             *("--prefixes=32", "--continuations=4", "--jobs=3"),
             "--reward=tests.support.tiny_runs.parity",
         ],

@@ -70,36 +70,36 @@ SHOWN = (
 
 def run(f: Findings, a: Namespace) -> None:
     """Run the whole and the halves, and compare their metrics."""
-    folder: Path = a.work / f"fit_{a.argument}"
-    folder.mkdir(parents=True, exist_ok=True)
-    whole, stopped = start(a, folder, "whole"), start(a, folder, "halves", *STOP)
+    directory: Path = a.work / f"fit_{a.argument}"
+    directory.mkdir(parents=True, exist_ok=True)
+    whole, stopped = start(a, directory, "whole"), start(a, directory, "halves", *STOP)
     f.put(stopped_rc=stopped.wait())
-    resumed = start(a, folder, "halves", "--ckpt_path=last")
+    resumed = start(a, directory, "halves", "--ckpt_path=last")
     f.put(whole_rc=whole.wait(), resumed_rc=resumed.wait())
     for name in ("whole", "halves"):
-        lines = [x for x in (folder / f"{name}.log").read_text().splitlines() if x.strip()]
+        lines = [x for x in (directory / f"{name}.log").read_text().splitlines() if x.strip()]
         print(*lines[-60:], sep="\n")
         told = [line for line in lines if line.startswith(("attention", "decoding"))]
         f.put(**{f"{name}_last_line": lines[-1][:200] if lines else "", f"{name}_told": told[:4]})
-    f.attempt("metrics", partial(compare, folder))
+    f.attempt("metrics", partial(compare, directory))
 
 
-def start(a: Namespace, folder: Path, name: str, *more: str) -> subprocess.Popen[bytes]:
+def start(a: Namespace, directory: Path, name: str, *more: str) -> subprocess.Popen[bytes]:
     """Start `vcppo fit`."""
     actor = small_actor(a.work / f"actor_{a.argument}")
     port = str(20_000 + 2 * (os.getpid() % 10_000) + (name == "whole"))
     command = [sys.executable, "-m", "lightning_vcppo", "fit", PRESET, *SMALL, *FITS[a.argument]]
     command += [f"--model.actor={actor}", f"--trainer.accelerator={accelerator(a)}"]
-    command += [f"--trainer.default_root_dir={folder / name}", *more]
-    with (folder / f"{name}.log").open("a") as log:
+    command += [f"--trainer.default_root_dir={directory / name}", *more]
+    with (directory / f"{name}.log").open("a") as log:
         return subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"MASTER_PORT": port}
         )
 
 
-def compare(folder: Path) -> dict[str, Any]:
+def compare(directory: Path) -> dict[str, Any]:
     """Return whether the resumed run is the whole one, and what it measured last."""
-    one, two = (metrics(folder / name / "metrics.csv") for name in ("whole", "halves"))
+    one, two = (metrics(directory / name / "metrics.csv") for name in ("whole", "halves"))
     worst = largest_gap(one, two)
     return {
         "rows": len(one),

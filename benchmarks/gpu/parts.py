@@ -22,7 +22,7 @@ class Plan:
     """A part of the check.
 
     Attributes:
-        module: File of this folder whose function `run` does it.
+        module: File of this directory whose function `run` does it.
         argument: What it is told.
         seconds: Its limit.
     """

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the check on the GPU machine, from the folder that holds .gpu (prepare.sh):
+# Run the check on the GPU machine, from the directory that holds .gpu (prepare.sh):
 #   bash .gpu/run.sh --budget 330
 # Arguments are those of `python -m benchmarks.gpu`. Results are in $OUT, else in gpu_out/.
 set -u

@@ -133,9 +133,9 @@ def big_model(
     return model
 
 
-def small_actor(folder: Path) -> Path:
+def small_actor(directory: Path) -> Path:
     """Write a small actor with grouped queries, and its tokenizer."""
-    if not (folder / "config.json").exists():
+    if not (directory / "config.json").exists():
         fields = {
             "model_type": "qwen2",
             "hidden_size": 128,
@@ -146,5 +146,5 @@ def small_actor(folder: Path) -> Path:
             "max_position_embeddings": 1024,
             "tie_word_embeddings": True,
         }
-        write_actor(folder, fields)
-    return folder
+        write_actor(directory, fields)
+    return directory

@@ -182,9 +182,9 @@ def run(f: Findings, a: Namespace) -> None:
 
 def train(f: Findings, a: Namespace, sizes: Sizes, precision: str, strategy: str) -> None:
     """Fit for as many batches as there are things to time."""
-    folder: Path = a.work / f"update_{a.argument.replace(' ', '_')}"
+    directory: Path = a.work / f"update_{a.argument.replace(' ', '_')}"
     module = Bench(
-        str(small_actor(folder / "actor")),
+        str(small_actor(directory / "actor")),
         reward=half_right,
         sampling=SamplingSettings(max_response_length=sizes.sampled),
         engine=EngineSettings(max_num_seqs=sizes.rows),
@@ -205,7 +205,7 @@ def train(f: Findings, a: Namespace, sizes: Sizes, precision: str, strategy: str
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        default_root_dir=folder,
+        default_root_dir=directory,
     )
     prompts = torch.randint(2, 300, (sizes.rows, sizes.prompt)).tolist()
     batch = PromptBatch([Problem("", 0)] * sizes.rows, prompts, list(range(sizes.rows)))

@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
-from lightning_vcppo.cli.configs import shipped_folder
+from lightning_vcppo.cli.configs import shipped_directory
 
 DUAL_CLIP = ("ppo", "dppo_tv")
 LOSSES = (*DUAL_CLIP, "dis", "cispo", "gspo")
-PRESETS = sorted(path.stem for path in shipped_folder("configs").glob("*.yaml"))
+PRESETS = sorted(path.stem for path in shipped_directory("configs").glob("*.yaml"))
 STRATEGIES = ("ddp", "fsdp2", "hsdp")
 REWARDS = ("parity", "parity", "parity", "always", "never")
 PLACEMENTS = ("loss", "reward")
@@ -125,7 +125,7 @@ def _reward(rng: random.Random) -> list[str]:
 
 def _algorithm(rng: random.Random, preset: str) -> list[str]:
     """Return tiny sizes for a preset, and random options that presets leave off."""
-    given = yaml.safe_load((shipped_folder("configs") / f"{preset}.yaml").read_text())
+    given = yaml.safe_load((shipped_directory("configs") / f"{preset}.yaml").read_text())
     model: dict[str, Any] = given["model"]["init_args"]
     is_group = model.get("advantage", {}).get("estimator", "gae") != "gae"
     needs_groups = is_group or model.get("value", {}).get("prompt_noise_weighting")

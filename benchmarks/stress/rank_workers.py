@@ -82,14 +82,14 @@ class Workers:
         self._each = []
 
     def run(
-        self, words: Sequence[str], ranks: int, folder: Path, limit_s: float
+        self, words: Sequence[str], ranks: int, directory: Path, limit_s: float
     ) -> list[Outcome] | None:
         """Run `vcppo` in the first `ranks` processes.
 
         Args:
             words: Arguments of the command.
             ranks: Number of processes.
-            folder: Directory to which each process writes its output, as `RANK.log`.
+            directory: Directory to which each process writes its output, as `RANK.log`.
             limit_s: Seconds after which the run counts as stuck.
 
         Returns:
@@ -99,7 +99,7 @@ class Workers:
         port, ends = free_port(), time.monotonic() + limit_s
         chosen = self._each[:ranks]
         for rank, (_, connection) in enumerate(chosen):
-            connection.send((tuple(words), rank, ranks, port, str(folder / f"{rank}.log")))
+            connection.send((tuple(words), rank, ranks, port, str(directory / f"{rank}.log")))
         outcomes = []
         for _, connection in chosen:
             with suppress(EOFError, OSError):

@@ -1,7 +1,7 @@
 """Run random settings on several ranks, and check that all end with the same collectives.
 
     python -m benchmarks.stress.ranks --runs 200 --seed 0
-    python -m benchmarks.stress.ranks --runs 1 --start 17 --seed 0 --folder DIRECTORY    # run 17
+    python -m benchmarks.stress.ranks --runs 1 --start 17 --seed 0 --directory DIRECTORY    # run 17
 
 Run i of a seed is always the same: a preset with tiny sizes, ddp, fsdp2 or two copies of shards
 (hsdp), 2 or 4 ranks, and settings under which ranks may diverge: token budgets, prompts and
@@ -56,29 +56,29 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=120.0, help="seconds of one command")
     parser.add_argument(
-        "--folder", type=Path, help="directory of the runs; default: a temporary one"
+        "--directory", type=Path, help="directory of the runs; default: a temporary one"
     )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = args.folder or Path(scratch)
+        directory = args.directory or Path(scratch)
         runs = range(args.start, args.start + args.runs)
-        print(json.dumps(stress(runs, args.seed, folder, args.limit)))
+        print(json.dumps(stress(runs, args.seed, directory, args.limit)))
 
 
-def stress(runs: range, seed: int, folder: Path, limit_s: float) -> dict[str, float]:
+def stress(runs: range, seed: int, directory: Path, limit_s: float) -> dict[str, float]:
     """Do runs, print their faults, and count them.
 
     Args:
         runs: Numbers of the runs.
         seed: Seed of all runs.
-        folder: Directory to write to.
+        directory: Directory to write to.
         limit_s: Time limit of one command in seconds.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     transformers_logging.set_verbosity_error()
     torch.set_num_threads(1)
     StrategyRegistry.register("hsdp", FSDP2Strategy, shards=2, override=True)
-    actor, sets = prepare(folder)
+    actor, sets = prepare(directory)
     counts: Counter[str] = Counter(dict.fromkeys(("stuck", "mismatched", "failed", "refused"), 0))
     began = time.monotonic()
     workers = Workers(MOST_RANKS)
@@ -86,7 +86,7 @@ def stress(runs: range, seed: int, folder: Path, limit_s: float) -> dict[str, fl
         for number in runs:
             started = time.monotonic()
             verdict, why, stages = one_run(
-                workers, seed * 100_000 + number, folder, actor, sets, limit_s
+                workers, seed * 100_000 + number, directory, actor, sets, limit_s
             )
             counts[verdict] += 1
             took = time.monotonic() - started
@@ -101,13 +101,13 @@ def stress(runs: range, seed: int, folder: Path, limit_s: float) -> dict[str, fl
     return {"runs": len(runs), **counts, "seconds": round(time.monotonic() - began, 1)}
 
 
-def prepare(folder: Path) -> tuple[Path, Path]:
+def prepare(directory: Path) -> tuple[Path, Path]:
     """Write a tiny actor and two evaluation sets that no number of ranks divides."""
     tokenizer = default_tokenizer(320)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = loading.build_actor(TINY, tokenizer)
-    actor, sets = folder / "actor", folder / "sets"
+    actor, sets = directory / "actor", directory / "sets"
     write_folder(actor, model, tokenizer)
     sets.mkdir(parents=True, exist_ok=True)
     for name, size in (("three", 3), ("five", 5)):
@@ -117,7 +117,7 @@ def prepare(folder: Path) -> tuple[Path, Path]:
 
 
 def one_run(
-    workers: Workers, seed: int, folder: Path, actor: Path, sets: Path, limit_s: float
+    workers: Workers, seed: int, directory: Path, actor: Path, sets: Path, limit_s: float
 ) -> tuple[str, str, list[Stage]]:
     """Do one run and compare its ranks.
 
@@ -125,7 +125,7 @@ def one_run(
         "well", "stuck", "mismatched", "failed" or "refused"; the reason; the commands of the run.
     """
     stages = invent(seed, actor, sets)
-    place = folder / f"run_{seed}"
+    place = directory / f"run_{seed}"
     place.mkdir(parents=True, exist_ok=True)
     for stage in stages:
         words = [

@@ -44,9 +44,11 @@ LIMIT_S = 900.0
 class Trainer:
     """A run in a process that can be killed and restarted."""
 
-    def __init__(self, actor: Path, folder: Path, servers: list[ServerProcess], vllm: bool) -> None:
+    def __init__(
+        self, actor: Path, directory: Path, servers: list[ServerProcess], vllm: bool
+    ) -> None:
         """Collect the arguments; nothing is started yet."""
-        self.folder, self._log = folder, folder.with_suffix(".log")
+        self.directory, self._log = directory, directory.with_suffix(".log")
         token = [f"--model.engine.token_file={servers[0].token_file}"] if vllm else []
         self._command = [
             *(sys.executable, "-m", "lightning_vcppo", "fit", f"--model.actor={actor}", *ROLLOUTS),
@@ -55,13 +57,13 @@ class Trainer:
             *("--model.engine.retry_s=0.1", "--rollout_checkpoint.max_time_share=null"),
             *("--model.actor_optimizer.lr=0.0001", f"--data.train_size={12 * ROLLOUT_COUNT}"),
             f"--trainer.limit_train_batches={ROLLOUT_COUNT}",
-            f"--trainer.default_root_dir={folder}",
+            f"--trainer.default_root_dir={directory}",
         ]
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start the run, from its last checkpoint if there is one."""
-        resume = (self.folder / "checkpoints" / "last.ckpt").exists()
+        resume = (self.directory / "checkpoints" / "last.ckpt").exists()
         command = [*self._command, *(["--ckpt_path=last"] if resume else [])]
         with self._log.open("a") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
@@ -86,13 +88,13 @@ class Trainer:
 
     def rollouts(self) -> list[int]:
         """Return the numbers of the rollouts that have a row in metrics.csv."""
-        with (self.folder / "metrics.csv").open() as file:
+        with (self.directory / "metrics.csv").open() as file:
             rows = list(csv.DictReader(file))
         return [int(float(row["step"])) for row in rows if row.get("rollout/reward_mean")]
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Return the weights at the end of the run."""
-        path = self.folder / "checkpoints" / "last.ckpt"
+        path = self.directory / "checkpoints" / "last.ckpt"
         state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
         return state
 
@@ -119,7 +121,7 @@ def disturb(
     while not trainer.has_ended():
         if time.monotonic() > end:
             trainer.kill()
-            raise TimeoutError(str(trainer.folder))
+            raise TimeoutError(str(trainer.directory))
         time.sleep(0.05)
         if len(killed) == kills or time.monotonic() < next_kill:
             continue
@@ -153,12 +155,12 @@ def main() -> None:
     killed: list[str] = []
     runs = lost = 0
     with tempfile.TemporaryDirectory() as place:
-        folder, tokenizer = Path(place), default_tokenizer(320)
+        directory, tokenizer = Path(place), default_tokenizer(320)
         torch.manual_seed(options.seed)
         actor = loading.build_actor(TINY_QWEN2 | {"hidden_size": 64}, tokenizer)
-        write_folder(folder / "actor", actor, tokenizer)
+        write_folder(directory / "actor", actor, tokenizer)
         servers = [
-            ServerProcess(folder / "actor", folder, vllm=options.vllm)
+            ServerProcess(directory / "actor", directory, vllm=options.vllm)
             for _ in range(options.servers)
         ]
         try:
@@ -166,12 +168,12 @@ def main() -> None:
                 server.start()
             for server in servers:
                 server.wait()
-            calm = Trainer(folder / "actor", folder / "calm", servers, options.vllm)
+            calm = Trainer(directory / "actor", directory / "calm", servers, options.vllm)
             start = time.monotonic()
             disturb(calm, servers, 0, chance, 1.0)
             run_s = time.monotonic() - start
             while len(killed) < options.kills:
-                run = Trainer(folder / "actor", folder / f"run_{runs}", servers, options.vllm)
+                run = Trainer(directory / "actor", directory / f"run_{runs}", servers, options.vllm)
                 victims = disturb(run, servers, options.kills - len(killed), chance, run_s)
                 gap, rows = difference(run, calm), run.rollouts()
                 whole = rows == list(range(1, ROLLOUT_COUNT + 1)) == calm.rollouts()

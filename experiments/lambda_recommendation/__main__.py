@@ -38,19 +38,21 @@ def lambda_of(arm: Arm) -> float:
     return float(arm.name.rpartition("_")[2])
 
 
-def recommend(arms: list[Arm], numbers: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
+def recommend(
+    arms: list[Arm], numbers: dict[str, Any], seed: int, directory: Path
+) -> dict[str, Any]:
     """Return the recommendation for the start of a task.
 
     Args:
         arms: Arms of the task.
         numbers: Section `recommendation` of the protocol.
         seed: Seed of the start.
-        folder: Directory of start, rollouts and critics.
+        directory: Directory of start, rollouts and critics.
     """
     setting, algorithm = arms[0].setting, arms[0].algorithm
-    prepare(setting, seed, folder)
-    actor, reward_model = folder / "cold_start/actor", folder / "reward_model/reward_model"
-    rollouts = folder / "rollouts.jsonl"
+    prepare(setting, seed, directory)
+    actor, reward_model = directory / "cold_start/actor", directory / "reward_model/reward_model"
+    rollouts = directory / "rollouts.jsonl"
     configs = [f"--config={ROOT / 'configs' / algorithm}", f"--config={setting / 'rl.yaml'}"]
     networks = [f"--model.actor={actor}", f"--model.critic={reward_model}"]
     size = [
@@ -60,8 +62,8 @@ def recommend(arms: list[Arm], numbers: dict[str, Any], seed: int, folder: Path)
         f"--seed_everything={seed}",
     ]
     if not rollouts.exists():
-        vcppo(["predict", *configs, *networks, *size], folder / "predict")
-    compared = folder / "compared"
+        vcppo(["predict", *configs, *networks, *size], directory / "predict")
+    compared = directory / "compared"
     lambdas = [f"{lambda_of(arm):g}" for arm in arms]
     critic = f"{numbers['critic']}:lr={arms[0].critic_lr:g}"
     vcppo_plain(
@@ -115,8 +117,8 @@ def main() -> None:
             text = yaml.safe_load((Path(__file__).parent / "protocol.yaml").read_text())
             (seed,) = protocol.pilot_seeds
             for task, arms in tasks(protocol).items():
-                folder = arguments.runs / task / f"seed_{seed}"
-                known[task] = recommend(arms, text["recommendation"], seed, folder)
+                directory = arguments.runs / task / f"seed_{seed}"
+                known[task] = recommend(arms, text["recommendation"], seed, directory)
                 path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
                 print(f"{task}: {known[task]['recommended']}; {known[task]['reason']}")
             return
@@ -129,8 +131,8 @@ def main() -> None:
             raise ValueError("--seeds: no arm is run with the pilot's seed")
         protocol.check_seeds(seeds)
         for task, arms in tasks(protocol).items():
-            folder = arguments.runs / task
-            run(arms, seeds, Results(arguments.results), folder, arguments.processes)
+            directory = arguments.runs / task
+            run(arms, seeds, Results(arguments.results), directory, arguments.processes)
     except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
 

@@ -16,23 +16,23 @@ TRACES = ("metrics.csv", f"{CHECKPOINTS}/*.ckpt", "hpc_ckpt_*.ckpt", "diagnostic
 """Files that a training run leaves in its directory from its first rollout on."""
 
 
-def find_last(folder: Path) -> Path | None:
+def find_last(directory: Path) -> Path | None:
     """Return the checkpoint from which the run of a directory resumes, if there is one."""
-    path = folder / CHECKPOINTS / LAST
+    path = directory / CHECKPOINTS / LAST
     recover(path)
     return path if path.exists() else None
 
 
-def was_requeued(folder: Path) -> bool:
+def was_requeued(directory: Path) -> bool:
     """Return whether SLURM has restarted this job after Lightning saved it."""
-    return SLURMEnvironment.detect() and any(folder.glob("hpc_ckpt_*.ckpt"))
+    return SLURMEnvironment.detect() and any(directory.glob("hpc_ckpt_*.ckpt"))
 
 
-def choose_start(folder: Path, ckpt_path: str | None, *, overwrite: bool) -> str | None:
+def choose_start(directory: Path, ckpt_path: str | None, *, overwrite: bool) -> str | None:
     """Return the checkpoint that a training run starts from; None to start from scratch.
 
     Args:
-        folder: Directory of the run.
+        directory: Directory of the run.
         ckpt_path: Value of the flag: a checkpoint, "last", or None for a new run (or for one that
             SLURM has requeued; Lightning's name for its checkpoint is "hpc").
         overwrite: Whether a new run may replace the one in the directory.
@@ -46,18 +46,18 @@ def choose_start(folder: Path, ckpt_path: str | None, *, overwrite: bool) -> str
             raise ValueError(
                 "--overwrite starts a new run, --ckpt_path=last resumes the old one: give only one"
             )
-        last = find_last(folder)
+        last = find_last(directory)
         if last is None:
-            rank_zero_info(f"{folder} has no {CHECKPOINTS}/{LAST} yet: starting from scratch")
+            rank_zero_info(f"{directory} has no {CHECKPOINTS}/{LAST} yet: starting from scratch")
         return str(last) if last else None
-    if ckpt_path is None and was_requeued(folder):
+    if ckpt_path is None and was_requeued(directory):
         return "hpc"
-    if ckpt_path is None or folder.absolute() not in Path(ckpt_path).absolute().parents:
-        _claim(folder, overwrite=overwrite)
+    if ckpt_path is None or directory.absolute() not in Path(ckpt_path).absolute().parents:
+        _claim(directory, overwrite=overwrite)
     return ckpt_path
 
 
-def choose_weights(folder: Path, ckpt_path: str | None) -> str | None:
+def choose_weights(directory: Path, ckpt_path: str | None) -> str | None:
     """Return the checkpoint to evaluate; "last" is the one from which the run would resume.
 
     Raises:
@@ -65,22 +65,22 @@ def choose_weights(folder: Path, ckpt_path: str | None) -> str | None:
     """
     if ckpt_path != "last":
         return ckpt_path
-    last = find_last(folder)
+    last = find_last(directory)
     if last is None:
-        raise ValueError(f"--ckpt_path=last: {folder} has no {CHECKPOINTS}/{LAST}")
+        raise ValueError(f"--ckpt_path=last: {directory} has no {CHECKPOINTS}/{LAST}")
     return str(last)
 
 
 @rank_zero_only
-def _claim(folder: Path, *, overwrite: bool) -> None:
+def _claim(directory: Path, *, overwrite: bool) -> None:
     """Refuse a directory that contains a run, or remove the checkpoints of that run.
 
     Its other files are replaced by their writers when training starts.
     """
-    traces = list(_traces(folder))
+    traces = list(_traces(directory))
     if traces and not overwrite:
         raise ValueError(
-            f"{folder} contains a run ({traces[0].relative_to(folder)}): resume it with "
+            f"{directory} contains a run ({traces[0].relative_to(directory)}): resume it with "
             "--ckpt_path=last, keep it with another --trainer.default_root_dir, or replace it with "
             "--overwrite"
         )
@@ -89,6 +89,6 @@ def _claim(folder: Path, *, overwrite: bool) -> None:
             remove(path)
 
 
-def _traces(folder: Path) -> Iterator[Path]:
+def _traces(directory: Path) -> Iterator[Path]:
     for pattern in TRACES:
-        yield from sorted(folder.glob(pattern))
+        yield from sorted(directory.glob(pattern))

@@ -50,13 +50,14 @@ def _refusal(source: str) -> str:
     )
 
 
-def weights_format(source: str, folder: Path) -> dict[str, bool]:
+def weights_format(source: str, directory: Path) -> dict[str, bool]:
     """Return the option of `from_pretrained` that refuses pickles, unless they are allowed.
 
     Raises:
         ValueError: If the only weights of a directory are a pickle, and pickles are not allowed.
     """
-    only_pickles = any(folder.glob("pytorch_model*.bin*")) and not any(folder.glob("*.safetensors"))
+    has_pickles = any(directory.glob("pytorch_model*.bin*"))
+    only_pickles = has_pickles and not any(directory.glob("*.safetensors"))
     if not pickles_allowed():
         if only_pickles:
             raise ValueError(_refusal(source))

@@ -24,7 +24,7 @@ FRAGMENT_FLAGS = {
 """Flags that accept a config fragment, and its directory in `configs/`."""
 
 
-def shipped_folder(name: str) -> Path:
+def shipped_directory(name: str) -> Path:
     """Return a directory of documents or configs, in a checkout or a wheel."""
     inside = PACKAGE / name
     return inside if inside.is_dir() else PACKAGE.parent / name
@@ -33,7 +33,7 @@ def shipped_folder(name: str) -> Path:
 @cache
 def config_names() -> tuple[str, ...]:
     """Return the short names of all configs: `vcppo`, `demo/rl`, `data/aime24`, ..."""
-    root = shipped_folder("configs")
+    root = shipped_directory("configs")
     files = (path.relative_to(root).as_posix() for path in root.rglob("*.yaml"))
     return tuple(sorted(file.removesuffix(".yaml") for file in files))
 
@@ -50,7 +50,7 @@ def find_config(name: str) -> str | None:
     short = name.removeprefix("configs/").removesuffix(".yaml")
     if short not in config_names():
         return None
-    path = shipped_folder("configs") / f"{short}.yaml"
+    path = shipped_directory("configs") / f"{short}.yaml"
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
@@ -79,19 +79,19 @@ def _resolved(arguments: Iterable[str]) -> Iterator[str]:
 def _file(flag: str, value: str) -> str:
     """Return the file of a config's name; any other value unchanged."""
     if flag in ("-c", "--config"):
-        folder = ""
+        directory = ""
         is_name = value != "null" and not set(value) & set(":{}\n")  # else YAML itself, or a URL
     else:
-        folder = f"{FRAGMENT_FLAGS.get(flag.replace('.init_args', ''), '-')}/"
-        is_name = value.removeprefix("configs/").startswith(folder)
+        directory = f"{FRAGMENT_FLAGS.get(flag.replace('.init_args', ''), '-')}/"
+        is_name = value.removeprefix("configs/").startswith(directory)
     if not is_name:
         return value
     if file := find_config(value):
         return file
     short = value.removeprefix("configs/").removesuffix(".yaml")
-    names = [name for name in config_names() if name.startswith(folder)]
-    ends = {name.removeprefix(folder): name for name in names}
-    close = nearest(short.removeprefix(folder), ends)
-    first = [name for name in names if "/" not in name.removeprefix(folder)]
+    names = [name for name in config_names() if name.startswith(directory)]
+    ends = {name.removeprefix(directory): name for name in names}
+    close = nearest(short.removeprefix(directory), ends)
+    first = [name for name in names if "/" not in name.removeprefix(directory)]
     hint = f"did you mean {ends[close]}?" if close else f"expected one of {', '.join(first)}"
     raise ValueError(f"{flag}: {value}: no such file, and no config of that name; {hint}")

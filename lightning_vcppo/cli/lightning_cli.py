@@ -181,11 +181,11 @@ class VCPPOCLI(LightningCLI):
             torch.set_num_threads(threads)
         given = self.config[str(self.subcommand)]
         _settle_paths(given)
-        folder, self._start = Path(given.trainer.default_root_dir), given.ckpt_path
+        directory, self._start = Path(given.trainer.default_root_dir), given.ckpt_path
         if self.subcommand != "fit":
-            self._start = choose_weights(folder, self._start)
+            self._start = choose_weights(directory, self._start)
         elif not given.trainer.fast_dev_run:
-            self._start = choose_start(folder, self._start, overwrite=given.overwrite)
+            self._start = choose_start(directory, self._start, overwrite=given.overwrite)
             given.overwrite = False  # config.yaml must not repeat it
 
     def _run_seeds(self) -> NoReturn:
@@ -246,7 +246,7 @@ class VCPPOCLI(LightningCLI):
         try:
             yield
         except Exception as error:  # `describe` returns None for a bug, which is raised again
-            line = describe(error, folder=given.trainer.default_root_dir)
+            line = describe(error, directory=given.trainer.default_root_dir)
             if line is None:
                 raise
             values = {

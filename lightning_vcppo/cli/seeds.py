@@ -77,7 +77,7 @@ class SeedRun:
 
     Attributes:
         seed: The seed.
-        folder: Directory of the run.
+        directory: Directory of the run.
         arguments: Arguments of `vcppo`, without those that resume an earlier run.
         total: Number of rollouts (or updates) of the run, if it is known.
         state: waiting, running, finished, skipped, interrupted or failed.
@@ -85,7 +85,7 @@ class SeedRun:
     """
 
     seed: int
-    folder: Path
+    directory: Path
     arguments: list[str]
     total: int | None = None
     state: str = "waiting"
@@ -100,7 +100,7 @@ class SeedRun:
         Raises:
             ValueError: If the directory has a run of other flags, or its record cannot be read.
         """
-        path = self.folder / RECORD
+        path = self.directory / RECORD
         if overwrite:
             remove(path)
         if not path.exists():
@@ -115,15 +115,15 @@ class SeedRun:
             changed = [a for a in either if a not in before or a not in self.arguments]
             which = ", ".join(changed) or "in another order"
             raise ValueError(
-                f"{self.folder} holds a run of other flags ({which}); "
+                f"{self.directory} holds a run of other flags ({which}); "
                 "choose another --trainer.default_root_dir, or replace it with --overwrite"
             )
         self.state = "skipped" if finished else self.state
 
     def start(self, environment: dict[str, str], *, overwrite: bool, record: bool) -> None:
         """Start the process; an interrupted run is resumed from its last checkpoint."""
-        resumes = (self.folder / RECORD).exists()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        resumes = (self.directory / RECORD).exists()
+        self.directory.mkdir(parents=True, exist_ok=True)
         if record:
             self._record(finished=False)
         command = [sys.executable, "-m", "lightning_vcppo", *self.arguments]
@@ -131,7 +131,7 @@ class SeedRun:
             command.append("--ckpt_path=last")
         elif overwrite:
             command.append("--overwrite")
-        with (self.folder / LOG).open("ab" if resumes else "wb") as log:
+        with (self.directory / LOG).open("ab" if resumes else "wb") as log:
             # In a new session, Ctrl-C in the terminal reaches it once, through this process.
             self.process = subprocess.Popen(
                 command,
@@ -154,7 +154,7 @@ class SeedRun:
             self.state = "interrupted"
         else:
             self.state = "failed"
-            lines = (self.folder / LOG).read_text(encoding="utf-8", errors="replace").split("\n")
+            lines = (self.directory / LOG).read_text(encoding="utf-8", errors="replace").split("\n")
             self.reason = printable(next((x.strip() for x in reversed(lines) if x.strip()), ""))
 
     def line(self) -> str:
@@ -174,14 +174,14 @@ class SeedRun:
     def _progress(self) -> tuple[int, str]:
         """Return the last step of metrics.csv and its accuracy."""
         step, accuracy = 0, ""
-        for row in csv.DictReader(whole_lines(self.folder / "metrics.csv")):
+        for row in csv.DictReader(whole_lines(self.directory / "metrics.csv")):
             step = max(step, int(float(row.get("step") or 0)))
             found = row.get("rollout/accuracy")
             accuracy = f"{100 * float(found):.1f} %" if found else accuracy
         return step, accuracy
 
     def _record(self, *, finished: bool) -> None:
-        with complete_file(self.folder / RECORD) as file:
+        with complete_file(self.directory / RECORD) as file:
             json.dump({"arguments": self.arguments, "finished": finished}, file, indent=2)
 
 
@@ -237,7 +237,7 @@ def run_seeds(
             show(None)
     failed = [run for run in runs if run.state == "failed"]
     for run in failed:
-        print(f"seed {run.seed} failed: {run.reason} (see {run.folder / LOG})", file=sys.stderr)
+        print(f"seed {run.seed} failed: {run.reason} (see {run.directory / LOG})", file=sys.stderr)
     if signals:
         print("interrupted; the same command resumes the seeds", file=sys.stderr)
         return 128 + signals[0]
@@ -247,15 +247,15 @@ def run_seeds(
 
 
 def _run_of(seed: int, arguments: Sequence[str], output: Path, total: int | None) -> SeedRun:
-    folder = output / f"seed_{seed}"
+    directory = output / f"seed_{seed}"
     own = [
         f"--seed_everything={seed}",
-        f"--trainer.default_root_dir={folder}",
+        f"--trainer.default_root_dir={directory}",
         "--seeds=null",
         "--jobs=null",
     ]
     filled = [argument.replace(PLACEHOLDER, str(seed)) for argument in _of_one_run(arguments)]
-    return SeedRun(seed, folder, [*filled, *own], total)
+    return SeedRun(seed, directory, [*filled, *own], total)
 
 
 def _of_one_run(arguments: Sequence[str]) -> Iterator[str]:

@@ -119,12 +119,12 @@ def one_line(message: str) -> str:
     return text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]} ..."
 
 
-def describe(error: Exception, folder: str = "the run's directory") -> str | None:
+def describe(error: Exception, directory: str = "the run's directory") -> str | None:
     """Return the message of an error for the user; None if it is a bug.
 
     Args:
         error: Any error.
-        folder: Directory of the run, for disk errors that name no file.
+        directory: Directory of the run, for disk errors that name no file.
     """
     if isinstance(error, UserError):
         return str(error)
@@ -132,7 +132,7 @@ def describe(error: Exception, folder: str = "the run's directory") -> str | Non
         system = re.search(r"\(os error (\d+)\)", str(link))  # the form of Rust, from safetensors
         number = link.errno if isinstance(link, OSError) else int(system[1]) if system else None
         if number in NO_SPACE:
-            place = getattr(link, "filename", None) or folder
+            place = getattr(link, "filename", None) or directory
             return (
                 f"{place}: {os.strerror(number).lower()}; make room or choose another "
                 "--trainer.default_root_dir, and resume with --ckpt_path=last"

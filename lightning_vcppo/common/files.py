@@ -68,22 +68,22 @@ def run_path(trainer: Trainer, *parts: str | Path, given: str | None = None) -> 
     return Path(local_path(trainer.default_root_dir, "--trainer.default_root_dir"), *parts)
 
 
-def check_place(folder: Path) -> None:
+def check_place(directory: Path) -> None:
     """Check that a directory exists and is writable, or can be created; create nothing.
 
     Raises:
         OSError: If it could not be created, or is not writable.
     """
-    folder = folder.absolute()
-    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    directory = directory.absolute()
+    nearest = next(path for path in (directory, *directory.parents) if path.exists())
     effective = os.access in os.supports_effective_ids
     if not nearest.is_dir():
-        code = errno.EEXIST if nearest == folder else errno.ENOTDIR
+        code = errno.EEXIST if nearest == directory else errno.ENOTDIR
     elif not os.access(nearest, os.W_OK | os.X_OK, effective_ids=effective):
         code = errno.EACCES
     else:
         return
-    raise OSError(code, os.strerror(code), str(folder))
+    raise OSError(code, os.strerror(code), str(directory))
 
 
 @contextlib.contextmanager
@@ -128,7 +128,7 @@ def put_in_place(finished: Path, path: Path) -> None:
         path.rename(replaced)
     os.replace(finished, path)
     remove(replaced)
-    _sync_folder(path.parent)
+    _sync_directory(path.parent)
 
 
 def remove(path: Path) -> None:
@@ -154,10 +154,10 @@ def whole_lines(path: Path) -> list[str]:
         return [line for line in file if line.endswith("\n")]
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_directory(directory: Path) -> None:
     """Make the names in a directory survive a power failure, if the system supports it."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

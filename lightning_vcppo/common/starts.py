@@ -33,11 +33,11 @@ def fingerprint(source: Any) -> str:
     """
     if not isinstance(source, str):
         return json.dumps(source, sort_keys=True, default=str)
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
+    directory = Path(source).expanduser()
+    if not directory.is_dir():
         return source
     digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(path for pattern in WEIGHTS for path in folder.glob(pattern)):
+    for path in sorted(path for pattern in WEIGHTS for path in directory.glob(pattern)):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:

@@ -24,7 +24,7 @@ from lightning_vcppo.comparison.runs import (
     TRAINING_ACCURACY,
     RunData,
     expand,
-    read_folder,
+    read_directory,
 )
 from lightning_vcppo.comparison.statistics import Interval
 from lightning_vcppo.comparison.tables import read_table
@@ -168,7 +168,7 @@ def read(paths: Sequence[Path], options: Options) -> list[RunData]:
     runs: list[RunData] = []
     for path in expand(paths):
         if path.is_dir():
-            runs.append(read_folder(path))
+            runs.append(read_directory(path))
         else:
             runs += read_table(path, options.by, options.problems)
     return runs

@@ -163,36 +163,36 @@ class RunData:
         return True
 
 
-def read_folder(folder: Path) -> RunData:
+def read_directory(directory: Path) -> RunData:
     """Read the directory of a run.
 
     Raises:
         ValueError: If it is not the directory of a run, a file cannot be read, or the config or
             its seed is missing.
     """
-    run = read_run(folder, str(folder))
+    run = read_run(directory, str(directory))
     seed = run.config.get("seed_everything")
     if not isinstance(seed, int) or isinstance(seed, bool):
         lacks = "a seed (seed_everything)" if run.config else "config.yaml"
-        raise ValueError(f"{folder}: no {lacks}; expected the directory of a run of `vcppo fit`")
+        raise ValueError(f"{directory}: no {lacks}; expected the directory of a run of `vcppo fit`")
     curves = {key: list(zip(*run.curve(key), strict=True)) for key in run.keys if "/" in key}
     problems = dict(_problems(run))
     for evaluation, metric in _named(run):
         curve = dict(curves.get(metric, ()))
         curve.setdefault(evaluation.step, evaluation.accuracy)
         curves[metric] = sorted(curve.items())
-    name = re.sub(r"[-_.]?seed[-_]?\d+$", "", folder.resolve().name)
+    name = re.sub(r"[-_.]?seed[-_]?\d+$", "", directory.resolve().name)
     return RunData(
-        where=str(folder),
+        where=str(directory),
         seed=seed,
-        label=name or folder.resolve().parent.name,
+        label=name or directory.resolve().parent.name,
         settings=_settings(run.config),
         starts=_starts(run),
         curves=curves,
         places=_places(run),
         problems=problems,
-        began=_changed(folder / START, folder / "config.yaml"),
-        ended=_changed(folder / "metrics.csv"),
+        began=_changed(directory / START, directory / "config.yaml"),
+        ended=_changed(directory / "metrics.csv"),
     )
 
 
@@ -231,7 +231,7 @@ def _problems(run: Run) -> Iterator[tuple[tuple[str, int], Problems]]:
 
 
 def _starts(run: Run) -> dict[str, str]:
-    path = run.folder / START
+    path = run.directory / START
     if not path.exists():  # a run of an earlier version: take the weights as they are now
         return start_fingerprints(run.setting("model.init_args", {}))
     try:

@@ -85,7 +85,7 @@ _HEADS = {
 
 
 def write_card(
-    folder: Path,
+    directory: Path,
     base: str,
     measures: Measures,
     settings: Mapping[str, Any],
@@ -101,7 +101,7 @@ def write_card(
     }
     text = _TEXT.format(
         base=base,
-        name=folder.name,
+        name=directory.name,
         responses=measures.responses,
         prompts=measures.prompts,
         r2=measures.r2,
@@ -114,12 +114,12 @@ def write_card(
         deciles=", ".join(f"{decile.r2:.2f}" for decile in measures.deciles),
         origin=", ".join(f"{key} {value}" for key, value in origin.items()) or "not known",
         settings=", ".join(f"{key}={value}" for key, value in settings.items()),
-        loading=_loading(folder.name, value),
+        loading=_loading(directory.name, value),
     )
-    (folder / "README.md").write_text(
+    (directory / "README.md").write_text(
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n{text}", encoding="utf-8"
     )
-    _draw(measures, folder / "positions.png")
+    _draw(measures, directory / "positions.png")
 
 
 def _loading(name: str, value: ValueSettings) -> str:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,17 +92,15 @@ def compare_critics(
         continued = continue_rollouts(path, store, origin, held_out, model, options, split.seed)
 
     actor = options.actor if options is not None else None
-    folders = [output / f"{n}_{_safe(spec.name)}" for n, spec in enumerate(specs)]
+    directories = [output / f"{n}_{_safe(spec.name)}" for n, spec in enumerate(specs)]
     shared = [rollouts, f"--model={model}", *flags]
     with ThreadPoolExecutor(jobs) as pool:
-        done = pool.map(
-            lambda spec, folder: _fit(spec, folder, shared, actor, alone=jobs == 1), specs, folders
-        )
-        faults = [fault for fault in done if fault]
+        fit_one = partial(_fit, shared=shared, actor=actor, alone=jobs == 1)
+        faults = [fault for fault in pool.map(fit_one, specs, directories) if fault]
     require(not faults, "; ".join(faults))
-    fits = [_read(spec, folder, split) for spec, folder in zip(specs, folders, strict=True)]
+    fits = [_read(spec, place, split) for spec, place in zip(specs, directories, strict=True)]
     if options is not None and continued is not None:
-        critics = [folder / "critic" for folder in folders]
+        critics = [directory / "critic" for directory in directories]
         truths = judge_fits(fits, critics, store, continued, options, split.seed)
         for fit, truth in zip(fits, truths, strict=True):
             fit["truth"] = truth.as_json()
@@ -119,33 +118,33 @@ def recommendation(fits: Sequence[Mapping[str, Any]]) -> Recommendation:
 
 
 def _fit(
-    spec: CriticSpec, folder: Path, shared: Sequence[str], actor: str | None, *, alone: bool
+    spec: CriticSpec, directory: Path, shared: Sequence[str], actor: str | None, *, alone: bool
 ) -> str | None:
     """Fit a critic unless it is fitted already; return the error message if the fit failed."""
-    if (folder / "fit.json").exists():
+    if (directory / "fit.json").exists():
         return None
-    arguments = [*shared, f"--output={folder}"]
+    arguments = [*shared, f"--output={directory}"]
     arguments += [f"--{key}={_flag(value)}" for key, value in spec.settings.items()]
     arguments += [f"--actor={actor}"] if spec.is_side else []
     program = [sys.executable, "-m", "lightning_vcppo", "critic", "fit"]
     environment = os.environ | ({} if alone else ONE_THREAD)
-    folder.mkdir(exist_ok=True)
-    with (folder / "fit.log").open("w", encoding="utf-8") as log:
+    directory.mkdir(exist_ok=True)
+    with (directory / "fit.log").open("w", encoding="utf-8") as log:
         done = subprocess.run(
             [*program, *arguments], stdout=log, stderr=subprocess.STDOUT, env=environment
         )
     if not done.returncode:
         return None
-    lines = (folder / "fit.log").read_text(encoding="utf-8").strip().splitlines()
+    lines = (directory / "fit.log").read_text(encoding="utf-8").strip().splitlines()
     return f"{spec.name}: {lines[-1] if lines else f'ended with code {done.returncode}'}"
 
 
-def _read(spec: CriticSpec, folder: Path, split: Split) -> dict[str, Any]:
-    fit = json.loads((folder / "fit.json").read_text(encoding="utf-8"))
+def _read(spec: CriticSpec, directory: Path, split: Split) -> dict[str, Any]:
+    fit = json.loads((directory / "fit.json").read_text(encoding="utf-8"))
     own = Split(fit["held_out_share"], fit["seed"])
     require(
         own == split,
-        f"{folder}: fitted with held_out_share={own.held_out_share} and seed={own.seed}, so its "
+        f"{directory}: fitted with held_out_share={own.held_out_share} and seed={own.seed}, so its "
         "prompts differ from those of the others; name another --output",
     )
     return {"name": spec.name} | dict(fit)

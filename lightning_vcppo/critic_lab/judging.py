@@ -123,7 +123,7 @@ def continue_rollouts(
 
 def judge_fits(
     fits: Sequence[Mapping[str, Any]],
-    folders: Sequence[Path],
+    directories: Sequence[Path],
     store: TokenStore,
     continued: Sequence[Continued],
     options: ActorOptions,
@@ -133,7 +133,7 @@ def judge_fits(
 
     Args:
         fits: Contents of the `fit.json` of each critic.
-        folders: Directory of each critic.
+        directories: Directory of each critic.
         store: Store of the rollouts.
         continued: States and their continuations.
         options: The policy and the lambdas.
@@ -141,12 +141,12 @@ def judge_fits(
     """
     actor: PreTrainedModel | None = None
     truths = []
-    for fit, folder in zip(fits, folders, strict=True):
+    for fit, directory in zip(fits, directories, strict=True):
         settings = ValueSettings(**fit["value"])
         if settings.architecture == "side" and actor is None:
             actor = loading.load_actor(options.actor)
             loading.disable_dropout(actor.train())
-        reader = ValueReader(str(folder), store, settings=settings, actor=actor)
+        reader = ValueReader(str(directory), store, settings=settings, actor=actor)
         branches = read_branches(continued, store, reader, options.lambdas)
         truths.append(judge(branches, options.lambdas, seed))
     return truths

@@ -133,8 +133,8 @@ def fit_critic(
     Raises:
         ValueError: If no critic can be fitted on the rollouts, or the output has a fitted critic.
     """
-    folder = Path(output)
-    _check(folder, value, actor)
+    directory = Path(output)
+    _check(directory, value, actor)
     require(mini_batch_size >= 1, f"mini_batch_size: expected >= 1, got {mini_batch_size}")
     require(max_epochs >= 1, f"max_epochs: expected >= 1, got {max_epochs}")
     require(0 < held_out_share < 1, f"held_out_share: expected in (0, 1), got {held_out_share}")
@@ -153,18 +153,20 @@ def fit_critic(
         seed=seed,
         actor=actor,
     )
-    trainer = _trainer(folder, max_epochs, accelerator, devices, strategy, precision)
-    seconds = _run(trainer, module, data, folder / "checkpoints" / "last.ckpt")
+    trainer = _trainer(directory, max_epochs, accelerator, devices, strategy, precision)
+    seconds = _run(trainer, module, data, directory / "checkpoints" / "last.ckpt")
     facts = {"rollouts": rollouts, "seconds": seconds, "seed": seed}
     facts |= {"held_out_share": held_out_share, "value": asdict(value)}
-    _write(folder, module, _settings(value, critic_optimizer, mini_batch_size, seed), origin, facts)
+    settings = _settings(value, critic_optimizer, mini_batch_size, seed)
+    _write(directory, module, settings, origin, facts)
     assert module.measures is not None
     return module.measures
 
 
-def _check(folder: Path, value: ValueSettings, actor: str | None) -> None:
+def _check(directory: Path, value: ValueSettings, actor: str | None) -> None:
     require(
-        not (folder / "critic").exists(), f"{folder}: holds a fitted critic; name another --output"
+        not (directory / "critic").exists(),
+        f"{directory}: holds a fitted critic; name another --output",
     )
     require(
         (actor is not None) is (value.architecture == "side"),
@@ -184,7 +186,7 @@ def _run(trainer: L.Trainer, module: CriticFit, data: CriticData, last: Path) ->
 
 
 def _trainer(
-    folder: Path,
+    directory: Path,
     max_epochs: int,
     accelerator: str,
     devices: int | str,
@@ -197,10 +199,12 @@ def _trainer(
         devices=devices,
         strategy=strategy,
         precision=precision,  # type: ignore[arg-type]
-        default_root_dir=folder,
-        logger=CSVLogger(folder, name="metrics", version=""),
+        default_root_dir=directory,
+        logger=CSVLogger(directory, name="metrics", version=""),
         callbacks=[
-            ModelCheckpoint(folder / "checkpoints", filename="last", save_on_train_epoch_end=True)
+            ModelCheckpoint(
+                directory / "checkpoints", filename="last", save_on_train_epoch_end=True
+            )
         ],
         num_sanity_val_steps=0,
         log_every_n_steps=1,
@@ -212,7 +216,7 @@ def _trainer(
 
 
 def _write(
-    folder: Path,
+    directory: Path,
     module: CriticFit,
     settings: dict[str, Any],
     origin: dict[str, Any],
@@ -237,9 +241,9 @@ def _write(
         "parameters": sum(p.numel() for p in critic.parameters()),
         "measures": module.measures.as_json(),
     }
-    write_folder(folder / "critic", critic, loading.load_tokenizer(base), weights)
-    write_card(folder / "critic", base, module.measures, settings, origin, module.value)
-    with complete_file(folder / "fit.json") as file:
+    write_folder(directory / "critic", critic, loading.load_tokenizer(base), weights)
+    write_card(directory / "critic", base, module.measures, settings, origin, module.value)
+    with complete_file(directory / "fit.json") as file:
         json.dump(facts, file, indent=1)
 
 

@@ -120,8 +120,8 @@ def continue_run(trainer: Trainer, ckpt_path: str | None) -> None:
     if ckpt_path is None:
         return
     checkpoint = Path(ckpt_path).absolute()
-    folders = checkpoint.parents if checkpoint.exists() else [run_path(trainer)]
-    ids = [folder / RUN_ID for folder in folders if (folder / RUN_ID).is_file()]
+    directories = checkpoint.parents if checkpoint.exists() else [run_path(trainer)]
+    ids = [directory / RUN_ID for directory in directories if (directory / RUN_ID).is_file()]
     for logger in trainer.loggers:
         if ids and isinstance(logger, WandbLogger) and logger.version is None:
             logger._id = logger._wandb_init["id"] = ids[0].read_text(encoding="utf-8")

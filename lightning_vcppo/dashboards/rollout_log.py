@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_vcppo.common.files import complete_file, whole_lines
 
-FOLDER = "diagnostics"
+DIRECTORY = "diagnostics"
 """Directory of these files, in a run's directory."""
 DIGITS = 6
 """Significant digits of the numbers in them, which are measurements and not state."""

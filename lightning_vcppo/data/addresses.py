@@ -78,13 +78,13 @@ def find_source(address: str) -> list[Path] | HubAddress:
     parts = _ADDRESS.fullmatch(address)
     assert parts is not None
     revision, config, split = parts["revision"], parts["config"], parts["split"]
-    folder = Path(parts["path"]).expanduser()
-    if folder.is_dir():
+    directory = Path(parts["path"]).expanduser()
+    if directory.is_dir():
         if revision:
             raise ValueError(f"{address}: a directory has no revision; omit @{revision}")
-        return HubAddress(folder, None, config, split)
-    is_id = _HUB_ID.fullmatch(parts["path"]) and not is_data_file(folder.name)
-    if is_id and not folder.parent.exists():
+        return HubAddress(directory, None, config, split)
+    is_id = _HUB_ID.fullmatch(parts["path"]) and not is_data_file(directory.name)
+    if is_id and not directory.parent.exists():
         return HubAddress(parts["path"], revision, config, split)
     if not file.parent.is_dir():
         raise ValueError(f"{address}: no such file, the directory {file.parent} does not exist")

@@ -185,8 +185,8 @@ def _open(
     found = find_source(path)
     if isinstance(found, HubAddress):
         address = found._replace(config=found.config or config, split=found.split or split)
-        folder = address.path
-        name = folder.name if isinstance(folder, Path) else folder
+        directory = address.path
+        name = directory.name if isinstance(directory, Path) else directory
         return name, _numbered(name, _data_set_rows(address, reader))
     name = found[0].name if len(found) == 1 else Path(path).name
     return name, _rows_of_files(found, reader)

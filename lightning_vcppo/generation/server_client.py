@@ -85,18 +85,18 @@ class ServerClient:
             raise ServerFault("lists no model")
         return int(_field(models[0], "max_model_len", int))
 
-    def take_weights(self, folder: str, version: str) -> None:
+    def take_weights(self, directory: str, version: str) -> None:
         """Make the server read weights from a directory; running requests are aborted.
 
         Args:
-            folder: Path of the directory on the server.
+            directory: Path of the directory on the server.
             version: New name of the weights.
 
         Raises:
             ServerRefusal: If the weights do not fit the server's model.
         """
         self._call("POST", "/pause?mode=abort")  # also empties the cache
-        body = {"method": "take_weight_files", "args": [folder]}
+        body = {"method": "take_weight_files", "args": [directory]}
         answer = self._call("POST", "/collective_rpc", body, self._work_timeout_s)
         for of_worker in _field(answer, "results", list):
             for key, kind in (("refused", ServerRefusal), ("fault", ServerFault)):

@@ -31,7 +31,7 @@ from lightning_vcppo.generation.padding import pad
 from lightning_vcppo.generation.server_client import Answer, ServerClient, ServerRefusal
 from lightning_vcppo.generation.server_fleet import Fleet
 from lightning_vcppo.generation.vllm_engine import product_type
-from lightning_vcppo.generation.weight_files import WeightFolder
+from lightning_vcppo.generation.weight_files import WeightDirectory
 from lightning_vcppo.models.lora import plain_weights
 from lightning_vcppo.settings import EngineSettings, SamplingSettings
 
@@ -94,9 +94,9 @@ class VLLMServerEngine:
         )
         first = _rank() == 0
         path, self._run = _of_first_rank(
-            lambda: (WeightFolder.create(settings.weights_dir), uuid.uuid4().hex[:12])
+            lambda: (WeightDirectory.create(settings.weights_dir), uuid.uuid4().hex[:12])
         )
-        self._folder = WeightFolder(path, owned=first)
+        self._directory = WeightDirectory(path, owned=first)
         self._versions = 0
         self._version: object = None
         self._lock = threading.Lock()  # weights must not change while responses are sampled
@@ -114,7 +114,7 @@ class VLLMServerEngine:
             self._versions += 1
             if _rank() == 0:
                 dtype = product_type(self._actor, self._device)
-                self._folder.write(self._name, plain_weights(self._actor), dtype)
+                self._directory.write(self._name, plain_weights(self._actor), dtype)
             elif any(isinstance(p, DTensor) for p in self._actor.parameters()):
                 for _ in plain_weights(self._actor):
                     pass  # takes part in gathering the shards
@@ -144,7 +144,7 @@ class VLLMServerEngine:
         salt = uuid.uuid4().hex  # a resumed run must not reuse the prefix cache of this run
 
         def prepare(client: ServerClient, over: Callable[[], bool]) -> None:
-            with self._folder.turn(client.url, over):
+            with self._directory.turn(client.url, over):
                 if client.version() == self._name:
                     return
                 if (room := client.max_model_len()) < longest + limit:
@@ -152,7 +152,7 @@ class VLLMServerEngine:
                         f"a prompt of {longest} tokens and a response of up to {limit} do not fit "
                         f"into its --model.engine.max_model_len of {room}"
                     )
-                client.take_weights(str(self._folder.path / self._name), self._name)
+                client.take_weights(str(self._directory.path / self._name), self._name)
 
         def do(client: ServerClient, job: _Job) -> Answer:
             return client.generate(

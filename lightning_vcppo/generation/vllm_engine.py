@@ -219,14 +219,14 @@ def _build(
         **settings.init_args,
     }
     try:
-        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as directory:
             warnings.simplefilter("ignore", FutureWarning)
             from vllm import LLM
 
             classes = (c for c in type(actor).__mro__ if c.__module__.startswith("transformers."))
             name = next(classes).__name__  # FSDP2 puts a class of its own before
-            config_for_vllm(actor.config, name, untie=on_cpu).save_pretrained(folder)
-            llm = LLM(folder, **arguments)
+            config_for_vllm(actor.config, name, untie=on_cpu).save_pretrained(directory)
+            llm = LLM(directory, **arguments)
     except (ValueError, TypeError, RuntimeError, NotImplementedError, ImportError) as error:
         raise ValueError(f"--model.engine.name=vllm: vLLM cannot be started: {error}") from error
     # vLLM assumes that the process is its own: at exit it would destroy the trainer's process

@@ -67,7 +67,7 @@ class WeightsFromFiles:
     vllm_config: Any
     reload_weights: Callable[..., None]
 
-    def take_weight_files(self, folder: str) -> dict[str, str]:
+    def take_weight_files(self, directory: str) -> dict[str, str]:
         """Replace all weights by those in a directory.
 
         vLLM itself only warns of missing weights, and continues with the old ones.
@@ -78,7 +78,7 @@ class WeightsFromFiles:
         """
         expected = _shapes(self.vllm_config.model_config.hf_config)
         try:
-            given = read_shapes(folder)
+            given = read_shapes(directory)
         except OSError as error:
             return {"fault": str(error)}
         different = {
@@ -91,7 +91,7 @@ class WeightsFromFiles:
                 f"{expected.get(name, 'absent')} in the server; it was started with another "
                 "--model.actor"
             }
-        self.reload_weights(weights_iterator=read_weights(folder))
+        self.reload_weights(weights_iterator=read_weights(directory))
         return {}
 
 

@@ -28,7 +28,7 @@ FILE_BYTES = 4 * 2**30
 """Size of a file, which is the memory that the first rank needs in addition to the actor."""
 
 
-class WeightFolder:
+class WeightDirectory:
     """A directory with the newest version of the actor's weights.
 
     Args:
@@ -105,27 +105,29 @@ class WeightFolder:
             yield
 
 
-def read_shapes(folder: str) -> dict[str, tuple[int, ...]]:
+def read_shapes(directory: str) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the weights in a directory, by name."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for path in _files(folder):
+    for path in _files(directory):
         with safe_open(path, "pt") as file:
             names = file.keys()
             shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in names}
     return shapes
 
 
-def read_weights(folder: str) -> Iterator[tuple[str, Tensor]]:
+def read_weights(directory: str) -> Iterator[tuple[str, Tensor]]:
     """Yield the weights in a directory, one by one."""
-    for path in _files(folder):
+    for path in _files(directory):
         with safe_open(path, "pt") as file:
             names = file.keys()
             for name in names:
                 yield name, file.get_tensor(name)
 
 
-def _files(folder: str) -> list[Path]:
-    files = sorted(Path(folder).glob("*.safetensors"))
+def _files(directory: str) -> list[Path]:
+    files = sorted(Path(directory).glob("*.safetensors"))
     if not files:
-        raise FileNotFoundError(f"{folder}: no weights there; do both machines see this directory?")
+        raise FileNotFoundError(
+            f"{directory}: no weights there; do both machines see this directory?"
+        )
     return files

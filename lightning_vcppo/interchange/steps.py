@@ -278,7 +278,7 @@ def _run(
     last = list(steps.values())[-1]
     return Run(
         name=name,
-        folder=path,
+        directory=path,
         rows=rows,
         evaluations=[evaluate(VALIDATION, n, found) for n, found in validations.items()],
         positions=positions,

@@ -19,26 +19,27 @@ from lightning_vcppo.common.errors import require
 CONFIG = "adapter_config.json"
 
 
-def base_of_adapter(name: str, folder: Path) -> str | None:
+def base_of_adapter(name: str, directory: Path) -> str | None:
     """Return directory or hub id of the base model of a directory's adapter; None without one.
 
     Args:
         name: The directory as the user wrote it.
-        folder: The directory as a path; it may not exist.
+        directory: The directory as a path; it may not exist.
 
     Raises:
         ValueError: If the base is not named, or the directory also holds a complete model.
     """
-    if not (folder / CONFIG).is_file():
+    if not (directory / CONFIG).is_file():
         return None
-    complete = any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*.bin*"))
+    weights = ("model*.safetensors", "pytorch_model*.bin*")
+    complete = any(any(directory.glob(pattern)) for pattern in weights)
     require(
         not complete,
         f"{name}: holds a complete model and an adapter ({CONFIG}); move the one that is not to be "
         "used elsewhere",
     )
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
         base = config["base_model_name_or_path"]
     except (ValueError, KeyError, TypeError):
         base = None
@@ -49,13 +50,13 @@ def base_of_adapter(name: str, folder: Path) -> str | None:
     return str(base)
 
 
-def merge_adapter(model: PreTrainedModel, name: str, folder: Path) -> PreTrainedModel:
+def merge_adapter(model: PreTrainedModel, name: str, directory: Path) -> PreTrainedModel:
     """Return the base model with a directory's adapter merged into its weights.
 
     Args:
         model: The loaded base model.
         name: The directory as the user wrote it.
-        folder: The directory as a path.
+        directory: The directory as a path.
 
     Raises:
         ValueError: If peft is not installed, the adapter's file is missing or a pickle, or its type
@@ -68,12 +69,12 @@ def merge_adapter(model: PreTrainedModel, name: str, folder: Path) -> PreTrained
             f"{name}: is an adapter; loading it needs `pip install 'lightning-vcppo[lora]'`"
         ) from error
     require(
-        (folder / "adapter_model.safetensors").is_file() or pickles_allowed(),
+        (directory / "adapter_model.safetensors").is_file() or pickles_allowed(),
         f"{name}: has no adapter_model.safetensors (a pickle is loaded with --allow_pickle=true)",
     )
-    config = PeftConfig.from_pretrained(str(folder))
+    config = PeftConfig.from_pretrained(str(directory))
     config.task_type = None  # the base may be loaded as another class, such as a critic
-    adapted = PeftModel.from_pretrained(model, str(folder), config=config)
+    adapted = PeftModel.from_pretrained(model, str(directory), config=config)
     merge = getattr(adapted, "merge_and_unload", None)
     require(
         merge is not None,

@@ -37,12 +37,12 @@ _TRAINERS = {"verl": "verl", "nemo": "NeMo-RL", "openrlhf": "OpenRLHF"}
 
 
 def write_layout(
-    folder: Path, critic: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layout: Layout
+    directory: Path, critic: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layout: Layout
 ) -> None:
     """Write a critic for another trainer.
 
     Args:
-        folder: Directory to write; `PLACES` has its name.
+        directory: Directory to write; `PLACES` has its name.
         critic: A token classifier with a scalar head, as `Critic.model`, with adapters or without.
         tokenizer: Tokenizer of the critic.
         layout: Layout of the other trainer.
@@ -51,7 +51,7 @@ def write_layout(
         ValueError: If V is not the output of the critic's head, or needs more than the tokens.
     """
     check_layout(critic, layout)
-    place = folder / "value" / "weights" / "model" if layout == "nemo" else folder
+    place = directory / "value" / "weights" / "model" if layout == "nemo" else directory
     place.parent.mkdir(parents=True, exist_ok=True)
     model = critic
     weights = dict(plain_weights(critic, critic.state_dict()))
@@ -94,17 +94,18 @@ def check_layout(critic: PreTrainedModel, layout: Layout) -> None:
     )
 
 
-def how_to_load(folder: Path, layout: Layout) -> str:
+def how_to_load(directory: Path, layout: Layout) -> str:
     """Return the settings with which the other trainer loads the output of `write_layout`."""
     if layout == "verl":
-        return f"verl: critic.model.path={folder}"
+        return f"verl: critic.model.path={directory}"
     if layout == "nemo":
         return (
-            f"NeMo-RL: ppo.warm_start_value_checkpoint={folder}, and value.model_name is the model "
-            "from which the critic was fitted (dtensor_cfg; Megatron has another checkpoint format)"
+            f"NeMo-RL: ppo.warm_start_value_checkpoint={directory}, and value.model_name is the "
+            "model from which the critic was fitted (dtensor_cfg; Megatron has another checkpoint "
+            "format)"
         )
-    mean = json.loads((folder / "config.json").read_text(encoding="utf-8"))["mean"]
-    text = f"OpenRLHF: --critic.model_name_or_path {folder}"
+    mean = json.loads((directory / "config.json").read_text(encoding="utf-8"))["mean"]
+    text = f"OpenRLHF: --critic.model_name_or_path {directory}"
     if mean:
         text += " --reward.normalize_enable, because `mean` of config.json has the bias of the head"
     return text

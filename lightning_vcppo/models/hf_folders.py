@@ -29,7 +29,7 @@ from lightning_vcppo.models.lora import plain_weights
 
 
 def write_folder(
-    folder: Path,
+    directory: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     weights: dict[str, Tensor] | None = None,
@@ -39,19 +39,19 @@ def write_folder(
     So the directory is always complete. Adapters are merged into the weights.
 
     Args:
-        folder: Directory to write.
+        directory: Directory to write.
         model: Model that gives the config, and the weights unless `weights` are given.
         tokenizer: Tokenizer of the model.
         weights: The model's complete weights.
     """
-    unfinished = folder.with_name(f"{folder.name}{UNFINISHED}")
+    unfinished = directory.with_name(f"{directory.name}{UNFINISHED}")
     shutil.rmtree(unfinished, ignore_errors=True)
     plain = dict(plain_weights(model, model.state_dict() if weights is None else weights))
     model.save_pretrained(unfinished, state_dict=plain)
     if not any(unfinished.glob("*.safetensors")):
-        raise RuntimeError(f"{folder}: {type(model).__name__} was saved without weights")
+        raise RuntimeError(f"{directory}: {type(model).__name__} was saved without weights")
     tokenizer.save_pretrained(unfinished)
-    put_in_place(unfinished, folder)
+    put_in_place(unfinished, directory)
 
 
 KINDS: dict[str, tuple[str, Any]] = {
@@ -67,14 +67,15 @@ def files_of(*savable: Any) -> dict[str, str]:
 
     Files are decoded as text; bytes that are not valid text become surrogates.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as directory:
         for each in savable:
-            each.save_pretrained(folder)
-        paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-        return {
-            path.relative_to(folder).as_posix(): path.read_bytes().decode(errors="surrogateescape")
-            for path in paths
+            each.save_pretrained(directory)
+        contents = {
+            path.relative_to(directory).as_posix(): path.read_bytes()
+            for path in sorted(Path(directory).rglob("*"))
+            if path.is_file()
         }
+    return {name: each.decode(errors="surrogateescape") for name, each in contents.items()}
 
 
 def describe(model: PreTrainedModel) -> dict[str, str]:
@@ -86,15 +87,15 @@ def describe(model: PreTrainedModel) -> dict[str, str]:
     return files_of(model.config)
 
 
-def put_files(files: Mapping[str, str], folder: Path) -> None:
+def put_files(files: Mapping[str, str], directory: Path) -> None:
     """Write files that a checkpoint contains.
 
     Raises:
         ValueError: If a name leads out of the directory.
     """
     for name, content in files.items():
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
+        path = directory / name
+        if not path.resolve().is_relative_to(directory.resolve()):
             raise ValueError(f"the checkpoint has a file named {name!r}")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode(errors="surrogateescape"))
@@ -103,10 +104,11 @@ def put_files(files: Mapping[str, str], folder: Path) -> None:
 def rebuild(name: str, files: Mapping[str, str]) -> PreTrainedModel:
     """Build a network from the files that `describe` returned, on the meta device."""
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        put_files(files, folder)
+        directory = Path(temporary)
+        put_files(files, directory)
         with torch.device("meta"):
-            model: PreTrainedModel = KINDS[name][1].from_config(AutoConfig.from_pretrained(folder))
+            config = AutoConfig.from_pretrained(directory)
+            model: PreTrainedModel = KINDS[name][1].from_config(config)
         if "generation_config.json" in files:
-            model.generation_config = GenerationConfig.from_pretrained(folder)
+            model.generation_config = GenerationConfig.from_pretrained(directory)
     return model

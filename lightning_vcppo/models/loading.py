@@ -200,19 +200,19 @@ def _load(auto_class: Any, name_or_path: str, what: str, *, new: str = "", **kwa
 
 
 def _load_adapted(
-    auto_class: Any, name: str, folder: Path, base: str, what: str, **kwargs: Any
+    auto_class: Any, name: str, directory: Path, base: str, what: str, **kwargs: Any
 ) -> Any:
     """Do the same as `_load` for the directory of an adapter and its base model."""
-    if auto_class is AutoTokenizer and (folder / "tokenizer_config.json").exists():
+    if auto_class is AutoTokenizer and (directory / "tokenizer_config.json").exists():
         try:
-            return auto_class.from_pretrained(str(folder), trust_remote_code=False)
+            return auto_class.from_pretrained(str(directory), trust_remote_code=False)
         except FAILURES as error:
             raise ValueError(f"{name}: cannot load a {what} from here: {reason(error)}") from error
     try:
         model = _load(auto_class, base, what, **kwargs)
         if auto_class in (AutoTokenizer, AutoConfig) or model.device.type == "meta":
             return model
-        return merge_adapter(model, name, folder)
+        return merge_adapter(model, name, directory)
     except FAILURES as error:
         raise ValueError(f"{name}: an adapter of {base}: {reason(error)}") from error
 

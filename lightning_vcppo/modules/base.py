@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
 import torch
-from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,11 +41,10 @@ from lightning_vcppo.models.hf_folders import write_folder
 from lightning_vcppo.models.kernels import use_kernels
 from lightning_vcppo.modules.lost_engine import together
 from lightning_vcppo.modules.policy_probe import language_model, probe_policy
-from lightning_vcppo.modules.update_health import NotFiniteError, UpdateHealth
+from lightning_vcppo.modules.update_health import UpdateHealth, end_if_not_finite
 from lightning_vcppo.rewards.functions import Grader, RewardFunction
-from lightning_vcppo.rollouts.ahead import RolloutsAhead, StopAfterError, Vantage
+from lightning_vcppo.rollouts.ahead import Vantage
 from lightning_vcppo.rollouts.evaluator import Evaluator
-from lightning_vcppo.rollouts.partial import PartialRollouts
 from lightning_vcppo.rollouts.records import ResponseRecord
 from lightning_vcppo.rollouts.rollout import Rollout
 from lightning_vcppo.rollouts.sampler import Sampler
@@ -55,7 +54,14 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class PolicyModule(L.LightningModule):
-    """An actor with its tokenizer: samples, grades, validates and predicts."""
+    """An actor with its tokenizer: samples, grades, validates and predicts.
+
+    Attributes:
+        sampling: Sampling settings of training; None if training does not sample.
+        hint_lengths: Largest number of tokens that a network reads before each prompt, by network.
+    """
+
+    sampling: SamplingSettings | None = None
 
     def __init__(
         self,
@@ -86,10 +92,9 @@ class PolicyModule(L.LightningModule):
         self.tokenizer = tokenizer
         self.grader = Grader(reward, grading)
         self.sampler = Sampler(tokenizer, self.grader, engine)
-        self.ahead = RolloutsAhead(engine.rollouts_ahead, self.sampler)
-        self.partial = PartialRollouts(engine.partial_length, self.sampler)
         self.evaluator = Evaluator(self.sample, evaluation)
         self.actor: PreTrainedModel | None = None
+        self.hint_lengths: dict[str, int] = {}
         self.health: dict[str, UpdateHealth] = {}  # by network that is trained
         self.sampler_agrees = True  # with the log-probabilities of a forward pass
         self._probed = False
@@ -111,14 +116,8 @@ class PolicyModule(L.LightningModule):
 
     @override
     def teardown(self, stage: str) -> None:
-        """Stop sampling ahead, and watching the processes of the run."""
-        self.ahead.stop()
+        """Stop watching the processes of the run."""
         unwatch()
-
-    @override
-    def configure_callbacks(self) -> list[Callback]:
-        """Return the callback that ends sampling ahead when the run fails."""
-        return [StopAfterError(self.ahead)] if self.ahead.depth else []
 
     def begin_run(self) -> None:
         """Reset the counters of an earlier run; the weights stay as they are.
@@ -126,8 +125,6 @@ class PolicyModule(L.LightningModule):
         A checkpoint, if there is one, is restored afterwards.
         """
         self.rollouts_done, self.run_seed = 0, self._seed
-        self.ahead.begin_run()
-        self.partial.begin_run()
         for health in self.health.values():
             health.skipped = health.in_a_row = 0
 
@@ -195,7 +192,7 @@ class PolicyModule(L.LightningModule):
     @override
     def on_fit_start(self) -> None:
         """Check that the model has positions for the longest prompt and response."""
-        settings = self.training_settings()
+        settings = {} if self.sampling is None else {"sampling": self.sampling}
         if self.trainer.enable_validation:
             settings["evaluation"] = self.evaluation
         self._check_lengths(settings)
@@ -207,10 +204,6 @@ class PolicyModule(L.LightningModule):
 
     on_test_start = on_predict_start = on_validation_start
 
-    def training_settings(self) -> dict[str, SamplingSettings]:
-        """Return the sampling settings of training, by flag; empty if training does not sample."""
-        return {}
-
     def _check_lengths(self, of_flags: dict[str, SamplingSettings]) -> None:
         """Refuse a response limit that, after the longest prompt, exceeds a network's positions."""
         datamodule = getattr(self.trainer, "datamodule", None)
@@ -221,15 +214,11 @@ class PolicyModule(L.LightningModule):
             length, limit = settings.max_response_length, f"{flag}.max_response_length"
             # Evaluation reads with the actor only.
             for name, network in self._networks(training=flag != "evaluation").items():
-                model, before = language_model(network), prompt + self.hint_length(name)
+                model, before = language_model(network), prompt + self.hint_lengths.get(name, 0)
                 check_context(model, before, length, limit, name)
                 check_rotary(model, before, length, limit, name)
         if not self._probed:
             self._probe(training="sampling" in of_flags)
-
-    def hint_length(self, network: str) -> int:
-        """Return the largest number of tokens that a network reads before each prompt."""
-        return 0
 
     def _networks(self, *, training: bool) -> dict[str, PreTrainedModel | Critic]:
         """Return the networks that read prompts and responses, by name."""
@@ -261,8 +250,7 @@ class PolicyModule(L.LightningModule):
             settings: Sampling settings.
             stream: Names the random streams, together with problem and sample.
         """
-        agreed = together(self.sampler.settings, self.max_over_ranks)
-        with in_place("sampling"), step_precision(self), agreed:
+        with self.sampling_context():
             return self.sampler.sample(
                 batch,
                 settings,
@@ -272,28 +260,12 @@ class PolicyModule(L.LightningModule):
                 version=self._weights_version(),
             )
 
-    def sample_to_learn(
-        self, batch: PromptBatch, settings: SamplingSettings, *stream: int | str
-    ) -> Rollout:
-        """Do the same for the next step; rollouts ahead name streams by the batch's number."""
-        if not self.ahead.depth:
-            return self.sample(batch, settings, *stream)
-        with together(self.sampler.settings, self.max_over_ranks):
-            return self.ahead.take(batch, settings, self.run_seed, self.vantage())
-
-    def sample_groups(
-        self, batch: PromptBatch, settings: SamplingSettings, *stream: int | str
-    ) -> Rollout | None:
-        """Do the same if responses are sampled in parts: return the groups that are complete."""
-        if not self.partial.is_on:
-            return self.sample_to_learn(batch, settings, *stream)
+    @contextmanager
+    def sampling_context(self) -> Iterator[None]:
+        """Run the body in the Trainer's precision; all ranks end if one has lost its servers."""
         agreed = together(self.sampler.settings, self.max_over_ranks)
         with in_place("sampling"), step_precision(self), agreed:
-            return self.partial.sample(batch, settings, stream, self.vantage(), self.ranks)
-
-    def describe_sampling(self, rollout: Rollout) -> dict[str, float]:
-        """Return the metrics of sampling ahead or in parts; called on every rank."""
-        return self.ahead.describe(rollout, self.ranks) | self.partial.describe(rollout, self.ranks)
+            yield
 
     def generate(
         self, prompt_ids: list[list[int]], seeds: list[int], settings: SamplingSettings
@@ -303,6 +275,12 @@ class PolicyModule(L.LightningModule):
             return self.sampler.generate(
                 prompt_ids, seeds, settings, version=self._weights_version()
             )
+
+    def sampler_is_exact(self) -> bool:
+        """Return whether the sampler's log-probabilities are the policy's, except for rounding."""
+        assert self.actor is not None
+        weight = self.actor.get_output_embeddings().weight
+        return self.sampler_agrees and multiplies_precisely(weight)
 
     def vantage(self) -> Vantage:
         """Return what sampling ahead needs to know of this process and moment."""
@@ -322,28 +300,19 @@ class PolicyModule(L.LightningModule):
     @override
     def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
         """End the run, with a checkpoint, if too many updates in a row were not finite."""
-        failed = {name: health for name, health in self.health.items() if health.limit_reached}
-        if not failed:
-            return
-        path = str(run_path(self.trainer, "checkpoints", "not_finite.ckpt"))
-        messages = [health.describe_failure(name, path) for name, health in failed.items()]
-        for health in failed.values():
-            health.in_a_row = 0  # a run that resumes from here starts counting again
-        self.trainer.save_checkpoint(path)
-        raise NotFiniteError(" ".join(messages))
+        end_if_not_finite(self.health, self.trainer)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the rollout counter, the run's seed, and the actor's directory without weights."""
+        """Save rollout counter, seed of the run, and the networks' directories without weights."""
         checkpoint[Keys.VERSION] = FORMAT
         checkpoint[Keys.ROLLOUTS_DONE] = self.rollouts_done
         checkpoint[Keys.RUN_SEED] = self.run_seed
         checkpoint[Keys.RANKS] = self.trainer.world_size
-        checkpoint[Keys.ROLLOUTS_AHEAD] = self.ahead.state_dict()
-        checkpoint[Keys.UNFINISHED] = self.partial.state_dict()
         checkpoint[Keys.SKIPPED_IN_A_ROW] = {k: h.in_a_row for k, h in self.health.items()}
-        assert self.actor is not None
-        checkpoint[Keys.FOLDERS] = {"actor": hf_folders.describe(self.actor)}
+        checkpoint[Keys.FOLDERS] = {
+            name: hf_folders.describe(model) for name, model in self.exported().items()
+        }
         checkpoint[Keys.TOKENIZER] = self.tokenizer_files
 
     @override
@@ -361,27 +330,28 @@ class PolicyModule(L.LightningModule):
         for network, in_a_row in checkpoint[Keys.SKIPPED_IN_A_ROW].items():
             self.health[network].in_a_row = in_a_row
         self.sampler.forget_weights()
-        if is_attached(self):
-            saved = checkpoint.get(Keys.ROLLOUTS_AHEAD) or {"taken": self.rollouts_done}
-            self.ahead.load_state_dict(saved, self.global_rank, self.trainer.world_size)
-            self.partial.load_state_dict(checkpoint.get(Keys.UNFINISHED, {}), self.ranks)
 
     @cached_property
     def tokenizer_files(self) -> dict[str, str]:
         """Files of the tokenizer's directory, which does not change."""
         return hf_folders.files_of(self.tokenizer)
 
-    def export(self, folder: Path) -> None:
-        """Write `actor` as an ordinary Hugging Face directory; called on every rank."""
+    def exported(self) -> dict[str, PreTrainedModel]:
+        """Return the networks that become Hugging Face directories, by the directory's name."""
         assert self.actor is not None
-        self.write(folder / "actor", self.actor)
+        return {"actor": self.actor}
 
-    def write(self, folder: Path, model: PreTrainedModel) -> None:
+    def export(self, directory: Path) -> None:
+        """Write the networks as ordinary Hugging Face directories; called on every rank."""
+        for name, model in self.exported().items():
+            self.write(directory / name, model)
+
+    def write(self, directory: Path, model: PreTrainedModel) -> None:
         """Write a model as an ordinary Hugging Face directory; called on every rank."""
         with in_place("export of the weights", FILES_S):
             weights = full_state_dict(model)
             if self.trainer.is_global_zero:
-                write_folder(folder, model, self.tokenizer, weights)
+                write_folder(directory, model, self.tokenizer, weights)
 
     # Ranks ---------------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ Shapes: B sequences, L tokens of prompt + response, T response tokens, N masked 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -15,11 +14,10 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lightning_vcppo.algorithm.statistics import explained_variance
-from lightning_vcppo.checkpointing.format import Keys
 from lightning_vcppo.common.seeding import stream
 from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.distributed.sharding import as_forward
-from lightning_vcppo.models import forward, hf_folders, loading
+from lightning_vcppo.models import forward, loading
 from lightning_vcppo.models.critic import load_reward_model
 from lightning_vcppo.modules.optimizers import warmed_up_lr
 from lightning_vcppo.modules.supervised import SupervisedModule
@@ -35,6 +33,8 @@ class RewardModelModule(SupervisedModule):
     only, so a critic that starts from it has arbitrary values on prefixes. VC-PPO, section 3.1,
     observes that they are low; `unfinished_score` is our way to reproduce that.
     """
+
+    sampling: SamplingSettings
 
     def __init__(
         self,
@@ -74,11 +74,6 @@ class RewardModelModule(SupervisedModule):
             assert isinstance(self.actor_source, str)
             source = self.actor_source
             self.reward_model = self.build(lambda: load_reward_model(source))
-
-    @override
-    def training_settings(self) -> dict[str, SamplingSettings]:
-        """Return the sampling settings of training, by flag."""
-        return {"sampling": self.sampling}
 
     @override
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
@@ -133,14 +128,12 @@ class RewardModelModule(SupervisedModule):
         )
 
     @override
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also save the reward model's directory without weights."""
-        super().on_save_checkpoint(checkpoint)
+    def exported(self) -> dict[str, PreTrainedModel]:
+        """Return `actor` and `reward_model`."""
         assert self.reward_model is not None
-        checkpoint[Keys.FOLDERS]["reward_model"] = hf_folders.describe(self.reward_model)
+        return super().exported() | {"reward_model": self.reward_model}
 
     @override
-    def export(self, folder: Path) -> None:
-        """Write `reward_model` as an ordinary Hugging Face directory."""
-        assert self.reward_model is not None
-        self.write(folder / "reward_model", self.reward_model)
+    def export(self, directory: Path) -> None:
+        """Write only `reward_model`, because the actor does not change."""
+        self.write(directory / "reward_model", self.exported()["reward_model"])

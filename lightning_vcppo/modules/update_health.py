@@ -7,7 +7,12 @@ not finite.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from lightning.pytorch import Trainer
+
+from lightning_vcppo.common.files import run_path
 
 
 class NotFiniteError(ValueError):
@@ -54,3 +59,24 @@ class UpdateHealth:
             f"lower {self.flag}.lr, and resume with --ckpt_path={checkpoint} "
             f"({self.flag}.max_skipped_updates is the limit)."
         )
+
+
+def end_if_not_finite(of_networks: Mapping[str, UpdateHealth], trainer: Trainer) -> None:
+    """End the run, with a checkpoint, if too many updates of a network in a row were skipped.
+
+    Args:
+        of_networks: Health of each network that is trained, by name.
+        trainer: Trainer of the run.
+
+    Raises:
+        NotFiniteError: If the limit is reached.
+    """
+    failed = {name: health for name, health in of_networks.items() if health.limit_reached}
+    if not failed:
+        return
+    path = str(run_path(trainer, "checkpoints", "not_finite.ckpt"))
+    messages = [health.describe_failure(name, path) for name, health in failed.items()]
+    for health in failed.values():
+        health.in_a_row = 0  # a run that resumes from here starts counting again
+    trainer.save_checkpoint(path)
+    raise NotFiniteError(" ".join(messages))

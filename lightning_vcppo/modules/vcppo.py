@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import override
@@ -28,11 +29,11 @@ from lightning_vcppo.checkpointing.format import Keys
 from lightning_vcppo.common.files import is_trial
 from lightning_vcppo.common.lightning_compat import forget_logged, is_attached, lift_step_limit
 from lightning_vcppo.data.prompts import PromptBatch
-from lightning_vcppo.distributed.precision import multiplies_precisely, step_precision
+from lightning_vcppo.distributed.precision import step_precision
 from lightning_vcppo.distributed.standstill import in_place
 from lightning_vcppo.distributed.strategies import prepare_strategy
 from lightning_vcppo.metrics.rollout import describe_step
-from lightning_vcppo.models import hf_folders, loading
+from lightning_vcppo.models import loading
 from lightning_vcppo.models import lora as adapters
 from lightning_vcppo.models.critic import Critic
 from lightning_vcppo.models.side_critic import SideCritic
@@ -46,6 +47,7 @@ from lightning_vcppo.modules.master_weights import (
 from lightning_vcppo.modules.networks import NetworkLoader
 from lightning_vcppo.modules.objectives import CriticObjective, Objective, PolicyObjective
 from lightning_vcppo.modules.offload import Offloader, require_offload
+from lightning_vcppo.modules.rollout_source import RolloutSource
 from lightning_vcppo.modules.scoring import Scorer
 from lightning_vcppo.modules.stopwatch import Stopwatch
 from lightning_vcppo.modules.updates import (
@@ -59,7 +61,6 @@ from lightning_vcppo.modules.updates import (
     run_updates,
 )
 from lightning_vcppo.rewards.functions import RewardFunction
-from lightning_vcppo.rollouts.dynamic_sampling import GroupBuffer
 from lightning_vcppo.rollouts.privileged import PrivilegedPrompt
 from lightning_vcppo.rollouts.rollout import Rollout
 from lightning_vcppo.rollouts.store import RolloutStore
@@ -84,10 +85,12 @@ class VCPPOModule(PolicyModule):
     """Actor and critic, trained by VC-PPO and related algorithms.
 
     One `training_step` is one rollout: sample -> verify -> score -> advantages -> updates. The
-    collaborators, each usable separately: `sampler` and `evaluator` (rollouts/), `scorer`,
-    `updaters` and `objectives` (this directory). A subclass may override any method of the step, or
-    `build_objectives`.
+    collaborators, each usable separately: `sampler` and `evaluator` (rollouts/), `source`,
+    `scorer`, `updaters` and `objectives` (this directory). A subclass may override any method of
+    the step, or `build_objectives`.
     """
+
+    sampling: SamplingSettings
 
     def __init__(
         self,
@@ -152,15 +155,13 @@ class VCPPOModule(PolicyModule):
         self.policy, self.value, self.update = policy, value, update
         self.master_weights, self.kernels = master_weights, kernels
         self.offloader = Offloader(offload, lambda: self.device)
-        self.critic_reads = PrivilegedPrompt(self.tokenizer, value).view
+        privileged = PrivilegedPrompt(self.tokenizer, value)
+        self.critic_reads, self.hint_lengths = privileged.view, {"critic": privileged.longest}
+        self.source = RolloutSource(self.sampler, sampling, self.sample, self.sampling_context)
 
+        ref = (reference or actor) if policy.kl_coef else None
         self.loader = NetworkLoader(
-            actor,
-            actor if critic is None else critic,
-            (reference or actor) if policy.kl_coef else None,
-            value,
-            lora,
-            activation_checkpointing,
+            actor, actor if critic is None else critic, ref, value, lora, activation_checkpointing
         )
         self.critic: Critic | SideCritic | None = None
         self.reference: PreTrainedModel | None = None
@@ -175,7 +176,7 @@ class VCPPOModule(PolicyModule):
         super().begin_run()
         self.phase = Phase.POLICY_OPTIMIZATION
         self.rollout: Rollout | None = None  # the last one
-        self.waiting_groups = GroupBuffer(self.sampling.dynamic_sampling, self.partial.is_on)
+        self.source.begin_run()
         self.rollout_store: RolloutStore | None = None  # while the critic is pretrained
         self.saved_rollout: Rollout | None = None  # to be used instead of sampling one
         for updater in self.updaters.values():
@@ -209,11 +210,9 @@ class VCPPOModule(PolicyModule):
         """Sample a rollout; None until there are enough informative or complete groups."""
         if self.saved_rollout is not None:
             return self.saved_rollout.to(self.device)
-        stream = (self.run_seed, "rollout", self.rollouts_done, self.waiting_groups.batches)
-        if not self.waiting_groups.is_used or self.phase is Phase.VALUE_PRETRAINING:
-            return self.sample_to_learn(batch, self.sampling, *stream)
-        groups, n = self.sample_groups(batch, self.sampling, *stream), self.sampling.num_generations
-        return self.waiting_groups.fill(groups, len(batch) * n, n, self.ranks, self.device)
+        seed = (self.run_seed, self.rollouts_done)
+        whole = self.phase is Phase.VALUE_PRETRAINING  # the critic learns from every group
+        return self.source.take(batch, seed, self.vantage(), self.ranks, whole=whole)
 
     def shape_rewards(self, rollout: Rollout) -> Rollout:
         """Add the overlong penalty, if it is on, to the verifier's reward."""
@@ -226,7 +225,8 @@ class VCPPOModule(PolicyModule):
         values: Sequence[Tensor] = ()
         if self.phase is Phase.POLICY_OPTIMIZATION:
             old_logprobs_BT, entropy_BT = rollout.sampler_logprobs_BT, rollout.entropy_BT
-            exact = entropy_BT is not None and self.sampler_is_exact()
+            auto = self.policy.old_logprobs == "auto" and self.importance_correction == "off"
+            exact = auto and entropy_BT is not None and self.sampler_is_exact()
             if self.policy.old_logprobs != "sampler" and not exact:
                 old_logprobs_BT, entropy_BT, *values = self.read(self.scorer.actor_outputs, rollout)
             rollout = rollout.with_(old_logprobs_BT=old_logprobs_BT, entropy_BT=entropy_BT)
@@ -238,16 +238,6 @@ class VCPPOModule(PolicyModule):
             rollout = rollout.with_(values_BT=values[0])
             rollout = estimation.weigh_prompts(rollout, self.value, reduce=self.sum_over_ranks)
         return estimation.place_rewards(rollout, self.policy)
-
-    def sampler_is_exact(self) -> bool:
-        """Return whether the sampler's log-probabilities are the policy's, except for rounding."""
-        assert self.actor is not None
-        return (
-            self.policy.old_logprobs == "auto"
-            and self.sampler_agrees
-            and self.importance_correction == "off"
-            and multiplies_precisely(self.actor.get_output_embeddings().weight)
-        )
 
     @torch.no_grad()
     def estimate_advantages(self, rollout: Rollout) -> Rollout:
@@ -385,13 +375,15 @@ class VCPPOModule(PolicyModule):
 
     @override
     def setup(self, stage: str) -> None:
-        """Prepare the strategy; evaluation loads only the actor, so a checkpoint has more keys."""
+        """Prepare the strategy, and a trial run, of which Lightning would count optimizer steps."""
         super().setup(stage)
         require_master_weights(self.master_weights, self.trainer)
         strategy = self.trainer.strategy
         require_offload(self.offloader.kinds, self.policy, self.advantage, self.value, strategy)
         prepare_strategy(strategy, lambda: adapters.keep_precise(self, self.loader.restored))
-        self.strict_loading = stage == "fit"
+        if is_trial(self.trainer):
+            lift_step_limit(self.trainer)
+        self.strict_loading = stage == "fit"  # evaluation loads only the actor
 
     @override
     def configure_model(self) -> None:
@@ -441,11 +433,9 @@ class VCPPOModule(PolicyModule):
         return built
 
     @override
-    def on_fit_start(self) -> None:
-        """Let a trial run do the requested rollouts: Lightning would count optimizer steps."""
-        super().on_fit_start()
-        if is_trial(self.trainer):
-            lift_step_limit(self.trainer)
+    def configure_callbacks(self) -> list[Callback]:
+        """Return the callback that ends sampling ahead with the run, if that is on."""
+        return self.source.callbacks()
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -462,27 +452,14 @@ class VCPPOModule(PolicyModule):
         return networks
 
     @override
-    def hint_length(self, network: str) -> int:
-        """Return the largest number of tokens that only the critic reads before each prompt."""
-        hinted = network == "critic" and self.value.privileged_prompt != "none"
-        return self.value.privileged_max_length if hinted else 0
-
-    @override
-    def training_settings(self) -> dict[str, SamplingSettings]:
-        """Return the sampling settings of training, by flag."""
-        return {"sampling": self.sampling}
-
-    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save phase, counters, waiting groups, and the networks' directories without weights."""
+        """Save phase, counters, and the rollouts that are not yet learned from."""
         super().on_save_checkpoint(checkpoint)
-        if self.critic is not None:
-            checkpoint[Keys.FOLDERS]["critic"] = hf_folders.describe(self.critic.model)
         self.loader.save(checkpoint)
         checkpoint[Keys.MASTER_WEIGHTS] = self.master_weights
         checkpoint[Keys.PHASE] = self.phase.value
         checkpoint[Keys.UPDATES_DONE] = self.updates_done
-        checkpoint[Keys.WAITING_GROUPS] = self.waiting_groups.state_dict()
+        self.source.save(checkpoint)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -493,19 +470,18 @@ class VCPPOModule(PolicyModule):
         self.phase = Phase(checkpoint[Keys.PHASE])
         for network, number in checkpoint[Keys.UPDATES_DONE].items():
             self.updaters[network].updates_done = number
-        self.waiting_groups.load_state_dict(checkpoint[Keys.WAITING_GROUPS])
+        self.source.restore(checkpoint, self.ranks if is_attached(self) else None)
 
     @override
-    def export(self, folder: Path) -> None:
-        """Write `actor` and `critic` as ordinary Hugging Face directories; called on every rank."""
-        super().export(folder)
-        if self.critic is not None:
-            self.export_critic(folder / "critic")
+    def exported(self) -> dict[str, PreTrainedModel]:
+        """Return `actor` and, if there is one, `critic`."""
+        critic = {} if self.critic is None else {"critic": self.critic.model}
+        return super().exported() | critic
 
-    def export_critic(self, folder: Path) -> None:
+    def export_critic(self, directory: Path) -> None:
         """Write the critic as an ordinary Hugging Face directory; called on every rank."""
         assert self.critic is not None
-        self.write(folder, self.critic.model)
+        self.write(directory, self.critic.model)
 
     # Between Lightning and the collaborators -----------------------------------------------------
 
@@ -532,7 +508,7 @@ class VCPPOModule(PolicyModule):
         seconds = self.stopwatch.take()
         metrics = describe_step(rollout, self.advantage.gamma, seconds, self.ranks)
         metrics |= self.update_metrics | {"grading/limit_hits": float(self.grader.limit_hits)}
-        metrics |= self.describe_sampling(rollout)
+        metrics |= self.source.describe(rollout, self.ranks)
         self.update_metrics = {}
         self.log_dict(metrics, batch_size=len(rollout))
         # Lightning counts optimizer steps; the loggers' x-axis counts rollouts.

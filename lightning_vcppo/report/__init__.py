@@ -14,14 +14,14 @@ from lightning_vcppo.report.reading import Run, read_runs
 
 
 def write_report(
-    folders: Sequence[Path],
+    directories: Sequence[Path],
     output: Path | None = None,
     read: Callable[[Path, str], Run] | None = None,
 ) -> Path:
     """Write the report of runs.
 
     Args:
-        folders: Directories of the runs; several are drawn into the same axes.
+        directories: Directories of the runs; several are drawn into the same axes.
         output: Path of the page; None means `report.html` in the first directory.
         read: Function that reads a run, given its directory and name; None reads runs of
             `vcppo fit`.
@@ -33,8 +33,8 @@ def write_report(
         ValueError: If a directory is not the directory of a run, or a file in it cannot be read.
         ImportError: If the extra `report` is not installed.
     """
-    page = render(read_runs(folders, read))
-    first = folders[0]
+    page = render(read_runs(directories, read))
+    first = directories[0]
     output = output or (first.parent if first.is_file() else first) / "report.html"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")

@@ -77,7 +77,7 @@ class Run:
 
     Attributes:
         name: Name of the directory, or its path if two have the same name.
-        folder: Path of the directory.
+        directory: Path of the directory.
         rows: Metrics by step, in order, without empty cells.
         config: Nested mapping, as in config.yaml.
         evaluations: Evaluations by set, in order of their step. The first may come from the run
@@ -90,7 +90,7 @@ class Run:
     """
 
     name: str
-    folder: Path
+    directory: Path
     rows: dict[int, dict[str, float]]
     config: dict[str, Any] = field(default_factory=dict)
     evaluations: list[Evaluation] = field(default_factory=list)
@@ -134,42 +134,44 @@ class Run:
         return default if value is None else value
 
 
-def read_runs(folders: Sequence[Path], read: Callable[[Path, str], Run] | None = None) -> list[Run]:
+def read_runs(
+    directories: Sequence[Path], read: Callable[[Path, str], Run] | None = None
+) -> list[Run]:
     """Read several runs.
 
     Args:
-        folders: Directories of the runs; each is a `trainer.default_root_dir`.
+        directories: Directories of the runs; each is a `trainer.default_root_dir`.
         read: Function that reads a run, given its directory and name; None means `read_run`.
 
     Raises:
         ValueError: If a path is not the directory of a run, is given twice, or has a file that
             cannot be read.
     """
-    places = [folder.resolve() for folder in folders]
-    for place, folder in zip(places, folders, strict=True):
+    places = [directory.resolve() for directory in directories]
+    for place, directory in zip(places, directories, strict=True):
         if places.count(place) > 1:
-            raise ValueError(f"{folder}: expected each run once, got it twice")
+            raise ValueError(f"{directory}: expected each run once, got it twice")
     names = [place.name for place in places]
     return [
-        (read or read_run)(folder, name if names.count(name) == 1 else str(folder))
-        for folder, name in zip(folders, names, strict=True)
+        (read or read_run)(directory, name if names.count(name) == 1 else str(directory))
+        for directory, name in zip(directories, names, strict=True)
     ]
 
 
-def read_run(folder: Path, name: str) -> Run:
+def read_run(directory: Path, name: str) -> Run:
     """Read one run; for arguments and errors see `read_runs`."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such directory; expected the directory of a run")
-    config = _read_config(folder / "config.yaml")
-    rows = _read_metrics(folder)
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: no such directory; expected the directory of a run")
+    config = _read_config(directory / "config.yaml")
+    rows = _read_metrics(directory)
     return Run(
         name=name,
-        folder=folder,
+        directory=directory,
         rows=rows,
         config=config,
-        evaluations=_with_start(_with_logged(read_evaluations(folder), rows), config),
-        positions=list(_read_jsonl(folder / "diagnostics" / "positions.jsonl", "deciles")),
-        calibrations=list(_read_jsonl(folder / "diagnostics" / "calibration.jsonl", "bins")),
+        evaluations=_with_start(_with_logged(read_evaluations(directory), rows), config),
+        positions=list(_read_jsonl(directory / "diagnostics" / "positions.jsonl", "deciles")),
+        calibrations=list(_read_jsonl(directory / "diagnostics" / "calibration.jsonl", "bins")),
     )
 
 
@@ -194,14 +196,14 @@ def _with_start(evaluations: list[Evaluation], config: dict[str, Any]) -> list[E
     actor = _field(config, "model.init_args.actor")
     if not isinstance(actor, str):
         return evaluations
-    folder = Path(actor).parent
-    earlier = {e.problem_texts: e for e in read_evaluations(folder)}
+    directory = Path(actor).parent
+    earlier = {e.problem_texts: e for e in read_evaluations(directory)}
     whole: list[Evaluation] = []
     for evaluation in evaluations:
         is_first = evaluation.name not in {e.name for e in whole}
         if is_first and evaluation.step > 0 and evaluation.problem_texts in earlier:
             start = earlier[evaluation.problem_texts]
-            whole.append(replace(start, name=evaluation.name, step=0, source=folder.name))
+            whole.append(replace(start, name=evaluation.name, step=0, source=directory.name))
         whole.append(evaluation)
     return whole
 
@@ -216,12 +218,12 @@ def _field(config: dict[str, Any], dotted: str) -> Any:
     return node
 
 
-def _read_metrics(folder: Path) -> dict[int, dict[str, float]]:
+def _read_metrics(directory: Path) -> dict[int, dict[str, float]]:
     """Merge the rows of each step; later values replace earlier ones."""
-    path = folder / "metrics.csv"
+    path = directory / "metrics.csv"
     if not path.exists():
         raise ValueError(
-            f"{folder}: no metrics.csv; expected the directory of a run with --loggers=[csv], "
+            f"{directory}: no metrics.csv; expected the directory of a run with --loggers=[csv], "
             "or one with the rollouts that another trainer dumped"
         )
     rows: dict[int, dict[str, float]] = {}
@@ -290,10 +292,10 @@ EVALUATION_FILE = re.compile(r"(?:rollouts|updates)_(\d+)\.jsonl")
 HELD_OUT = "held_out"
 
 
-def read_evaluations(folder: Path) -> list[Evaluation]:
+def read_evaluations(directory: Path) -> list[Evaluation]:
     """Read the evaluations of a run, by set and in order, except those of `vcppo test`."""
     of_sets: dict[str, list[Evaluation]] = {}
-    for path in sorted((folder / "evaluation").glob("*.jsonl")):
+    for path in sorted((directory / "evaluation").glob("*.jsonl")):
         if not (match := EVALUATION_FILE.fullmatch(path.name)):
             continue
         by_set: dict[str, list[dict[str, Any]]] = {}

@@ -26,14 +26,14 @@ class WatchedPage:
     previous page stays; without one, the reason is shown.
     """
 
-    def __init__(self, folders: Sequence[Path], draw: Callable[[], str]) -> None:
+    def __init__(self, directories: Sequence[Path], draw: Callable[[], str]) -> None:
         """Collect the arguments; `current` draws the page.
 
         Args:
-            folders: Directories of the runs, or files.
+            directories: Directories of the runs, or files.
             draw: Function that returns the page.
         """
-        self._folders, self._draw = folders, draw
+        self._directories, self._draw = directories, draw
         self._lock = threading.Lock()
         self._seen: frozenset[tuple[str, int, int]] | None = None
         self._page = ""
@@ -52,8 +52,8 @@ class WatchedPage:
 
     def _files(self) -> Iterator[tuple[str, int, int]]:
         """Yield name, size and time of each file that a page is drawn from."""
-        for folder in self._folders:
-            for file in [folder] if folder.is_file() else folder.rglob("*"):
+        for directory in self._directories:
+            for file in [directory] if directory.is_file() else directory.rglob("*"):
                 is_read = file.suffix not in (".html", ".ckpt", ".safetensors") and file.is_file()
                 if is_read:
                     state = file.stat()

@@ -276,8 +276,8 @@ class RolloutsAhead:
             self._jobs.append(_Job.done(mine))
 
 
-class StopAfterError(Callback):
-    """Ends sampling ahead when the run ends with an error, after which there is no teardown."""
+class StopSampling(Callback):
+    """Ends sampling ahead when the run ends; after an error there is no teardown."""
 
     def __init__(self, ahead: RolloutsAhead) -> None:
         """Store the object to end."""
@@ -287,8 +287,13 @@ class StopAfterError(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """End sampling ahead."""
+        """End sampling ahead, and keep complete rollouts."""
         self._ahead.end()
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """End sampling ahead."""
+        self._ahead.stop()
 
 
 class _Shares:

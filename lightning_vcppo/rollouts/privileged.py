@@ -39,6 +39,12 @@ class PrivilegedPrompt:
         """
         self._tokenizer, self._settings = tokenizer, settings
 
+    @property
+    def longest(self) -> int:
+        """Largest number of tokens of a hint; 0 without hints."""
+        without = self._settings.privileged_prompt == "none"
+        return 0 if without else self._settings.privileged_max_length
+
     def view(self, rollout: Rollout) -> Rollout:
         """Return the rollout as the critic reads it; unchanged if it already has hints.
 

@@ -59,16 +59,16 @@ def test_an_evaluation_is_logged_written_and_printed(
         assert logged(tmp_path, f"eval/{name}") == {2: value, 4: value}
     assert "avg@2" in capsys.readouterr().out
 
-    folder = tmp_path / "evaluation"
-    assert sorted(p.name for p in folder.iterdir()) == [
+    directory = tmp_path / "evaluation"
+    assert sorted(p.name for p in directory.iterdir()) == [
         f"rollouts_{rollout:06d}{kind}"
         for rollout in (2, 4)
         for kind in (".jsonl", "_by_group.csv", "_by_problem.csv")
     ]
     records = [invent_record(i, sample) for i in range(4) for sample in range(2)]
-    written = read_records(folder / "rollouts_000002.jsonl")
+    written = read_records(directory / "rollouts_000002.jsonl")
     assert written == [replace(record, evaluation_set="held_out") for record in records]
-    with (folder / "rollouts_000002_by_problem.csv").open() as file:
+    with (directory / "rollouts_000002_by_problem.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["accuracy"]) for row in rows] == [0.5, 0, 0.5, 0]
 

@@ -155,8 +155,8 @@ def test_a_sparkline_spans_its_numbers() -> None:
 def test_models_are_exported_at_the_end(tmp_path: Path) -> None:
     fit(make_trainer(tmp_path, ModelExport()), InventingModule())
     fit(make_trainer(tmp_path, ModelExport(str(tmp_path / "there"))), InventingModule())
-    for folder in (tmp_path, tmp_path / "there"):
-        assert (folder / "actor").is_dir() and (folder / "critic").is_dir()
+    for directory in (tmp_path, tmp_path / "there"):
+        assert (directory / "actor").is_dir() and (directory / "critic").is_dir()
 
 
 def test_predictions_are_written(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_a_resumed_run_goes_on_with_its_files(tmp_path: Path) -> None:
         assert parts.read_text() == whole.read_text()
 
 
-def test_a_new_run_in_an_old_folder_starts_its_files_anew(tmp_path: Path) -> None:
+def test_a_new_run_in_an_old_directory_starts_its_files_anew(tmp_path: Path) -> None:
     for rollouts in (4, 2):
         trainer = make_trainer(tmp_path, RewardDecayMonitor(), limit_train_batches=rollouts)
         fit(trainer, InventingModule())

@@ -1,4 +1,4 @@
-"""Configs by short name: the user's own file, else the shipped one, from any folder."""
+"""Configs by short name: the user's own file, else the shipped one, from any directory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_every_config_has_a_short_name() -> None:
 
 
 @pytest.mark.parametrize("name", ["demo/rl", "demo/rl.yaml", "configs/demo/rl.yaml"])
-def test_a_shipped_config_is_found_from_an_empty_folder(name: str) -> None:
+def test_a_shipped_config_is_found_from_an_empty_directory(name: str) -> None:
     assert find_config(name) == shipped("demo/rl")
 
 
@@ -34,7 +34,7 @@ def test_a_file_from_here_wins(tmp_path: Path, file: str) -> None:
     assert find_config("vcppo") == file
 
 
-def test_a_folder_of_that_name_does_not_win(tmp_path: Path) -> None:
+def test_a_directory_of_that_name_does_not_win(tmp_path: Path) -> None:
     (tmp_path / "vcppo").mkdir()
     assert find_config("vcppo") == shipped("vcppo")
 
@@ -88,28 +88,30 @@ def test_an_unknown_name_is_told_what_there_is(argument: str, message: str) -> N
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with the package as a wheel holds it, without the wheel's metadata and isolation."""
+    """Directory with the package as in a wheel, without the wheel's metadata and isolation."""
     if not (ROOT / "pyproject.toml").exists():
         pytest.skip("not a checkout: there is no pyproject.toml to build from")
-    folder = tmp_path_factory.mktemp("built")
+    directory = tmp_path_factory.mktemp("built")
     build = [sys.executable, "-c", "from setuptools import setup; setup()", "-q", "egg_info"]
-    build += ["--egg-base", str(folder), "build_py", "--build-lib", str(folder / "lib")]
+    build += ["--egg-base", str(directory), "build_py", "--build-lib", str(directory / "lib")]
     subprocess.run(build, check=True, cwd=ROOT, capture_output=True)
-    return folder / "lib"
+    return directory / "lib"
 
 
 def test_a_wheel_holds_callbacks_and_configs(built: Path) -> None:
     package = built / "lightning_vcppo"
-    for folder, pattern in {"callbacks": "*.py", "configs": "**/*.yaml"}.items():
-        sources = {p.relative_to(ROOT / folder): p for p in (ROOT / folder).glob(pattern)}
-        packaged = {p.relative_to(package / folder): p for p in (package / folder).glob(pattern)}
+    for directory, pattern in {"callbacks": "*.py", "configs": "**/*.yaml"}.items():
+        sources = {p.relative_to(ROOT / directory): p for p in (ROOT / directory).glob(pattern)}
+        packaged = {
+            p.relative_to(package / directory): p for p in (package / directory).glob(pattern)
+        }
         assert packaged.keys() == sources.keys()
         assert all(p.read_bytes() == sources[name].read_bytes() for name, p in packaged.items())
     assert [path.name for path in built.iterdir()] == ["lightning_vcppo"]
 
 
 @pytest.mark.thorough
-def test_a_wheel_finds_its_configs_from_an_empty_folder(built: Path, tmp_path: Path) -> None:
+def test_a_wheel_finds_its_configs_from_an_empty_directory(built: Path, tmp_path: Path) -> None:
     command = "fit --config vcppo --config demo/rl --data data/generated_long --print_config"
     done = subprocess.run(
         [sys.executable, "-m", "lightning_vcppo", *command.split()],

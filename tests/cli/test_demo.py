@@ -14,14 +14,14 @@ from tests.support.tiny_runs import ROOT
 ROOT_FLAG = "--trainer.default_root_dir="
 
 
-def leave_evaluation(folder: Path, right: int, length: int) -> None:
+def leave_evaluation(directory: Path, right: int, length: int) -> None:
     """Leave an evaluation of four problems."""
-    folder.mkdir(parents=True)
+    directory.mkdir(parents=True)
     rows = [
         {"problem": str(i), "correct": i < right, "length": length, "finished": True}
         for i in range(4)
     ]
-    (folder / "rollouts_000001.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (directory / "rollouts_000001.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
 def test_every_run_starts_from_the_same_networks_and_is_compared(tmp_path, monkeypatch, capsys):
@@ -31,9 +31,9 @@ def test_every_run_starts_from_the_same_networks_and_is_compared(tmp_path, monke
         commands.append(command)
         for flag in command:
             if flag.startswith(ROOT_FLAG):
-                folder = Path(flag.removeprefix(ROOT_FLAG))
+                directory = Path(flag.removeprefix(ROOT_FLAG))
                 numbers = {"cold_start": (1, 20), "here_ppo": (0, 10), "here": (3, 30)}
-                leave_evaluation(folder / "evaluation", *numbers.get(folder.name, (0, 1)))
+                leave_evaluation(directory / "evaluation", *numbers.get(directory.name, (0, 1)))
 
     def run_both(arms):
         for command in arms.values():

@@ -1,4 +1,4 @@
-"""From checkpoints to ordinary folders, and from folders into new runs."""
+"""From checkpoints to ordinary directories, and from directories into new runs."""
 
 import pickle
 import shutil
@@ -28,13 +28,13 @@ from tests.support.training import LORA, fit, make_module
 HL_GAUSS = ValueSettings(head="hl_gauss", num_bins=11)
 
 
-def train(actor, folder, **settings):
+def train(actor, directory, **settings):
     """Run two rollouts; leave a checkpoint and return it with the module."""
     seed_everything(0)
     module = make_module(actor, **settings)
     record = fit(module, 2)
-    record.trainer.save_checkpoint(folder / "last.ckpt")
-    return folder / "last.ckpt", module
+    record.trainer.save_checkpoint(directory / "last.ckpt")
+    return directory / "last.ckpt", module
 
 
 @pytest.fixture(scope="module")
@@ -44,25 +44,25 @@ def full(tiny_actor, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lora(tiny_actor, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("lora")
-    shutil.copytree(tiny_actor, folder / "base")
-    return train(folder / "base", folder, lora=LORA)
+    directory = tmp_path_factory.mktemp("lora")
+    shutil.copytree(tiny_actor, directory / "base")
+    return train(directory / "base", directory, lora=LORA)
 
 
-def sharded(file, folder):
+def sharded(file, directory):
     """Write a checkpoint as `ModelParallelStrategy` does."""
     checkpoint = torch.load(file, weights_only=True)
     state = {"state_dict": checkpoint.pop("state_dict")}
     state |= {f"optimizer_{i}": s for i, s in enumerate(checkpoint.pop("optimizer_states"))}
-    dcp.save(state, checkpoint_id=folder, no_dist=True)
-    torch.save(checkpoint, folder / "meta.pt")
-    return folder
+    dcp.save(state, checkpoint_id=directory, no_dist=True)
+    torch.save(checkpoint, directory / "meta.pt")
+    return directory
 
 
-def differences(module, folder):
-    """Return the largest differences of logits and of values, read from folders."""
-    actor = loading.load_actor(str(folder / "actor"))
-    critic = load_critic(str(folder / "critic"), module.value)
+def differences(module, directory):
+    """Return the largest differences of logits and of values, read from directories."""
+    actor = loading.load_actor(str(directory / "actor"))
+    critic = load_critic(str(directory / "critic"), module.value)
     with torch.no_grad():
         logits = (actor(IDS_BL).logits - module.actor(IDS_BL).logits).abs().max()
     return float(logits), float((values_of(critic) - values_of(module.critic)).abs().max())
@@ -240,7 +240,7 @@ def test_a_critic_is_written_for_another_trainer(full, lora, tmp_path, capfd):
     assert [p.name for p in out.iterdir()] == ["critic"]
     critic = load_critic(str(out / "critic"), module.value)
     torch.testing.assert_close(values_of(critic), values_of(module.critic))
-    # From a folder, too.
+    # From a directory, too.
     export(str(out / "critic"), str(tmp_path / "nemo"), layout="nemo")
     weights = tmp_path / "nemo" / "step_0" / "value" / "weights" / "model" / "model.safetensors"
     assert weights.read_bytes() == (out / "critic" / "model.safetensors").read_bytes()

@@ -55,20 +55,20 @@ def test_a_run_gets_the_flags_of_the_set_but_for_those_about_it(tmp_path):
     ]
 
 
-def test_a_folder_of_other_flags_is_refused_and_a_finished_one_skipped(tmp_path):
-    folder = tmp_path / "seed_0"
-    folder.mkdir()
+def test_a_directory_of_other_flags_is_refused_and_a_finished_one_skipped(tmp_path):
+    directory = tmp_path / "seed_0"
+    directory.mkdir()
     record = {"arguments": ["fit", "--lr=1"], "finished": True}
-    (folder / RECORD).write_text(json.dumps(record))
-    run = SeedRun(0, folder, ["fit", "--lr=1"])
+    (directory / RECORD).write_text(json.dumps(record))
+    run = SeedRun(0, directory, ["fit", "--lr=1"])
     run.prepare(overwrite=False)
     assert run.state == "skipped"
-    other = SeedRun(0, folder, ["fit", "--lr=2"])
+    other = SeedRun(0, directory, ["fit", "--lr=2"])
     with pytest.raises(ValueError, match=r"seed_0 holds a run of other flags \(--lr=1, --lr=2\)"):
         other.prepare(overwrite=False)
     other.prepare(overwrite=True)
-    assert other.state == "waiting" and not (folder / RECORD).exists()
-    (folder / RECORD).write_text("[]")
+    assert other.state == "waiting" and not (directory / RECORD).exists()
+    (directory / RECORD).write_text("[]")
     with pytest.raises(ValueError, match=r"seed.json: expected a record"):
         run.prepare(overwrite=False)
     with pytest.raises(ValueError, match="--jobs: expected >= 1, got 0"):

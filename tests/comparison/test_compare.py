@@ -1,4 +1,4 @@
-"""`vcppo compare` on run folders written by hand and on committed rows."""
+"""`vcppo compare` on run directories written by hand and on committed rows."""
 
 import csv
 import json
@@ -22,9 +22,9 @@ from tests.support.tiny_runs import ROOT, run_program
 PROBLEMS = 8
 
 
-def write_seed(folder, seed, right, lambda_critic=1.0, pretraining=0, rollouts=6, **changes):
+def write_seed(directory, seed, right, lambda_critic=1.0, pretraining=0, rollouts=6, **changes):
     """Write a run whose last policy solves the first `right` of eight problems."""
-    folder.mkdir(parents=True)
+    directory.mkdir(parents=True)
     rows = []
     for step in range(1, rollouts + 1):
         row = {
@@ -39,22 +39,22 @@ def write_seed(folder, seed, right, lambda_critic=1.0, pretraining=0, rollouts=6
             row["value_pretraining/rollouts"] = float(min(step, pretraining))
         rows.append(row)
     rows[-1] |= {"eval/accuracy": right / PROBLEMS, "eval/problems": float(PROBLEMS)}
-    write_csv(folder / "metrics.csv", rows)
+    write_csv(directory / "metrics.csv", rows)
     model = {
         "actor": str(changes.get("actor", f"starts/seed_{seed}/cold_start/actor")),
         "advantage": {"lambda_critic": lambda_critic, "gamma": 1.0},
     }
     config = {
         "seed_everything": seed,
-        "trainer": {"default_root_dir": str(folder), "max_epochs": 1},
+        "trainer": {"default_root_dir": str(directory), "max_epochs": 1},
         "model": {"init_args": model},
     }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (directory / "config.yaml").write_text(yaml.safe_dump(config))
     texts = changes.get("problems", [f"{i} + 1?" for i in range(PROBLEMS)])
     records = [response(text, i < right, index=i) for i, text in enumerate(texts)]
     if changes.get("records", True):
-        write_jsonl(folder / "evaluation" / f"rollouts_{rollouts:06d}.jsonl", records)
-    return folder
+        write_jsonl(directory / "evaluation" / f"rollouts_{rollouts:06d}.jsonl", records)
+    return directory
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def run(paths, **options):
     return compare(read(paths, options), options)
 
 
-# From folders
+# From directories
 
 
 def test_arms_are_grouped_by_settings_and_paired_by_seed(sets):
@@ -99,12 +99,12 @@ def test_the_order_of_the_reference_turns_the_sign(sets):
         run(sets, names=["ppo", "vcppo"], reference="x")
 
 
-def test_arms_that_differ_in_much_have_the_name_of_their_folder(tmp_path):
+def test_arms_that_differ_in_much_have_the_name_of_their_directory(tmp_path):
     write_seed(tmp_path / "a" / "seed_0", 0, 1)
-    folder = write_seed(tmp_path / "b" / "seed_0", 0, 1)
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    directory = write_seed(tmp_path / "b" / "seed_0", 0, 1)
+    config = yaml.safe_load((directory / "config.yaml").read_text())
     config["model"]["init_args"]["advantage"] = {"gamma": 0.9, "lambda_critic": 0.5, "other": 1}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (directory / "config.yaml").write_text(yaml.safe_dump(config))
     found = run([tmp_path / "a", tmp_path / "b"])
     assert [arm.name for arm in found.arms] == ["a", "b"]
     assert set(found.settings) == {
@@ -135,8 +135,8 @@ def test_what_cannot_be_paired_is_refused_in_a_line_that_names_the_runs(sets, tm
 
 def test_a_recorded_start_counts_more_than_its_place(sets, tmp_path):
     moved = write_seed(tmp_path / "moved" / "seed_0", 0, 3, 0.9, actor="elsewhere/actor")
-    for folder in (moved, sets[0] / "seed_0"):
-        (folder / START).write_text(json.dumps({"actor": "0123456789abcdef"}))
+    for directory in (moved, sets[0] / "seed_0"):
+        (directory / START).write_text(json.dumps({"actor": "0123456789abcdef"}))
     assert len(run([sets[0], moved]).contrasts) == 1
     (moved / START).write_text("[]")
     with pytest.raises(ValueError, match=r"start.json: expected a JSON object"):
@@ -186,8 +186,8 @@ def test_a_collapse_is_a_fall_of_both_accuracy_and_length(tmp_path):
 def test_without_records_problems_are_binomial(tmp_path):
     for arm in range(2):
         for seed in range(2):
-            folder = tmp_path / f"{arm}" / f"seed_{seed}"
-            write_seed(folder, seed, 4 + arm, float(arm), records=False)
+            directory = tmp_path / f"{arm}" / f"seed_{seed}"
+            write_seed(directory, seed, 4 + arm, float(arm), records=False)
     found = run([tmp_path / "0", tmp_path / "1"])
     assert "results of single problems are missing" in found.problem_level
     assert found.arms[0].bootstrap.low < 0.5 < found.arms[0].bootstrap.high
@@ -258,22 +258,22 @@ def test_a_search_seed_and_unequal_numbers_are_told(tmp_path):
 
 
 def test_the_command_writes_four_files_and_reads_its_own_rows(sets, tmp_path, capsys):
-    folder = tmp_path / "out"
+    directory = tmp_path / "out"
     names = ["--names", "ppo", "vc|ppo", "--reference", "ppo"]
-    command.main([*map(str, sets), *names, "--output", str(folder)])
+    command.main([*map(str, sets), *names, "--output", str(directory)])
     text = capsys.readouterr().out
     assert "paired difference from ppo" in text and "vc|ppo" in text
-    assert sorted(p.name for p in folder.iterdir()) == [
+    assert sorted(p.name for p in directory.iterdir()) == [
         f"compare.{ending}" for ending in ("csv", "html", "json", "md")
     ]
-    found = json.loads((folder / "compare.json").read_text())
+    found = json.loads((directory / "compare.json").read_text())
     keys = {"arm", "reference", "n", "mean", "ci_low", "ci_high", "p", "p_holm", "p_sign_flip"}
     assert keys <= found["contrasts"][0].keys()
     assert found["arms"][0]["values"] == [0.25, 0.375, 0.5] and found["warnings"]
-    assert "vc&#124;ppo" in (folder / "compare.md").read_text()
-    html = (folder / "compare.html").read_text()
+    assert "vc&#124;ppo" in (directory / "compare.md").read_text()
+    html = (directory / "compare.html").read_text()
     assert 'http-equiv="Content-Security-Policy"' in html and "vc|ppo" in html
-    again = run([folder / "compare.csv"], reference="ppo")
+    again = run([directory / "compare.csv"], reference="ppo")
     assert again.contrasts[0].difference.mean == pytest.approx(found["contrasts"][0]["mean"])
 
 

@@ -90,12 +90,12 @@ def test_a_fitted_side_critic_is_read_beside_its_actor(
     compared: tuple[Path, dict[str, Any]], rollouts: Path, tiny_actor: Path
 ) -> None:
     output, _ = compared
-    (folder,) = output.glob("1_side*/critic")
-    assert "attach(actor)" in (folder / "README.md").read_text()
-    measures, _ = measure_critic(str(folder), str(rollouts), actor=str(tiny_actor))
+    (directory,) = output.glob("1_side*/critic")
+    assert "attach(actor)" in (directory / "README.md").read_text()
+    measures, _ = measure_critic(str(directory), str(rollouts), actor=str(tiny_actor))
     assert measures.responses == 48
     with pytest.raises(ValueError, match="a side critic reads an actor; name it with --actor"):
-        measure_critic(str(folder), str(rollouts))
+        measure_critic(str(directory), str(rollouts))
 
 
 @pytest.mark.parametrize(

@@ -32,9 +32,9 @@ def rollouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fitted(rollouts: Path, tiny_actor: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("lab") / "fit"
-    fit_critic(str(rollouts), str(tiny_actor), str(folder), max_epochs=6, **FAST)
-    return folder
+    directory = tmp_path_factory.mktemp("lab") / "fit"
+    fit_critic(str(rollouts), str(tiny_actor), str(directory), max_epochs=6, **FAST)
+    return directory
 
 
 def test_a_fit_learns_and_says_what_it_has_learnt(fitted: Path) -> None:
@@ -49,10 +49,10 @@ def test_a_fit_learns_and_says_what_it_has_learnt(fitted: Path) -> None:
 
 
 def test_transformers_alone_reads_the_same_values(fitted: Path) -> None:
-    folder = str(fitted / "critic")
-    ours = load_critic(folder, ValueSettings()).eval()
-    plain = AutoModelForTokenClassification.from_pretrained(folder, num_labels=1).eval()
-    ids_1L = torch.tensor([AutoTokenizer.from_pretrained(folder)("1? yyyxx")["input_ids"]])
+    directory = str(fitted / "critic")
+    ours = load_critic(directory, ValueSettings()).eval()
+    plain = AutoModelForTokenClassification.from_pretrained(directory, num_labels=1).eval()
+    ids_1L = torch.tensor([AutoTokenizer.from_pretrained(directory)("1? yyyxx")["input_ids"]])
     prompt, length = 2, ids_1L.shape[1] - 2
     with torch.no_grad():
         outputs_N1 = ours(ids_1L, torch.tensor([prompt]), torch.ones(1, length, dtype=torch.bool))
@@ -78,8 +78,8 @@ def test_an_interrupted_fit_resumes_bit_for_bit(
         (tmp_path / "fit" / written).rename(tmp_path / written)
     fit_critic(*arguments, max_epochs=6, **FAST)
     both = [
-        AutoModelForTokenClassification.from_pretrained(str(folder / "critic")).state_dict()
-        for folder in (fitted, tmp_path / "fit")
+        AutoModelForTokenClassification.from_pretrained(str(directory / "critic")).state_dict()
+        for directory in (fitted, tmp_path / "fit")
     ]
     assert all(torch.equal(value, both[1][name]) for name, value in both[0].items())
 

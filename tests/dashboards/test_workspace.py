@@ -95,8 +95,8 @@ def test_the_commands_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> Non
     ("ckpt_path", "id_of_the_logger", "expected"),
     [
         ("runs/a/checkpoints/x.ckpt", None, "of_a"),
-        ("runs/a/b/checkpoints/x.ckpt", None, "of_b"),  # the nearest folder
-        ("last", None, "of_c"),  # the trainer's folder
+        ("runs/a/b/checkpoints/x.ckpt", None, "of_b"),  # the nearest directory
+        ("last", None, "of_c"),  # the trainer's directory
         ("elsewhere/x.ckpt", None, None),
         (None, None, None),  # not resumed
         ("runs/a/checkpoints/x.ckpt", "mine", "mine"),
@@ -105,9 +105,9 @@ def test_the_commands_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_resumed_run_takes_the_id_of_its_checkpoints_run(
     tmp_path: Path, ckpt_path: str | None, id_of_the_logger: str | None, expected: str | None
 ) -> None:
-    for folder, run_id in (("runs/a", "of_a"), ("runs/a/b", "of_b"), ("runs/c", "of_c")):
-        (tmp_path / folder / RUN_ID).parent.mkdir(parents=True)
-        (tmp_path / folder / RUN_ID).write_text(run_id)
+    for directory, run_id in (("runs/a", "of_a"), ("runs/a/b", "of_b"), ("runs/c", "of_c")):
+        (tmp_path / directory / RUN_ID).parent.mkdir(parents=True)
+        (tmp_path / directory / RUN_ID).write_text(run_id)
     if ckpt_path not in (None, "last"):
         (tmp_path / ckpt_path).parent.mkdir(parents=True)
         (tmp_path / ckpt_path).touch()

@@ -258,7 +258,7 @@ def test_long_prompts_are_refused_or_dropped(tmp_path):
             "prompts_per_rollout: 21 is more than the 20 training problems",
         ),
         ({"tokenizer": None}, "tokenizer: the model has none; set --data.tokenizer"),
-        ({"tokenizer": "no/such/folder"}, "no/such/folder"),
+        ({"tokenizer": "no/such/directory"}, "no/such/directory"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message):

@@ -97,13 +97,13 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def fit(folder, *, ckpt_path=None, train_size=20, **trainer_arguments):
+def fit(directory, *, ckpt_path=None, train_size=20, **trainer_arguments):
     module = Recorder()
     data = AIMEDataModule(
         train_size=train_size, val_size=4, prompts_per_rollout=3, val_batch_size=3
     )
     checkpoints = ModelCheckpoint(
-        folder, filename="{epoch}-{step}", every_n_train_steps=1, save_top_k=-1
+        directory, filename="{epoch}-{step}", every_n_train_steps=1, save_top_k=-1
     )
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -175,7 +175,7 @@ class Both(Recorder):
         return ResponseRecord(index, 0, *rest)
 
 
-def two_ranks(folder: Path, small: str) -> None:
+def two_ranks(directory: Path, small: str) -> None:
     """Train as one of two ranks, and write what it has seen."""
     module = Both()
     trainer = pl.Trainer(
@@ -189,7 +189,7 @@ def two_ranks(folder: Path, small: str) -> None:
         enable_checkpointing=False,
         num_sanity_val_steps=0,
         callbacks=[AIMEEvaluation()],
-        default_root_dir=folder,
+        default_root_dir=directory,
     )
     data = AIMEDataModule(
         train_size=9,
@@ -201,7 +201,7 @@ def two_ranks(folder: Path, small: str) -> None:
     trainer.fit(module, data)
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
     seen = [[rows for _, _, rows in module.seen], module.validated, metrics]
-    (folder / f"{trainer.global_rank}.json").write_text(json.dumps(seen))
+    (directory / f"{trainer.global_rank}.json").write_text(json.dumps(seen))
 
 
 def test_a_batch_knows_those_that_follow_it_and_no_others():

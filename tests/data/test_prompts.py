@@ -100,7 +100,7 @@ class Rewarded(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def run(folder, path, what="fit", ckpt_path=None, lightning_module=None, **arguments):
+def run(directory, path, what="fit", ckpt_path=None, lightning_module=None, **arguments):
     data = AIMEDataModule(path=path, val_size=1, prompts_per_rollout=2, **arguments)
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -108,7 +108,7 @@ def run(folder, path, what="fit", ckpt_path=None, lightning_module=None, **argum
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[ModelCheckpoint(folder, filename="last")],
+        callbacks=[ModelCheckpoint(directory, filename="last")],
     )
     getattr(trainer, what)(lightning_module or Rewarded(), data, ckpt_path=ckpt_path)
     return data

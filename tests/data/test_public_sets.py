@@ -278,7 +278,7 @@ def test_what_is_no_address_of_the_hub(address):
         find_source(address)
 
 
-def test_configs_and_splits_of_a_folder(tmp_path):
+def test_configs_and_splits_of_a_directory(tmp_path):
     (tmp_path / "set").mkdir()
     write(tmp_path / "set" / "train.parquet", [{"problem": "P", "answer": 1}])
     write(tmp_path / "set" / "test.parquet", [{"problem": "Q", "answer": 2}])

@@ -89,32 +89,32 @@ def test_rows_of_json_lines_are_counted_in_lines(tmp_path):
     assert problems[1].problem == "a\u2028b"
 
 
-def test_a_folder_is_read_by_datasets(tmp_path):
-    folder = tmp_path / "set"
-    folder.mkdir()
-    write_rows(folder / "train-00000.parquet")
-    problems = load_problems(folder)
+def test_a_directory_is_read_by_datasets(tmp_path):
+    directory = tmp_path / "set"
+    directory.mkdir()
+    write_rows(directory / "train-00000.parquet")
+    problems = load_problems(directory)
     assert contents(problems) == EXPECTED
     assert problems[1].source == "set:2"
 
 
 def test_splits_are_chosen_by_name(tmp_path):
-    folder = tmp_path / "set"
-    folder.mkdir()
-    write_rows(folder / "train.parquet")
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS[:1]), folder / "test.parquet")
+    directory = tmp_path / "set"
+    directory.mkdir()
+    write_rows(directory / "train.parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS[:1]), directory / "test.parquet")
     with pytest.raises(ValueError, match="set: holds the splits train, test; choose one"):
-        load_problems(folder)
-    assert contents(load_problems(folder, split="test")) == EXPECTED[:1]
+        load_problems(directory)
+    assert contents(load_problems(directory, split="test")) == EXPECTED[:1]
     with pytest.raises(ValueError, match='cannot be read as a data set, Unknown split "dev"'):
-        load_problems(folder, split="dev")
+        load_problems(directory, split="dev")
 
 
 def test_a_data_set_saved_to_disk(tmp_path):
-    folder = tmp_path / "saved"
+    directory = tmp_path / "saved"
     data = datasets.Dataset.from_list(ROWS)
-    datasets.DatasetDict({"train": data, "test": data.select([0])}).save_to_disk(str(folder))
-    assert contents(load_problems(folder, split="test")) == EXPECTED[:1]
+    datasets.DatasetDict({"train": data, "test": data.select([0])}).save_to_disk(str(directory))
+    assert contents(load_problems(directory, split="test")) == EXPECTED[:1]
 
 
 def test_reasoning_gym_generates_tasks():
@@ -245,7 +245,7 @@ def test_broken_files_are_named_with_the_row(tmp_path, name, data, expected):
     assert expected in message(tmp_path / name)
 
 
-def test_a_folder_without_data(tmp_path):
+def test_a_directory_without_data(tmp_path):
     (tmp_path / "empty").mkdir()
     assert "empty: cannot be read as a data set" in message(tmp_path / "empty")
 

@@ -54,7 +54,7 @@ def test_shards_of_two_ranks_are_gathered_one_tensor_at_a_time(tiny_actor, tmp_p
         assert all(torch.equal(gathered[name], weight) for name, weight in expected.items())
 
 
-def _gather_shards(actor: str, folder: str) -> None:
+def _gather_shards(actor: str, directory: str) -> None:
     dist.init_process_group("gloo")
     model = loading.load_actor(actor)
     for layer in model.base_model.layers:
@@ -63,5 +63,5 @@ def _gather_shards(actor: str, folder: str) -> None:
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
     weights = plain_weights(model)
     assert iter(weights) is weights  # lazy: nothing is gathered before it is asked for
-    torch.save(dict(weights), f"{folder}/{dist.get_rank()}.pt")
+    torch.save(dict(weights), f"{directory}/{dist.get_rank()}.pt")
     dist.destroy_process_group()

@@ -296,13 +296,13 @@ def test_mistakes_end_the_run_at_once(tiny_actor, model, start, monkeypatch, tmp
 
 def test_only_this_user_reads_the_weights_and_only_the_newest_stay(model, tmp_path, start):
     engine = engine_for(model, start(), weights_dir=str(tmp_path / "shared"))
-    (folder,) = (tmp_path / "shared").iterdir()
-    assert folder.stat().st_mode & 0o777 == 0o700
+    (directory,) = (tmp_path / "shared").iterdir()
+    assert directory.stat().st_mode & 0o777 == 0o700
     engine.take_weights(1)
-    assert len([path for path in folder.iterdir() if path.is_dir()]) == 1
+    assert len([path for path in directory.iterdir() if path.is_dir()]) == 1
     sample(engine)
     del engine
-    assert not folder.exists()
+    assert not directory.exists()
 
 
 def test_large_weights_are_split_over_files(model, tmp_path, monkeypatch):
@@ -310,12 +310,14 @@ def test_large_weights_are_split_over_files(model, tmp_path, monkeypatch):
     from lightning_vcppo.models.lora import plain_weights
 
     monkeypatch.setattr(weight_files, "FILE_BYTES", 20_000)
-    folder = weight_files.WeightFolder(weight_files.WeightFolder.create(str(tmp_path)), owned=True)
-    folder.write("a", plain_weights(model), torch.float32)
-    assert len(list((folder.path / "a").iterdir())) > 2
-    read = dict(weight_files.read_weights(str(folder.path / "a")))
+    directory = weight_files.WeightDirectory(
+        weight_files.WeightDirectory.create(str(tmp_path)), owned=True
+    )
+    directory.write("a", plain_weights(model), torch.float32)
+    assert len(list((directory.path / "a").iterdir())) > 2
+    read = dict(weight_files.read_weights(str(directory.path / "a")))
     assert all(torch.equal(read[name], weight) for name, weight in plain_weights(model))
-    assert weight_files.read_shapes(str(folder.path / "a")).keys() == read.keys()
+    assert weight_files.read_shapes(str(directory.path / "a")).keys() == read.keys()
     with pytest.raises(FileNotFoundError, match="no weights there; do both machines see"):
         weight_files.read_shapes(str(tmp_path / "b"))
 
@@ -339,13 +341,13 @@ def test_settings_are_checked(settings, message):
 # Runs ----------------------------------------------------------------------------------------
 
 
-def fit(actor, folder, urls, *flags) -> None:
+def fit(actor, directory, urls, *flags) -> None:
     vcppo(
         *("fit", f"--model.actor={actor}", *ROLLOUTS, "--loggers=[csv]"),
         *("--model.engine.name=vllm_server", f"--model.engine.urls={urls}"),
         *("--model.engine.retry_s=0.01", "--model.engine.patience_s=0.2"),
         *("--model.actor_optimizer.lr=0.001", "--trainer.limit_train_batches=4"),
-        *("--data.train_size=48", f"--trainer.default_root_dir={folder}"),
+        *("--data.train_size=48", f"--trainer.default_root_dir={directory}"),
         *("--trainer.callbacks+=tests.support.tiny_runs.WeightsWatcher", *flags),
     )
 
@@ -386,7 +388,7 @@ def test_ranks_with_shards_sample_from_the_same_servers(tiny_actor, model, tmp_p
         assert_same(sampled, model, 4 + rank)
 
 
-def _on_rank(actor: str, folder: str, urls: list[str]) -> None:
+def _on_rank(actor: str, directory: str, urls: list[str]) -> None:
     dist.init_process_group("gloo")
     model = loading.load_actor(actor)
     fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
@@ -397,6 +399,6 @@ def _on_rank(actor: str, folder: str, urls: list[str]) -> None:
         for parameter in model.parameters():
             parameter.neg_()
     engine.take_weights(1)
-    torch.save(sample(engine, 4 + rank), f"{folder}/{rank}.pt")
+    torch.save(sample(engine, 4 + rank), f"{directory}/{rank}.pt")
     dist.barrier()  # the first rank removes the weights in the end
     dist.destroy_process_group()

@@ -46,20 +46,20 @@ FLAGS = ["--model.engine.name=vllm", f"--model.engine.init_args={json.dumps(SMAL
 
 
 @pytest.fixture(scope="module")
-def actor_folder(tmp_path_factory):
+def actor_directory(tmp_path_factory):
     """A Qwen2 whose heads are wide enough for vLLM's attention on the CPU."""
     tokenizer = default_tokenizer(320)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         actor = loading.build_actor(TINY_QWEN2 | {"hidden_size": 64}, tokenizer)
-    folder = tmp_path_factory.mktemp("vllm") / "actor"
-    write_folder(folder, actor, tokenizer)
-    return folder
+    directory = tmp_path_factory.mktemp("vllm") / "actor"
+    write_folder(directory, actor, tokenizer)
+    return directory
 
 
 @pytest.fixture
-def model(actor_folder):
-    return loading.load_actor(str(actor_folder))
+def model(actor_directory):
+    return loading.load_actor(str(actor_directory))
 
 
 def engine_for(model, *stops: int, settings: EngineSettings = SETTINGS) -> VLLMEngine:
@@ -190,20 +190,20 @@ def test_mistakes_are_named(model):
         engine_for(model, settings=EngineSettings("vllm", init_args={"no_such_argument": 1}))
 
 
-def test_top_p_and_the_correction_exclude_each_other(actor_folder, tmp_path):
-    run = ["fit", f"--model.actor={actor_folder}", *ROLLOUTS, *FLAGS, "--model.sampling.top_p=0.9"]
+def test_top_p_and_the_correction_exclude_each_other(actor_directory, tmp_path):
+    run = ["fit", f"--model.actor={actor_directory}", *ROLLOUTS, *FLAGS]
     with pytest.raises(ValueError, match=r"sampling.top_p: with 0.9, vLLM's log-probs"):
-        vcppo(*run)
+        vcppo(*run, "--model.sampling.top_p=0.9")
 
 
-def fit(actor_folder, folder, *flags) -> None:
+def fit(actor_directory, directory, *flags) -> None:
     vcppo(
-        *("fit", f"--model.actor={actor_folder}", *ROLLOUTS, *FLAGS, "--loggers=[csv]"),
+        *("fit", f"--model.actor={actor_directory}", *ROLLOUTS, *FLAGS, "--loggers=[csv]"),
         *("--model.sampling.num_generations=2", "--model.update.ppo_mini_batch_size=8"),
         *("--model.actor_optimizer.lr=0.001", "--trainer.limit_train_batches=5"),
         "--data.train_size=60",  # five rollouts
         *("--trainer.callbacks+=tests.support.tiny_runs.WeightsWatcher", *flags),
-        f"--trainer.default_root_dir={folder}",
+        f"--trainer.default_root_dir={directory}",
     )
 
 
@@ -215,12 +215,12 @@ class SaveAfterThree(Callback):
             trainer.save_checkpoint(Path(trainer.default_root_dir, "three.ckpt"))
 
 
-def weights(folder: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (folder / "weights_0.jsonl").read_text().splitlines()]
+def weights(directory: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (directory / "weights_0.jsonl").read_text().splitlines()]
 
 
-def test_updates_and_a_resume(actor_folder, tmp_path):
-    fit(actor_folder, tmp_path / "whole")
+def test_updates_and_a_resume(actor_directory, tmp_path):
+    fit(actor_directory, tmp_path / "whole")
     assert_finite(tmp_path / "whole")
     assert {"eval/accuracy", "policy/loss", "critic/loss"} <= logged_keys(tmp_path / "whole")
     rollouts = [row for row in logged(tmp_path / "whole") if "mismatch/kl_k3" in row]
@@ -232,27 +232,27 @@ def test_updates_and_a_resume(actor_folder, tmp_path):
     whole = weights(tmp_path / "whole")
     assert len({row["actor"] for row in whole}) == 5  # frozen in the first, then four updates
     fit(
-        actor_folder,
+        actor_directory,
         tmp_path / "part",
         "--trainer.callbacks+=tests.generation.test_vllm_engine.SaveAfterThree",
     )
-    fit(actor_folder, tmp_path / "rest", f"--ckpt_path={tmp_path}/part/three.ckpt")
+    fit(actor_directory, tmp_path / "rest", f"--ckpt_path={tmp_path}/part/three.ckpt")
     assert weights(tmp_path / "rest") == whole[3:]
 
 
-def test_evaluation_reads_what_transformers_reads(actor_folder, tmp_path):
+def test_evaluation_reads_what_transformers_reads(actor_directory, tmp_path):
     for name, flags in {"vllm": FLAGS, "transformers": []}.items():
         vcppo(
-            *("validate", f"--model.actor={actor_folder}", *TINY, *flags, "--loggers=[csv]"),
+            *("validate", f"--model.actor={actor_directory}", *TINY, *flags, "--loggers=[csv]"),
             *("--model.evaluation.temperature=0", f"--trainer.default_root_dir={tmp_path / name}"),
         )
     files = [next((tmp_path / name).rglob("rollouts_*.jsonl")) for name in ("vllm", "transformers")]
     assert files[0].read_text() == files[1].read_text()
 
 
-def test_each_rank_has_an_engine_of_its_own(actor_folder, tmp_path):
+def test_each_rank_has_an_engine_of_its_own(actor_directory, tmp_path):
     arguments = [
-        *("fit", f"--model.actor={actor_folder}", *ROLLOUTS, *FLAGS, "--loggers=[csv]"),
+        *("fit", f"--model.actor={actor_directory}", *ROLLOUTS, *FLAGS, "--loggers=[csv]"),
         *("--trainer.strategy=ddp", "--trainer.devices=2"),
         "--data.val_size=1",  # the second rank has no problem
         *("--model.actor_optimizer.lr=0.001", f"--trainer.default_root_dir={tmp_path}"),
@@ -267,8 +267,8 @@ def test_each_rank_has_an_engine_of_its_own(actor_folder, tmp_path):
         assert "mismatch/kl_k3" in next(csv.reader(file))
 
 
-def test_each_rank_gathers_a_sharded_actor(actor_folder, model, tmp_path):
-    mp.spawn(_sample_from_shards, (str(actor_folder), str(tmp_path)), nprocs=2)
+def test_each_rank_gathers_a_sharded_actor(actor_directory, model, tmp_path):
+    mp.spawn(_sample_from_shards, (str(actor_directory), str(tmp_path)), nprocs=2)
     trainer = TransformersEngine(model, pad_token_id=0, eos_token_ids=set())
     for rank in range(2):
         sampled = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
@@ -277,9 +277,9 @@ def test_each_rank_gathers_a_sharded_actor(actor_folder, model, tmp_path):
         assert not torch.equal(sampled["after"], sampled["before"])
 
 
-def _sample_from_shards(rank: int, folder: str, output: str) -> None:
+def _sample_from_shards(rank: int, directory: str, output: str) -> None:
     dist.init_process_group("gloo", f"file://{output}/store", rank=rank, world_size=2)
-    sharded, whole = loading.load_actor(folder), loading.load_actor(folder)
+    sharded, whole = loading.load_actor(directory), loading.load_actor(directory)
     fully_shard(sharded, mesh=init_device_mesh("cpu", (2,)))
     engine = engine_for(sharded)
     sampled = {"before": greedy(engine)}

@@ -27,19 +27,19 @@ TIE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def actor_folder(tmp_path_factory):
+def actor_directory(tmp_path_factory):
     tokenizer = default_tokenizer(320)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         actor = loading.build_actor(TINY_QWEN2 | {"hidden_size": 64}, tokenizer)
-    folder = tmp_path_factory.mktemp("vllm") / "actor"
-    write_folder(folder, actor, tokenizer)
-    return folder
+    directory = tmp_path_factory.mktemp("vllm") / "actor"
+    write_folder(directory, actor, tokenizer)
+    return directory
 
 
 @pytest.fixture(scope="module")
-def servers(actor_folder):
-    both = [ServerProcess(actor_folder, actor_folder.parent) for _ in range(2)]
+def servers(actor_directory):
+    both = [ServerProcess(actor_directory, actor_directory.parent) for _ in range(2)]
     try:
         for server in both:
             server.start()
@@ -52,8 +52,8 @@ def servers(actor_folder):
 
 
 @pytest.fixture
-def model(actor_folder):
-    return loading.load_actor(str(actor_folder))
+def model(actor_directory):
+    return loading.load_actor(str(actor_directory))
 
 
 def engine_for(model, *servers, stops=(), **settings) -> VLLMServerEngine:
@@ -176,9 +176,9 @@ def test_a_stall_is_waited_for(model, servers, capsys):
     assert "vcppo:" not in capsys.readouterr().err
 
 
-def test_a_run_samples_from_servers(actor_folder, servers, tmp_path):
+def test_a_run_samples_from_servers(actor_directory, servers, tmp_path):
     vcppo(
-        *("fit", f"--model.actor={actor_folder}", *ROLLOUTS, "--loggers=[csv]"),
+        *("fit", f"--model.actor={actor_directory}", *ROLLOUTS, "--loggers=[csv]"),
         *("--model.engine.name=vllm_server", f"--model.engine.urls={[s.url for s in servers]}"),
         f"--model.engine.token_file={servers[0].token_file}",
         *("--model.actor_optimizer.lr=0.001", f"--trainer.default_root_dir={tmp_path}"),

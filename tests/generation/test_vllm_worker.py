@@ -15,7 +15,7 @@ import torch
 
 from lightning_vcppo.common.server_token import VARIABLE
 from lightning_vcppo.generation.vllm_worker import SERVER_PID, RequireToken, WeightsFromFiles
-from lightning_vcppo.generation.weight_files import WeightFolder
+from lightning_vcppo.generation.weight_files import WeightDirectory
 from lightning_vcppo.models import loading
 from lightning_vcppo.models.lora import plain_weights
 from tests.support.tiny_runs import ROOT
@@ -79,14 +79,14 @@ class Worker(WeightsFromFiles):
 
 def test_weights_are_taken_if_every_name_and_shape_is_the_models(tiny_actor, tmp_path):
     model = loading.load_actor(str(tiny_actor))
-    folder = WeightFolder(WeightFolder.create(str(tmp_path)), owned=True)
-    folder.write("a", plain_weights(model), torch.float32)
+    directory = WeightDirectory(WeightDirectory.create(str(tmp_path)), owned=True)
+    directory.write("a", plain_weights(model), torch.float32)
     worker = Worker(model.config)
-    assert worker.take_weight_files(str(folder.path / "a")) == {}
+    assert worker.take_weight_files(str(directory.path / "a")) == {}
     assert all(torch.equal(worker.taken[name], weight) for name, weight in plain_weights(model))
     few = [(name, weight) for name, weight in plain_weights(model) if "layers.1." not in name]
-    folder.write("b", few, torch.float32)
-    said = worker.take_weight_files(str(folder.path / "b"))["refused"]
+    directory.write("b", few, torch.float32)
+    said = worker.take_weight_files(str(directory.path / "b"))["refused"]
     assert "model.layers.1." in said and "is absent in the trainer and (" in said
     assert "no weights there" in worker.take_weight_files(str(tmp_path / "none"))["fault"]
 

@@ -43,27 +43,27 @@ def records(path):
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
-def weights(folder, model_class=AutoModelForCausalLM):
-    model = model_class.from_pretrained(folder)
+def weights(directory, model_class=AutoModelForCausalLM):
+    model = model_class.from_pretrained(directory)
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 @pytest.fixture(scope="module")
 def cold_start(tmp_path_factory):
     """A run that has built and fine-tuned a tiny actor from a config."""
-    folder = tmp_path_factory.mktemp("cold_start")
+    directory = tmp_path_factory.mktemp("cold_start")
     vcppo(
         *("fit", "--model", CONFIGS / "model" / "tiny_qwen2.yaml", *TINY, "--loggers=[csv]"),
         *("--model.actor.hidden_size=32", "--model.actor.num_hidden_layers=1"),
-        *("--data.prompts_per_rollout=8", f"--trainer.default_root_dir={folder}"),
+        *("--data.prompts_per_rollout=8", f"--trainer.default_root_dir={directory}"),
     )
-    return folder
+    return directory
 
 
 @pytest.fixture(scope="module")
 def reward_model(cold_start, tmp_path_factory):
     """A run that has trained a reward model on the actor's responses."""
-    folder = tmp_path_factory.mktemp("reward_model")
+    directory = tmp_path_factory.mktemp("reward_model")
     vcppo(
         *("fit", "--model=RewardModelModule", f"--model.actor={cold_start / 'actor'}", *TINY),
         *(
@@ -71,17 +71,17 @@ def reward_model(cold_start, tmp_path_factory):
             "--model.sampling.max_response_length=12",
         ),
         *("--data.prompts_per_rollout=8", "--trainer.limit_train_batches=2", "--loggers=[csv]"),
-        f"--trainer.default_root_dir={folder}",
+        f"--trainer.default_root_dir={directory}",
     )
-    return folder
+    return directory
 
 
 @pytest.fixture(scope="module")
 def trained(cold_start, tmp_path_factory):
     """A run of both phases with all loggers and every switch that logs something of its own."""
     wandb.finish()  # one that another test has left would go on
-    folder = tmp_path_factory.mktemp("trained")
-    problems = folder / "aime24.jsonl"
+    directory = tmp_path_factory.mktemp("trained")
+    problems = directory / "aime24.jsonl"
     rows = [
         {"problem": "1 + 1?", "answer": 2, "year": 2023, "level": 1, "subject": "sums"},
         {"problem": "2 * 3?", "answer": 6, "year": 2024, "level": 2, "subject": "products"},
@@ -100,10 +100,10 @@ def trained(cold_start, tmp_path_factory):
         *("--model.evaluation.num_generations=3", f"--data.evaluation_sets={{aime24: {problems}}}"),
         *("--critic_calibration.audit_every=1", "--critic_calibration.audit_prefixes=8"),
         "--critic_calibration.audit_continuations=2",
-        f"--trainer.default_root_dir={folder}",
+        f"--trainer.default_root_dir={directory}",
     )
     wandb.finish()
-    return folder
+    return directory
 
 
 # From cold start to prediction
@@ -211,10 +211,10 @@ def test_published_problems_can_be_validated_on(name, shared_data, tiny_actor, t
 
 def test_a_reward_model_becomes_the_critic(reward_model, cold_start, tmp_path):
     assert_finite(reward_model)
-    folder = reward_model / "reward_model"
-    assert weights(folder, AutoModelForSequenceClassification).isfinite().all()
+    directory = reward_model / "reward_model"
+    assert weights(directory, AutoModelForSequenceClassification).isfinite().all()
     vcppo(
-        *("fit", f"--model.actor={cold_start / 'actor'}", f"--model.critic={folder}", *ROLLOUTS),
+        *("fit", f"--model.actor={cold_start / 'actor'}", f"--model.critic={directory}", *ROLLOUTS),
         *("--loggers=[csv]", f"--trainer.default_root_dir={tmp_path}"),
     )
     first = logged(tmp_path)[0]
@@ -305,13 +305,13 @@ def test_two_processes_end_with_equal_weights(tiny_actor, tmp_path):
 @pytest.fixture(scope="module")
 def in_parts(cold_start, tmp_path_factory):
     """A run whose responses are sampled in parts, which rollouts ahead exclude."""
-    folder = tmp_path_factory.mktemp("in_parts")
+    directory = tmp_path_factory.mktemp("in_parts")
     vcppo(
         *("fit", "--config", CONFIGS / "ppo.yaml", f"--model.actor={cold_start / 'actor'}"),
         *(*ROLLOUTS, "--loggers=[csv]", "--model.engine.partial_length=6"),
-        f"--trainer.default_root_dir={folder}",
+        f"--trainer.default_root_dir={directory}",
     )
-    return folder
+    return directory
 
 
 def test_every_metric_is_documented_and_every_documented_metric_is_logged(

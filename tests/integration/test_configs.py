@@ -22,11 +22,11 @@ ALGORITHMS = sorted(
 COMBINED = {"grpo", "hl_gauss_ppo", "ppo", "side_critic", "vcppo"}
 RUN = {"grpo", "pippo", "side_critic", "vcppo"}  # by `make test`; the others by `make test-all`
 """Presets that `make test` combines with the demo on the command line; of others it reads keys."""
-FOLDERS = ("configs", "demo", "fractions", "smollm2")
-SETTINGS = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name in FOLDERS]
+DIRECTORIES = ("configs", "demo", "fractions", "smollm2")
+SETTINGS = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name in DIRECTORIES]
 SETTINGS = sorted(set(SETTINGS) - set(ALGORITHMS))
-FRAGMENTS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in FOLDERS)
-FLAGS = {folder: flag for flag, folder in FRAGMENT_FLAGS.items()}
+FRAGMENTS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in DIRECTORIES)
+FLAGS = {directory: flag for flag, directory in FRAGMENT_FLAGS.items()}
 
 
 def assert_contains(whole, part, at=""):

@@ -33,24 +33,24 @@ class Runs:
     """Runs that are done when they are first asked for.
 
     Args:
-        actor: Folder of the tiny actor.
-        folder: Where they write.
+        actor: Directory of the tiny actor.
+        directory: Where they write.
     """
 
-    def __init__(self, actor, folder):
-        self._actor, self._root, self._done = actor, folder, {}
+    def __init__(self, actor, directory):
+        self._actor, self._root, self._done = actor, directory, {}
 
-    def folder(self, name):
-        """Return the folder of a run."""
+    def directory(self, name):
+        """Return the directory of a run."""
         if name not in self._done:
             self._do(name)
         return self._root / name
 
     def __getitem__(self, name):
         """Return what each process of a run had at the end."""
-        folder = self.folder(name)
+        directory = self.directory(name)
         if self._done[name] is None:
-            paths = [folder / f"{rank}.pt" for rank in range(RUNS[name].ranks)]
+            paths = [directory / f"{rank}.pt" for rank in range(RUNS[name].ranks)]
             self._done[name] = [torch.load(path, weights_only=True) for path in paths]
         return self._done[name]
 
@@ -58,7 +58,7 @@ class Runs:
         resume = RUNS[name].resume if name in RUNS else None
         needed = resume[0] if resume else NEEDS.get(name)
         if needed:
-            self.folder(needed)
+            self.directory(needed)
         if not launch(str(self._actor), self._root, name):
             logs = [path.read_text()[-3000:] for path in (self._root / name).glob("*.log")]
             pytest.fail("\n".join(["failed or hung", *(x for x in logs if "Traceback" in x)]))
@@ -152,7 +152,7 @@ def numbers(value):
 @pytest.mark.parametrize("name", MANY)
 def test_ranks_write_the_diagnostics_of_one(runs, name, file):
     alone, together = (
-        (runs.folder(run) / "diagnostics" / f"{file}.jsonl").read_text() for run in ("one", name)
+        (runs.directory(run) / "diagnostics" / f"{file}.jsonl").read_text() for run in ("one", name)
     )
     assert alone.count("\n") == together.count("\n") == 4
     for line, other in zip(alone.splitlines(), together.splitlines(), strict=True):
@@ -172,7 +172,7 @@ def test_a_resumed_run_of_as_many_ranks_equals_an_uninterrupted_one(runs, whole,
 
 @pytest.mark.parametrize("name", ELSEWHERE[:2])
 def test_a_run_that_goes_on_with_other_ranks_says_so(runs, name):
-    log = (runs.folder(name) / "0.log").read_text()
+    log = (runs.directory(name) / "0.log").read_text()
     assert "The checkpoint was written by 2 processes, and this run has 1: " in log
 
 
@@ -182,11 +182,11 @@ def test_ddp_exchanges_the_gradients_of_the_network_that_is_updated_alone(runs):
 
 
 @pytest.mark.parametrize("network", ["actor", "critic"])
-def test_shards_are_written_as_an_ordinary_folder(runs, network):
-    plain, gathered = (runs.folder(name) / network for name in ("one", "fsdp2_2"))
-    configs = [json.loads((folder / "config.json").read_text()) for folder in (plain, gathered)]
+def test_shards_are_written_as_an_ordinary_directory(runs, network):
+    plain, gathered = (runs.directory(name) / network for name in ("one", "fsdp2_2"))
+    configs = [json.loads((place / "config.json").read_text()) for place in (plain, gathered)]
     assert configs[0] == configs[1]
-    plain, gathered = (load_file(folder / "model.safetensors") for folder in (plain, gathered))
+    plain, gathered = (load_file(place / "model.safetensors") for place in (plain, gathered))
     assert plain.keys() == gathered.keys()
     for name, weight in plain.items():
         torch.testing.assert_close(weight, gathered[name])
@@ -198,23 +198,23 @@ def test_shards_are_written_as_an_ordinary_folder(runs, network):
     ["cold_start", pytest.param("reward_model", marks=THOROUGH), "saved", "reader"],
 )
 def test_every_module_trains_with_shards(runs, name):
-    assert_finite(runs.folder(name))
+    assert_finite(runs.directory(name))
 
 
 @pytest.mark.parametrize("name", ["preset_ddp", "preset_fsdp2"])
 def test_ranks_with_other_numbers_of_micro_batches_do_the_same(runs, name):
-    assert_finite(runs.folder(name))
-    assert len([row for row in logged(runs.folder(name)) if "rollout/accuracy" in row]) == 3
+    assert_finite(runs.directory(name))
+    assert len([row for row in logged(runs.directory(name)) if "rollout/accuracy" in row]) == 3
 
 
 def test_shards_predict_and_fit_on_what_they_have_predicted(runs):
-    lines = (runs.folder("predict").parent / "rollouts.jsonl").read_text().splitlines()
+    lines = (runs.directory("predict").parent / "rollouts.jsonl").read_text().splitlines()
     assert [json.loads(line)["index"] for line in lines] == list(range(25))
-    saved = [row for row in logged(runs.folder("saved")) if "rollout/accuracy" in row]
+    saved = [row for row in logged(runs.directory("saved")) if "rollout/accuracy" in row]
     assert len(saved) == 3 and saved[1]["value_pretraining/generated_tokens"] == 0
 
 
 @pytest.mark.thorough
 def test_a_sharded_checkpoint_is_evaluated(runs):
-    (row,) = logged(runs.folder("validate") / "validate")
+    (row,) = logged(runs.directory("validate") / "validate")
     assert (row["step"], row["eval/problems"]) == (3, 2)

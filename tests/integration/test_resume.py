@@ -1,4 +1,4 @@
-"""Runs that die: what a checkpoint holds, what is on the disk, and whose folder it is."""
+"""Runs that die: what a checkpoint holds, what is on the disk, and whose directory it is."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from tests.support.tiny_runs import ROLLOUTS, ROOT, logged, run_program, vcppo
 TIMES = ("time/", "rollout/tokens_per_second")
 
 
-def fit(actor: Path, folder: Path, *arguments: object) -> None:
+def fit(actor: Path, directory: Path, *arguments: object) -> None:
     vcppo(
         *("fit", f"--model.actor={actor}", *ROLLOUTS, "--loggers=[csv]"),
-        *("--model.actor_optimizer.lr=1e-3", f"--trainer.default_root_dir={folder}", *arguments),
+        *("--model.actor_optimizer.lr=1e-3", f"--trainer.default_root_dir={directory}", *arguments),
     )
 
 
-def state(folder: Path) -> dict[str, object]:
-    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+def state(directory: Path) -> dict[str, object]:
+    return torch.load(directory / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-def rows(folder: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in logged(folder)]
+def rows(directory: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in logged(directory)]
 
 
 # Killed and resumed
@@ -72,9 +72,9 @@ class Signal(Callback):
 @pytest.fixture(scope="module")
 def whole(tiny_actor, tmp_path_factory):
     """A run that nobody has stopped."""
-    folder = tmp_path_factory.mktemp("whole")
-    fit(tiny_actor, folder)
-    return folder
+    directory = tmp_path_factory.mktemp("whole")
+    fit(tiny_actor, directory)
+    return directory
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_run_that_was_stopped_early_can_go_on(tiny_actor, whole, tmp_path):
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
 
 
-# Whose folder
+# Whose directory
 
 
 def test_a_run_is_not_overwritten_unless_asked_to(tiny_actor, tmp_path):
@@ -205,8 +205,8 @@ def test_a_start_is_chosen(tmp_path, monkeypatch):
     assert choose_start(run, None, overwrite=False) is None
     best.parent.mkdir(parents=True)
     best.touch()
-    for folder in (run, other):  # it goes on, or begins where there is none
-        assert choose_start(folder, str(best), overwrite=False) == str(best)
+    for directory in (run, other):  # it goes on, or begins where there is none
+        assert choose_start(directory, str(best), overwrite=False) == str(best)
     with pytest.raises(ValueError, match=r"contains a run .checkpoints/best\.ckpt"):
         choose_start(run, str(other / "checkpoints" / "last.ckpt"), overwrite=False)
     with pytest.raises(ValueError, match="--overwrite starts a new run, --ckpt_path=last"):
@@ -223,20 +223,20 @@ def test_a_start_is_chosen(tmp_path, monkeypatch):
 
 
 def test_a_fast_dev_run_writes_nothing(tiny_actor, tmp_path):
-    folder = tmp_path / "run"
-    fit(tiny_actor, folder, "--trainer.fast_dev_run=true")
-    assert not folder.exists()
-    fit(tiny_actor, folder, "--trainer.limit_train_batches=1")
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    fit(tiny_actor, folder, "--trainer.fast_dev_run=true")
-    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    directory = tmp_path / "run"
+    fit(tiny_actor, directory, "--trainer.fast_dev_run=true")
+    assert not directory.exists()
+    fit(tiny_actor, directory, "--trainer.limit_train_batches=1")
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    fit(tiny_actor, directory, "--trainer.fast_dev_run=true")
+    assert before == {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 # Files
 
 
 def test_a_file_is_complete_or_absent(tmp_path):
-    path = tmp_path / "folder" / "file.txt"
+    path = tmp_path / "directory" / "file.txt"
     for content in ("first", "second"):
         with complete_file(path) as file:
             file.write(content)
@@ -256,17 +256,17 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_takes_the_place_of_another(tmp_path):
-    folder, unfinished = tmp_path / "actor", tmp_path / "actor.tmp"
+def test_a_directory_takes_the_place_of_another(tmp_path):
+    directory, unfinished = tmp_path / "actor", tmp_path / "actor.tmp"
     for content in ("first", "second"):
         unfinished.mkdir()
         (unfinished / "weights").write_text(content)
-        put_in_place(unfinished, folder)
-    assert (folder / "weights").read_text() == "second"
-    assert list(tmp_path.iterdir()) == [folder]
-    folder.rename(tmp_path / "actor.old")  # killed between the two names
-    recover(folder)
-    assert (folder / "weights").read_text() == "second"
+        put_in_place(unfinished, directory)
+    assert (directory / "weights").read_text() == "second"
+    assert list(tmp_path.iterdir()) == [directory]
+    directory.rename(tmp_path / "actor.old")  # killed between the two names
+    recover(directory)
+    assert (directory / "weights").read_text() == "second"
 
 
 def test_metrics_go_on_after_the_rows_that_are_there(tmp_path):

@@ -55,14 +55,16 @@ def every_callback() -> list[Callback]:
     return [kind(**settings.get(kind, {})) for kind in kinds]
 
 
-def run(folder: Path, module, used: list[Callback], data=None, ckpt_path=None, **flags) -> Trainer:
+def run(
+    directory: Path, module, used: list[Callback], data=None, ckpt_path=None, **flags
+) -> Trainer:
     trainer = Trainer(
         accelerator="cpu",
-        logger=CSVLogger(folder, name="", version=""),
+        logger=CSVLogger(directory, name="", version=""),
         log_every_n_steps=1,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        default_root_dir=folder,
+        default_root_dir=directory,
         callbacks=used,
         **{"max_epochs": 1, "limit_train_batches": 3} | flags,
     )
@@ -71,11 +73,11 @@ def run(folder: Path, module, used: list[Callback], data=None, ckpt_path=None, *
     return trainer
 
 
-def files(folder: Path) -> dict[str, object]:
+def files(directory: Path) -> dict[str, object]:
     """Everything a run has left but for checkpoints, pictures and what a clock has measured."""
     found: dict[str, object] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        name = path.relative_to(folder).as_posix()
+    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+        name = path.relative_to(directory).as_posix()
         if path.name == "metrics.csv":
             with path.open() as file:
                 found[name] = [

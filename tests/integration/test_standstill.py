@@ -18,20 +18,20 @@ def cases(request, tiny_actor, tmp_path_factory):
     """Return what became of each case that is asked for, with what its ranks have printed."""
     tests = [item for item in request.session.items if item.module is request.module]
     names = [item.callspec.params["name"] for item in tests]
-    folder = tmp_path_factory.mktemp("standstill")
+    directory = tmp_path_factory.mktemp("standstill")
     command = [
         sys.executable,
         "-m",
         "tests.support.stopping_ranks",
         tiny_actor,
-        str(folder),
+        str(directory),
         *names,
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
-    found = json.loads((folder / "cases.json").read_text())
+    found = json.loads((directory / "cases.json").read_text())
     for name, case in found.items():
-        case["logs"] = [(folder / name / f"{rank}.log").read_text() for rank in range(2)]
+        case["logs"] = [(directory / name / f"{rank}.log").read_text() for rank in range(2)]
         assert None not in case["ended"], f"{name}: {case}"  # nothing is left behind
     return found
 

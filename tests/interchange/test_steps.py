@@ -31,13 +31,13 @@ def with_values(n: int, values: list[float], reward: float) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def verl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a directory as `trainer.rollout_data_dir` leaves it, after three steps."""
-    folder = tmp_path_factory.mktemp("verl")
+    directory = tmp_path_factory.mktemp("verl")
     for step in (9, 10, 11):
         rows = [dumps.verl(n) | {"step": step} for n in range(4)]
         for row in rows[: step - 9]:  # gets worse
             row["score"] = -1.0
-        write(folder / f"{step}.jsonl", rows)
-    return folder
+        write(directory / f"{step}.jsonl", rows)
+    return directory
 
 
 class Text(HTMLParser):

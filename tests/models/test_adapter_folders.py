@@ -1,4 +1,4 @@
-"""Adapters given as a model are merged as they are loaded; no folder lacks weights."""
+"""Adapters given as a model are merged as they are loaded; no directory lacks weights."""
 
 import json
 
@@ -16,7 +16,7 @@ from tests.support.training import fit, make_module
 peft = pytest.importorskip("peft")
 
 
-def save_adapter(folder, base, **config):
+def save_adapter(directory, base, **config):
     """Write an adapter that changes the model, as peft does, with a tokenizer beside it."""
     torch.manual_seed(0)
     settings = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"} | config
@@ -24,14 +24,14 @@ def save_adapter(folder, base, **config):
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.5)
-    adapted.save_pretrained(folder)
-    loading.load_tokenizer(str(base)).save_pretrained(folder)
-    edit(folder, base_model_name_or_path=str(base))
+    adapted.save_pretrained(directory)
+    loading.load_tokenizer(str(base)).save_pretrained(directory)
+    edit(directory, base_model_name_or_path=str(base))
     return adapted
 
 
-def edit(folder, **changes):
-    file = folder / "adapter_config.json"
+def edit(directory, **changes):
+    file = directory / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
@@ -124,7 +124,7 @@ def test_an_adapter_that_cannot_be_merged_is_refused(tiny_actor, tmp_path, spoil
     assert "\n" not in str(refusal.value)
 
 
-def test_no_folder_is_written_without_weights(tiny_actor, tmp_path):
+def test_no_directory_is_written_without_weights(tiny_actor, tmp_path):
     model = loading.load_actor(str(tiny_actor))
     model.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"]))  # saves the adapter alone
     with pytest.raises(RuntimeError, match="without weights"):

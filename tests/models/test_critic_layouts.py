@@ -66,10 +66,10 @@ def verl_values(model: PreTrainedModel) -> Tensor:
     return masked(logits[:, -responses - 1 : -1].squeeze(-1))
 
 
-def verl_model(folder: Path) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(folder)
+def verl_model(directory: Path) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(directory)
     config.num_labels, config.classifier_dropout = 1, 0.0
-    return AutoModelForTokenClassification.from_pretrained(folder, config=config)
+    return AutoModelForTokenClassification.from_pretrained(directory, config=config)
 
 
 def test_verl_loads_a_token_classifier(
@@ -86,7 +86,7 @@ def test_nemo_restores_a_checkpoint_of_its_value_model(
     critic: Critic, tokenizer: PreTrainedTokenizerBase, tiny_actor: Path, tmp_path: Path
 ) -> None:
     write_layout(tmp_path / "step_0", critic.model, tokenizer, "nemo")
-    # The value model comes from the policy's folder, its head at random; then the checkpoint,
+    # The value model comes from the policy's directory, its head at random; then the checkpoint,
     # which must have every key, is read into it.
     model = AutoModelForTokenClassification.from_pretrained(tiny_actor, num_labels=1).eval()
     assert not torch.equal(verl_values(model), values_of(critic))
@@ -97,9 +97,9 @@ def test_nemo_restores_a_checkpoint_of_its_value_model(
     torch.testing.assert_close(verl_values(model), values_of(critic))
 
 
-def openrlhf_values(folder: Path, *, normalize: bool) -> Tensor:
+def openrlhf_values(directory: Path, *, normalize: bool) -> Tensor:
     """Read values as OpenRLHF's critic does: a head without bias, then its normalization."""
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(directory)
     base = AutoModel._model_mapping[type(config)]
 
     class TheirCritic(base.__base__):  # type: ignore[misc, name-defined]
@@ -109,7 +109,7 @@ def openrlhf_values(folder: Path, *, normalize: bool) -> Tensor:
             setattr(self, config.value_head_prefix, nn.Linear(config.hidden_size, 1, bias=False))
             self.post_init()
 
-    model, info = TheirCritic.from_pretrained(folder, config=config, output_loading_info=True)
+    model, info = TheirCritic.from_pretrained(directory, config=config, output_loading_info=True)
     assert not any(info.values())
     with torch.no_grad():
         backbone = getattr(model.eval(), model.base_model_prefix)
@@ -123,11 +123,13 @@ def openrlhf_values(folder: Path, *, normalize: bool) -> Tensor:
 def test_openrlhf_takes_the_bias_as_a_mean(
     critic: Critic, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "critic"
-    write_layout(folder, critic.model, tokenizer, "openrlhf")
-    assert "--reward.normalize_enable" in how_to_load(folder, "openrlhf")
-    torch.testing.assert_close(openrlhf_values(folder, normalize=True), values_of(critic))
-    torch.testing.assert_close(openrlhf_values(folder, normalize=False) + 0.25, values_of(critic))
+    directory = tmp_path / "critic"
+    write_layout(directory, critic.model, tokenizer, "openrlhf")
+    assert "--reward.normalize_enable" in how_to_load(directory, "openrlhf")
+    torch.testing.assert_close(openrlhf_values(directory, normalize=True), values_of(critic))
+    torch.testing.assert_close(
+        openrlhf_values(directory, normalize=False) + 0.25, values_of(critic)
+    )
 
 
 def test_openrlhf_needs_no_mean_without_a_bias(

@@ -29,15 +29,15 @@ def copied(network):
 @pytest.fixture(scope="module")
 def trained(tiny_actor, tmp_path_factory):
     """A run whose critic starts at random: a rollout of value pretraining, two of the policy."""
-    folder = tmp_path_factory.mktemp("frozen")
+    directory = tmp_path_factory.mktemp("frozen")
     seed_everything(0)
     module = make_module(tiny_actor, critic=RANDOM, value=ATTENTION)
     module.configure_model()
     before = copied(module.critic)
-    pretraining = ValuePretraining(max_rollouts=1, held_out_share=0.5, dirpath=str(folder))
-    record = fit(module, 3, pretraining, SaveAfter(1, folder / "early.ckpt"))
-    record.trainer.save_checkpoint(folder / "last.ckpt")
-    return module, record, folder, before
+    pretraining = ValuePretraining(max_rollouts=1, held_out_share=0.5, dirpath=str(directory))
+    record = fit(module, 3, pretraining, SaveAfter(1, directory / "early.ckpt"))
+    record.trainer.save_checkpoint(directory / "last.ckpt")
+    return module, record, directory, before
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama"])
@@ -79,36 +79,36 @@ def test_what_is_frozen_keeps_its_weights_and_has_no_moments(trained):
     assert owned == {id(p) for p in trained_ones} and len(optimizer.state) == len(trained_ones)
 
 
-def test_checkpoints_and_folders_hold_what_is_frozen(trained):
-    module, _, folder, before = trained
-    state = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+def test_checkpoints_and_directories_hold_what_is_frozen(trained):
+    module, _, directory, before = trained
+    state = torch.load(directory / "last.ckpt", weights_only=True)["state_dict"]
     for name in frozen(module.critic):
         assert torch.equal(state[f"critic.{name}"], before[name])
-    export(str(folder / "last.ckpt"), str(folder / "exported"))
-    written = load_file(folder / "exported" / "critic" / "model.safetensors")
+    export(str(directory / "last.ckpt"), str(directory / "exported"))
+    written = load_file(directory / "exported" / "critic" / "model.safetensors")
     assert all(torch.equal(written[n], p) for n, p in module.critic.model.state_dict().items())
 
 
 def test_a_resumed_run_with_a_random_critic_equals_an_uninterrupted_one(trained, tiny_actor):
-    _, record, folder, _ = trained
+    _, record, directory, _ = trained
     seed_everything(0)
     torch.manual_seed(1)  # another random start, which the checkpoint replaces
     resumed = make_module(tiny_actor, critic=RANDOM, value=ATTENTION)
     again = fit(
         resumed,
         3,
-        ValuePretraining(max_rollouts=1, held_out_share=0.5, dirpath=str(folder / "again")),
-        ckpt_path=folder / "early.ckpt",
+        ValuePretraining(max_rollouts=1, held_out_share=0.5, dirpath=str(directory / "again")),
+        ckpt_path=directory / "early.ckpt",
     )
     assert torch.equal(again.critics[-1], record.critics[-1])
     assert torch.equal(again.actors[-1], record.actors[-1])
 
 
 def test_a_checkpoint_that_trained_other_weights_is_refused(trained, tiny_actor):
-    _, _, folder, _ = trained
+    _, _, directory, _ = trained
     module = make_module(tiny_actor, critic=RANDOM)
     with pytest.raises(ValueError, match=r"value\.freeze: .* has attention, got none"):
-        fit(module, 3, ckpt_path=folder / "last.ckpt")
+        fit(module, 3, ckpt_path=directory / "last.ckpt")
 
 
 def test_adapters_and_a_frozen_part_are_refused_together(tiny_actor):

@@ -1,4 +1,4 @@
-"""Actor, critic, reward model and tokenizer as Hugging Face folders."""
+"""Actor, critic, reward model and tokenizer as Hugging Face directories."""
 
 import json
 
@@ -83,12 +83,12 @@ def test_the_histogram_of_a_critic_is_that_of_its_settings(tiny_actor, tmp_path)
     critic.model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"hl_gauss_sigma': 0\.1.*hl_gauss_sigma': 0\.75"):
         load_critic(str(tmp_path), ValueSettings(head="hl_gauss", num_bins=31))
-    # Folders of the time before it could be set do not state it.
+    # Directories of the time before it could be set do not state it.
     default = ValueSettings(head="hl_gauss", num_bins=31)
-    folder = load_critic(str(tiny_actor), default).model
+    directory = load_critic(str(tiny_actor), default).model
     for name in ("hl_gauss_sigma", "sigma_unit"):
-        del folder.config.value_head[name]
-    folder.save_pretrained(tmp_path)
+        del directory.config.value_head[name]
+    directory.save_pretrained(tmp_path)
     load_critic(str(tmp_path), default)
 
 
@@ -180,7 +180,7 @@ def test_dropout_is_switched_off():
     assert all(getattr(module, "attention_dropout", 0) == 0 for module in model.modules())
 
 
-def test_folders_that_hold_nothing_useful_are_refused_in_one_line(tmp_path, tiny_actor):
+def test_directories_that_hold_nothing_useful_are_refused_in_one_line(tmp_path, tiny_actor):
     for load in (loading.load_actor, loading.load_tokenizer, load_reward_model):
         with pytest.raises(ValueError, match="no such directory") as error:
             load("./nowhere")

@@ -43,12 +43,12 @@ def by_name(model):
 def trained(tiny_actor, tmp_path_factory):
     """A run with adapters and a reference: two rollouts of value pretraining, two of the policy."""
     seed_everything(0)
-    folder = tmp_path_factory.mktemp("lora")
+    directory = tmp_path_factory.mktemp("lora")
     module = make_module(tiny_actor, lora=LORA, **EVERYTHING)
-    schedule = ValuePretraining(max_rollouts=2, held_out_share=0.5, dirpath=str(folder))
-    record = fit(module, 4, schedule, SaveAfter(1, folder / "early.ckpt"))
-    record.trainer.save_checkpoint(folder / "last.ckpt")
-    return module, record, folder
+    schedule = ValuePretraining(max_rollouts=2, held_out_share=0.5, dirpath=str(directory))
+    record = fit(module, 4, schedule, SaveAfter(1, directory / "early.ckpt"))
+    record.trainer.save_checkpoint(directory / "last.ckpt")
+    return module, record, directory
 
 
 def test_a_merged_weight_by_hand():
@@ -187,8 +187,8 @@ def test_the_policy_moves_away_from_the_reference(trained):
 
 
 def test_checkpoints_hold_adapters_and_heads(trained):
-    _, _, folder = trained
-    saved = torch.load(folder / "early.ckpt", weights_only=True)
+    _, _, directory = trained
+    saved = torch.load(directory / "early.ckpt", weights_only=True)
     names = saved["state_dict"].keys()
     assert all(".lora_" in name or name.startswith("critic.model.score.") for name in names)
     assert {name.split(".")[0] for name in names} == {"actor", "critic"}
@@ -198,10 +198,10 @@ def test_checkpoints_hold_adapters_and_heads(trained):
 
 
 def test_the_fitted_critic_is_written_whole(trained):
-    module, _, folder = trained
-    fitted = load_critic(str(folder / "critic"), module.value)
+    module, _, directory = trained
+    fitted = load_critic(str(directory / "critic"), module.value)
     assert fitted.head.weight.abs().sum() > 0
-    assert holds_pretrained_critic(str(folder / "critic"))
+    assert holds_pretrained_critic(str(directory / "critic"))
 
 
 @pytest.mark.parametrize("precision", every(2, ["32-true", "bf16-true"]))
@@ -230,9 +230,9 @@ def test_a_checkpoint_without_adapters_is_refused_by_a_run_with_them(tiny_actor,
 
 
 def test_an_evaluation_reads_the_adapters_of_a_checkpoint(trained, tiny_actor, tmp_path, capfd):
-    _, _, folder = trained
-    checkpoint = f"--ckpt_path={folder / 'last.ckpt'}"
-    merged = folder / "merged"
+    _, _, directory = trained
+    checkpoint = f"--ckpt_path={directory / 'last.ckpt'}"
+    merged = directory / "merged"
     run_program("export", checkpoint, f"--output={merged}")
 
     def evaluate(name, actor, *flags):
@@ -256,20 +256,20 @@ def test_an_evaluation_reads_the_adapters_of_a_checkpoint(trained, tiny_actor, t
     ],
 )
 def test_a_checkpoint_with_other_adapters_is_refused(trained, tiny_actor, lora, message):
-    _, _, folder = trained
+    _, _, directory = trained
     with pytest.raises(ValueError, match=message):
-        fit(make_module(tiny_actor, lora=lora, **EVERYTHING), 1, ckpt_path=folder / "last.ckpt")
+        fit(make_module(tiny_actor, lora=lora, **EVERYTHING), 1, ckpt_path=directory / "last.ckpt")
 
 
 def test_adapters_are_refused_on_another_base(trained, tiny_actor, tmp_path):
-    _, _, folder = trained
+    _, _, directory = trained
     other = loading.load_actor(str(tiny_actor))
     torch.nn.init.normal_(other.model.norm.weight)
     other.save_pretrained(tmp_path)
     loading.load_tokenizer(str(tiny_actor)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"--model.(actor|critic): .* holds other weights than"):
         module = make_module(tmp_path, lora=LORA, **EVERYTHING)
-        fit(module, 1, ckpt_path=folder / "last.ckpt")
+        fit(module, 1, ckpt_path=directory / "last.ckpt")
 
 
 @pytest.mark.parametrize(
@@ -291,9 +291,9 @@ def test_a_random_critic_cannot_have_adapters(tiny_actor):
 
 
 def test_a_critic_of_its_own_keeps_the_weights_that_differ(tiny_actor, trained):
-    _, _, folder = trained
+    _, _, directory = trained
     seed_everything(0)
-    module = make_module(tiny_actor, critic=str(folder / "critic"), lora=LORA)
+    module = make_module(tiny_actor, critic=str(directory / "critic"), lora=LORA)
     fit(module, 1)
     actor, critic = by_name(module.actor), by_name(module.critic.model)
     assert critic["model.embed_tokens.weight"] is actor["model.embed_tokens.weight"]

@@ -18,10 +18,10 @@ from tests.support.training import fit, make_module
 KL = PolicySettings(kl_coef=0.1)
 
 
-def build(folder, size=320, **config):
+def build(directory, size=320, **config):
     tokenizer = default_tokenizer(size)
-    write_folder(folder, loading.build_actor(TINY_QWEN2 | config, tokenizer), tokenizer)
-    return str(folder)
+    write_folder(directory, loading.build_actor(TINY_QWEN2 | config, tokenizer), tokenizer)
+    return str(directory)
 
 
 ROLES = {
@@ -81,12 +81,12 @@ def test_the_same_token_with_another_id_is_a_difference(tiny_actor):
         check_same_tokens(ours, theirs, "x")
 
 
-def more_special_tokens(folder, tiny_actor, *tokens):
+def more_special_tokens(directory, tiny_actor, *tokens):
     model = loading.load_actor(str(tiny_actor))
     tokenizer = loading.load_tokenizer(str(tiny_actor))
     tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
-    write_folder(folder, model, tokenizer)
-    return str(folder)
+    write_folder(directory, model, tokenizer)
+    return str(directory)
 
 
 def test_a_special_token_that_no_prompt_holds_is_a_warning(tiny_actor, tmp_path):

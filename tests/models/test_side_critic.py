@@ -24,19 +24,19 @@ FREE = AdvantageSettings(lambda_actor=1.0, whiten=False)
 TOGETHER = UpdateSettings(order="together", ppo_mini_batch_size=4, ppo_epochs=2)
 
 
-def train(actor, folder, ckpt_path=None, **settings):
+def train(actor, directory, ckpt_path=None, **settings):
     seed_everything(0)
     module = make_module(actor, **{"value": SIDE, "update": TOGETHER} | settings)
-    pretraining = ValuePretraining(max_rollouts=1, held_out_share=0.5, dirpath=str(folder))
-    saving = [SaveAfter(1, folder / "early.ckpt"), SaveAfter(3, folder / "late.ckpt")]
+    pretraining = ValuePretraining(max_rollouts=1, held_out_share=0.5, dirpath=str(directory))
+    saving = [SaveAfter(1, directory / "early.ckpt"), SaveAfter(3, directory / "late.ckpt")]
     saving = [] if ckpt_path else saving
     return module, fit(module, 3, pretraining, *saving, ckpt_path=ckpt_path)
 
 
 @pytest.fixture(scope="module")
 def trained(tiny_actor, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("side")
-    return *train(tiny_actor, folder), folder
+    directory = tmp_path_factory.mktemp("side")
+    return *train(tiny_actor, directory), directory
 
 
 def test_what_is_tapped_are_the_states_behind_the_layers(tiny_actor):
@@ -107,19 +107,19 @@ def test_value_pretraining_trains_it_alone(trained, tiny_actor):
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(trained, tiny_actor, tmp_path):
-    _, record, folder = trained
-    _, again = train(tiny_actor, tmp_path, folder / "early.ckpt")
+    _, record, directory = trained
+    _, again = train(tiny_actor, tmp_path, directory / "early.ckpt")
     assert torch.equal(again.critics[-1], record.critics[-1])
     assert torch.equal(again.actors[-1], record.actors[-1])
     with pytest.raises(ValueError, match=r"value\.architecture: .* has side, got backbone"):
         other = {"value": ValueSettings(), "update": UpdateSettings()}
-        train(tiny_actor, tmp_path, folder / "early.ckpt", **other)
+        train(tiny_actor, tmp_path, directory / "early.ckpt", **other)
 
 
 def test_a_checkpoint_is_loaded_with_the_same_ladder_and_no_other(trained, tiny_actor):
-    module, _, folder = trained
+    module, _, directory = trained
     again = VCPPOModule.load_from_checkpoint(
-        folder / "late.ckpt", actor=str(tiny_actor), value=SIDE, update=TOGETHER
+        directory / "late.ckpt", actor=str(tiny_actor), value=SIDE, update=TOGETHER
     )
     assert torch.equal(weights(again.critic), weights(module.critic))
     assert torch.equal(weights(again.actor), weights(module.actor))
@@ -129,22 +129,22 @@ def test_a_checkpoint_is_loaded_with_the_same_ladder_and_no_other(trained, tiny_
         line = rf"--model\.value\.{name}: .* has {saved}, got {given}$"
         with pytest.raises(ValueError, match=line):
             VCPPOModule.load_from_checkpoint(
-                folder / "late.ckpt", actor=str(tiny_actor), value=value
+                directory / "late.ckpt", actor=str(tiny_actor), value=value
             )
         with pytest.raises(ValueError, match=line):
-            train(tiny_actor, folder, folder / "early.ckpt", value=value)
+            train(tiny_actor, directory, directory / "early.ckpt", value=value)
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
-def test_its_folder_is_read_back(trained, tiny_actor, tmp_path, lora):
+def test_its_directory_is_read_back(trained, tiny_actor, tmp_path, lora):
     module, record, _ = trained
     if lora:
         module, record = train(tiny_actor, tmp_path, lora=lora)
     record.trainer.save_checkpoint(tmp_path / "last.ckpt")
     export(str(tmp_path / "last.ckpt"), str(tmp_path / "exported"))
     module.export_critic(tmp_path / "critic")
-    for folder in (tmp_path / "exported" / "critic", tmp_path / "critic"):
-        again = load_critic(str(folder), SIDE).attach(module.actor)
+    for directory in (tmp_path / "exported" / "critic", tmp_path / "critic"):
+        again = load_critic(str(directory), SIDE).attach(module.actor)
         for name, weight in module.critic.state_dict().items():
             assert torch.equal(again.state_dict()[name], weight), name
         torch.testing.assert_close(values_of(again), values_of(module.critic))  # sums are rounded

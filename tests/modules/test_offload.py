@@ -22,11 +22,11 @@ CPU = torch.device("cpu")
 ALL = ("reference", "idle_optimizer", "idle_network")
 
 
-def run(actor, folder, offload, *callbacks, module=None, **changes):
+def run(actor, directory, offload, *callbacks, module=None, **changes):
     """Do two rollouts of value pretraining and two of the policy, with all losses on."""
     seed_everything(0)
     module = module or make_module(actor, offload=offload, **EVERYTHING | changes)
-    pretraining = ValuePretraining(max_rollouts=2, held_out_share=0.5, dirpath=str(folder))
+    pretraining = ValuePretraining(max_rollouts=2, held_out_share=0.5, dirpath=str(directory))
     return fit(module, 4, pretraining, *callbacks, prompts=6)
 
 

@@ -161,12 +161,12 @@ class ColdWatch(Callback):
         self.skipped.append(float(trainer.callback_metrics.get("update/skipped", 0.0)))
 
 
-def cold_start(actor, folder, limit, watch):
+def cold_start(actor, directory, limit, watch):
     seed_everything(0)
     module = PoisonedColdStart(
         str(actor), optimizer=OptimizerSettings(lr=1e-3, max_skipped_updates=limit)
     )
-    trainer = Trainer(**FLAGS, limit_train_batches=5, callbacks=[watch], default_root_dir=folder)
+    trainer = Trainer(**FLAGS, limit_train_batches=5, callbacks=[watch], default_root_dir=directory)
     trainer.fit(module, AIMEDataModule(train_size=20, val_size=2, prompts_per_rollout=4))
 
 
@@ -201,7 +201,7 @@ def test_ranks_leave_the_same_update_out(tiny_actor, tmp_path):
     assert torch.equal(first["critics"][2], second["critics"][2])
 
 
-def as_rank(actor: Path, folder: Path) -> None:
+def as_rank(actor: Path, directory: Path) -> None:
     """Train for three rollouts on two ranks; the second has a loss that the first cannot see."""
     torch.set_num_threads(1)
     seed_everything(0)
@@ -210,4 +210,6 @@ def as_rank(actor: Path, folder: Path) -> None:
     trainer = Trainer(**FLAGS, strategy="ddp", devices=2, limit_train_batches=3, callbacks=[watch])
     trainer.fit(module, AIMEDataModule(train_size=40, val_size=4, prompts_per_rollout=8))
     skipped = [metrics["update/skipped_critic"] for metrics in watch.metrics]
-    torch.save({"critics": watch.critics, "skipped": skipped}, folder / f"{trainer.global_rank}.pt")
+    torch.save(
+        {"critics": watch.critics, "skipped": skipped}, directory / f"{trainer.global_rank}.pt"
+    )

@@ -446,7 +446,7 @@ def test_a_checkpoint_is_loaded_as_any_module_of_lightning(tiny_actor, tmp_path)
     assert module.rollouts_done == 2
 
 
-def test_exported_folders_are_read_back(tiny_actor, tmp_path: Path):
+def test_exported_directories_are_read_back(tiny_actor, tmp_path: Path):
     seed_everything(0)
     module = make_module(tiny_actor)
     fit(module, 1)

@@ -68,8 +68,8 @@ PURE = {
 }
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
-LONGER = {"lightning_vcppo/modules/vcppo.py": 540}
-"""The algorithm is to be read in one piece."""
+OTHER_LIMITS = {"lightning_vcppo/modules/vcppo.py": 520, "lightning_vcppo/modules/base.py": 375}
+"""The algorithm is to be read in one piece; its base must not become a place for everything."""
 ONE_MACHINE = re.compile(r"(?<![\w.~>])/(?:home|root|Users|work|mnt)/\w")
 TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".cfg", ".cff", ""}
 
@@ -183,10 +183,10 @@ def test_the_wheel_has_all_packages() -> None:
     listed = re.search(r"^packages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.M | re.S)
     assert listed
     names = set(re.findall(r'"([\w.]+)"', listed[1]))
-    folders = {
+    directories = {
         path.parent for path in LIBRARY if path.stem == "__init__" and PACKAGE in path.parents
     }
-    found = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    found = {".".join(directory.relative_to(ROOT).parts) for directory in directories}
     assert names == found | {"lightning_vcppo.callbacks", "lightning_vcppo.configs"}
 
 
@@ -198,10 +198,10 @@ def test_mathematics_needs_no_trainer(place: str) -> None:
 
 
 def test_tests_lie_where_what_they_test_lies() -> None:
-    """`tests/<package>/` is about that package; what is about the whole has folders of its own."""
+    """`tests/<package>/` is about that package; what is about the whole has its own directories."""
     whole = {"benchmarks", "experiments", "integration", "project", "support"}
-    folders = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and any(p.glob("*.py"))}
-    assert folders - whole <= MAY_IMPORT.keys()
+    directories = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and any(p.glob("*.py"))}
+    assert directories - whole <= MAY_IMPORT.keys()
     tests = [*(ROOT / "tests").rglob("test_*.py")]
     assert [short(p) for p in tests if p.parent == ROOT / "tests"] == []
     borrowed = {
@@ -243,7 +243,7 @@ def test_only_the_strategy_runs_backward(path: Path) -> None:
 
 @library
 def test_files_and_functions_are_short(path: Path) -> None:
-    most = LONGER.get(short(path), MAX_FILE_LINES)
+    most = OTHER_LIMITS.get(short(path), MAX_FILE_LINES)
     assert len(path.read_text().splitlines()) < most
     functions = (n for n in ast.walk(parse(path)) if isinstance(n, ast.FunctionDef))
     lengths = {f.name: (f.end_lineno or 0) - f.lineno + 1 for f in functions}
@@ -251,7 +251,7 @@ def test_files_and_functions_are_short(path: Path) -> None:
 
 
 def test_no_text_names_a_place_on_one_machine() -> None:
-    folders = [
+    directories = [
         "",
         "benchmarks",
         "experiments",
@@ -261,6 +261,6 @@ def test_no_text_names_a_place_on_one_machine() -> None:
         "lightning_vcppo",
         "tests",
     ]
-    files = {p for f in folders for p in (ROOT / f).glob("**/*" if f else "*") if p.is_file()}
+    files = {p for f in directories for p in (ROOT / f).glob("**/*" if f else "*") if p.is_file()}
     texts = {p: p.read_text() for p in files if p.suffix in TEXT and not p.name.startswith(".")}
     assert [short(p) for p, text in texts.items() if ONE_MACHINE.search(text)] == []

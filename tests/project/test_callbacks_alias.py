@@ -1,4 +1,4 @@
-"""`lightning_vcppo.callbacks` is the top-level folder `callbacks/`, in a checkout or a wheel."""
+"""`lightning_vcppo.callbacks` is the top-level directory `callbacks/`, in a checkout or a wheel."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lightning.pytorch import Callback
 import lightning_vcppo.callbacks
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "callbacks"
-MODULES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+DIRECTORY = ROOT / "callbacks"
+MODULES = sorted(path.stem for path in DIRECTORY.glob("*.py") if path.stem != "__init__")
 
 
-def test_the_alias_exports_every_callback_of_the_folder() -> None:
+def test_the_alias_exports_every_callback_of_the_directory() -> None:
     defined = {
         name
         for stem in MODULES
@@ -30,10 +30,10 @@ def test_the_alias_exports_every_callback_of_the_folder() -> None:
 
 
 @pytest.mark.parametrize("stem", MODULES)
-def test_a_submodule_is_the_file_in_the_folder(stem: str) -> None:
+def test_a_submodule_is_the_file_in_the_directory(stem: str) -> None:
     module = import_module(f"lightning_vcppo.callbacks.{stem}")
     assert module.__file__ is not None
-    assert Path(module.__file__) == FOLDER / f"{stem}.py"
+    assert Path(module.__file__) == DIRECTORY / f"{stem}.py"
 
 
 def test_no_global_package_named_callbacks_is_imported() -> None:

@@ -49,8 +49,8 @@ def test_extras_are_written_with_hyphens() -> None:
     assert extras == set(map(canonicalize_name, extras))
 
 
-def folder_of(package: str) -> Path:
-    """Return a package's folder in the checkout."""
+def directory_of(package: str) -> Path:
+    """Return a package's directory in the checkout."""
     return ROOT.joinpath(*package.split("."))
 
 
@@ -86,14 +86,16 @@ def test_the_conda_environment_is_that_of_make_install() -> None:
 
 def test_a_wheel_holds_every_package() -> None:
     package = ROOT / "lightning_vcppo"
-    folders = {path.parent.relative_to(ROOT) for path in package.rglob("*.py")}
-    packages = {".".join(folder.parts) for folder in folders}
-    beside = set(PYPROJECT["tool"]["setuptools"]["package-dir"])  # top-level folders
+    directories = {path.parent.relative_to(ROOT) for path in package.rglob("*.py")}
+    packages = {".".join(directory.parts) for directory in directories}
+    beside = set(PYPROJECT["tool"]["setuptools"]["package-dir"])  # top-level directories
     assert packages | beside == set(PYPROJECT["tool"]["setuptools"]["packages"])
     patterns = dict(PYPROJECT["tool"]["setuptools"]["package-data"])
     for name in beside & patterns.keys():
         patterns.pop(name)  # tests/test_shipped.py builds them
-    data = {p for name, globs in patterns.items() for g in globs for p in folder_of(name).glob(g)}
+    data = {
+        p for name, globs in patterns.items() for g in globs for p in directory_of(name).glob(g)
+    }
     others = {p for p in package.rglob("*.*") if p.suffix not in (".py", ".pyc")}
     assert others == data
 

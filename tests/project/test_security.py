@@ -39,7 +39,9 @@ SECRETS = {
 MARK = b"5ec2e7"
 CLEAR_SCREEN = "\x1b[2J\x1b]0;owned\x07\u202e"
 SOURCES = sorted(
-    path for folder in ("lightning_vcppo", "callbacks") for path in (ROOT / folder).rglob("*.py")
+    path
+    for directory in ("lightning_vcppo", "callbacks")
+    for path in (ROOT / directory).rglob("*.py")
 )
 
 
@@ -77,7 +79,7 @@ def pickled(tiny_actor, tmp_path):
 
 def test_weights_in_a_pickle_are_read_on_request_alone(pickled, tiny_actor, monkeypatch):
     loaders = (loading.load_actor, load_reward_model)
-    for load in (*loaders, lambda folder: load_critic(folder, ValueSettings())):
+    for load in (*loaders, lambda directory: load_critic(directory, ValueSettings())):
         with pytest.raises(ValueError, match=r"pickle .* --allow_pickle=true") as error:
             load(str(pickled))
         assert str(pickled) in str(error.value) and "\n" not in str(error.value)
@@ -115,7 +117,7 @@ def test_safetensors_are_preferred_to_a_pickle_beside_them(pickled, tiny_actor, 
 
 
 @pytest.mark.parametrize("kind", ["model", "tokenizer"])
-def test_code_in_a_models_folder_is_not_run(kind, tiny_actor, tmp_path, monkeypatch):
+def test_code_in_a_models_directory_is_not_run(kind, tiny_actor, tmp_path, monkeypatch):
     for file in tiny_actor.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
@@ -185,12 +187,12 @@ def test_the_index_of_a_checkpoint_in_parts_is_looked_through(tmp_path, monkeypa
 
 
 def test_a_data_sets_script_is_not_run(tmp_path):
-    folder = tmp_path / "theirs"
-    folder.mkdir()
-    (folder / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    (folder / "data.jsonl").write_text('{"problem": "1 + 1?", "answer": 2}\n')
+    directory = tmp_path / "theirs"
+    directory.mkdir()
+    (directory / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (directory / "data.jsonl").write_text('{"problem": "1 + 1?", "answer": 2}\n')
     try:
-        assert load_problems(folder)[0].answer == 2
+        assert load_problems(directory)[0].answer == 2
     except ValueError as error:
         assert "script" in str(error)
     assert not (tmp_path / "ran").exists()

@@ -30,8 +30,8 @@ from tests.support.report_runs import (
 from tests.support.tiny_runs import ROOT, run_program
 
 
-def read(folder):
-    return read_run(folder, folder.name)
+def read(directory):
+    return read_run(directory, directory.name)
 
 
 # The page
@@ -68,9 +68,9 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Two runs, the second hostile wherever it can be."""
-    folder = tmp_path_factory.mktemp("runs")
-    hostile = write_run(folder / "hostile", pretraining=0, hostile=HOSTILE)
-    return [read(write_run(folder / "good")), replace(read(hostile), name=HOSTILE)]
+    directory = tmp_path_factory.mktemp("runs")
+    hostile = write_run(directory / "hostile", pretraining=0, hostile=HOSTILE)
+    return [read(write_run(directory / "good")), replace(read(hostile), name=HOSTILE)]
 
 
 @pytest.fixture(scope="module")
@@ -168,11 +168,11 @@ def test_gaps_are_null_for_json():
 
 
 def test_the_command_writes_the_page(tmp_path, capsys):
-    folder = write_run(tmp_path / "run")
-    run_program("report", folder)
-    assert str(folder / "report.html") in capsys.readouterr().out
-    first = (folder / "report.html").read_bytes()
-    run_program("report", folder, "--output", tmp_path / "new" / "page.html")
+    directory = write_run(tmp_path / "run")
+    run_program("report", directory)
+    assert str(directory / "report.html") in capsys.readouterr().out
+    first = (directory / "report.html").read_bytes()
+    run_program("report", directory, "--output", tmp_path / "new" / "page.html")
     assert (tmp_path / "new" / "page.html").read_bytes() == first
 
 
@@ -186,11 +186,11 @@ def test_a_mistake_ends_in_one_line(tmp_path, capsys):
 
 
 def test_without_plotly_it_says_what_to_install(tmp_path, monkeypatch):
-    folder = write_run(tmp_path / "run")
+    directory = write_run(tmp_path / "run")
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     with pytest.raises(ImportError, match=re.escape("pip install 'lightning-vcppo[report]'")):
-        report.write_report([folder])
-    assert not (folder / "report.html").exists()
+        report.write_report([directory])
+    assert not (directory / "report.html").exists()
 
 
 def test_a_report_does_not_wait_for_torch(tmp_path):
@@ -229,14 +229,14 @@ def test_a_browser_draws_it_and_runs_nothing_else(html, tmp_path):
 
 
 def test_levels_and_subjects_are_shown_after_the_first_and_the_last_evaluation(tmp_path):
-    folder = write_run(tmp_path / "run")
+    directory = write_run(tmp_path / "run")
     for step in (4, 8, 12):
         responses = [
             response(f"{i}?", i < step // 4, level=str(level), subject="<b>one</b>")
             for i, level in enumerate((10, 2, 2))
         ]
-        write_jsonl(folder / "evaluation" / f"rollouts_{step:06d}.jsonl", responses)
-    run = read(folder)
+        write_jsonl(directory / "evaluation" / f"rollouts_{step:06d}.jsonl", responses)
+    run = read(directory)
     assert run.evaluations[-1].groups == {("level", "2"): (2, 1), ("level", "10"): (1, 1)}
     text = "".join(Page(render([run])).text.split())
     table = text.partition("Years,levelsandsubjects")[2].partition("Sampleresponses")[0]

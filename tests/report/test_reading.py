@@ -1,4 +1,4 @@
-"""What `vcppo report` reads in a run's folder, and the numbers it makes of that."""
+"""What `vcppo report` reads in a run's directory, and the numbers it makes of that."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from tests.support.report_runs import (
 )
 
 
-def read(folder):
-    return read_run(folder, folder.name)
+def read(directory):
+    return read_run(directory, directory.name)
 
 
 # Reading
@@ -48,10 +48,10 @@ def test_rows_of_one_step_are_one_row(tmp_path):
 
 
 def test_half_written_last_lines_are_left_out(tmp_path):
-    folder = write_run(tmp_path / "run")
-    write_csv(folder / "metrics.csv", metrics(rollouts=5), end="")
-    write_jsonl(folder / "diagnostics" / "positions.jsonl", [position(1)], end='\n{"rollout": 2')
-    run = read(folder)
+    directory = write_run(tmp_path / "run")
+    write_csv(directory / "metrics.csv", metrics(rollouts=5), end="")
+    write_jsonl(directory / "diagnostics" / "positions.jsonl", [position(1)], end='\n{"rollout": 2')
+    run = read(directory)
     assert max(run.rows) == 4
     assert [row["rollout"] for row in run.positions] == [1]
 
@@ -71,10 +71,10 @@ def test_half_written_last_lines_are_left_out(tmp_path):
     ],
 )
 def test_what_cannot_be_read_is_named(name, text, message, tmp_path):
-    folder = write_run(tmp_path / "run")
-    (folder / name).write_text(text)
+    directory = write_run(tmp_path / "run")
+    (directory / name).write_text(text)
     with pytest.raises(ValueError, match=re.escape(message)):
-        read(folder)
+        read(directory)
 
 
 def test_binary_metrics_are_refused(tmp_path):
@@ -84,10 +84,11 @@ def test_binary_metrics_are_refused(tmp_path):
 
 
 def test_runs_have_names_that_tell_them_apart(tmp_path):
-    folders = [write_run(tmp_path / name) for name in ("a/demo", "b/demo", "ppo")]
-    assert [run.name for run in read_runs(folders)] == [str(folders[0]), str(folders[1]), "ppo"]
+    directories = [write_run(tmp_path / name) for name in ("a/demo", "b/demo", "ppo")]
+    names = [run.name for run in read_runs(directories)]
+    assert names == [str(directories[0]), str(directories[1]), "ppo"]
     with pytest.raises(ValueError, match="once, got it twice"):
-        read_runs([folders[0], folders[0]])
+        read_runs([directories[0], directories[0]])
 
 
 def test_value_pretraining_ends_where_its_rollouts_do(tmp_path):
@@ -107,11 +108,11 @@ def test_infinite_numbers_are_no_part_of_a_curve(tmp_path):
 
 
 def test_accuracy_is_a_mean_over_problems(tmp_path):
-    folder = write_run(tmp_path / "run")
+    directory = write_run(tmp_path / "run")
     graded = {"a": [True, True, True], "b": [False], "c": [True, False]}  # rates 1, 0 and 1/2
     rows = [response(p, c, index=p, finished=c) for p, cs in graded.items() for c in cs]
-    write_jsonl(folder / "evaluation" / "rollouts_000012.jsonl", rows)
-    last = read(folder).evaluations[-1]
+    write_jsonl(directory / "evaluation" / "rollouts_000012.jsonl", rows)
+    last = read(directory).evaluations[-1]
     assert (last.problems, last.k, last.accuracy) == (3, 2, 0.5)
     assert last.truncation_rate == pytest.approx(2 / 6)
     standard_error = 0.5 / math.sqrt(3)  # the rates' standard deviation is 1/2
@@ -119,24 +120,24 @@ def test_accuracy_is_a_mean_over_problems(tmp_path):
 
 
 def test_logged_rates_and_intervals_are_taken_over(tmp_path):
-    folder = write_run(tmp_path / "run")
+    directory = write_run(tmp_path / "run")
     rows = metrics()
     rows[-1] |= {"eval/accuracy_low": 0.4, "eval/accuracy_high": 0.9, "eval/pass_at_k": 0.75}
-    write_csv(folder / "metrics.csv", rows)
-    first, last = read(folder).evaluations
+    write_csv(directory / "metrics.csv", rows)
+    first, last = read(directory).evaluations
     assert (last.interval, last.pass_at_k, last.maj_at_k) == ((0.4, 0.9), 0.75, None)
     assert first.pass_at_k is None
 
 
 def test_sets_are_kept_apart_in_their_order(tmp_path):
-    folder = write_run(tmp_path / "run")
+    directory = write_run(tmp_path / "run")
     for step, right in ((4, False), (12, True)):
         rows = [response("x", right), response("y", True, evaluation_set="aime24")]
-        write_jsonl(folder / "evaluation" / f"rollouts_{step:06d}.jsonl", rows)
+        write_jsonl(directory / "evaluation" / f"rollouts_{step:06d}.jsonl", rows)
     rows = metrics()
     rows[-1] |= {"eval/maj_at_k": 0.1, "eval/aime24/maj_at_k": 0.2}
-    write_csv(folder / "metrics.csv", rows)
-    found = read(folder).evaluations
+    write_csv(directory / "metrics.csv", rows)
+    found = read(directory).evaluations
     assert [(e.name, e.step, e.accuracy, e.maj_at_k) for e in found] == [
         *[("held_out", 4, 0.0, None), ("held_out", 12, 1.0, 0.1)],
         *[("aime24", 4, 1.0, None), ("aime24", 12, 1.0, 0.2)],
@@ -144,33 +145,33 @@ def test_sets_are_kept_apart_in_their_order(tmp_path):
 
 
 def test_a_run_starts_where_its_actor_was_evaluated(tmp_path):
-    folder = write_run(tmp_path / "run")
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    directory = write_run(tmp_path / "run")
+    config = yaml.safe_load((directory / "config.yaml").read_text())
     config["model"]["init_args"]["actor"] = str(tmp_path / "cold_start" / "actor")
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (directory / "config.yaml").write_text(yaml.safe_dump(config))
     earlier = tmp_path / "cold_start" / "evaluation" / "updates_000600.jsonl"
-    same = [json.loads(x) for x in (folder / "evaluation/rollouts_000004.jsonl").open()]
+    same = [json.loads(x) for x in (directory / "evaluation/rollouts_000004.jsonl").open()]
     write_jsonl(earlier, same)
-    start, *others = read(folder).evaluations
+    start, *others = read(directory).evaluations
     assert (start.step, start.source) == (0, "cold_start")
     assert [e.step for e in others] == [4, 12]
     write_jsonl(earlier, same[1:])  # other problems do not compare
-    assert [e.step for e in read(folder).evaluations] == [4, 12]
+    assert [e.step for e in read(directory).evaluations] == [4, 12]
 
 
 # Numbers
 
 
 def test_headline(tmp_path):
-    folder = write_run(tmp_path / "run")
-    head = headline(read(folder))
+    directory = write_run(tmp_path / "run")
+    head = headline(read(directory))
     assert head.accuracy.where == "5 held-out problems"
     assert (head.accuracy.before, head.accuracy.after) == (0.0, 2 / 5)
     assert head.explained_variance == 0.5  # of rollout 5, the first that the policy learns from
     assert (head.length.before, head.length.after) == (LENGTH, LENGTH)
     assert (head.rollouts, head.pretraining) == (12, 4)
-    shutil.rmtree(folder / "evaluation")
-    head = headline(read(folder))
+    shutil.rmtree(directory / "evaluation")
+    head = headline(read(directory))
     assert (head.accuracy.before, head.accuracy.after) == pytest.approx((0.25, 0.33))
     assert (head.accuracy.where, head.interval) == ("training rollouts", None)
 
@@ -181,16 +182,16 @@ def test_smooth_is_a_moving_average_over_a_tenth():
 
 
 def test_profiles_come_from_the_diagnostics_or_else_from_the_metrics(tmp_path):
-    folder = write_run(tmp_path / "run")
-    run = read(folder)
+    directory = write_run(tmp_path / "run")
+    run = read(directory)
     assert profiles(run, "value")[0] == (1, pytest.approx([1 + i / 10 for i in range(10)]))
     assert math.isnan(profiles(run, "value", "incorrect")[0][1][9])
     assert profiles(run, "entropy") == []
-    shutil.rmtree(folder / "diagnostics")
+    shutil.rmtree(directory / "diagnostics")
     rows = metrics()
     rows[0] |= {f"decay/value_decile_{i}": float(i) for i in range(9)}  # the tenth was empty
-    write_csv(folder / "metrics.csv", rows)
-    ((step, means),) = profiles(read(folder), "value")
+    write_csv(directory / "metrics.csv", rows)
+    ((step, means),) = profiles(read(directory), "value")
     assert (step, means[:9], math.isnan(means[9])) == (1, [float(i) for i in range(9)], True)
 
 
@@ -205,17 +206,17 @@ def test_stages_are_means_over_equal_parts(tmp_path):
 
 
 def test_reach_of_the_reward(tmp_path):
-    folder = write_run(tmp_path / "run")
-    found = reach(read(folder))
+    directory = write_run(tmp_path / "run")
+    found = reach(read(directory))
     assert found.shares == pytest.approx((0.98**100, 1.0))  # as the monitor has seen it
-    (folder / "diagnostics" / "positions.jsonl").unlink()
-    assert reach(read(folder)).shares == pytest.approx((0.95**100, 1.0))  # as configured
+    (directory / "diagnostics" / "positions.jsonl").unlink()
+    assert reach(read(directory)).shares == pytest.approx((0.95**100, 1.0))  # as configured
 
     def with_advantage(**changes):
-        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config = yaml.safe_load((directory / "config.yaml").read_text())
         config["model"]["init_args"]["advantage"] |= changes
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        return reach(read(folder))
+        (directory / "config.yaml").write_text(yaml.safe_dump(config))
+        return reach(read(directory))
 
     assert with_advantage(length_adaptive_alpha=0.05).actor == pytest.approx(1 - 1 / (0.05 * 101))
     assert with_advantage(length_adaptive_alpha=0.001).actor == 0  # alpha x length is below 1
@@ -240,17 +241,17 @@ def test_differences_between_configs(tmp_path):
     assert differences(read_runs([a, b])) == [("model.init_args.note", ["a", "b"])]
 
 
-def test_a_folder_without_metrics_is_no_runs(tmp_path):
+def test_a_directory_without_metrics_is_no_runs(tmp_path):
     with pytest.raises(ValueError, match=r"no metrics\.csv; expected the directory of a run"):
         read(tmp_path)
 
 
 def test_the_files_of_vcppo_test_are_no_evaluations_of_the_run(tmp_path):
-    folder = write_run(tmp_path / "run")
-    before = read(folder).evaluations
-    first = folder / "evaluation" / "rollouts_000004.jsonl"
+    directory = write_run(tmp_path / "run")
+    before = read(directory).evaluations
+    first = directory / "evaluation" / "rollouts_000004.jsonl"
     shutil.copy(first, first.with_name("test_rollouts_000004.jsonl"))
-    assert read(folder).evaluations == before
+    assert read(directory).evaluations == before
 
 
 def test_a_long_curve_is_drawn_twice_as_points_and_as_their_average(tmp_path):

@@ -24,8 +24,8 @@ from tests.support.tiny_runs import ROOT
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
-    page = WatchedPage([folder], lambda: render(read_runs([folder])))
+def served(directory: Path) -> Iterator[str]:
+    page = WatchedPage([directory], lambda: render(read_runs([directory])))
     with build_server(page) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

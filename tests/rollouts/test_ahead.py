@@ -176,13 +176,13 @@ def test_other_prompts_than_those_sampled_ahead_are_sampled_again(tiny_actor, tm
 # Ranks ------------------------------------------------------------------------------------------
 
 
-def as_rank(actor, folder):
+def as_rank(actor, directory):
     """Learn from four rollouts on each of two processes, and save a checkpoint after the second."""
     module = make_module(actor, **ahead(1))
     flags = {"devices": 2, "strategy": "ddp"}
-    recorder = fit(module, 4, SaveAfter(2, folder / "saved.ckpt"), **flags)
+    recorder = fit(module, 4, SaveAfter(2, directory / "saved.ckpt"), **flags)
     rollouts = [rollout.to_plain() for rollout in recorder.rollouts]
-    torch.save((rollouts, recorder.actors[-1]), folder / f"{module.global_rank}.pt")
+    torch.save((rollouts, recorder.actors[-1]), directory / f"{module.global_rank}.pt")
 
 
 @pytest.mark.thorough

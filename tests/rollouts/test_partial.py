@@ -15,7 +15,7 @@ from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.generation import Generations
 from lightning_vcppo.rollouts.ahead import Vantage
-from lightning_vcppo.rollouts.dynamic_sampling import GroupBuffer
+from lightning_vcppo.rollouts.group_buffer import GroupBuffer
 from lightning_vcppo.rollouts.partial import PartialRollouts
 from lightning_vcppo.rollouts.rollout import Rollout, join
 from lightning_vcppo.settings import EngineSettings, PolicySettings, SamplingSettings
@@ -187,13 +187,13 @@ def test_a_resumed_run_goes_on_bit_for_bit(tiny_actor, tmp_path, dynamic):
         assert torch.equal(mine, theirs)
 
 
-def as_rank(actor, folder):
+def as_rank(actor, directory):
     """Train on each of two processes, and save a checkpoint after the fifth batch."""
     module = make_module(actor, **in_parts(2))
     flags = {"devices": 2, "strategy": "ddp"}
-    recorder = fit(module, 8, SaveAfter(5, folder / "saved.ckpt"), **flags)
+    recorder = fit(module, 8, SaveAfter(5, directory / "saved.ckpt"), **flags)
     rollouts = [None if r is None else r.to_plain() for r in recorder.rollouts]
-    torch.save(rollouts, folder / f"{module.global_rank}.pt")
+    torch.save(rollouts, directory / f"{module.global_rank}.pt")
 
 
 @pytest.mark.thorough

@@ -153,7 +153,7 @@ def test_pretraining_with_hints_resumes_exactly(tiny_actor, tmp_path, kind):
         train(tiny_actor, ckpt_path=path)
 
 
-def test_a_folder_states_what_its_critic_has_read(tiny_actor, tmp_path):
+def test_a_directory_states_what_its_critic_has_read(tiny_actor, tmp_path):
     load_critic(str(tiny_actor), SIBLINGS).model.save_pretrained(tmp_path)
     load_critic(str(tmp_path), SIBLINGS)
     with pytest.raises(ValueError, match=r"trained with value head .*siblings.*, not .*answer"):

@@ -53,7 +53,7 @@ def start_ranks(
         work: To be done.
         arguments: Of it.
         ranks: How many processes; one alone is told nothing about ranks.
-        logs: Folder, made if need be.
+        logs: Directory, made if need be.
         nodes: Machines that the processes believe to be on.
         context: How processes are started; `SPAWN` where this one may have threads.
     """

@@ -97,10 +97,10 @@ class InventingModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.rollouts_done = checkpoint["rollouts_done"]
 
-    def export(self, folder: Path) -> None:
+    def export(self, directory: Path) -> None:
         """Leave a sign."""
-        (folder / "actor").mkdir(parents=True)
-        (folder / "critic").mkdir()
+        (directory / "actor").mkdir(parents=True)
+        (directory / "critic").mkdir()
 
 
 class PretrainTwice(Callback):

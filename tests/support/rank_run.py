@@ -123,11 +123,11 @@ COMMANDS = {
     ],
     "predict": [
         *("predict", *_ACTOR, *ROLLOUTS, "--data.train_size=25"),
-        "--response_writer.path={folder}/rollouts.jsonl",
+        "--response_writer.path={directory}/rollouts.jsonl",
     ],
     "saved": [
         *("fit", *_ACTOR, *ROLLOUTS, "--value_pretraining.max_rollouts=2"),
-        "--value_pretraining.rollouts_path={folder}/rollouts.jsonl",
+        "--value_pretraining.rollouts_path={directory}/rollouts.jsonl",
         *("--critic_calibration.audit_every=1", "--critic_calibration.audit_prefixes=4"),
         "--critic_calibration.audit_continuations=2",
     ],
@@ -182,7 +182,7 @@ def device_of_shards(model: PreTrainedModel) -> torch.device:
     return torch.device("meta" if isinstance(next(model.parameters()), DTensor) else "cpu")
 
 
-def train(actor: str, folder: Path, name: str) -> None:
+def train(actor: str, directory: Path, name: str) -> None:
     """Do one run, as one of its processes."""
     run = RUNS[name]
     if run.strategy == "fsdp2_offload":
@@ -205,7 +205,7 @@ def train(actor: str, folder: Path, name: str) -> None:
         []
         if run.resume
         else [
-            SaveAfter(batches, folder / name / f"{when}.ckpt")
+            SaveAfter(batches, directory / name / f"{when}.ckpt")
             for when, batches in SAVED_AFTER.items()
         ]
     )
@@ -223,7 +223,7 @@ def train(actor: str, folder: Path, name: str) -> None:
         max_epochs=1,
         limit_train_batches=BATCHES,
         num_sanity_val_steps=1,
-        default_root_dir=folder / name,
+        default_root_dir=directory / name,
         callbacks=[
             ValuePretraining(max_rollouts=2, replays=1, held_out_share=0.5),
             RewardDecayMonitor(),
@@ -236,9 +236,9 @@ def train(actor: str, folder: Path, name: str) -> None:
         ],
     )
     data = AIMEDataModule(train_size=60, val_size=3, val_batch_size=1, prompts_per_rollout=8)
-    resumed = None if run.resume is None else folder / run.resume[0] / f"{run.resume[1]}.ckpt"
+    resumed = None if run.resume is None else directory / run.resume[0] / f"{run.resume[1]}.ckpt"
     trainer.fit(module, data, ckpt_path=resumed)
-    module.export(folder / name)
+    module.export(directory / name)
     result = {
         "actor": weights(module.actor),
         "critic": weights(module.critic),
@@ -248,31 +248,31 @@ def train(actor: str, folder: Path, name: str) -> None:
     }
     if run.counted:
         result["exchanged"] = [traffic.exchanged, traffic.expected]
-    torch.save(result, folder / name / f"{trainer.global_rank}.pt")
+    torch.save(result, directory / name / f"{trainer.global_rank}.pt")
 
 
-def command(actor: str, folder: Path, name: str) -> None:
+def command(actor: str, directory: Path, name: str) -> None:
     """Run `vcppo`, as one of two processes, with sharded weights unless the words say else."""
-    checkpoint = next((folder / "saved" / "checkpoints").glob("*.ckpt"), None)
-    texts = {"actor": actor, "folder": folder, "checkpoint": checkpoint}
+    checkpoint = next((directory / "saved" / "checkpoints").glob("*.ckpt"), None)
+    texts = {"actor": actor, "directory": directory, "checkpoint": checkpoint}
     words = [word.format(**texts) for word in COMMANDS[name]]
     words[1:1] = ["--trainer.strategy=fsdp2", "--trainer.devices=2", "--loggers=[csv]"]
-    vcppo(*words, f"--trainer.default_root_dir={folder / name}")
+    vcppo(*words, f"--trainer.default_root_dir={directory / name}")
 
 
-def launch(actor: str, folder: Path, name: str) -> bool:
+def launch(actor: str, directory: Path, name: str) -> bool:
     """Do one run in processes of its own; tell whether all have ended well, and in time."""
     run = RUNS.get(name, Run("fsdp2", 2))
     work = train if name in RUNS else command
-    logs, nodes = folder / name, run.nodes
-    arguments = (actor, folder, name)
+    logs, nodes = directory / name, run.nodes
+    arguments = (actor, directory, name)
     return run_ranks(work, *arguments, ranks=run.ranks, logs=logs, nodes=nodes, context=FORK)
 
 
-def main(actor: str, folder: str, *names: str) -> None:
+def main(actor: str, directory: str, *names: str) -> None:
     """Do the named runs, or all, and say which went wrong."""
     torch.set_num_threads(1)
-    failed = [name for name in names or RUNS if not launch(actor, Path(folder), name)]
+    failed = [name for name in names or RUNS if not launch(actor, Path(directory), name)]
     if failed:
         raise SystemExit(f"failed or hung: {', '.join(failed)}")
 

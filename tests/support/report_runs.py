@@ -1,4 +1,4 @@
-"""Run folders as `vcppo fit` leaves them, written by hand for the report's tests."""
+"""Run directories as `vcppo fit` leaves them, written by hand for the report's tests."""
 
 from __future__ import annotations
 
@@ -89,27 +89,27 @@ def position(rollout: int) -> dict[str, Any]:
     }
 
 
-def write_run(folder: Path, pretraining: int = PRETRAINING, hostile: str = "") -> Path:
+def write_run(directory: Path, pretraining: int = PRETRAINING, hostile: str = "") -> Path:
     """Write a run with everything that a report can show.
 
     Args:
-        folder: Where.
+        directory: Where.
         pretraining: Its rollouts of value pretraining.
         hostile: Text that is put wherever a model or a user can put one.
     """
-    folder.mkdir(parents=True)
-    write_csv(folder / "metrics.csv", metrics(pretraining=pretraining))
+    directory.mkdir(parents=True)
+    write_csv(directory / "metrics.csv", metrics(pretraining=pretraining))
     advantage = {"gamma": 1.0, "lambda_actor": 0.95, "lambda_critic": 1.0, "estimator": "gae"}
-    settings = {"advantage": advantage, "actor": "nowhere/actor", "note": hostile or folder.name}
-    (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"init_args": settings}}))
+    settings = {"advantage": advantage, "actor": "nowhere/actor", "note": hostile or directory.name}
+    (directory / "config.yaml").write_text(yaml.safe_dump({"model": {"init_args": settings}}))
     for step in (4, 12):
         responses = [
             response(f"1 + {i}? {hostile}", i < step // 4, index=i) for i in range(1, 5)
         ] + [response("last", False, index=9, response=hostile, prediction=hostile or None)]
-        write_jsonl(folder / "evaluation" / f"rollouts_{step:06d}.jsonl", responses)
+        write_jsonl(directory / "evaluation" / f"rollouts_{step:06d}.jsonl", responses)
     rollouts = range(1, ROLLOUTS + 1)
-    write_jsonl(folder / "diagnostics" / "positions.jsonl", [position(i) for i in rollouts])
+    write_jsonl(directory / "diagnostics" / "positions.jsonl", [position(i) for i in rollouts])
     bins = [{"predicted": p, "observed": p / 2, "count": 4} for p in (0.2, 0.8)]
     calibration = {"rollout": 12, "prompts": 8, "ece": 0.25, "brier": 0.2, "bins": bins}
-    write_jsonl(folder / "diagnostics" / "calibration.jsonl", [calibration])
-    return folder
+    write_jsonl(directory / "diagnostics" / "calibration.jsonl", [calibration])
+    return directory

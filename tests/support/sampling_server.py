@@ -61,12 +61,12 @@ class SamplingServer:
         self._http.shutdown()
         self._http.server_close()
 
-    def take(self, folder: str) -> dict[str, str]:
+    def take(self, directory: str) -> dict[str, str]:
         named = self.model.named_parameters(remove_duplicate=False)
         expected = {name: tuple(parameter.shape) for name, parameter in named}
-        if read_shapes(folder) != expected:
+        if read_shapes(directory) != expected:
             return {"refused": "another model"}
-        self.model.load_state_dict(dict(read_weights(folder)), strict=False)
+        self.model.load_state_dict(dict(read_weights(directory)), strict=False)
         return {}
 
     def sample(self, request: dict) -> dict:

@@ -21,15 +21,15 @@ class ServerProcess:
     """A server in a process group of its own, which can be killed, stopped and started again.
 
     Args:
-        actor: Folder of the actor.
-        folder: For its log and its token.
+        actor: Directory of the actor.
+        directory: For its log and its token.
         vllm: Whether it is `vcppo serve`; otherwise `tests.support.sampling_server` samples.
     """
 
-    def __init__(self, actor: Path, folder: Path, *, vllm: bool = True) -> None:
+    def __init__(self, actor: Path, directory: Path, *, vllm: bool = True) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.log, self.token_file = folder / f"server_{self.port}.log", folder / "token"
+        self.log, self.token_file = directory / f"server_{self.port}.log", directory / "token"
         if vllm:
             self.command = [
                 *(sys.executable, "-m", "lightning_vcppo", "serve", f"--model.actor={actor}"),
@@ -93,13 +93,13 @@ class ServerProcess:
         """Return the processes of its group that still run."""
         assert self.process is not None
         found = []
-        for folder in Path("/proc").glob("[0-9]*"):
+        for directory in Path("/proc").glob("[0-9]*"):
             try:
-                state, _, group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+                state, _, group = (directory / "stat").read_text().rpartition(")")[2].split()[:3]
             except OSError:  # it has just ended
                 continue
             if int(group) == self.process.pid and state != "Z":
-                found.append(int(folder.name))
+                found.append(int(directory.name))
         return found
 
     def end(self) -> None:

@@ -150,14 +150,14 @@ def do(actor: str, place: Path, case: Case) -> dict[str, object]:
     return {"ended": ended, "codes": json.loads(codes.read_text()) if codes.exists() else None}
 
 
-def main(actor: str, folder: str, *names: str) -> None:
+def main(actor: str, directory: str, *names: str) -> None:
     """Do the named cases, or all."""
     torch.set_num_threads(1)
     chosen = {name: case for name, case in CASES.items() if not names or name in names}
     with ThreadPoolExecutor(2) as pool:  # mostly they wait
-        ends = pool.map(lambda name: do(actor, Path(folder, name), chosen[name]), chosen)
+        ends = pool.map(lambda name: do(actor, Path(directory, name), chosen[name]), chosen)
         found = {name: asdict(chosen[name]) | end for name, end in zip(chosen, ends, strict=True)}
-    Path(folder, "cases.json").write_text(json.dumps(found))
+    Path(directory, "cases.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -77,20 +77,20 @@ def parity(response: str, answer: int) -> float:
     return 1.0 if hashlib.md5(response.encode()).digest()[0] % 2 else -1.0
 
 
-def logged(folder: Path) -> list[dict[str, float]]:
+def logged(directory: Path) -> list[dict[str, float]]:
     """Return the rows of a run's metrics.csv, without their empty cells."""
-    with (folder / "metrics.csv").open() as file:
+    with (directory / "metrics.csv").open() as file:
         return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 
-def logged_keys(folder: Path) -> set[str]:
+def logged_keys(directory: Path) -> set[str]:
     """Return all columns of a run's metrics.csv."""
-    return set().union(*logged(folder))
+    return set().union(*logged(directory))
 
 
-def assert_finite(folder: Path) -> None:
+def assert_finite(directory: Path) -> None:
     """Check every number of a run's metrics.csv; only the horizon of lambda = 1 is infinite."""
-    rows = logged(folder)
+    rows = logged(directory)
     assert rows
     for row in rows:
         row.pop("decay/actor_horizon", None)
@@ -111,7 +111,7 @@ class WeightsWatcher(Callback):
             file.write(json.dumps(line) + "\n")
 
 
-def offline_run(folder: Path) -> tuple[dict[str, object], set[str]]:
+def offline_run(directory: Path) -> tuple[dict[str, object], set[str]]:
     """Return the config and the logged keys of an offline run of Weights & Biases.
 
     Its file is a LevelDB log (blocks of 32 KiB, 7 bytes in front of each fragment) of protocol
@@ -119,7 +119,7 @@ def offline_run(folder: Path) -> tuple[dict[str, object], set[str]]:
     """
     from wandb.proto.wandb_internal_pb2 import Record
 
-    (path,) = folder.glob("run-*.wandb")
+    (path,) = directory.glob("run-*.wandb")
     data, at, message = path.read_bytes(), 7, b""
     config: dict[str, object] = {}
     keys: set[str] = set()

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Use an installed wheel as somebody does who has nothing else: from an empty folder, configs by name.
+# Use an installed wheel as somebody does who has nothing else: from an empty directory, configs by name.
 # try_wheel.sh VENV
 set -euo pipefail
 bin=$1/bin

@@ -72,8 +72,10 @@ def demo(seed: int = 0, output: str = "runs/demo", quick: bool = False) -> None:
     }
     critic = f"--model.critic={reward_model_dir / 'reward_model'}"
     arms = {
-        name: _fit_command([algorithm, "demo/rl"], [actor, critic, *common, *extra["rl"]], folder)
-        for name, (algorithm, folder) in runs.items()
+        name: _fit_command(
+            [algorithm, "demo/rl"], [actor, critic, *common, *extra["rl"]], directory
+        )
+        for name, (algorithm, directory) in runs.items()
     }
     console.rule("Plain PPO; value pretraining, then VC-PPO")
     if cores() > 1:
@@ -83,7 +85,7 @@ def demo(seed: int = 0, output: str = "runs/demo", quick: bool = False) -> None:
             _vcppo(command)
 
     before = _last_evaluation(cold_start_dir)
-    afters = {name: _last_evaluation(folder) for name, (_, folder) in runs.items()}
+    afters = {name: _last_evaluation(directory) for name, (_, directory) in runs.items()}
     for after in afters.values():
         same_problems = [r["problem"] for r in before] == [r["problem"] for r in after]
         assert same_problems, "all evaluations are on the same held-out problems"

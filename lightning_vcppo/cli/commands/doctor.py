@@ -186,15 +186,15 @@ def _places() -> Findings:
     return {"cache": _place(cache), "runs": _place(Path.cwd())}
 
 
-def _place(folder: Path) -> Findings:
+def _place(directory: Path) -> Findings:
     """Try to write to a directory, or to its nearest existing parent."""
-    there = next(place for place in (folder, *folder.parents) if place.exists())
+    there = next(place for place in (directory, *directory.parents) if place.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
             writable = True
     except OSError:
         writable = False
-    shown = str(folder).replace(str(Path.home()), "~", 1)
+    shown = str(directory).replace(str(Path.home()), "~", 1)
     free = shutil.disk_usage(there).free / GIB
     return {"path": shown, "writable": writable, "free_gib": round(free, 1)}
 

@@ -114,9 +114,9 @@ def _export_critic(
 
 
 def _tokenizer(checkpoint: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    with tempfile.TemporaryDirectory() as folder:
-        hf_folders.put_files(checkpoint[Keys.TOKENIZER], Path(folder))
-        return loading.load_tokenizer(folder)
+    with tempfile.TemporaryDirectory() as directory:
+        hf_folders.put_files(checkpoint[Keys.TOKENIZER], Path(directory))
+        return loading.load_tokenizer(directory)
 
 
 @contextmanager

@@ -37,11 +37,11 @@ def main(args: Sequence[str]) -> None:
     print(f"The report is in {page}")
 
 
-def _watch(folders: Sequence[Path], read: Callable[[Path, str], Run], port: int) -> None:
+def _watch(directories: Sequence[Path], read: Callable[[Path, str], Run], port: int) -> None:
     """Serve the page until the program is interrupted."""
-    for folder in folders:
-        require(folder.exists(), f"{folder}: no such directory")
-    page = WatchedPage(folders, lambda: render(read_runs(folders, read)))
+    for directory in directories:
+        require(directory.exists(), f"{directory}: no such directory")
+    page = WatchedPage(directories, lambda: render(read_runs(directories, read)))
     try:
         server = build_server(page, port)
     except OSError as error:
@@ -81,10 +81,10 @@ def _reader(arguments: argparse.Namespace) -> Callable[[Path, str], Run]:
     fields = Fields(arguments.prompt_field, arguments.response_field, arguments.reward_field)
     count = _counter(arguments.model) if arguments.model else None
 
-    def read(folder: Path, name: str) -> Run:
-        if is_dump(folder):
-            return read_dumps(folder, name, fields, count)
-        return read_run(folder, name)
+    def read(directory: Path, name: str) -> Run:
+        if is_dump(directory):
+            return read_dumps(directory, name, fields, count)
+        return read_run(directory, name)
 
     return read
 

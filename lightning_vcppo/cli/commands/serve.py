@@ -55,8 +55,8 @@ def main(arguments: Sequence[str]) -> None:
     os.environ |= {VARIABLE: token, "VLLM_API_KEY": token, "VLLM_SERVER_DEV_MODE": "1"}
     os.environ["VCPPO_SERVER_PID"] = str(os.getpid())
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    with tempfile.TemporaryDirectory(prefix="vcppo-serve-") as folder:
-        config.save_pretrained(folder)
+    with tempfile.TemporaryDirectory(prefix="vcppo-serve-") as directory:
+        config.save_pretrained(directory)
         flags = flags_for_vllm(own, arguments_of_vllm, on_cpu=on_cpu)
         print(
             f"vcppo serve: {own.actor} at {url(own.host, own.port)}, token in "
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
                 file=sys.stderr,
                 flush=True,
             )
-        with mock.patch.object(sys, "argv", ["vcppo serve", f"--model={folder}", *flags]):
+        with mock.patch.object(sys, "argv", ["vcppo serve", f"--model={directory}", *flags]):
             from vllm.entrypoints.launchers.api_server.entry import main as run_vllm
 
             run_vllm()

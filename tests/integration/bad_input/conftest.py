@@ -25,15 +25,15 @@ def _no_debugging(monkeypatch):
     monkeypatch.setenv("VCPPO_DEBUG", "")
 
 
-def files(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return size and time of all files below a folder."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+def files(directory: Path) -> dict[str, tuple[int, int]]:
+    """Return size and time of all files below a directory."""
+    paths = [path for path in directory.rglob("*") if path.is_file() and not path.is_symlink()]
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
 
 
-def folders(folder: Path) -> set[str]:
-    """Return all folders below a folder."""
-    return {str(path) for path in folder.rglob("*") if path.is_dir()}
+def directories(directory: Path) -> set[str]:
+    """Return all directories below a directory."""
+    return {str(path) for path in directory.rglob("*") if path.is_dir()}
 
 
 def the_line(error: str) -> str:
@@ -57,7 +57,7 @@ def mistake(tiny_actor, capfd):
         loggers = "[csv]" if leaves else "[csv,wandb,tensorboard]"  # which W&B would take time for
         given += [f"--loggers={loggers}", "--trainer.default_root_dir=run", *map(str, arguments)]
         # Seen from within: as another user, not from the root.
-        before, were = files(Path()), folders(Path())
+        before, were = files(Path()), directories(Path())
         with pytest.raises(SystemExit) as end:
             run_program(*given)
         line = the_line(capfd.readouterr().err)
@@ -66,7 +66,7 @@ def mistake(tiny_actor, capfd):
         written = [path for path, state in after.items() if before.get(path) != state]
         strange = [path for path in written if not any(name in path for name in leaves)]
         assert strange == [] and before.keys() <= after.keys(), line
-        assert leaves or folders(Path()) == were, line
+        assert leaves or directories(Path()) == were, line
         return line
 
     return run
@@ -117,7 +117,7 @@ def problems(tmp_path):
 
 @pytest.fixture
 def model_copy(tmp_path):
-    """Return a function that copies a model's folder to where it may be spoiled."""
+    """Return a function that copies a model's directory to where it may be spoiled."""
 
     def copy(source, name="model"):
         shutil.copytree(source, tmp_path / name)
@@ -127,13 +127,13 @@ def model_copy(tmp_path):
 
 
 @pytest.fixture
-def open_folder(monkeypatch):
-    """Work in a folder that every user may enter; those of pytest are closed."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    monkeypatch.chdir(folder)
-    yield folder
-    shutil.rmtree(folder)
+def open_directory(monkeypatch):
+    """Work in a directory that every user may enter; those of pytest are closed."""
+    directory = Path(tempfile.mkdtemp())
+    directory.chmod(0o755)
+    monkeypatch.chdir(directory)
+    yield directory
+    shutil.rmtree(directory)
 
 
 @contextmanager

@@ -16,13 +16,13 @@ ONE_MORE = ["--trainer.limit_train_batches=1", "--trainer.max_epochs=2"]
 @pytest.fixture(scope="module")
 def checkpoint(tiny_actor, tmp_path_factory):
     """A checkpoint of a short run."""
-    folder = tmp_path_factory.mktemp("run")
+    directory = tmp_path_factory.mktemp("run")
     vcppo(
         *("fit", f"--model.actor={tiny_actor}", *ROLLOUTS, "--trainer.limit_train_batches=1"),
         *("--trainer.limit_val_batches=0", "--loggers=[csv]"),
-        f"--trainer.default_root_dir={folder}",
+        f"--trainer.default_root_dir={directory}",
     )
-    return next((folder / "checkpoints").glob("*.ckpt"))
+    return next((directory / "checkpoints").glob("*.ckpt"))
 
 
 def saved(content):

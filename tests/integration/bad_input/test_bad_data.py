@@ -244,9 +244,9 @@ def test_text_of_a_parquet_file_that_is_not_utf8(data_mistake):
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_what_is_no_ordinary_file(data_mistake, tmp_path, kind):
-    (tmp_path / f"folder.{kind}").mkdir()
-    line = data_mistake(f"folder.{kind}")
-    assert line.startswith(f"folder.{kind}: cannot be read as a data set"), line
+    (tmp_path / f"directory.{kind}").mkdir()
+    line = data_mistake(f"directory.{kind}")
+    assert line.startswith(f"directory.{kind}: cannot be read as a data set"), line
     os.symlink(f"loop.{kind}", tmp_path / f"loop.{kind}")
     line = data_mistake(f"loop.{kind}")
     assert line == f"loop.{kind}: a symbolic link to loop.{kind}, which does not exist"

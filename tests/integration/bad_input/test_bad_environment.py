@@ -1,4 +1,4 @@
-"""The machine: a full disk, folders that cannot be written, no account, a port that is taken."""
+"""The machine: a full disk, a directory that cannot be written, no account, a port in use."""
 
 import os
 import resource
@@ -82,24 +82,26 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("folder", "message"),
+    ("directory", "message"),
     [("file", "file: file exists"), ("file/run", "file/run: not a directory")],
 )
-def test_a_folder_that_cannot_be_made(mistake, tmp_path, folder, message):
+def test_a_directory_that_cannot_be_made(mistake, tmp_path, directory, message):
     (tmp_path / "file").write_text("mine")
-    line = mistake(*ONE, f"--trainer.default_root_dir={folder}")
+    line = mistake(*ONE, f"--trainer.default_root_dir={directory}")
     assert line.removeprefix(f"{tmp_path}/").startswith(message), line
 
 
-def test_a_folder_that_is_somebody_elses(mistake, tiny_actor, open_folder):
+def test_a_directory_that_is_somebody_elses(mistake, tiny_actor, open_directory):
     shutil.copytree(tiny_actor, "model")
     Path("theirs").mkdir(mode=0o555)
     with without_privileges():
         line = mistake(*ONE, "--trainer.default_root_dir=theirs/run", actor="./model")
-    assert line.removeprefix(f"{open_folder}/").startswith("theirs/run: permission denied; change")
+    assert line.removeprefix(f"{open_directory}/").startswith(
+        "theirs/run: permission denied; change"
+    )
 
 
-def test_a_prediction_into_a_folder(mistake):
+def test_a_prediction_into_a_directory(mistake):
     line = mistake("--response_writer.path=.", command="predict", base=TINY, leaves=("run/",))
     assert line.startswith("--response_writer.path: . is a directory; expected a file"), line
 

@@ -1,4 +1,4 @@
-"""Folders of models: what is missing or does not fit, before it trains on random numbers."""
+"""Directories of models: what is missing or does not fit, before it trains on random numbers."""
 
 import json
 
@@ -21,20 +21,20 @@ def edit_json(file, **changes):
     file.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
 
 
-def edit_weights(folder, change):
+def edit_weights(directory, change):
     """Pass the weights through a function that changes them."""
-    weights = load_file(folder / "model.safetensors")
+    weights = load_file(directory / "model.safetensors")
     change(weights)
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
 
 
-def cut_weights(folder):
-    file = folder / "model.safetensors"
+def cut_weights(directory):
+    file = directory / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
 
 
-def spoil_header(folder):
-    file = folder / "model.safetensors"
+def spoil_header(directory):
+    file = directory / "model.safetensors"
     file.write_bytes(b"\xff" * 8 + file.read_bytes()[8:])
 
 
@@ -43,15 +43,15 @@ def without_a_layer(weights):
         del weights[key]
 
 
-def unlearn_tokens(folder):
-    for file in folder.glob("tokenizer*"):
+def unlearn_tokens(directory):
+    for file in directory.glob("tokenizer*"):
         file.unlink()
 
 
-def more_tokens(folder):
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+def more_tokens(directory):
+    tokenizer = AutoTokenizer.from_pretrained(directory)
     tokenizer.add_tokens(["What", *(f"<{i}>" for i in range(50))])
-    tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(directory)
 
 
 SPOILED = [
@@ -108,7 +108,7 @@ SPOILED = [
     ("spoil", "message"),
     every(3, [pytest.param(spoil, message, id=name) for name, spoil, message in SPOILED]),
 )
-def test_a_spoiled_folder(mistake, model_copy, tiny_actor, spoil, message):
+def test_a_spoiled_directory(mistake, model_copy, tiny_actor, spoil, message):
     spoil(model_copy(tiny_actor))
     line = mistake(actor="./model")
     assert line.startswith(f"./model: {message}"), line
@@ -123,7 +123,7 @@ def test_a_spoiled_folder(mistake, model_copy, tiny_actor, spoil, message):
         ("nobody/nothing", "nobody/nothing: cannot load a tokenizer from here: We couldn't conn"),
     ],
 )
-def test_no_folder_of_a_model(mistake, model_copy, tiny_actor, tmp_path, actor, message):
+def test_no_directory_of_a_model(mistake, model_copy, tiny_actor, tmp_path, actor, message):
     model_copy(tiny_actor)
     (tmp_path / "empty").mkdir()
     line = mistake(actor=actor)
@@ -174,9 +174,9 @@ def test_a_critic_that_has_lost_its_head(mistake, model_copy, tiny_critic):
     assert line.startswith("./model: its files lack score.weight; copy the directory again"), line
 
 
-def critic_of(size, tokens, folder, tokenizer):
+def critic_of(size, tokens, directory, tokenizer):
     config = TINY_QWEN2 | {"hidden_size": size, "vocab_size": tokens}
-    write_folder(folder, load_critic(config, ValueSettings()).model, tokenizer)
+    write_folder(directory, load_critic(config, ValueSettings()).model, tokenizer)
 
 
 def test_a_critic_of_another_vocabulary(mistake, tmp_path, tiny_actor):
@@ -197,7 +197,7 @@ def test_a_critic_of_another_size_is_right(tmp_path, tiny_actor):
     assert (tmp_path / "run" / "critic" / "config.json").exists()
 
 
-def test_our_own_folders_have_no_token_that_the_model_lacks(tiny_actor):
+def test_our_own_directories_have_no_token_that_the_model_lacks(tiny_actor):
     tokenizer = loading.load_tokenizer(str(tiny_actor))
     rows = loading.load_actor(str(tiny_actor)).get_input_embeddings().weight.shape[0]
     assert len(tokenizer) == rows == 322

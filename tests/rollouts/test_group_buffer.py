@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_vcppo.distributed.collectives import Ranks
-from lightning_vcppo.rollouts.dynamic_sampling import GroupBuffer, informative_rows, join
+from lightning_vcppo.rollouts.group_buffer import GroupBuffer, informative_rows
+from lightning_vcppo.rollouts.rollout import join
 from tests.support.rollouts import make_rollout
 
 

@@ -1,8 +1,10 @@
-"""Keep sampling until a rollout is full: of informative groups, or of complete ones.
+"""Buffer groups until a rollout is full, for dynamic sampling and for partial rollouts.
 
-DAPO's dynamic sampling (arXiv 2503.14476, section 3.2): a group whose responses are all right or
-all wrong has no advantage to learn from. It is dropped, and the next prompts are sampled in its
-place. With partial rollouts (partial.py), groups become complete in different steps.
+1. *Dynamic sampling* of DAPO (arXiv 2503.14476, section 3.2): a group whose responses are all right
+   or all wrong has no advantage to learn from. It is dropped, and the next prompts are sampled in
+   its place.
+2. *Partial rollouts* (partial.py): groups become complete in different steps, and those that are
+   too many for one rollout wait for the next.
 """
 
 from __future__ import annotations
