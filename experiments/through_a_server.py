@@ -3,10 +3,10 @@
     .venv-vllm/bin/python -m experiments.through_a_server
 
 The demo's model has heads of 16, and vLLM's build for the CPU needs 32 or more. So the model here
-is the demo's with half as many heads, twice as wide. It is cold-started and gets a reward model as
-in `configs/demo/`; then VC-PPO trains it several times from this start, with the same seed and the
-demo's budget. Only the engine differs: see `WAYS`. Runs that are in the results are skipped, so an
-interrupted call can be repeated.
+is the demo's with half as many heads, twice as wide. It is cold-started as in `configs/demo/`; then
+VC-PPO trains it several times from this start, with the same seed and the demo's setting, but with
+a critic that starts from the policy, and fewer rollouts. Only the engine differs: see `WAYS`. Runs
+that are in the results are skipped, so an interrupted call can be repeated.
 
 Columns of the results, which are written as CSV, as a table and as a figure:
 
@@ -18,7 +18,7 @@ Columns of the results, which are written as CSV, as a table and as a figure:
     age                mean age of its tokens, in updates
     generate_s         seconds that training waited for the rollout
     update_s           seconds of its updates
-    final_accuracy, final_length    of the last policy on 512 held-out problems; in the last row
+    final_accuracy, final_length    of the last policy on 128 held-out problems; in the last row
 
 The engines draw other responses from the same policy, so the curves differ as between two seeds.
 """
@@ -53,6 +53,7 @@ from lightning_vcppo.report.plotting import tidy
 
 SETTING = CONFIGS / "demo"
 HEADS = 2
+ROLLOUTS, PRETRAINING, HELD_OUT = 20, 5, 128
 MEMORY = {"kv_cache_memory_bytes": 2**27, "max_num_seqs": 128, "max_model_len": 512}
 """vLLM's arguments: room for one rollout at once."""
 WAYS: dict[str, list[str]] = {
@@ -77,20 +78,14 @@ STARTING_S = 300.0
 
 
 def prepare(seed: int, seed_dir: Path) -> None:
-    """Cold-start the policy and train a reward model on it, unless both exist."""
-    config = yaml.safe_load((SETTING / "cold_start.yaml").read_text(encoding="utf-8"))
-    shape = config["model"]["init_args"]["actor"]
+    """Cold-start the policy, unless it exists."""
+    setting = SETTING / "cold_start.yaml"
+    shape = yaml.safe_load(setting.read_text(encoding="utf-8"))["model"]["init_args"]["actor"]
     shape |= {"num_attention_heads": HEADS, "num_key_value_heads": HEADS}
-    actor = seed_dir / "cold_start" / "actor"
-    of_cold_start, of_reward_model = json.dumps(shape), str(actor)
-    for model, given in (
-        (actor, of_cold_start),
-        (seed_dir / "reward_model" / "reward_model", of_reward_model),
-    ):
-        if not holds_model(model):
-            config_file = SETTING / f"{model.parent.name}.yaml"
-            flags = [f"--seed_everything={seed}", f"--model.actor={given}"]
-            vcppo(["fit", f"--config={config_file}", *flags], model.parent)
+    run_dir = seed_dir / "cold_start"
+    if not holds_model(run_dir / "actor"):
+        flags = [f"--seed_everything={seed}", f"--model.actor={json.dumps(shape)}"]
+        vcppo(["fit", f"--config={setting}", *flags], run_dir)
 
 
 def command(way: str, seed: int, seed_dir: Path, rollouts: int, server: Sequence[str]) -> list[str]:
@@ -110,7 +105,13 @@ def command(way: str, seed: int, seed_dir: Path, rollouts: int, server: Sequence
     return [
         *("fit", f"--config={CONFIGS / 'vcppo.yaml'}", f"--config={SETTING / 'rl.yaml'}"),
         *(f"--seed_everything={seed}", f"--model.actor={seed_dir / 'cold_start' / 'actor'}"),
-        f"--model.critic={seed_dir / 'reward_model' / 'reward_model'}",
+        *(
+            "--model.critic=null",
+            f"--data.val_size={HELD_OUT}",
+            f"--data.val_batch_size={HELD_OUT}",
+        ),
+        f"--value_pretraining.max_rollouts={PRETRAINING}",
+        f"--value_pretraining.min_rollouts={PRETRAINING}",
         f"--trainer.limit_train_batches={rollouts}",
         f"--trainer.val_check_interval={rollouts}",
         *flags,
@@ -241,7 +242,7 @@ def main() -> None:
     )
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=[*WAYS])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rollouts", type=int, default=30, help="rollouts of each run")
+    parser.add_argument("--rollouts", type=int, default=ROLLOUTS, help="rollouts of each run")
     parser.add_argument("--port", type=int, default=8123, help="port of the server")
     parser.add_argument("--results", type=Path, default=Path("runs/server/server.csv"))
     parser.add_argument("--runs", type=Path, default=Path("runs/server"))
