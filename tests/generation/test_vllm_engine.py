@@ -11,6 +11,7 @@ import gc
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from lightning_vcppo.generation import TransformersEngine, VLLMEngine
 from lightning_vcppo.models import loading
 from lightning_vcppo.models.hf_folders import write_folder
 from lightning_vcppo.settings import EngineSettings, SamplingSettings
+from tests.support.partial_runs import assert_complete, assert_each_token_is_of_its_weights
 from tests.support.stopping import PROMPTS, assert_responses_end_where_they_should
 from tests.support.tiny_runs import (
     ROLLOUTS,
@@ -39,6 +41,8 @@ from tests.support.tiny_runs import (
     logged_keys,
     vcppo,
 )
+from tests.support.training import fit as run_module
+from tests.support.training import make_module
 
 SMALL = {"kv_cache_memory_bytes": 2**26, "max_num_seqs": 16}
 SETTINGS = EngineSettings("vllm", max_model_len=128, init_args=SMALL)
@@ -213,6 +217,13 @@ class SaveAfterThree(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if batch_idx == 2:
             trainer.save_checkpoint(Path(trainer.default_root_dir, "three.ckpt"))
+
+
+def test_parts_of_a_response_have_the_logprobs_of_their_own_weights(actor_folder):
+    engine = replace(SETTINGS, partial_length=2)
+    run = run_module(make_module(actor_folder, engine=engine), 9)
+    learned = assert_each_token_is_of_its_weights(actor_folder, run)
+    assert_complete(learned, 8, run.trainer.lightning_module.sampler.stop_token_ids())
 
 
 def weights(directory: Path) -> list[dict[str, str]]:

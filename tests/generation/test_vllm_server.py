@@ -17,9 +17,11 @@ from lightning_vcppo.generation import TransformersEngine, VLLMEngine, VLLMServe
 from lightning_vcppo.models import loading
 from lightning_vcppo.models.hf_folders import write_folder
 from lightning_vcppo.settings import EngineSettings, SamplingSettings
+from tests.support.partial_runs import assert_complete, assert_each_token_is_of_its_weights
 from tests.support.serving import ServerProcess
 from tests.support.stopping import PROMPTS, assert_responses_end_where_they_should
 from tests.support.tiny_runs import ROLLOUTS, TINY_QWEN2, assert_finite, logged, vcppo
+from tests.support.training import fit, make_module
 
 IN_PROCESS = {"kv_cache_memory_bytes": 2**26, "max_num_seqs": 16}
 TIE = 1e-4
@@ -188,6 +190,18 @@ def test_a_run_samples_from_servers(actor_directory, servers, tmp_path):
     assert len(rows) == 2  # the first is value pretraining
     for row in rows:  # of other weights it would be far more
         assert abs(row["mismatch/kl_k1"]) < 1e-5 and row["mismatch/kl_k3"] < 1e-9
+
+
+def test_parts_of_a_response_have_the_logprobs_of_their_own_weights(actor_folder, servers):
+    engine = EngineSettings(
+        "vllm_server",
+        urls=[server.url for server in servers],
+        token_file=str(servers[0].token_file),
+        partial_length=2,
+    )
+    run = fit(make_module(actor_folder, engine=engine), 9)
+    learned = assert_each_token_is_of_its_weights(actor_folder, run)
+    assert_complete(learned, 8, run.trainer.lightning_module.sampler.stop_token_ids())
 
 
 def test_a_killed_server_is_started_again_and_given_the_weights(model, servers):

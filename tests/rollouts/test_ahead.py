@@ -11,7 +11,9 @@ from lightning.pytorch import Callback
 
 from lightning_vcppo import VCPPOModule
 from lightning_vcppo.callbacks import ValuePretraining
+from lightning_vcppo.common.server_token import VARIABLE
 from lightning_vcppo.generation import TransformersEngine
+from lightning_vcppo.models import loading
 from lightning_vcppo.rollouts.rollout import Rollout, join
 from lightning_vcppo.settings import (
     EngineSettings,
@@ -20,6 +22,7 @@ from lightning_vcppo.settings import (
 )
 from tests.support.forks import run_ranks
 from tests.support.rows import every
+from tests.support.sampling_server import TOKEN, SamplingServer
 from tests.support.training import SAMPLING, Recorder, SaveAfter, fit, make_module
 
 DYNAMIC = SamplingSettings(max_response_length=8, num_generations=2, dynamic_sampling=True)
@@ -176,18 +179,48 @@ def test_other_prompts_than_those_sampled_ahead_are_sampled_again(tiny_actor, tm
 # Ranks ------------------------------------------------------------------------------------------
 
 
-def as_rank(actor, directory):
+def as_rank(actor, directory, strategy, urls, resumed=False):
     """Learn from four rollouts on each of two processes, and save a checkpoint after the second."""
-    module = make_module(actor, **ahead(1))
-    flags = {"devices": 2, "strategy": "ddp"}
-    recorder = fit(module, 4, SaveAfter(2, directory / "saved.ckpt"), **flags)
+    module = make_module(actor, **on_ranks(urls))
+    path, flags = directory / "saved.ckpt", {"devices": 2, "strategy": strategy}
+    if resumed:
+        recorder = fit(module, 4, ckpt_path=path, **flags)
+    else:
+        recorder = fit(module, 4, SaveAfter(2, path), **flags)
     rollouts = [rollout.to_plain() for rollout in recorder.rollouts]
-    torch.save((rollouts, recorder.actors[-1]), directory / f"{module.global_rank}.pt")
+    name = f"{module.global_rank}{'_resumed' * resumed}.pt"
+    torch.save((rollouts, recorder.actors[-1]), directory / name)
+
+
+def on_ranks(urls) -> dict:
+    if not urls:
+        return ahead(1)
+    return {"engine": EngineSettings("vllm_server", urls=urls, rollouts_ahead=1, retry_s=0.01)}
+
+
+@pytest.fixture
+def serve(tiny_actor, monkeypatch):
+    """Start servers, and return their addresses; kill them in the end."""
+    monkeypatch.setenv(VARIABLE, TOKEN)
+    servers = []
+
+    def serve(count: int) -> list[str]:
+        servers.extend(SamplingServer(loading.load_actor(str(tiny_actor))) for _ in range(count))
+        return [server.url for server in servers]
+
+    yield serve
+    for server in servers:
+        server.kill()
 
 
 @pytest.mark.thorough
-def test_two_processes_sample_ahead_what_one_does(tiny_actor, tmp_path):
-    assert run_ranks(as_rank, tiny_actor, tmp_path, ranks=2, logs=tmp_path / "logs")
+@pytest.mark.parametrize(
+    ("strategy", "servers"), [("ddp", 0), ("fsdp2", 0), ("ddp", 1), ("fsdp2", 2)]
+)
+def test_two_processes_sample_ahead_what_one_does(tiny_actor, tmp_path, serve, strategy, servers):
+    urls = serve(servers)
+    arguments = (tiny_actor, tmp_path, strategy, urls)
+    assert run_ranks(as_rank, *arguments, ranks=2, logs=tmp_path / "logs")
     of_ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     whole = fit(make_module(tiny_actor, **ahead(1)), 4)
     for k, rollout in enumerate(whole.rollouts):
@@ -196,7 +229,17 @@ def test_two_processes_sample_ahead_what_one_does(tiny_actor, tmp_path):
         assert torch.equal(both.versions_B, rollout.versions_B)
     for _, actor in of_ranks:
         assert torch.allclose(actor, whole.actors[-1], atol=2e-3)  # after 16 updates with lr 1e-3
-    one = fit(make_module(tiny_actor, **ahead(1)), 4, ckpt_path=tmp_path / "saved.ckpt")
+    if strategy == "fsdp2":  # its checkpoints are read by fsdp2
+        assert run_ranks(as_rank, *arguments, True, ranks=2, logs=tmp_path / "resumed")
+        for rank, (rollouts, actor) in enumerate(of_ranks):
+            rest, resumed = torch.load(tmp_path / f"{rank}_resumed.pt")
+            assert torch.equal(resumed, actor)
+            for mine, theirs in zip(rest, rollouts[2:], strict=True):
+                mine, theirs = Rollout.from_plain(mine), Rollout.from_plain(theirs)
+                assert mine.responses == theirs.responses
+                assert torch.equal(mine.sampler_logprobs_BT, theirs.sampler_logprobs_BT)
+        return
+    one = fit(make_module(tiny_actor, **on_ranks(urls)), 4, ckpt_path=tmp_path / "saved.ckpt")
     assert one.rollouts[0].responses == whole.rollouts[2].responses
     assert torch.equal(one.rollouts[0].positions_B, whole.rollouts[2].positions_B)
 

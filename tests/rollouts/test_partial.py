@@ -20,11 +20,10 @@ from lightning_vcppo.rollouts.partial import PartialRollouts
 from lightning_vcppo.rollouts.rollout import Rollout, join
 from lightning_vcppo.settings import EngineSettings, PolicySettings, SamplingSettings
 from tests.support.forks import run_ranks
+from tests.support.partial_runs import assert_complete, assert_each_token_is_of_its_weights
 from tests.support.rollouts import make_rollout
-from tests.support.training import SAMPLING, SaveAfter, fit, make_module, weights
+from tests.support.training import SAMPLING, SaveAfter, fit, make_module
 
-UPDATES = 2 * 2
-"""Of a rollout: passes, mini-batches."""
 TRUNCATE = PolicySettings(importance_correction="truncate")
 ALONE = Ranks()
 
@@ -128,29 +127,8 @@ def in_four(tiny_actor):
 
 
 def test_each_token_has_the_log_probability_of_the_weights_that_sampled_it(tiny_actor, in_four):
-    module = in_four.trainer.lightning_module
-    fresh = make_module(tiny_actor)
-    fit(fresh, 0)
-    of_version = {0: weights(fresh.actor)}
-    done = 0
-    for rollout, actor in zip(in_four.rollouts, in_four.actors, strict=True):
-        if rollout is not None:
-            done += UPDATES
-            of_version[done] = actor
-    learned = [rollout for rollout in in_four.rollouts if rollout is not None]
-    assert in_four.rollouts[0] is None and len(learned) >= 4
-    seen = set()
-    for rollout in learned:
-        for version in rollout.versions_BT[rollout.response_mask_BT].unique().tolist():
-            seen.add(version)
-            torch.nn.utils.vector_to_parameters(of_version[version], module.actor.parameters())
-            logprobs_BT, _ = module.scorer.actor_logprobs(rollout)
-            mine_BT = rollout.response_mask_BT & (rollout.versions_BT == version)
-            assert torch.allclose(
-                logprobs_BT[mine_BT], rollout.sampler_logprobs_BT[mine_BT], atol=1e-5
-            )
-    assert len(seen) >= 4
-    assert any(len(r.versions_BT[0, :8].unique()) > 2 for r in learned)
+    learned = assert_each_token_is_of_its_weights(tiny_actor, in_four)
+    assert_complete(learned, 8, in_four.trainer.lightning_module.sampler.stop_token_ids())
 
 
 def test_age_and_waiting_responses_are_logged_and_corrected_for(in_four):
