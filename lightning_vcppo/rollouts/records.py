@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lightning_vcppo.common.files import complete_file
@@ -119,9 +119,11 @@ def unique_records(records: Iterable[ResponseRecord]) -> list[ResponseRecord]:
 
 def write_records(path: Path, records: Iterable[ResponseRecord]) -> None:
     """Write records as JSON Lines, one object per line; the file appears complete or not at all."""
+    encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps builds one for each record
     with complete_file(path) as file:
         for record in records:
-            file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+            # All fields are plain; `asdict` would copy token ids one by one.
+            file.write(encode(vars(record)) + "\n")
 
 
 def read_records(path: Path) -> list[ResponseRecord]:
