@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported: workers with several threads each slow one another down.
@@ -37,20 +38,25 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _clean_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Start outside the checkout, without the seed and the ranks that earlier runs have left.
+def _clean_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Start outside the checkout, and leave no seed, ranks or process group of a run behind.
 
-    Whatever a test draws is the same each time, alone or after others.
+    Whatever a test draws is the same each time, alone or after others; so is what fixtures of a
+    module draw, which are made before this one.
     """
     import torch
+    import torch.distributed
 
     from tests.support.tiny_runs import LAUNCHED
 
     random.seed(0)
     torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)
+    yield
     for variable in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", *LAUNCHED):
-        monkeypatch.delenv(variable, raising=False)
+        os.environ.pop(variable, None)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

@@ -65,6 +65,7 @@ def test_an_evaluation_prints_results_alone_unless_bars_are_asked_for(
     assert any(line.startswith("Loading weights") for line in stderr)
 
 
+@pytest.mark.thorough
 def test_an_export_prints_results_alone(tiny_critic: Path, tmp_path: Path) -> None:
     output = tmp_path / "nemo"
     stdout, stderr = printed(

@@ -10,11 +10,12 @@ import yaml
 
 from experiments import through_a_server as experiment
 from tests.support.configs import printed
+from tests.support.rows import every
 
 SERVER = ["--model.engine.urls", "[http://127.0.0.1:1]", "--model.engine.token_file=token"]
 
 
-@pytest.mark.parametrize("way", experiment.WAYS)
+@pytest.mark.parametrize("way", every(3, experiment.WAYS))
 def test_only_the_engine_differs(way, tmp_path):
     given = SERVER if "server" in way else []
     config = printed(*experiment.command(way, 7, tmp_path, 30, given)[1:])

@@ -1,5 +1,7 @@
 """Tiny runs of one to four processes: `-m tests.support.rank_run ACTOR DIRECTORY` does all `RUNS`.
 
+With `-` behind these it does those that standard input names, and answers each with a line.
+
 Python and its libraries start once; each process is a fork that finds its rank in the environment,
 as under torchrun. What a process has at the end is in `DIRECTORY/NAME/RANK.pt`.
 """
@@ -38,6 +40,7 @@ from tests.support.training import (
     weights,
 )
 
+WELL = "well"
 StrategyRegistry.register("hsdp", FSDP2Strategy, shards=2)
 FEW = ["--data.prompts_per_rollout=6", "--trainer.limit_train_batches=2"]
 BATCHES = 7
@@ -272,6 +275,10 @@ def launch(actor: str, directory: Path, name: str) -> bool:
 def main(actor: str, directory: str, *names: str) -> None:
     """Do the named runs, or all, and say which went wrong."""
     torch.set_num_threads(1)
+    if names == ("-",):
+        for line in sys.stdin:
+            print(WELL if launch(actor, Path(directory), line.strip()) else "failed", flush=True)
+        return
     failed = [name for name in names or RUNS if not launch(actor, Path(directory), name)]
     if failed:
         raise SystemExit(f"failed or hung: {', '.join(failed)}")

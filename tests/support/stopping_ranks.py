@@ -154,7 +154,7 @@ def main(actor: str, directory: str, *names: str) -> None:
     """Do the named cases, or all."""
     torch.set_num_threads(1)
     chosen = {name: case for name, case in CASES.items() if not names or name in names}
-    with ThreadPoolExecutor(2) as pool:  # mostly they wait
+    with ThreadPoolExecutor(4) as pool:  # mostly they wait
         ends = pool.map(lambda name: do(actor, Path(directory, name), chosen[name]), chosen)
         found = {name: asdict(chosen[name]) | end for name, end in zip(chosen, ends, strict=True)}
     Path(directory, "cases.json").write_text(json.dumps(found))
