@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from lightning_vcppo.dashboards.workspace import PICTURES, SECTIONS, healthy_ranges, lines
 from lightning_vcppo.data.sources import load_problems
 from lightning_vcppo.metrics.glossary import define, definitions
+from tests.support.rows import every
 from tests.support.tiny_runs import (
     CONFIGS,
     ROLLOUTS,
@@ -188,7 +189,7 @@ def test_evaluation_and_prediction_leave_the_training_alone(trained, tmp_path):
     assert before == {name: (trained / name).read_text() for name in before}
 
 
-@pytest.mark.parametrize("name", PROBLEM_FILES)
+@pytest.mark.parametrize("name", every(3, PROBLEM_FILES))
 def test_published_problems_can_be_validated_on(name, shared_data, tiny_actor, tmp_path):
     vcppo(
         *("validate", f"--model.actor={tiny_actor}", *TINY, f"--data.path={shared_data / name}"),

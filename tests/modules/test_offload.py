@@ -122,7 +122,7 @@ def test_no_bit_of_a_run_changes_and_only_what_is_used_is_there(tiny_actor, tmp_
     assert diary.identities[1] == diary.identities[2] == diary.identities[3]
 
 
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", every(3, ALL))
 def test_each_kind_moves_what_it_says(tiny_actor, tmp_path, plain, kind):
     diary = Diary()
     assert_same(run(tiny_actor, tmp_path, (kind,), diary), plain)

@@ -16,6 +16,7 @@ from lightning_vcppo.settings import (
     ValueSettings,
 )
 from tests.support.decoders import ROUNDING
+from tests.support.rows import every
 from tests.support.training import EVERYTHING, SAMPLING, fit
 
 SIDE = ValueSettings(architecture="side", side_taps=2, side_width=16)
@@ -104,12 +105,15 @@ def in_turn(tiny_actor):
 
 @pytest.mark.parametrize(
     ("kind", "settings"),
-    [
-        (Module, {"update": update()}),
-        (Module, {"update": update(60)}),
-        (Padded, {"update": update(60)}),
-        (Module, {"update": update(60), "activation_checkpointing": True}),
-    ],
+    every(
+        2,
+        [
+            (Module, {"update": update()}),
+            (Module, {"update": update(60)}),
+            (Padded, {"update": update(60)}),
+            (Module, {"update": update(60), "activation_checkpointing": True}),
+        ],
+    ),
     ids=["whole", "micro-batches", "padded", "checkpointing"],
 )
 def test_in_one_pass_both_learn_what_they_learn_in_turn(tiny_actor, in_turn, kind, settings):

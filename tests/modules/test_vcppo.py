@@ -137,7 +137,7 @@ ACTOR_FIRST = UpdateSettings(order="actor_first", ppo_mini_batch_size=4, critic_
 
 @pytest.mark.parametrize(
     ("saved_after", "changes"),  # in value pretraining, and behind it
-    [(2, EVERYTHING), (4, EVERYTHING), (4, SUCCESSORS | {"update": ACTOR_FIRST})],
+    every(2, [(2, EVERYTHING), (4, EVERYTHING), (4, SUCCESSORS | {"update": ACTOR_FIRST})]),
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(tiny_actor, tmp_path, saved_after, changes):
     seed_everything(0)

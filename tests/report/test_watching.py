@@ -78,6 +78,7 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
         process.wait()
 
 
+@pytest.mark.thorough
 def test_a_browser_draws_the_served_page(tmp_path: Path) -> None:
     names = ("chromium", "chromium-browser", "google-chrome")
     browser = next(filter(None, map(shutil.which, names)), None)

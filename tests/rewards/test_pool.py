@@ -13,6 +13,7 @@ from lightning_vcppo.rewards import pool as pool_module
 from lightning_vcppo.rewards.functions import Grader
 from lightning_vcppo.rewards.pool import Comparison, GradingPool
 from lightning_vcppo.settings import GradingSettings
+from tests.support.rows import every
 
 PAIRS = [
     (r"\sqrt{8}", r"2\sqrt{2}", True),
@@ -66,7 +67,8 @@ worker.main(float(sys.argv[1]), int(sys.argv[2]))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
 @pytest.mark.parametrize(
-    ("candidate", "limit"), [("spin", "CPU seconds"), ("fill", "memory"), ("die", "exit code 3")]
+    ("candidate", "limit"),
+    every(2, [("spin", "CPU seconds"), ("fill", "memory"), ("die", "exit code 3")]),
 )
 def test_what_reaches_a_limit_is_wrong_counted_and_named(
     candidate: str, limit: str, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,7 @@ import pytest
 from lightning_vcppo.data import files, json_rows
 from lightning_vcppo.data.sources import load_problems
 from tests.integration.bad_input.conftest import without_privileges
+from tests.support.rows import every
 from tests.support.tiny_runs import TINY
 
 FORMATS = ("jsonl", "json", "csv", "parquet")
@@ -335,19 +336,37 @@ def test_a_list_is_read_row_by_row(data_mistake, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
-        (
-            ["--data.answer_field=gold"],
-            "problems.jsonl: none of 12 rows is valid; problems.jsonl:1",
-        ),
-        (["--data.val_size=12"], "--data.val_size: 12 of 12 problems leaves none to train on; low"),
-        (["--data.val_path=problems.jsonl"], "--data.val_path: all 12 training problems are near"),
-        (["--data.prompts_per_rollout=20"], "--data.prompts_per_rollout: 20 is more than the 10"),
-        (["--data.chat_template=chat"], "--data.chat_template: the tokenizer has none; expected"),
-        (["--data.evaluation_sets={a: b.jsonl}"], "b.jsonl: no such file"),
-        (["--data.evaluation_sets={a b: b}"], "--data.evaluation_sets: expected names of letters"),
-        (["--data.max_prompt_length=5"], "problems.jsonl:"),
-    ],
+    every(
+        2,
+        [
+            (
+                ["--data.answer_field=gold"],
+                "problems.jsonl: none of 12 rows is valid; problems.jsonl:1",
+            ),
+            (
+                ["--data.val_size=12"],
+                "--data.val_size: 12 of 12 problems leaves none to train on; low",
+            ),
+            (
+                ["--data.val_path=problems.jsonl"],
+                "--data.val_path: all 12 training problems are near",
+            ),
+            (
+                ["--data.prompts_per_rollout=20"],
+                "--data.prompts_per_rollout: 20 is more than the 10",
+            ),
+            (
+                ["--data.chat_template=chat"],
+                "--data.chat_template: the tokenizer has none; expected",
+            ),
+            (["--data.evaluation_sets={a: b.jsonl}"], "b.jsonl: no such file"),
+            (
+                ["--data.evaluation_sets={a b: b}"],
+                "--data.evaluation_sets: expected names of letters",
+            ),
+            (["--data.max_prompt_length=5"], "problems.jsonl:"),
+        ],
+    ),
 )
 def test_data_that_cannot_be_used(mistake, problems, arguments, message):
     line = mistake(problems(), *arguments)

@@ -16,6 +16,7 @@ import torch
 
 from lightning_vcppo.rollouts.records import write_csv
 from tests.integration.bad_input.conftest import files, without_privileges
+from tests.support.rows import every
 from tests.support.tiny_runs import TINY, vcppo
 
 ONE = ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=0"]
@@ -36,7 +37,7 @@ def room_for(size):
 
 @pytest.mark.parametrize(
     ("size", "what"),
-    [(3000, "config.yaml"), (60_000, "a model"), (300_000, "a checkpoint")],
+    every(3, [(3000, "config.yaml"), (60_000, "a model"), (300_000, "a checkpoint")]),
 )
 def test_a_full_disk(mistake, tmp_path, size, what):
     with room_for(size):
