@@ -73,8 +73,8 @@ METRICS = {
     "update_s": "time/update_s",
 }
 COLUMNS = ("way", "seed", "rollout", *METRICS, "final_accuracy", "final_length")
-STARTING_S = 300.0
-"""Seconds that a server may take to start."""
+STARTING_S = 1800.0
+"""Seconds that a server may take to start on a busy machine."""
 
 
 def prepare(seed: int, seed_dir: Path) -> None:
