@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_vcppo.common.files import complete_file
+from lightning_vcppo.critic_lab.measures import READY
 from lightning_vcppo.critic_lab.truth import EIGHTHS, Recommendation
 from lightning_vcppo.report.drawing import Spec, color, jsonable, plain, spec
 from lightning_vcppo.report.page import offline_page
@@ -175,6 +176,8 @@ def _headline(best: Fit) -> str:
     r2 = best["measures"]["r2"]
     if r2 is None or r2 <= 0:
         return "None: no critic is a better baseline than the mean reward"
+    if r2 < READY["r2"]:
+        return f"{best['name']} is first, but its R^2 of {r2:.3f} is below {READY['r2']}: not ready"
     return f"{best['name']}, with a held-out R^2 of {r2:.3f}"
 
 

@@ -63,7 +63,7 @@ class ConfigLogger(SaveConfigCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write config and start; drop the rows that the resumed run will write again."""
-        super().setup(trainer, pl_module, "fit")
+        self._save(trainer, pl_module, "fit")
         if may_write(trainer) and is_new_run(trainer):  # a resumed run keeps its first start
             settings = vars(self.config.model.get("init_args", argparse.Namespace()))
             with complete_file(run_path(trainer, START)) as output:
@@ -83,22 +83,33 @@ class ConfigLogger(SaveConfigCallback):
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the config, unless training has."""
-        super().setup(trainer, pl_module, "validate")
+        self._save(trainer, pl_module, "validate")
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the config."""
-        super().setup(trainer, pl_module, "test")
+        self._save(trainer, pl_module, "test")
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the config."""
-        super().setup(trainer, pl_module, "predict")
+        self._save(trainer, pl_module, "predict")
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save the config once; call it on all ranks, because `log_dir` is broadcast."""
+        self.save_to_log_dir = trainer.log_dir is not None  # None: a logger with a database
+        super().setup(trainer, pl_module, stage)
 
     @override
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Send the config, and note which run of the dashboard is this training."""
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        text = self.parser.dump(self.config, skip_none=False)
+        if not self.save_to_log_dir:
+            part = "" if stage == "fit" else stage
+            path = run_path(trainer, part, self.config_filename)
+            with complete_file(path) as file:
+                file.write(text)
+        config = yaml.safe_load(text)
         for logger in trainer.loggers:
             if isinstance(logger, (WandbLogger, RunTrackioLogger)):
                 logger.log_hyperparams(config)

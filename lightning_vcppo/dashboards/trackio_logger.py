@@ -46,7 +46,7 @@ class RunTrackioLogger(OpensLate):
             find_spec("trackio") is not None,
             "--loggers=[trackio]: Trackio is not installed; pip install 'lightning-vcppo[trackio]'",
         )
-        place = Path(run_dir, part).absolute()
+        self._place = place = Path(run_dir, part).absolute()
         # Trackio finds a run by its name, and directories such as seed_0 often have the same one.
         self._name = f"{place.name}-{hashlib.sha256(str(place).encode()).hexdigest()[:6]}"
         self.resumes = False
@@ -64,6 +64,12 @@ class RunTrackioLogger(OpensLate):
     def version(self) -> str:
         """The name of the run."""
         return self._name
+
+    @property
+    @override
+    def save_dir(self) -> str:
+        """The directory of this part of the run, where the config is saved."""
+        return str(self._place)
 
     @property
     @override
