@@ -72,7 +72,7 @@ class VCPPOCLI(LightningCLI):
             parser.add_lightning_class_args(callback, name)
         parser.add_argument(
             "--loggers",
-            type=list[Literal["csv", "wandb", "tensorboard"]],
+            type=list[Literal["csv", "wandb", "tensorboard", "trackio"]],
             default=["csv", "wandb"],
             help="Loggers that write into trainer.default_root_dir; trainer.logger overrides them.",
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lightning_vcppo.common.files import complete_file
+from lightning_vcppo.critic_lab.measures import READY
 from lightning_vcppo.critic_lab.truth import EIGHTHS, Recommendation
 from lightning_vcppo.report.drawing import Spec, color, jsonable, plain, spec
 from lightning_vcppo.report.page import offline_page
@@ -40,6 +41,29 @@ TRUE_COLUMNS: dict[str, Callable[[Fit], Any]] = {
     "lambda_actor": lambda fit: fit["truth"]["lambda_actor"]["recommended"] or "not decided",
 }
 """Columns of comparisons with an actor."""
+LABELS = {
+    "r2": "R^2",
+    "explained_variance": "explained variance",
+    "ece": "ECE",
+    "brier": "Brier",
+    "rank_correlation": "rank correlation",
+    "auc_25": "AUC at 25 %",
+    "auc_50": "AUC at 50 %",
+    "auc_75": "AUC at 75 %",
+    "r2_first_decile": "R^2, first tenth",
+    "r2_last_decile": "R^2, last tenth",
+    "epochs": "passes",
+    "tokens_per_s": "tokens/s",
+    "peak_mib": "peak MiB",
+    "true_r2": "true R^2",
+    "true_bias": "true bias",
+    "true_variance": "variance of the error",
+    "lambda_actor": "lambda_actor",
+}
+"""Titles of columns on the page; others are those of the CSV file."""
+CATEGORIES = {"type": "category"}
+"""Settings of an axis with lambdas, which are close to each other below 1."""
+COSTS = ("epochs", "tokens_per_s", "peak_mib")
 ERRORS = ("bias", "bias_squared", "reaching_gradient", "noise", "mse")
 
 
@@ -122,28 +146,22 @@ def truth_rows(fit: Fit) -> Iterator[list[Any]]:
 
 def _page(fits: Sequence[Fit], rollouts: str, model: str, recommendation: Recommendation) -> str:
     figures = [*_figures(fits), *(_true_figures(fits) if "truth" in fits[0] else [])]
-    decided = recommendation.recommended is not None
+    measures = fits[0]["measures"]
+    of_lambda = f"lambda_actor: {recommendation.reason}."
+    if recommendation.recommended is not None:
+        of_lambda += f" Such a recommendation {recommendation.label}."
     notes = [
-        f"{len(fits)} critics on {fits[0]['responses']} responses of {rollouts}; backbone {model}.",
-        "Ranked by R^2 on held-out prompts: 1 is perfect, 0 is no better than the mean reward.",
-        f"lambda_actor: {recommendation.reason}.",
+        f"{len(fits)} critics, fitted on {fits[0]['responses'] - measures['responses']} responses "
+        f"of {rollouts} and judged on {measures['responses']} others, to "
+        f"{measures['prompts']} held-out prompts. Backbone: {model}.",
+        of_lambda,
     ]
-    if "truth" in fits[0]:
-        truth = fits[0]["truth"]
-        notes.append(
-            f"True errors are measured with {truth['continuations']} continuations of each of "
-            f"{truth['states']} held-out states by the policy, and as many of each state with its "
-            "token. They are unbiased estimates, so squares may be below 0."
-        )
-    columns = columns_of(fits)
     return offline_page(
         Path(__file__).with_name("critics.html"),
         [plot for _, _, plot in figures],
+        headline=_headline(fits[0]),
         notes=notes,
-        recommended=recommendation.recommended,
-        label=recommendation.label if decided else None,
-        columns=list(columns),
-        rows=[[_cell(read(fit)) for read in columns.values()] for fit in fits],
+        tables=_tables(fits),
         advantages=[row for fit in fits if "truth" in fit for row in _of_lambdas(fit)],
         reasons=[
             (fit["name"], fit["truth"]["lambda_actor"]["reason"]) for fit in fits if "truth" in fit
@@ -153,13 +171,74 @@ def _page(fits: Sequence[Fit], rollouts: str, model: str, recommendation: Recomm
     )
 
 
+def _headline(best: Fit) -> str:
+    """Return the result in a line; a critic that is no better than the mean is not a choice."""
+    r2 = best["measures"]["r2"]
+    if r2 is None or r2 <= 0:
+        return "None: no critic is a better baseline than the mean reward"
+    if r2 < READY["r2"]:
+        return f"{best['name']} is first, but its R^2 of {r2:.3f} is below {READY['r2']}: not ready"
+    return f"{best['name']}, with a held-out R^2 of {r2:.3f}"
+
+
+def _tables(fits: Sequence[Fit]) -> list[dict[str, Any]]:
+    """Return the tables of the page: quality, what the policy reaches, and cost."""
+    quality = [name for name in COLUMNS if name != "critic" and name not in COSTS]
+    tables = [
+        _part(
+            "On held-out prompts",
+            "Ranked by R^2: 1 is perfect, 0 is no better than the mean reward. AUC is the chance "
+            "that V is higher on a right response than on a wrong one to the same prompt, after a "
+            "share of their tokens: 0.5 is a guess. Differences between critics have no interval "
+            "here; with few prompts, another seed may change the order.",
+            fits,
+            quality,
+        )
+    ]
+    if "truth" in fits[0]:
+        truth = fits[0]["truth"]
+        tables.append(
+            _part(
+                "Against the policy",
+                f"The policy continued {truth['states']} held-out states "
+                f"{truth['continuations']} times each, and as often each state with its token. "
+                "V* is the mean reward that it reached. All estimates are unbiased, so squares "
+                "may be below 0.",
+                fits,
+                TRUE_COLUMNS,
+            )
+        )
+    tables.append(
+        _part(
+            "Cost of the fit",
+            "Tokens a second while it was fitted, beside the other fits; peak memory of the "
+            "process, or of the GPU.",
+            fits,
+            COSTS,
+        )
+    )
+    return tables
+
+
+def _part(title: str, text: str, fits: Sequence[Fit], names: Iterable[str]) -> dict[str, Any]:
+    columns = columns_of(fits)
+    shown = ["critic", *names]
+    return {
+        "title": title,
+        "text": text,
+        "columns": [LABELS.get(name, name) for name in shown],
+        "rows": [[_cell(columns[name](fit)) for name in shown] for fit in fits],
+    }
+
+
 def _of_lambdas(fit: Fit) -> Iterator[list[str]]:
-    """Yield the rows of the table of advantages on the page."""
-    for found in fit["truth"]["lambdas"]:
+    """Yield the rows of the table of advantages on the page; the first one has the name."""
+    for place, found in enumerate(fit["truth"]["lambdas"]):
         low, high = found["interval"]
         errors = [_cell(found["errors"][name]) for name in ERRORS]
         interval = f"{low:.3f} to {high:.3f}"
-        yield [fit["name"], f"{found['lam']:g}", *errors, _cell(found["signal"]), interval]
+        name = fit["name"] if place == 0 else ""
+        yield [name, f"{found['lam']:g}", *errors, _cell(found["signal"]), interval]
 
 
 def _lines(x: Sequence[Any], curves: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -185,7 +264,7 @@ def _of_critics(
 
 def _figures(fits: Sequence[Fit]) -> Iterator[tuple[str, str, Spec]]:
     tenths = [(d + 0.5) / 10 for d in range(10)]
-    lambdas = [str(a["lam"]) for a in fits[0]["measures"]["advantages"]]
+    lambdas = [f"{a['lam']:g}" for a in fits[0]["measures"]["advantages"]]
     along = "share of the response"
     yield (
         "R^2 by position",
@@ -215,6 +294,7 @@ def _figures(fits: Sequence[Fit]) -> Iterator[tuple[str, str, Spec]]:
             ),
             x="lambda",
             y="relative noise",
+            xaxis=CATEGORIES,
         ),
     )
 
@@ -245,13 +325,21 @@ def _true_figures(fits: Sequence[Fit]) -> Iterator[tuple[str, str, Spec]]:
         "Mean square of the part of A's bias that differs between the tokens of a state. With "
         "lambda = 1 it is 0.",
         spec(
-            _of_critics(fits, lambdas, by_lambda("reaching_gradient")), x="lambda", y="squared bias"
+            _of_critics(fits, lambdas, by_lambda("reaching_gradient")),
+            x="lambda",
+            y="squared bias",
+            xaxis=CATEGORIES,
         ),
     )
     yield (
         "Variance of the advantages, by lambda",
         "Mean variance of A given state and token, which a lower lambda reduces.",
-        spec(_of_critics(fits, lambdas, by_lambda("noise")), x="lambda", y="variance"),
+        spec(
+            _of_critics(fits, lambdas, by_lambda("noise")),
+            x="lambda",
+            y="variance",
+            xaxis=CATEGORIES,
+        ),
     )
     signals = _of_critics(fits, lambdas, lambda fit: [f["signal"] for f in fit["truth"]["lambdas"]])
     for line, fit in zip(signals, fits, strict=True):
@@ -265,7 +353,8 @@ def _true_figures(fits: Sequence[Fit]) -> Iterator[tuple[str, str, Spec]]:
         "Signal of the advantages, by lambda",
         "Cov(A, A*) / SD(A): the part of the standard deviation of the true advantages that those "
         "of the critic recover, whatever their scale. Bars are 95 % intervals over prompts.",
-        spec(signals, x="lambda", y="signal"),
+        # Grouped: the intervals of several critics would cover each other.
+        spec(signals, x="lambda", y="signal", xaxis=CATEGORIES, scattermode="group"),
     )
     best = fits[0]["truth"]["lambdas"]
     for title, name, text in (

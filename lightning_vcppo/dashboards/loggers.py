@@ -17,7 +17,6 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from lightning_vcppo.checkpointing.format import Keys
@@ -25,8 +24,10 @@ from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.files import check_place, complete_file, may_write, run_path
 from lightning_vcppo.common.fresh_start import is_new_run
 from lightning_vcppo.common.starts import START, start_fingerprints
+from lightning_vcppo.dashboards.late_opening import OpensLate
 from lightning_vcppo.dashboards.metrics_csv import MetricsFile
 from lightning_vcppo.dashboards.tracking import has_account
+from lightning_vcppo.dashboards.trackio_logger import RunTrackioLogger
 
 RUN_ID = Path("wandb", "run_id")
 """File in a run's directory with the id that the training has on Weights & Biases."""
@@ -62,7 +63,7 @@ class ConfigLogger(SaveConfigCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write config and start; drop the rows that the resumed run will write again."""
-        super().setup(trainer, pl_module, "fit")
+        self._save(trainer, pl_module, "fit")
         if may_write(trainer) and is_new_run(trainer):  # a resumed run keeps its first start
             settings = vars(self.config.model.get("init_args", argparse.Namespace()))
             with complete_file(run_path(trainer, START)) as output:
@@ -82,33 +83,43 @@ class ConfigLogger(SaveConfigCallback):
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the config, unless training has."""
-        super().setup(trainer, pl_module, "validate")
+        self._save(trainer, pl_module, "validate")
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the config."""
-        super().setup(trainer, pl_module, "test")
+        self._save(trainer, pl_module, "test")
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the config."""
-        super().setup(trainer, pl_module, "predict")
+        self._save(trainer, pl_module, "predict")
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save the config once; call it on all ranks, because `log_dir` is broadcast."""
+        self.save_to_log_dir = trainer.log_dir is not None  # None: a logger with a database
+        super().setup(trainer, pl_module, stage)
 
     @override
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Send the config, and note which run of the dashboard is this training."""
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        text = self.parser.dump(self.config, skip_none=False)
+        if not self.save_to_log_dir:
+            part = "" if stage == "fit" else stage
+            path = run_path(trainer, part, self.config_filename)
+            with complete_file(path) as file:
+                file.write(text)
+        config = yaml.safe_load(text)
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
+            if isinstance(logger, (WandbLogger, RunTrackioLogger)):
                 logger.log_hyperparams(config)
-                if stage == "fit":
-                    path = run_path(trainer, RUN_ID)
-                    with complete_file(path) as file:
-                        file.write(str(logger.version))
+            if isinstance(logger, WandbLogger) and stage == "fit":
+                with complete_file(run_path(trainer, RUN_ID)) as file:
+                    file.write(str(logger.version))
 
 
 def continue_run(trainer: Trainer, ckpt_path: str | None) -> None:
-    """Let a resumed training continue its own run on Weights & Biases.
+    """Let a resumed training continue its own run on Weights & Biases and Trackio.
 
     Call this before the loggers start. A logger that has an id already keeps it.
 
@@ -125,6 +136,8 @@ def continue_run(trainer: Trainer, ckpt_path: str | None) -> None:
     for logger in trainer.loggers:
         if ids and isinstance(logger, WandbLogger) and logger.version is None:
             logger._id = logger._wandb_init["id"] = ids[0].read_text(encoding="utf-8")
+        if isinstance(logger, RunTrackioLogger):
+            logger.resumes = True
 
 
 def build_logger(name: str, run_dir: str, part: str = "") -> Logger:
@@ -134,12 +147,12 @@ def build_logger(name: str, run_dir: str, part: str = "") -> Logger:
     or `wandb login`) or WANDB_MODE is set otherwise.
 
     Args:
-        name: csv, wandb or tensorboard.
+        name: csv, wandb, tensorboard or trackio.
         run_dir: The run's directory.
         part: Part of the run, which gets a directory of its own there: "" is the training.
 
     Raises:
-        ValueError: If WANDB_MODE needs an account and there is none.
+        ValueError: If WANDB_MODE needs an account and there is none, or Trackio is not installed.
         OSError: If the run's directory cannot be made.
     """
     check_place(Path(run_dir))  # now: the files are opened when the networks are loaded
@@ -147,6 +160,8 @@ def build_logger(name: str, run_dir: str, part: str = "") -> Logger:
         return RunCSVLogger(run_dir, name="", version=part, flush_logs_every_n_steps=1)
     if name == "tensorboard":
         return RunTensorBoardLogger(run_dir, name=part, version="tensorboard")
+    if name == "trackio":
+        return RunTrackioLogger(run_dir, part)
     mode = os.environ.get("WANDB_MODE")
     require(
         mode != "online" or has_account() or "WANDB_IDENTITY_TOKEN_FILE" in os.environ,
@@ -159,33 +174,6 @@ def build_logger(name: str, run_dir: str, part: str = "") -> Logger:
     )
     logger._wandb_init.pop("anonymous", None)  # W&B warns about it, whatever its value is
     return logger
-
-
-class OpensLate(Logger):
-    """Base of loggers that create their files when something is logged, and not before.
-
-    Lightning opens all loggers before it reads data; a run that fails there, or at its model or
-    checkpoint, would leave an empty run on the dashboard.
-
-    Attributes:
-        may_open: Whether Lightning has passed that point. Until then there is no experiment.
-    """
-
-    may_open = False
-    _experiment: Any
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        """Return what the logger writes to, opened if need be; None while it may not open."""
-        return super().experiment if self.may_open else None  # type: ignore[misc]
-
-    @override
-    @rank_zero_only
-    def save(self) -> None:
-        """Write what was logged, if anything was."""
-        if self._experiment is not None:
-            super().save()
 
 
 class RunWandbLogger(OpensLate, WandbLogger):

@@ -11,6 +11,7 @@ import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
+from lightning_vcppo.dashboards.trackio_logger import RunTrackioLogger
 from lightning_vcppo.report import pictures
 from lightning_vcppo.report.plotting import POSITION
 
@@ -39,6 +40,8 @@ def log_table(
             logger.log_table(key, columns=list(columns), data=[list(r) for r in rows], step=step)
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text(key, _markdown(columns, rows), step)
+        elif isinstance(logger, RunTrackioLogger):
+            logger.log_table(key, columns, rows, step)
 
 
 def log_figure(trainer: Trainer, key: str, figure: Figure, *, step: int) -> None:
@@ -50,6 +53,8 @@ def log_figure(trainer: Trainer, key: str, figure: Figure, *, step: int) -> None
             logger.log_image(key, [figure], step=step)
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_figure(key, figure, step)
+        elif isinstance(logger, RunTrackioLogger):
+            logger.log_figure(key, figure, step)
 
 
 def log_positions(trainer: Trainer, rows: Sequence[Mapping[str, Any]], *, step: int) -> None:

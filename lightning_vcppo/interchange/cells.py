@@ -103,6 +103,23 @@ def as_name(value: object) -> str | None:
     return None if value is None else str(value)
 
 
+def step(value: object) -> int | None:
+    """Return a training step, which TRL writes as text; None if there is none.
+
+    Raises:
+        InvalidRow: If the value is not a whole number.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # a gap in a table
+        return None
+    try:
+        found = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        found = math.nan
+    if not found.is_integer():
+        raise InvalidRow(f"step: expected a whole number, got {str(value)[:40]!r}")
+    return int(found)
+
+
 def only(value: Any) -> Any:
     """Return the only item of a batch of one; other values are unchanged."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value

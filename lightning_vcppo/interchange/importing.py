@@ -38,6 +38,7 @@ class ImportReport:
             again.
         reading: Rows by trainer, and those that could not be read.
         round_trips: Counts of the conversion of texts to token ids; None without a tokenizer.
+        graded: Whether the responses were graded again.
     """
 
     responses: int = 0
@@ -48,6 +49,7 @@ class ImportReport:
     changed_verdicts: int = 0
     reading: Reading = field(default_factory=Reading)
     round_trips: RoundTrips | None = None
+    graded: bool = False
 
     def lines(self) -> Iterator[str]:
         """Yield the lines to print."""
@@ -56,6 +58,10 @@ class ImportReport:
             f"{self.responses} responses to {self.prompts} prompts ({trainers}), "
             f"mean reward {self.rewards / max(self.responses, 1):.3f}"
         )
+        if self.reading.summed and not self.graded:
+            yield (
+                f"the reward is {' + '.join(self.reading.summed)} (--reward_field=NAME takes one)"
+            )
         if self.reading.invalid:
             yield f"skipped {self.reading.invalid} rows: {self.reading}"
         yield f"truncated: {self.truncated}" + (
@@ -113,6 +119,7 @@ class Importer:
         self.report = ImportReport(
             reading=reading or Reading(),
             round_trips=self._tokens.round_trips if self._tokens else None,
+            graded=reward is not None,
         )
 
     def records(

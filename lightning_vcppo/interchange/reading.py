@@ -15,7 +15,14 @@ from lightning_vcppo.data.compressed import format_of
 from lightning_vcppo.data.files import file_rows, is_data_file, text_lines
 from lightning_vcppo.data.texts import InvalidRow
 from lightning_vcppo.interchange.cells import Prompt, prompt
-from lightning_vcppo.interchange.schemas import Fields, ForeignResponse, Schema, schema_of
+from lightning_vcppo.interchange.schemas import (
+    TRL,
+    Fields,
+    ForeignResponse,
+    Schema,
+    schema_of,
+    summed_rewards,
+)
 
 SHOWN_ROWS = 5
 """Number of invalid rows that a message shows."""
@@ -40,11 +47,13 @@ class Reading:
         trainers: Number of rows by the trainer whose schema they have.
         invalid: Number of rows that could not be read.
         first_invalid: The first invalid rows, as "FILE:ROW: reason".
+        summed: Columns of TRL whose sum is the reward, if there are several.
     """
 
     trainers: Counter[str] = field(default_factory=Counter)
     invalid: int = 0
     first_invalid: list[str] = field(default_factory=list)
+    summed: tuple[str, ...] = ()
 
     def refuse(self, place: str, reason: str) -> None:
         """Count a row that could not be read."""
@@ -98,6 +107,9 @@ def read_responses(
                     continue
                 if schema is None or tuple(row) != keys:
                     schema, keys = schema_of(row, fields), tuple(row)
+                    if schema.trainer == TRL and not fields.reward:
+                        summed = tuple(summed_rewards(row))
+                        reading.summed = summed if len(summed) > 1 else reading.summed
                 for response in schema.read(row, fields):
                     found = True
                     yield place, _asked(response, prompts) if prompts else _complete(response)

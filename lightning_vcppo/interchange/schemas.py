@@ -18,6 +18,7 @@ from lightning_vcppo.interchange.cells import Prompt
 
 Row: TypeAlias = Mapping[str, Any]
 
+TRL = "TRL"
 NO_REWARDS = {"step", "advantage", "advantages", "length", "index", "idx"}
 """Numeric columns of a table of completions that are not rewards."""
 
@@ -114,32 +115,36 @@ def _verl(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
         reward=_chosen_reward(row, fields, "score"),
         answer=row.get("gts", row.get("ground_truth")),
         group=cells.as_name(row.get("uid")),
-        step=row.get("step"),
+        step=cells.step(row.get("step")),
         values=row.get("values"),
     )
 
 
 def _trl(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
-    rewards = {
-        name: value
-        for name, value in row.items()
-        if name not in NO_REWARDS
-        and isinstance(value, (int, float))
-        and not isinstance(value, bool)
-    }
     if fields.reward:
         reward = _chosen_reward(row, fields, "")
-    elif not rewards:
+    elif not (names := summed_rewards(row)):
         reward = None
     else:  # each has weight 1, the trainer's default
-        reward = sum(cells.number(value, name) for name, value in rewards.items())
+        reward = sum(cells.number(row[name], name) for name in names)
     yield ForeignResponse(
         prompt=cells.prompt(row["prompt"], "prompt"),
         response=cells.reply(row["completion"], "completion"),
         reward=reward,
         answer=row.get("answer", row.get("solution")),
-        step=row.get("step"),
+        step=cells.step(row.get("step")),
     )
+
+
+def summed_rewards(row: Row) -> list[str]:
+    """Return the columns of TRL whose sum is the reward: one for each reward function."""
+    return [
+        name
+        for name, value in row.items()
+        if name not in NO_REWARDS
+        and isinstance(value, (int, float))
+        and not isinstance(value, bool)
+    ]
 
 
 def _skyrl(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
@@ -291,7 +296,7 @@ def _plain(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
             response_ids=ids_R,
             finished=row.get("finished", cells.ended(row.get("finish_reason"))),
             answer=row[answer_name] if answer_name else None,
-            step=row.get("step"),
+            step=cells.step(row.get("step")),
             values=row.get("values"),
         )
 
@@ -307,7 +312,7 @@ SCHEMAS = (
     Schema("vLLM or OpenAI batch", _needs("custom_id", "response"), _batch_output),
     Schema("SkyRL", _needs("input_prompt", "output_response", "score"), _skyrl),
     Schema("verifiers", _needs("prompt", "completion", "reward", "example_id"), _verifiers),
-    Schema("TRL", _needs("prompt", "completion", "advantage"), _trl),
+    Schema(TRL, _needs("prompt", "completion", "advantage"), _trl),
     Schema("verl", _needs("input", "output", "score"), _verl),
     Schema("plain rows", _needs(), _plain),
 )

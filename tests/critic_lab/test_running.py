@@ -91,6 +91,7 @@ def test_a_critic_that_is_there_is_judged(
     run_program("critic", "evaluate", fitted / "critic", rollouts, "--output", output)
     printed = capsys.readouterr().out
     assert "48 responses to 12 prompts" in printed and "Verdict: " in printed
+    assert "was fitted on a part of these responses" in printed
     judged = json.loads(output.read_text())
     measures, _ = measure_critic(str(fitted / "critic"), str(rollouts))
     assert judged["measures"] == measures.as_json()
@@ -107,7 +108,8 @@ def test_rows_that_cannot_be_read_are_refused_or_skipped(
     assert "1 rows cannot be read (--drop_invalid=true skips them)" in capsys.readouterr().err
     with pytest.warns(UserWarning, match="skipped 1 rows that cannot be read: mixed.jsonl:49"):
         run_program(*judged, "--drop_invalid")
-    assert "48 responses to 12 prompts" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "48 responses to 12 prompts" in printed and "was fitted on" not in printed
 
 
 def test_a_fit_skips_rows_that_cannot_be_read_if_told(

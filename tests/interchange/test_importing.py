@@ -117,6 +117,16 @@ def test_answers_come_from_a_file_of_problems(tmp_path: Path, tiny_actor: Path) 
     assert [r.reward for r in read_records(output)] == dumps.REWARDS
 
 
+def test_the_rewards_that_are_summed_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("import", dump(tmp_path / "dump.jsonl", "TRL"), "--output", tmp_path / "out.jsonl")
+    run_program(*arguments)
+    assert "the reward is accuracy_reward + format_reward (--reward" in capsys.readouterr().out
+    run_program(*arguments, "--reward_field=accuracy_reward")
+    assert "the reward is" not in capsys.readouterr().out
+
+
 def test_a_missing_reward_is_refused_and_nothing_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

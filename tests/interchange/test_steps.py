@@ -40,6 +40,14 @@ def verl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def test_steps_that_are_texts_are_numbers(tmp_path: Path) -> None:
+    rows = [dumps.trl(n) | {"step": step} for step in ("10", "9") for n in range(4)]
+    run = read_dumps(write(tmp_path / "completions.jsonl", rows), "trl")
+    assert run.curve("rollout/accuracy")[0] == [9, 10]
+    with pytest.raises(ValueError, match="step: expected a whole number, got 'x'"):
+        read_dumps(write(tmp_path / "other.jsonl", [dumps.trl(0) | {"step": "x"}]), "trl")
+
+
 class Text(HTMLParser):
     """The text outside scripts and styles."""
 

@@ -31,7 +31,7 @@ def verl(n: int) -> dict[str, Any]:
 
 def trl(n: int) -> dict[str, Any]:
     return {
-        "step": 3,
+        "step": "3",  # TRL writes it as text
         "prompt": QUESTIONS[n // 2],
         "completion": REPLIES[n],
         "accuracy_reward": REWARDS[n] - 0.5,

@@ -166,12 +166,27 @@ def _evaluate(arguments: Sequence[str]) -> None:
         )
     ready, reasons = measures.verdict(reward_range)
     print(f"{measures.responses} responses to {measures.prompts} prompts")
+    if _fitted_on(options.critic, options.rollouts):
+        print(
+            "The critic was fitted on a part of these responses, which flatters it; fit.json next "
+            "to it has the measures on the held-out part"
+        )
     print("\n".join(reasons))
     print("Verdict: " + ("ready for policy optimization" if ready else "not ready"))
     if options.output:
         result = {"ready": ready, "reasons": reasons, "measures": measures.as_json()}
         with complete_file(options.output) as file:
             json.dump(result, file, indent=1)
+
+
+def _fitted_on(critic: str, rollouts: str) -> bool:
+    """Return whether `vcppo critic fit` has fitted a critic on these rollouts."""
+    fit = Path(critic).absolute().parent / "fit.json"
+    if not fit.is_file():
+        return False
+    return (
+        Path(json.loads(fit.read_text("utf-8"))["rollouts"]).resolve() == Path(rollouts).resolve()
+    )
 
 
 def evaluate_parser() -> OneLineArguments:

@@ -241,6 +241,7 @@ def _what_works(findings: Findings) -> list[Findings]:
         "dashboard": "vcppo dashboard",
         "completion": "vcppo completion",
         "tensorboard": "--loggers=[tensorboard]",
+        "trackio": "--loggers=[trackio]",
         "gym": "--data.path=reasoning_gym:TASK",
         "gguf": "models stored as GGUF",
     }

@@ -60,7 +60,10 @@ FLAGS = [
         "--data.evaluation_sets: expected a path or a mapping {name: value}, got 7",
     ),
     ("--loggers=csv", "--loggers: expected a list [a, b], got csv"),
-    ("--loggers=[neptune]", "--loggers: expected one of csv, wandb, tensorboard, got neptune"),
+    (
+        "--loggers=[neptune]",
+        "--loggers: expected one of csv, wandb, tensorboard, trackio, got neptune",
+    ),
     (
         "--model.advantage.estimator=gea",
         "--model.advantage.estimator: expected one of gae, group, ",
