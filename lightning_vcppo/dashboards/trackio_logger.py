@@ -116,7 +116,7 @@ class RunTrackioLogger(OpensLate):
         import trackio
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-        canvas = FigureCanvasAgg(figure)
+        canvas: Any = FigureCanvasAgg(figure)  # its methods have no annotations
         canvas.draw()
         picture = np.asarray(canvas.buffer_rgba())[..., :3].copy()
         self.experiment.log({key: trackio.Image(picture)}, step=step)
