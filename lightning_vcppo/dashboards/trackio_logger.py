@@ -11,10 +11,10 @@ import argparse
 import hashlib
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
@@ -114,12 +114,11 @@ class RunTrackioLogger(OpensLate):
     def log_figure(self, key: str, figure: Figure, step: int) -> None:
         """Log a figure of matplotlib as a picture."""
         import trackio
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from PIL import Image
 
-        canvas: Any = FigureCanvasAgg(figure)  # its methods have no annotations
-        canvas.draw()
-        picture = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-        self.experiment.log({key: trackio.Image(picture)}, step=step)
+        picture = BytesIO()
+        figure.savefig(picture, format="png")
+        self.experiment.log({key: trackio.Image(Image.open(picture))}, step=step)
 
     @override
     @rank_zero_only
