@@ -147,7 +147,8 @@ def truth_rows(fit: Fit) -> Iterator[list[Any]]:
 def _page(fits: Sequence[Fit], rollouts: str, model: str, recommendation: Recommendation) -> str:
     figures = [*_figures(fits), *(_true_figures(fits) if "truth" in fits[0] else [])]
     measures = fits[0]["measures"]
-    of_lambda = f"lambda_actor: {recommendation.reason}."
+    whose = "lambda_actor of " if "truth" in fits[0] else "lambda_actor: "
+    of_lambda = f"{whose}{recommendation.reason}."
     if recommendation.recommended is not None:
         of_lambda += f" Such a recommendation {recommendation.label}."
     notes = [
@@ -236,7 +237,7 @@ def _of_lambdas(fit: Fit) -> Iterator[list[str]]:
     for place, found in enumerate(fit["truth"]["lambdas"]):
         low, high = found["interval"]
         errors = [_cell(found["errors"][name]) for name in ERRORS]
-        interval = f"{low:.3f} to {high:.3f}"
+        interval = f"{_cell(low)} to {_cell(high)}"
         name = fit["name"] if place == 0 else ""
         yield [name, f"{found['lam']:g}", *errors, _cell(found["signal"]), interval]
 
@@ -374,5 +375,6 @@ def _true_figures(fits: Sequence[Fit]) -> Iterator[tuple[str, str, Spec]]:
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+        text = f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+        return "0.000" if text == "-0.000" else text
     return "" if value is None else str(value)

@@ -353,9 +353,9 @@ def recommend(
     if low <= 0:
         return Recommendation(
             None,
-            f"not decided: no lambda has a signal beyond chance ({measured}; the largest has the "
-            f"95 % interval {low:.3f} to {high:.3f}); use more prefixes or continuations, or a "
-            "better critic",
+            f"not decided: {lambdas[best]:g} has the largest signal, but it is not beyond chance "
+            f"({measured}; 95 % interval of the largest {low:.3f} to {high:.3f}); use more "
+            "prefixes or continuations, or a better critic",
         )
     others = [i for i in range(len(lambdas)) if i != best]
     error = 0.05 / len(others)
