@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import yaml
 from experiments.protocol_report import report
 from experiments.runner import Arm, Results, run
 from experiments.runs import read_rows
+from experiments.search import search
 
 ROOT = Path(__file__).parents[1]
 FIELDS = (
@@ -57,6 +58,7 @@ class Protocol:
         arms: Arms in the order of their runs.
         contrasts: Contrasts, primary ones first.
         to_be_set: Settings that the pilot must fix before a reported seed may run.
+        search: Seed, rates (`actor_lr`) and `fewer_rollouts` of the search for learning rates.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Protocol:
     arms: tuple[Arm, ...]
     contrasts: tuple[Contrast, ...]
     to_be_set: tuple[str, ...] = ()
+    search: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def setting(self) -> Path:
@@ -127,7 +130,21 @@ def read_protocol(name: str) -> Protocol:
             contrasts.append(Contrast(arm, reference, kind == "primary"))
     seeds, pilot_seeds = (tuple(text[field]) for field in ("seeds", "pilot_seeds"))
     to_be_set = tuple(text.get("to_be_set") or ())
-    return Protocol(name, settings, seeds, pilot_seeds, arms, tuple(contrasts), to_be_set)
+    more = (to_be_set, text.get("search") or {})
+    return Protocol(name, settings, seeds, pilot_seeds, arms, tuple(contrasts), *more)
+
+
+def search_rates(protocol: Protocol, arms: Sequence[Arm], results: Results, runs: Path) -> None:
+    """Search the learning rates of arms as the protocol says.
+
+    Raises:
+        ValueError: If the protocol has no search, or its seed is not one of the pilot.
+    """
+    settings = protocol.search
+    if settings.get("seed") not in protocol.pilot_seeds:
+        raise ValueError("--search: expected a protocol with `search` on a seed of the pilot")
+    shorter = [arm.shorter(settings["fewer_rollouts"]) for arm in arms]
+    search(shorter, settings["actor_lr"], settings["seed"], results, runs)
 
 
 def main(name: str) -> None:
@@ -141,20 +158,25 @@ def main(name: str) -> None:
     )
     parser.add_argument("--seeds", nargs="+", type=int, help="default: those of the protocol")
     parser.add_argument("--arms", nargs="+", default=[], help="default: all")
-    parser.add_argument("--results", type=Path, default=ROOT / "docs/experiments" / f"{name}.csv")
+    parser.add_argument("--results", type=Path, help="default: docs/experiments/NAME[_pilot].csv")
     parser.add_argument("--runs", type=Path, default=Path("runs") / name, help="directory of runs")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time, one core each")
     parser.add_argument("--report", action="store_true", help="print a report of the results")
     parser.add_argument("--actor_lr", nargs="+", type=float, help="rates to try, only in pilots")
+    parser.add_argument("--search", action="store_true", help="search the rates of the arms")
     arguments = parser.parse_args()
+    stem = f"{name}_pilot" if arguments.search else name
+    results = Results(arguments.results or ROOT / "docs/experiments" / f"{stem}.csv")
     try:
         protocol = read_protocol(name)
         if arguments.report:
-            curves = arguments.results.with_name(f"{arguments.results.stem}_curves.csv")
+            curves = results.path.with_name(f"{results.path.stem}_curves.csv")
             pairs = [(c.arm, c.reference, c.primary) for c in protocol.contrasts]
             names = [arm.name for arm in protocol.arms]
-            rows = read_rows(arguments.results)
-            print(report(rows, read_rows(curves), names, protocol.seeds, pairs))
+            print(report(results.rows(), read_rows(curves), names, protocol.seeds, pairs))
+            return
+        if arguments.search:
+            search_rates(protocol, protocol.pick(arguments.arms), results, arguments.runs)
             return
         seeds = arguments.seeds or list(protocol.seeds)
         protocol.check_seeds(seeds)
@@ -163,6 +185,6 @@ def main(name: str) -> None:
             if set(seeds) & set(protocol.seeds):
                 raise ValueError("--actor_lr: expected only seeds of the pilot")
             arms = [arm.at(lr) for arm in arms for lr in arguments.actor_lr]
-        run(arms, seeds, Results(arguments.results), arguments.runs, arguments.processes)
+        run(arms, seeds, results, arguments.runs, arguments.processes)
     except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")

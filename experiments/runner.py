@@ -38,6 +38,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import yaml
+
 from experiments.runs import (
     CONFIGS,
     append_rows,
@@ -96,6 +98,17 @@ class Arm:
         ratio = actor_lr / self.actor_lr
         critic_lr = None if self.critic_lr is None else float(f"{self.critic_lr * ratio:.3g}")
         return replace(self, actor_lr=actor_lr, critic_lr=critic_lr)
+
+    def shorter(self, fewer: int) -> Arm:
+        """Return the arm with that many rollouts fewer, all of them rollouts of the policy."""
+        flag = "--trainer.limit_train_batches="
+        given = [text.removeprefix(flag) for text in self.flags if text.startswith(flag)]
+        settings = yaml.safe_load((self.setting / "rl.yaml").read_text(encoding="utf-8"))
+        total = int(given[-1] if given else settings["trainer"]["limit_train_batches"]) - fewer
+        flags = [
+            f"--trainer.{name}={total}" for name in ("limit_train_batches", "val_check_interval")
+        ]
+        return replace(self, flags=(*self.flags, *flags))
 
     def command(self, seed: int, seed_dir: Path) -> list[str]:
         """Return the `vcppo` command that runs the arm, without the directory of the run."""
