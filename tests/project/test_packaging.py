@@ -28,7 +28,8 @@ ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())
 def direct_requirements() -> list[Requirement]:
     """Return what the project and its extras ask for, themselves apart."""
     rows = [*PROJECT["dependencies"], *(row for rows in EXTRAS.values() for row in rows)]
-    return [r for r in map(Requirement, rows) if r.name not in (PROJECT["name"], "vllm")]
+    apart = (PROJECT["name"], "vllm", "trackio")  # need other versions than constraints.txt has
+    return [r for r in map(Requirement, rows) if r.name not in apart]
 
 
 def pins(file: str = "constraints.txt") -> dict[str, str]:
