@@ -42,6 +42,10 @@ from lightning_vcppo.settings import EngineSettings, SamplingSettings
 
 NOT_INSTALLED = "vLLM is not installed; pip install 'lightning-vcppo[vllm]' (Python 3.11 or newer)"
 
+COMPLETE_PROMPTS = {"enable_chunked_prefill": False}
+"""vLLM's argument for reading each prompt at once, which it needs on the CPU (0.32): after a part
+of a prompt it winds a response's random numbers back, and those of the CPU do not allow that."""
+
 
 class VLLMEngine:
     """Samples from a copy of the actor that vLLM holds.
@@ -216,6 +220,7 @@ def _build(
         "gpu_memory_utilization": settings.gpu_memory_utilization,
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.max_num_seqs,
+        **(COMPLETE_PROMPTS if on_cpu else {}),
         **settings.init_args,
     }
     try:

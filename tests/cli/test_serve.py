@@ -21,7 +21,8 @@ def test_it_listens_on_the_loopback_address_unless_told_otherwise():
 
 def test_vllm_gets_our_flags_and_the_users_come_last():
     assert {"--dtype=bfloat16", "--no-enforce-eager", "--load-format=dummy"} <= {*flags()}
-    assert {"--dtype=float32", "--enforce-eager"} <= {*flags(on_cpu=True)}
+    on_cpu = {"--dtype=float32", "--enforce-eager", "--no-enable-chunked-prefill"}
+    assert on_cpu <= {*flags(on_cpu=True)} and not on_cpu & {*flags()}
     given = flags("--model.engine.max_model_len=512", dtype="float16", compilation_config={"a": 1})
     assert {"--dtype=float16", "--max-model-len=512"} <= {
         *given

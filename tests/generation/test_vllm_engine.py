@@ -134,6 +134,16 @@ def test_a_seed_fixes_a_response_whatever_shares_its_batch(model):
     assert other.response_ids_BT.tolist() != together.response_ids_BT.tolist()
 
 
+def test_prompts_that_fill_more_than_one_batch_of_vllm_are_sampled(model):
+    arguments = SMALL | {"max_num_batched_tokens": 128}
+    engine = engine_for(model, settings=replace(SETTINGS, init_args=arguments))
+    prompts, settings = [PROMPTS[0] * 10] * 16, SamplingSettings(max_response_length=4)
+    assert 128 % len(prompts[0])  # the last prompt of a batch does not fit
+    sampled = engine.generate(prompts, list(range(16)), settings)
+    alone = engine.generate(prompts[-1:], [15], settings)
+    assert torch.equal(sampled.response_ids_BT[-1:], alone.response_ids_BT)
+
+
 def test_responses_end_with_the_stop_token_and_padding_follows(model):
     stops = set(range(20, 60))
     assert_responses_end_where_they_should(engine_for(model, *stops), stops)

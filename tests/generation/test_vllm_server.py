@@ -138,6 +138,13 @@ def test_logprobs_are_the_trainers_and_the_split_changes_nothing(model, servers)
     assert torch.equal(alone.response_ids_BT, sampled.response_ids_BT)
 
 
+def test_prompts_that_fill_more_than_one_batch_of_vllm_are_sampled(model, servers):
+    prompts, settings = [[7] * 230] * 16, SamplingSettings(max_response_length=4)
+    sampled = engine_for(model, servers[0]).generate(prompts, list(range(16)), settings)
+    alone = engine_for(model, servers[1]).generate(prompts[-1:], [15], settings)
+    assert torch.equal(sampled.response_ids_BT[-1:], alone.response_ids_BT)
+
+
 def test_responses_end_with_the_stop_token_and_padding_follows(model, servers):
     stops = set(range(20, 60))
     assert_responses_end_where_they_should(engine_for(model, servers[0], stops=stops), stops)

@@ -91,6 +91,8 @@ def flags_for_vllm(
         init_args: The user's arguments of vLLM, which override ours.
         on_cpu: Whether it runs on the CPU.
     """
+    from lightning_vcppo.generation.vllm_engine import COMPLETE_PROMPTS
+
     arguments: dict[str, Any] = {
         "host": own.host,
         "port": own.port,
@@ -108,6 +110,8 @@ def flags_for_vllm(
         "middleware": f"{WORKER}.RequireToken",
         "disable_uvicorn_access_log": True,
     }
+    if on_cpu:
+        arguments |= COMPLETE_PROMPTS
     if own.max_model_len is not None:
         arguments["max_model_len"] = own.max_model_len
     flags = []
