@@ -309,7 +309,8 @@ def _true_figures(fits: Sequence[Fit]) -> Iterator[tuple[str, str, Spec]]:
         return lambda fit: [found and found[name] for found in fit["truth"]["values_by_position"]]
 
     def by_lambda(name: str) -> Callable[[Fit], list[Any]]:
-        return lambda fit: [found["errors"][name] for found in fit["truth"]["lambdas"]]
+        # Rounded, because an axis would show errors of 1e-19 in full.
+        return lambda fit: [round(found["errors"][name], 12) for found in fit["truth"]["lambdas"]]
 
     yield (
         "True bias of V by position",
