@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
         return
+    # A shell ignores Ctrl-C in what it starts in the background, and so would what tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Before transformers: typing gives whoever asks later for int | float | None the float | int |
     # None that came first; jsonargparse then reads Lightning's limit_train_batches=1 as 1.0: all
     # batches.
