@@ -16,11 +16,10 @@ Columns of the results, which are written as CSV, as a table and as a figure:
     response_length    mean tokens of its responses
     kl_k3              estimated distance of the policy from its sampler (`mismatch/kl_k3`)
     age                mean age of its tokens, in updates
-    generate_s         seconds that training waited for the rollout
-    update_s           seconds of its updates
     final_accuracy, final_length    of the last policy on 128 held-out problems; in the last row
 
-The engines draw other responses from the same policy, so the curves differ as between two seeds.
+In the model other responses are drawn from the same policy than by vLLM, so the curves differ as
+between two seeds.
 """
 
 from __future__ import annotations
@@ -69,9 +68,9 @@ METRICS = {
     "response_length": "rollout/response_length",
     "kl_k3": "mismatch/kl_k3",
     "age": "rollout/age",
-    "generate_s": "time/generate_s",
-    "update_s": "time/update_s",
 }
+STYLES = {"server": ":"}
+"""Lines other than solid; this one may lie on that of vLLM in the process."""
 COLUMNS = ("way", "seed", "rollout", *METRICS, "final_accuracy", "final_length")
 STARTING_S = 1800.0
 """Seconds that a server may take to start on a busy machine."""
@@ -235,7 +234,8 @@ def draw(rows: Sequence[Mapping[str, str]], path: Path) -> None:
         scale = 100.0 if name == "accuracy" else 1.0
         for way, own in by_way(rows).items():
             x = [int(row["rollout"]) for row in own]
-            ax.plot(x, [scale * float(row[name]) for row in own], color=colors[way], label=way)
+            y = [scale * float(row[name]) for row in own]
+            ax.plot(x, y, STYLES.get(way, "-"), color=colors[way], label=way)
         ax.set_xlabel("rollout")
         ax.xaxis.get_major_locator().set_params(integer=True)
     panels[0].legend(frameon=False, fontsize="small")
