@@ -48,7 +48,9 @@ def vcppo_plain(command: Sequence[str], log: Path) -> None:
     log.write_bytes(done.stdout)
     if done.returncode:
         last = done.stdout.decode(errors="replace").strip().splitlines()[-1:]
-        raise RuntimeError(f"{log.parent}: {''.join(last)} (see {log.name} there)")
+        raise RuntimeError(
+            f"{log.parent}: {''.join(last)} (exit code {done.returncode}; see {log.name} there)"
+        )
 
 
 def holds_model(directory: Path) -> bool:

@@ -16,11 +16,10 @@ Columns of the results, which are written as CSV, as a table and as a figure:
     response_length    mean tokens of its responses
     kl_k3              estimated distance of the policy from its sampler (`mismatch/kl_k3`)
     age                mean age of its tokens, in updates
-    generate_s         seconds that training waited for the rollout
-    update_s           seconds of its updates
     final_accuracy, final_length    of the last policy on 128 held-out problems; in the last row
 
-The engines draw other responses from the same policy, so the curves differ as between two seeds.
+In the model other responses are drawn from the same policy than by vLLM, so the curves differ as
+between two seeds.
 """
 
 from __future__ import annotations
@@ -69,9 +68,9 @@ METRICS = {
     "response_length": "rollout/response_length",
     "kl_k3": "mismatch/kl_k3",
     "age": "rollout/age",
-    "generate_s": "time/generate_s",
-    "update_s": "time/update_s",
 }
+STYLES = {"server": ":"}
+"""Lines other than solid; this one may lie on that of vLLM in the process."""
 COLUMNS = ("way", "seed", "rollout", *METRICS, "final_accuracy", "final_length")
 STARTING_S = 1800.0
 """Seconds that a server may take to start on a busy machine."""
@@ -167,15 +166,18 @@ def _answers(url: str) -> bool:
 
 
 def curve(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the rows of a finished run, without the columns that identify it."""
-    [*_, final] = metric_rows(run_dir, "eval/accuracy", "eval/response_length")
+    """Return the rows of a run, without the columns that identify it.
+
+    The last row of a run that has not finished has no evaluation.
+    """
     rows: list[dict[str, Any]] = [
         {"rollout": int(float(found["step"]))}
         | {name: rounded(found[key]) for name, key in METRICS.items()}
         for found in metric_rows(run_dir, "rollout/accuracy", "step", *METRICS.values())
     ]
-    rows[-1]["final_accuracy"] = rounded(final["eval/accuracy"])
-    rows[-1]["final_length"] = rounded(final["eval/response_length"])
+    for final in metric_rows(run_dir, "eval/accuracy", "eval/response_length"):
+        rows[-1]["final_accuracy"] = rounded(final["eval/accuracy"])
+        rows[-1]["final_length"] = rounded(final["eval/response_length"])
     return rows
 
 
@@ -206,7 +208,9 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
         ]
         pairs.append((own[-1]["final_accuracy"], own[-1]["final_length"]))
         cells = [
-            "-" if pair is None else f"{100 * float(pair[0]):.0f} % ({float(pair[1]):.0f})"
+            "-"
+            if pair is None or not pair[0]
+            else f"{100 * float(pair[0]):.0f} % ({float(pair[1]):.0f})"
             for pair in pairs
         ]
         lines.append(f"| {way} | {' | '.join(cells)} |")
@@ -219,7 +223,8 @@ def draw(rows: Sequence[Mapping[str, str]], path: Path) -> None:
 
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     panels = figure.subplots(1, 2)
-    colors = ("#000000", "#999999", "#0072B2", "#E69F00", "#009E73")
+    of_colors = ("#000000", "#999999", "#0072B2", "#E69F00", "#009E73")
+    colors = dict(zip(WAYS, of_colors, strict=True))
     for ax, (name, title) in zip(
         panels,
         {"accuracy": "Accuracy of rollouts (%)", "response_length": "Tokens of a response"}.items(),
@@ -227,10 +232,12 @@ def draw(rows: Sequence[Mapping[str, str]], path: Path) -> None:
     ):
         tidy(ax, title, "")
         scale = 100.0 if name == "accuracy" else 1.0
-        for (way, own), color in zip(by_way(rows).items(), colors, strict=False):
+        for way, own in by_way(rows).items():
             x = [int(row["rollout"]) for row in own]
-            ax.plot(x, [scale * float(row[name]) for row in own], color=color, label=way)
+            y = [scale * float(row[name]) for row in own]
+            ax.plot(x, y, STYLES.get(way, "-"), color=colors[way], label=way)
         ax.set_xlabel("rollout")
+        ax.xaxis.get_major_locator().set_params(integer=True)
     panels[0].legend(frameon=False, fontsize="small")
     figure.savefig(path, dpi=120)
 
