@@ -30,7 +30,7 @@ def test_only_the_engine_differs(way, tmp_path):
 
 def test_the_model_is_the_demos_with_wider_heads(monkeypatch, tmp_path):
     commands = []
-    monkeypatch.setattr(experiment, "vcppo", lambda command, folder: commands.append(command))
+    monkeypatch.setattr(experiment, "vcppo", lambda command, directory: commands.append(command))
     experiment.prepare(3, tmp_path)
     config = yaml.safe_load((experiment.SETTING / "cold_start.yaml").read_text())
     [cold_start] = commands

@@ -229,10 +229,10 @@ class SaveAfterThree(Callback):
             trainer.save_checkpoint(Path(trainer.default_root_dir, "three.ckpt"))
 
 
-def test_parts_of_a_response_have_the_logprobs_of_their_own_weights(actor_folder):
+def test_parts_of_a_response_have_the_logprobs_of_their_own_weights(actor_directory):
     engine = replace(SETTINGS, partial_length=2)
-    run = run_module(make_module(actor_folder, engine=engine), 9)
-    learned = assert_each_token_is_of_its_weights(actor_folder, run)
+    run = run_module(make_module(actor_directory, engine=engine), 9)
+    learned = assert_each_token_is_of_its_weights(actor_directory, run)
     assert_complete(learned, 8, run.trainer.lightning_module.sampler.stop_token_ids())
 
 

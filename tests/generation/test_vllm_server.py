@@ -199,15 +199,15 @@ def test_a_run_samples_from_servers(actor_directory, servers, tmp_path):
         assert abs(row["mismatch/kl_k1"]) < 1e-5 and row["mismatch/kl_k3"] < 1e-9
 
 
-def test_parts_of_a_response_have_the_logprobs_of_their_own_weights(actor_folder, servers):
+def test_parts_of_a_response_have_the_logprobs_of_their_own_weights(actor_directory, servers):
     engine = EngineSettings(
         "vllm_server",
         urls=[server.url for server in servers],
         token_file=str(servers[0].token_file),
         partial_length=2,
     )
-    run = fit(make_module(actor_folder, engine=engine), 9)
-    learned = assert_each_token_is_of_its_weights(actor_folder, run)
+    run = fit(make_module(actor_directory, engine=engine), 9)
+    learned = assert_each_token_is_of_its_weights(actor_directory, run)
     assert_complete(learned, 8, run.trainer.lightning_module.sampler.stop_token_ids())
 
 

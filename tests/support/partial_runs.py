@@ -14,7 +14,7 @@ def assert_each_token_is_of_its_weights(actor, run: Recorder) -> list:
     """Compare log-probabilities with those of the weights that each token names.
 
     Args:
-        actor: Folder of the actor from which the run started.
+        actor: Directory of the actor from which the run started.
         run: A run of `make_module` without value pretraining, whose first rollout has not filled.
 
     Returns:
