@@ -334,40 +334,19 @@ def test_a_list_is_read_row_by_row(data_mistake, tmp_path, monkeypatch):
 # Settings
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    every(
-        2,
-        [
-            (
-                ["--data.answer_field=gold"],
-                "problems.jsonl: none of 12 rows is valid; problems.jsonl:1",
-            ),
-            (
-                ["--data.val_size=12"],
-                "--data.val_size: 12 of 12 problems leaves none to train on; low",
-            ),
-            (
-                ["--data.val_path=problems.jsonl"],
-                "--data.val_path: all 12 training problems are near",
-            ),
-            (
-                ["--data.prompts_per_rollout=20"],
-                "--data.prompts_per_rollout: 20 is more than the 10",
-            ),
-            (
-                ["--data.chat_template=chat"],
-                "--data.chat_template: the tokenizer has none; expected",
-            ),
-            (["--data.evaluation_sets={a: b.jsonl}"], "b.jsonl: no such file"),
-            (
-                ["--data.evaluation_sets={a b: b}"],
-                "--data.evaluation_sets: expected names of letters",
-            ),
-            (["--data.max_prompt_length=5"], "problems.jsonl:"),
-        ],
-    ),
-)
+UNUSABLE = [
+    (["--data.answer_field=gold"], "problems.jsonl: none of 12 rows is valid; problems.jsonl:1"),
+    (["--data.val_size=12"], "--data.val_size: 12 of 12 problems leaves none to train on; low"),
+    (["--data.val_path=problems.jsonl"], "--data.val_path: all 12 training problems are near"),
+    (["--data.prompts_per_rollout=20"], "--data.prompts_per_rollout: 20 is more than the 10"),
+    (["--data.chat_template=chat"], "--data.chat_template: the tokenizer has none; expected"),
+    (["--data.evaluation_sets={a: b.jsonl}"], "b.jsonl: no such file"),
+    (["--data.evaluation_sets={a b: b}"], "--data.evaluation_sets: expected names of letters"),
+    (["--data.max_prompt_length=5"], "problems.jsonl:"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), every(2, UNUSABLE))
 def test_data_that_cannot_be_used(mistake, problems, arguments, message):
     line = mistake(problems(), *arguments)
     assert line.startswith(message), line
