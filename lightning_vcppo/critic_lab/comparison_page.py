@@ -58,11 +58,8 @@ LABELS = {
     "true_r2": "true R^2",
     "true_bias": "true bias",
     "true_variance": "variance of the error",
-    "lambda_actor": "lambda_actor",
 }
 """Titles of columns on the page; others are those of the CSV file."""
-CATEGORIES = {"type": "category"}
-"""Settings of an axis with lambdas, which are close to each other below 1."""
 COSTS = ("epochs", "tokens_per_s", "peak_mib")
 ERRORS = ("bias", "bias_squared", "reaching_gradient", "noise", "mse")
 
@@ -263,6 +260,11 @@ def _of_critics(
     return _lines(x, {fit["name"]: read(fit) for fit in fits})
 
 
+def _over_lambdas(curves: list[dict[str, Any]], y: str, **layout: Any) -> Spec:
+    """Return a figure over lambdas as categories: below 1 they are close to each other."""
+    return spec(curves, x="lambda", y=y, xaxis={"type": "category"}, **layout)
+
+
 def _figures(fits: Sequence[Fit]) -> Iterator[tuple[str, str, Spec]]:
     tenths = [(d + 0.5) / 10 for d in range(10)]
     lambdas = [f"{a['lam']:g}" for a in fits[0]["measures"]["advantages"]]
@@ -289,13 +291,11 @@ def _figures(fits: Sequence[Fit]) -> Iterator[tuple[str, str, Spec]]:
         "Noise of the advantages by lambda",
         "Standard deviation of A within a tenth, divided by that of R - V. A lower lambda reduces "
         "noise and relies more on V.",
-        spec(
+        _over_lambdas(
             _of_critics(
                 fits, lambdas, lambda fit: [a["noise"] for a in fit["measures"]["advantages"]]
             ),
-            x="lambda",
-            y="relative noise",
-            xaxis=CATEGORIES,
+            "relative noise",
         ),
     )
 
@@ -326,22 +326,12 @@ def _true_figures(fits: Sequence[Fit]) -> Iterator[tuple[str, str, Spec]]:
         "Bias that reaches the gradient, by lambda",
         "Mean square of the part of A's bias that differs between the tokens of a state. With "
         "lambda = 1 it is 0.",
-        spec(
-            _of_critics(fits, lambdas, by_lambda("reaching_gradient")),
-            x="lambda",
-            y="squared bias",
-            xaxis=CATEGORIES,
-        ),
+        _over_lambdas(_of_critics(fits, lambdas, by_lambda("reaching_gradient")), "squared bias"),
     )
     yield (
         "Variance of the advantages, by lambda",
         "Mean variance of A given state and token, which a lower lambda reduces.",
-        spec(
-            _of_critics(fits, lambdas, by_lambda("noise")),
-            x="lambda",
-            y="variance",
-            xaxis=CATEGORIES,
-        ),
+        _over_lambdas(_of_critics(fits, lambdas, by_lambda("noise")), "variance"),
     )
     signals = _of_critics(fits, lambdas, lambda fit: [f["signal"] for f in fit["truth"]["lambdas"]])
     for line, fit in zip(signals, fits, strict=True):
@@ -356,7 +346,7 @@ def _true_figures(fits: Sequence[Fit]) -> Iterator[tuple[str, str, Spec]]:
         "Cov(A, A*) / SD(A): the part of the standard deviation of the true advantages that those "
         "of the critic recover, whatever their scale. Bars are 95 % intervals over prompts.",
         # Grouped: the intervals of several critics would cover each other.
-        spec(signals, x="lambda", y="signal", xaxis=CATEGORIES, scattermode="group"),
+        _over_lambdas(signals, "signal", scattermode="group"),
     )
     best = fits[0]["truth"]["lambdas"]
     for title, name, text in (
