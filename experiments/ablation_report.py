@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from experiments.ablation import MAIN_ARMS, read_arms
-from experiments.runs import read_rows
+from experiments.runs import curves_of, read_rows
 from lightning_vcppo.comparison import statistics
 from lightning_vcppo.report.plotting import tidy
 
@@ -233,7 +233,7 @@ def main() -> None:
     text = table(rows)
     console = Console()
     console.print(Markdown(text) if console.is_terminal else text, soft_wrap=True)
-    curves = read_rows(arguments.results.with_name(f"{arguments.results.stem}_curves.csv"))
+    curves = read_rows(curves_of(arguments.results))
     draw_curves(curves, arguments.curves, arguments.output / "curves.png")
     draw_arms(rows, arguments.output / "arms.png")
     if arguments.initial:

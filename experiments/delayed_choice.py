@@ -36,6 +36,7 @@ from experiments.runs import (
     CONFIGS,
     append_rows,
     holds_model,
+    holds_run,
     metric_rows,
     read_rows,
     rounded,
@@ -186,8 +187,7 @@ def main() -> None:
             arguments.seeds, arguments.lengths, arguments.critics, ALGORITHMS
         ):
             which = dict(zip(RUN, (critic, lambda_critic, str(length), str(seed)), strict=True))
-            done = [{name: row[name] for name in RUN} for row in read_rows(arguments.results)]
-            if which in done:
+            if holds_run(arguments.results, which):
                 continue
             start_dir = arguments.runs / f"seed_{seed}" / f"cold_start_{length}"
             cold_start(seed, length, start_dir)

@@ -19,7 +19,7 @@ import yaml
 
 from experiments.protocol_report import report
 from experiments.runner import Arm, Results, run
-from experiments.runs import read_rows
+from experiments.runs import curves_of, read_rows
 from experiments.search import search
 
 ROOT = Path(__file__).parents[1]
@@ -130,8 +130,10 @@ def read_protocol(name: str) -> Protocol:
             contrasts.append(Contrast(arm, reference, kind == "primary"))
     seeds, pilot_seeds = (tuple(text[field]) for field in ("seeds", "pilot_seeds"))
     to_be_set = tuple(text.get("to_be_set") or ())
-    more = (to_be_set, text.get("search") or {})
-    return Protocol(name, settings, seeds, pilot_seeds, arms, tuple(contrasts), *more)
+    rates = text.get("search") or {}
+    return Protocol(
+        name, settings, seeds, pilot_seeds, arms, tuple(contrasts), to_be_set, search=rates
+    )
 
 
 def search_rates(protocol: Protocol, arms: Sequence[Arm], results: Results, runs: Path) -> None:
@@ -170,10 +172,10 @@ def main(name: str) -> None:
     try:
         protocol = read_protocol(name)
         if arguments.report:
-            curves = results.path.with_name(f"{results.path.stem}_curves.csv")
+            curves = read_rows(curves_of(results.path))
             pairs = [(c.arm, c.reference, c.primary) for c in protocol.contrasts]
             names = [arm.name for arm in protocol.arms]
-            print(report(results.rows(), read_rows(curves), names, protocol.seeds, pairs))
+            print(report(results.rows(), curves, names, protocol.seeds, pairs))
             return
         if arguments.search:
             search_rates(protocol, protocol.pick(arguments.arms), results, arguments.runs)

@@ -33,7 +33,16 @@ from typing import Any
 
 from experiments.preset_table import presets, settings
 from experiments.runner import prepare
-from experiments.runs import CONFIGS, append_rows, metric_rows, read_rows, rounded, vcppo
+from experiments.runs import (
+    CONFIGS,
+    append_rows,
+    holds_run,
+    metric_rows,
+    read_rows,
+    rounded,
+    vcppo,
+    write_report,
+)
 from lightning_vcppo.report.plotting import tidy
 
 SETTING = CONFIGS / "demo"
@@ -179,8 +188,7 @@ def main() -> None:
             if recipe not in presets():
                 raise ValueError(f"--recipes: {recipe!r} is not one of {', '.join(presets())}")
             which = {"recipe": recipe, "seed": str(arguments.seed)}
-            done = [{name: row[name] for name in which} for row in read_rows(arguments.results)]
-            if which not in done:
+            if not holds_run(arguments.results, which):
                 seed_dir = arguments.runs / f"seed_{arguments.seed}"
                 prepare(SETTING, arguments.seed, seed_dir)
                 run_dir, start = seed_dir / recipe, time.perf_counter()
@@ -188,9 +196,7 @@ def main() -> None:
                 seconds = round(time.perf_counter() - start)
                 row = which | outcome(run_dir, seed_dir / "cold_start") | {"seconds": seconds}
                 append_rows(arguments.results, COLUMNS, [row])
-            rows = read_rows(arguments.results)
-            arguments.results.with_suffix(".md").write_text(table(rows), encoding="utf-8")
-            draw(rows, arguments.results.with_suffix(".png"))
+            write_report(arguments.results, table, draw)
         print(table(read_rows(arguments.results)))
     except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")

@@ -43,6 +43,7 @@ import yaml
 from experiments.runs import (
     CONFIGS,
     append_rows,
+    curves_of,
     holds_model,
     metric_rows,
     read_rows,
@@ -147,9 +148,8 @@ class Results:
     def add(self, row: Row, curve: Sequence[Row]) -> None:
         """Add a finished run, first its curve, because the row marks the run as finished."""
         with self.lock:
-            curves = self.path.with_name(f"{self.path.stem}_curves.csv")
             columns = ("arm", "seed", "actor_lr", "rollout", "policy_rollout", *CURVES)
-            append_rows(curves, columns, curve)
+            append_rows(curves_of(self.path), columns, curve)
             append_rows(self.path, COLUMNS, [row])
 
     def check_machine(self, seed: int) -> None:

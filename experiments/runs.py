@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,33 @@ def append_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, 
         if header is None:
             writer.writeheader()
         writer.writerows(rows)
+
+
+def curves_of(results: Path) -> Path:
+    """Return the file of training curves, which is next to the file of results."""
+    return results.with_name(f"{results.stem}_curves.csv")
+
+
+def holds_run(results: Path, which: Mapping[str, str]) -> bool:
+    """Return whether a file of results has the run that these columns identify."""
+    return any(which.items() <= row.items() for row in read_rows(results))
+
+
+def write_report(
+    results: Path,
+    table: Callable[[Sequence[Mapping[str, str]]], str],
+    draw: Callable[[Sequence[Mapping[str, str]], Path], None],
+) -> None:
+    """Write the rows of a file of results as a table and as a figure next to it.
+
+    Args:
+        results: File of results.
+        table: Returns rows as a table in Markdown.
+        draw: Draws rows into a file.
+    """
+    rows = read_rows(results)
+    results.with_suffix(".md").write_text(table(rows), encoding="utf-8")
+    draw(rows, results.with_suffix(".png"))
 
 
 def rounded(number: str) -> str:

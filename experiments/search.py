@@ -14,7 +14,7 @@ from statistics import fmean
 
 from experiments.protocol_report import LAST
 from experiments.runner import Arm, Results, run
-from experiments.runs import read_rows
+from experiments.runs import curves_of, read_rows
 
 
 def next_rate(rates: Sequence[float], scores: Mapping[float, float]) -> float | None:
@@ -36,9 +36,8 @@ def next_rate(rates: Sequence[float], scores: Mapping[float, float]) -> float | 
 
 def scores_of(arm: Arm, seed: int, results: Results) -> dict[float, float]:
     """Return the scores of an arm's finished runs by learning rate, in the order of the runs."""
-    curves = results.path.with_name(f"{results.path.stem}_curves.csv")
     accuracies: dict[float, list[float]] = {}
-    for point in read_rows(curves):
+    for point in read_rows(curves_of(results.path)):
         rate = float(point["actor_lr"])
         if (point["arm"], int(point["seed"])) == (arm.name, seed) and point["policy_rollout"]:
             accuracies.setdefault(rate, []).append(float(point["accuracy"]))

@@ -42,10 +42,12 @@ from experiments.runs import (
     CONFIGS,
     append_rows,
     holds_model,
+    holds_run,
     metric_rows,
     read_rows,
     rounded,
     vcppo,
+    write_report,
 )
 from lightning_vcppo.common.processes import ONE_THREAD
 from lightning_vcppo.report.plotting import tidy
@@ -258,7 +260,7 @@ def main() -> None:
     try:
         for way in arguments.ways:
             which = {"way": way, "seed": str(arguments.seed)}
-            if any(which.items() <= row.items() for row in read_rows(arguments.results)):
+            if holds_run(arguments.results, which):
                 continue
             prepare(arguments.seed, seed_dir)
             run_dir = seed_dir / way.replace(", ", "_").replace(" ", "_")
@@ -270,9 +272,7 @@ def main() -> None:
                     server = stack.enter_context(running)
                 vcppo(command(way, arguments.seed, seed_dir, arguments.rollouts, server), run_dir)
             append_rows(arguments.results, COLUMNS, [which | row for row in curve(run_dir)])
-            rows = read_rows(arguments.results)
-            arguments.results.with_suffix(".md").write_text(table(rows), encoding="utf-8")
-            draw(rows, arguments.results.with_suffix(".png"))
+            write_report(arguments.results, table, draw)
         print(table(read_rows(arguments.results)))
     except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 
 from experiments.protocol import read_protocol
-from experiments.runs import read_rows
+from experiments.runs import curves_of, read_rows
 from lightning_vcppo.report.plotting import tidy
 
 RESULTS = Path(__file__).parents[2] / "docs/experiments/dose_response.csv"
@@ -94,7 +94,7 @@ def main() -> None:
     results = parser.parse_args().results
     seeds = read_protocol("dose_response").seeds
     rows = [row for row in read_rows(results) if int(row["seed"]) in seeds]
-    curves = read_rows(results.with_name(f"{results.stem}_curves.csv"))
+    curves = read_rows(curves_of(results))
     print(gates(rows, curves))
     draw(rows, curves, results.with_suffix(".png"))
 

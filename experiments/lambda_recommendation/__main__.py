@@ -20,7 +20,7 @@ from experiments.lambda_recommendation.verdict import verdict
 from experiments.protocol import ROOT, Protocol, read_protocol
 from experiments.protocol_report import report
 from experiments.runner import Arm, Results, prepare, run
-from experiments.runs import read_rows, vcppo, vcppo_plain
+from experiments.runs import curves_of, read_rows, vcppo, vcppo_plain
 
 NAME = "lambda_recommendation"
 
@@ -83,7 +83,7 @@ def recommend(
 def show(protocol: Protocol, results: Path, recommended: dict[str, dict[str, Any]]) -> str:
     """Return the tables and the verdict of each task."""
     rows = read_rows(results)
-    curves = read_rows(results.with_name(f"{results.stem}_curves.csv"))
+    curves = read_rows(curves_of(results))
     accuracy = by_arm(rows, "accuracy")
     texts = []
     for task, arms in tasks(protocol).items():
