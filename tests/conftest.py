@@ -42,13 +42,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _clean_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Start outside the checkout, and leave no seed, ranks or process group of a run behind.
+    """Start outside the checkout, and leave no seed and no ranks of a run behind.
 
     Whatever a test draws is the same each time, alone or after others; so is what fixtures of a
     module draw, which are made before this one.
     """
     import torch
-    import torch.distributed
 
     from tests.support.tiny_runs import LAUNCHED
 
@@ -58,8 +57,6 @@ def _clean_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[No
     yield
     for variable in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", *LAUNCHED):
         os.environ.pop(variable, None)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="session")
