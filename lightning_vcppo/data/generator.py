@@ -20,7 +20,7 @@ It tests decisions (continue or answer, which method), not knowledge:
     </think>
     \boxed{133}
 
-Sums of fractions (`fraction_sums.py`) have answers that are not integers. Counting subsets
+Sums of fractions (`fraction_sums.py`) have answers that are not integers. Finding subsets
 (`subset_sums.py`) is a search, in which an error appears in the answer only at the end.
 
 Solutions can be imperfect in the same ways as a language model's: wrong digits, a rough method
@@ -42,6 +42,7 @@ from lightning_vcppo.data.subset_sums import (
     MOST_NUMBERS,
     SubsetCount,
     draw_subset_count,
+    draw_subset_ends,
     search,
 )
 
@@ -57,16 +58,16 @@ class ProblemSettings:
         families: Kinds of problems to draw from, see `FAMILIES`.
         min_steps: Smallest number of operations (lines of reasoning) of a problem.
         max_steps: Largest number of operations; in `recurrence` a step is two operations, in
-            `short_recurrence` an odd number of operations is rounded up, in `subsets` it is a
-            number to choose from. A line takes about 36 tokens of the tiny tokenizer, 8 in
-            counting.
+            `short_recurrence` an odd number of operations is rounded up, in `subsets` and
+            `subset_ends` it is a number to choose from. A line takes about 36 tokens of the tiny
+            tokenizer, 8 in counting.
         slip_rate: Probability that a digit of a worked solution is wrong (and carried on).
         rough_rate: Share of solutions that choose, in their first token, the rough method: it never
             computes the last digit, so the answer is nearly always wrong, which nothing later
             corrects. In counting it rounds the answer up, without earlier sign of the choice.
         check_rate: Probability that a line is worked twice; the second, careful working is kept.
         early_stop_rate: Probability, after each line, that a solution skips the rest and answers.
-        prune_rate: In `subsets`: probability that a branch of the search is wrongly pruned.
+        prune_rate: In `subsets` and `subset_ends`: probability that a branch is wrongly pruned.
     """
 
     families: Sequence[str] = ("sum",)
@@ -92,7 +93,7 @@ class ProblemSettings:
         for name in ("slip_rate", "rough_rate", "check_rate", "early_stop_rate", "prune_rate"):
             if not 0.0 <= (rate := getattr(self, name)) <= 1.0:
                 raise ValueError(f"{name}: expected a probability in [0, 1], got {rate}")
-        if "subsets" in self.families and self.max_steps > MOST_NUMBERS:
+        if {"subsets", "subset_ends"} & {*self.families} and self.max_steps > MOST_NUMBERS:
             raise ValueError(
                 f"max_steps: subsets have at most {MOST_NUMBERS} numbers, got {self.max_steps}"
             )
@@ -192,6 +193,7 @@ FAMILIES: dict[str, Callable[[random.Random, int], Chain | FractionSum | SubsetC
     "count": _count,
     "fraction": draw_sum,
     "subsets": draw_subset_count,
+    "subset_ends": draw_subset_ends,
 }
 
 

@@ -1,4 +1,4 @@
-r"""Count the subsets of some numbers that have a given sum, by depth-first search with pruning.
+r"""Find the subsets of some numbers that have a given sum, by depth-first search with pruning.
 
 "How many subsets of 3 5 6 8 9 4 sum to 17?" is solved node by node, one line each:
 
@@ -13,7 +13,7 @@ r"""Count the subsets of some numbers that have a given sum, by depth-first sear
     \boxed{3}
 
 A line has the choice so far (1 takes a number, 0 skips it, in the order of the question), the sum
-of the taken numbers, a mark, and the number of subsets found so far. The mark means:
+of the taken numbers, a mark, and a tally: how many subsets were found so far. The mark means:
 
     .   both choices for the next number, taking it first
     =   the sum is right: one more is found, and the search backtracks
@@ -21,14 +21,19 @@ of the taken numbers, a mark, and the number of subsets found so far. The mark m
     <   the sum is too small even with all remaining numbers: backtrack
 
 Every error is visible where it is made, but appears in the answer only at the end: a wrongly pruned
-subset is missing in the count. An answer before the tree is exhausted may be right by chance.
+subset is missing in the count.
+
+Counts are small, so that two of three are 1, 2 or 3 and a wrong search is often right by chance.
+"The subsets of 3 5 6 8 9 4 that sum to 17: what do their last numbers sum to?" is the same search,
+in which the tally grows by the last number of a subset; no answer is right more often than one in
+fourteen times.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from lightning_vcppo.data.problem import THINK_CLOSE
@@ -41,24 +46,49 @@ MOST_LINES = 80
 
 @dataclass(frozen=True)
 class SubsetCount:
-    """Different digits, and the target sum."""
+    """Different digits, and the target sum.
+
+    Attributes:
+        numbers: Digits to choose from.
+        target: Sum that is asked for.
+        ends: Whether the last numbers of the subsets are added up, instead of counting subsets.
+    """
 
     numbers: tuple[int, ...]
     target: int
+    ends: bool = False
 
     @property
     def question(self) -> str:
         """The text of the problem."""
-        return f"How many subsets of {' '.join(map(str, self.numbers))} sum to {self.target}?"
+        numbers = " ".join(map(str, self.numbers))
+        if self.ends:
+            return (
+                f"The subsets of {numbers} that sum to {self.target}: "
+                "what do their last numbers sum to?"
+            )
+        return f"How many subsets of {numbers} sum to {self.target}?"
 
     @property
     def answer(self) -> int:
-        """The number of subsets, counted without a search."""
+        """The number of subsets, or the sum of their last numbers, without a search."""
         ways = [1] + [0] * self.target
+        ends = 0
         for number in self.numbers:
+            if number <= self.target:
+                ends += number * ways[self.target - number]
             for total in range(self.target, number - 1, -1):
                 ways[total] += ways[total - number]
-        return ways[self.target]
+        return ends if self.ends else ways[self.target]
+
+    def tally(self, choice: str) -> int:
+        """Return by how much a subset, which ends with its last number, raises the tally."""
+        return self.numbers[choice.rfind("1")] if self.ends and "1" in choice else 1
+
+
+def draw_subset_ends(rng: random.Random, steps: int) -> SubsetCount:
+    """Draw numbers and a sum, as `draw_subset_count` does; ask for the last numbers."""
+    return replace(draw_subset_count(rng, steps), ends=True)
 
 
 def draw_subset_count(rng: random.Random, steps: int) -> SubsetCount:
@@ -107,7 +137,7 @@ def search(
 def _nodes(
     problem: SubsetCount, rng: random.Random, slip_rate: float = 0.0, prune_rate: float = 0.0
 ) -> Iterator[tuple[str, int]]:
-    """Yield the line of each node, and how many subsets have been found after it."""
+    """Yield the line of each node, and the tally after it."""
     numbers, target = problem.numbers, problem.target
     left = [*accumulate(reversed(numbers), initial=0)][::-1]  # sum of what follows, by depth
     found = 0
@@ -118,7 +148,7 @@ def _nodes(
             total = total // 10 * 10 + rng.randrange(10)
         depth = len(choice)
         if total == target:
-            mark, found = "=", found + 1
+            mark, found = "=", found + problem.tally(choice)
         elif total > target:
             mark = ">"
         elif total + left[depth] < target:

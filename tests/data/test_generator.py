@@ -34,6 +34,12 @@ def evaluate(question: str) -> int | str:
         numbers = [int(number) for number in match[1].split()]
         subsets = (c for n in range(len(numbers) + 1) for c in combinations(numbers, n))
         return sum(sum(subset) == int(match[2]) for subset in subsets)
+    if match := re.fullmatch(
+        r"The subsets of ([0-9 ]+) that sum to (\d+): what do their last numbers sum to\?", question
+    ):
+        numbers = [int(number) for number in match[1].split()]
+        subsets = (c for n in range(1, len(numbers) + 1) for c in combinations(numbers, n))
+        return sum(subset[-1] for subset in subsets if sum(subset) == int(match[2]))
     match = re.fullmatch(r"Find the remainder when ([0-9+*^ ]+) is divided by 1000\.", question)
     assert match, question
     return int(eval(match[1].replace("^", "**"))) % 1000

@@ -1,18 +1,24 @@
-"""Counting subsets: the search is complete, each line is right, flaws come at their rates."""
+"""Finding subsets: the search is complete, each line is right, flaws come at their rates."""
 
 import random
+from collections import Counter
 from itertools import combinations, product
 
 import pytest
 
-from lightning_vcppo.data.subset_sums import SubsetCount, draw_subset_count, search
+from lightning_vcppo.data.subset_sums import (
+    SubsetCount,
+    draw_subset_count,
+    draw_subset_ends,
+    search,
+)
 
 EXAMPLE = SubsetCount((3, 5, 6, 8, 9, 4), 17)
 
 
-def draws(count=200, steps=range(5, 9)):
+def draws(count=200, steps=range(5, 9), draw=draw_subset_count):
     rng = random.Random(0)
-    return [draw_subset_count(rng, rng.choice(steps)) for _ in range(count)]
+    return [draw(rng, rng.choice(steps)) for _ in range(count)]
 
 
 def read(solution):
@@ -52,8 +58,43 @@ def test_answers_are_those_of_brute_force(steps):
         assert read(search(problem, random.Random(1)))[1] == problem.answer
 
 
-def test_every_line_is_right_and_no_solution_is_pruned():
-    for problem in draws(40):
+def test_the_last_numbers_of_the_example():
+    ends = SubsetCount((3, 5, 6, 8, 9, 4), 17, ends=True)
+    assert (
+        ends.question
+        == "The subsets of 3 5 6 8 9 4 that sum to 17: what do their last numbers sum to?"
+    )
+    # 3+6+8, 3+5+9, 5+8+4, 8+9
+    assert ends.answer == 8 + 9 + 4 + 9
+    lines = search(ends, random.Random(0)).splitlines()
+    assert [line for line in lines if "=" in line] == [
+        "11001:17=9",
+        "1011:17=17",
+        "010101:17=21",
+        "00011:17=30",
+    ]
+    assert lines[-1] == "\\boxed{30}"
+
+
+@pytest.mark.parametrize("steps", range(1, 10))
+def test_sums_of_last_numbers_are_those_of_brute_force(steps):
+    for problem in draws(20, [steps], draw_subset_ends):
+        subsets = (c for n in range(1, steps + 1) for c in combinations(problem.numbers, n))
+        assert problem.answer == sum(c[-1] for c in subsets if sum(c) == problem.target) >= 1
+        assert read(search(problem, random.Random(1)))[1] == problem.answer
+
+
+def test_no_sum_of_last_numbers_is_a_good_guess():
+    def best_guess(draw):
+        [(_, most)] = Counter(p.answer for p in draws(1000, draw=draw)).most_common(1)
+        return most / 1000
+
+    assert best_guess(draw_subset_ends) < 0.1 < 0.25 < best_guess(draw_subset_count)
+
+
+@pytest.mark.parametrize("draw", [draw_subset_count, draw_subset_ends])
+def test_every_line_is_right_and_no_solution_is_pruned(draw):
+    for problem in draws(40, draw=draw):
         nodes, answer = read(search(problem, random.Random(0)))
         found, cut, last = 0, set(), (-1,)
         for choice, total, mark, tally in nodes:
@@ -66,7 +107,8 @@ def test_every_line_is_right_and_no_solution_is_pruned():
                 "<": total + left < problem.target,
             }
             assert verdicts.get(mark, not any(verdicts.values()))
-            found += mark == "="
+            if mark == "=":
+                found += taken[-1] if problem.ends else 1
             assert tally == found
             order = tuple(1 - int(bit) for bit in choice)  # taking comes first, depth first
             assert order > last
