@@ -40,9 +40,8 @@ from lightning_vcppo.data.fraction_sums import FractionSum, draw_sum, fraction_l
 from lightning_vcppo.data.problem import THINK_CLOSE, Problem
 from lightning_vcppo.data.subset_sums import (
     MOST_NUMBERS,
-    SubsetCount,
-    draw_subset_count,
-    draw_subset_ends,
+    SubsetSearch,
+    draw_subsets,
     search,
 )
 
@@ -58,16 +57,16 @@ class ProblemSettings:
         families: Kinds of problems to draw from, see `FAMILIES`.
         min_steps: Smallest number of operations (lines of reasoning) of a problem.
         max_steps: Largest number of operations; in `recurrence` a step is two operations, in
-            `short_recurrence` an odd number of operations is rounded up, in `subsets` and
-            `subset_ends` it is a number to choose from. A line takes about 36 tokens of the tiny
-            tokenizer, 8 in counting.
+            `short_recurrence` an odd number of operations is rounded up, in `subsets` it is a
+            number to choose from. A line takes about 36 tokens of the tiny tokenizer, 8 in
+            counting.
         slip_rate: Probability that a digit of a worked solution is wrong (and carried on).
         rough_rate: Share of solutions that choose, in their first token, the rough method: it never
             computes the last digit, so the answer is nearly always wrong, which nothing later
             corrects. In counting it rounds the answer up, without earlier sign of the choice.
         check_rate: Probability that a line is worked twice; the second, careful working is kept.
         early_stop_rate: Probability, after each line, that a solution skips the rest and answers.
-        prune_rate: In `subsets` and `subset_ends`: probability that a branch is wrongly pruned.
+        prune_rate: In `subsets`: probability that a branch of the search is wrongly pruned.
     """
 
     families: Sequence[str] = ("sum",)
@@ -93,7 +92,7 @@ class ProblemSettings:
         for name in ("slip_rate", "rough_rate", "check_rate", "early_stop_rate", "prune_rate"):
             if not 0.0 <= (rate := getattr(self, name)) <= 1.0:
                 raise ValueError(f"{name}: expected a probability in [0, 1], got {rate}")
-        if {"subsets", "subset_ends"} & {*self.families} and self.max_steps > MOST_NUMBERS:
+        if "subsets" in self.families and self.max_steps > MOST_NUMBERS:
             raise ValueError(
                 f"max_steps: subsets have at most {MOST_NUMBERS} numbers, got {self.max_steps}"
             )
@@ -184,7 +183,7 @@ def _count(rng: random.Random, steps: int) -> Chain:
     return Chain(question, start, (Operation("+", 1),) * steps, is_count=True)
 
 
-FAMILIES: dict[str, Callable[[random.Random, int], Chain | FractionSum | SubsetCount]] = {
+FAMILIES: dict[str, Callable[[random.Random, int], Chain | FractionSum | SubsetSearch]] = {
     "sum": _sum,
     "product": _product,
     "power": _power,
@@ -192,8 +191,7 @@ FAMILIES: dict[str, Callable[[random.Random, int], Chain | FractionSum | SubsetC
     "short_recurrence": _short_recurrence,
     "count": _count,
     "fraction": draw_sum,
-    "subsets": draw_subset_count,
-    "subset_ends": draw_subset_ends,
+    "subsets": draw_subsets,
 }
 
 
@@ -224,10 +222,10 @@ def generate_problems(count: int, settings: ProblemSettings, *, seed: int) -> li
 
 
 def work_out(
-    chain: Chain | FractionSum | SubsetCount, settings: ProblemSettings, rng: random.Random
+    chain: Chain | FractionSum | SubsetSearch, settings: ProblemSettings, rng: random.Random
 ) -> str:
     """Write a solution of a chain, with the imperfections of the settings."""
-    if isinstance(chain, SubsetCount):
+    if isinstance(chain, SubsetSearch):
         return search(
             chain,
             rng,
