@@ -17,7 +17,9 @@ from lightning_vcppo.generation import TransformersEngine, VLLMEngine, VLLMServe
 from lightning_vcppo.models import loading
 from lightning_vcppo.models.hf_folders import write_folder
 from lightning_vcppo.settings import EngineSettings, SamplingSettings
+from tests.support.forks import run_ranks
 from tests.support.partial_runs import assert_complete, assert_each_token_is_of_its_weights
+from tests.support.server_ranks import as_rank, joined, train
 from tests.support.serving import ServerProcess
 from tests.support.stopping import PROMPTS, assert_responses_end_where_they_should
 from tests.support.tiny_runs import ROLLOUTS, TINY_QWEN2, assert_finite, logged, vcppo
@@ -209,6 +211,34 @@ def test_parts_of_a_response_have_the_logprobs_of_their_own_weights(actor_direct
     run = fit(make_module(actor_directory, engine=engine), 9)
     learned = assert_each_token_is_of_its_weights(actor_directory, run)
     assert_complete(learned, 8, run.trainer.lightning_module.sampler.stop_token_ids())
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("ahead", "count"), [(0, 1), (1, 2)])
+def test_two_ranks_sample_what_one_does(actor_directory, servers, tmp_path, ahead, count):
+    engine = EngineSettings(
+        "vllm_server",
+        urls=[server.url for server in servers[:count]],
+        token_file=str(servers[0].token_file),
+        rollouts_ahead=ahead,
+    )
+    arguments = (actor_directory, tmp_path, engine)
+    logs = tmp_path / "logs"
+    assert run_ranks(as_rank, *arguments, ranks=2, logs=logs), (logs / "0.log").read_text()[-3000:]
+    rollouts, actors, metrics = joined(tmp_path)
+    alone = train(actor_directory, engine)
+    for ours, theirs in zip(rollouts, alone.rollouts, strict=True):
+        assert ours.responses == theirs.responses
+        torch.testing.assert_close(
+            ours.sampler_logprobs_BT, theirs.sampler_logprobs_BT, atol=1e-4, rtol=0
+        )
+        if ahead:
+            assert torch.equal(ours.versions_B, theirs.versions_B)
+    assert len({tuple(rollout.responses) for rollout in rollouts}) == len(rollouts)
+    for first, second in zip(*actors, strict=True):
+        assert torch.equal(first, second)
+    for row in metrics if not ahead else []:  # of other weights than the rank's it would be more
+        assert row["mismatch/kl_k3"] < 1e-9
 
 
 def test_a_killed_server_is_started_again_and_given_the_weights(model, servers):
