@@ -8,10 +8,10 @@ A run of a tiny model samples on servers in separate processes. At moments that 
 
 1. A kill: a server or the trainer gets SIGKILL; a server is restarted at once, the trainer with
    `--ckpt_path=last`.
-2. A stall: all processes of a server get SIGSTOP, and SIGCONT after `--stall_s`. The run waits for
-   a stall that is shorter than `--timeout_s`. After a longer one the server counts as hanging: the
-   others take over its responses, or it is tried again. A stall that the trainer has reported is
-   counted as noticed.
+2. A stall: after some rollouts, all processes of a server get SIGSTOP, and SIGCONT after
+   `--stall_s`. The run waits for a stall that is shorter than `--timeout_s`. After a longer one
+   the server counts as hanging: the others take over its responses, or it is tried again. A stall
+   that the trainer has reported is counted as noticed.
 
 Runs are repeated until the numbers of kills and stalls are reached. In the end each run must have
 the rows of all its rollouts, once each and in order, and the weights of an undisturbed run: to the
@@ -109,7 +109,10 @@ class Trainer:
 
     def rollouts(self) -> list[int]:
         """Return the numbers of the rollouts that have a row in metrics.csv."""
-        with (self.directory / "metrics.csv").open() as file:
+        path = self.directory / "metrics.csv"
+        if not path.exists():
+            return []
+        with path.open() as file:
             rows = list(csv.DictReader(file))
         return [int(float(row["step"])) for row in rows if row.get("rollout/reward_mean")]
 
@@ -167,39 +170,46 @@ def disturb(
     left = list(planned)
     trainer.start()
     end = time.monotonic() + LIMIT_S
-    next_fault = time.monotonic() + chance.uniform(0.1, 0.9) * run_s
+    next_kill = time.monotonic() + chance.uniform(0.1, 0.9) * run_s
+    stall_after = chance.randrange(ROLLOUT_COUNT)
     while not trainer.has_ended():
         if time.monotonic() > end:
             trainer.kill()
             raise TimeoutError(f"{trainer.directory} after {faults}: {trainer.log_end()}")
         time.sleep(0.05)
-        if not left or time.monotonic() < next_fault:
-            continue
-        if left.pop(0) == "stall":
-            noticed = _stall(chance.choice(servers), trainer, stall_s)
-            faults += Faults(stall=1, noticed=noticed)
-        elif chance.random() < 0.5:
-            trainer.kill()
-            trainer.start()
-            faults += Faults(trainer=1)
+        done = len(trainer.rollouts())
+        if left[:1] == ["kill"] and time.monotonic() >= next_kill:
+            faults += _kill(trainer, servers, chance)
+        elif left[:1] == ["stall"] and done >= stall_after:
+            time.sleep(chance.uniform(0, 1 / ROLLOUT_COUNT) * run_s)
+            if trainer.has_ended():
+                break
+            faults += _stall(trainer, chance.choice(servers), stall_s)
         else:
-            victim = chance.choice(servers)
-            victim.kill()
-            victim.start()
-            faults += Faults(server=1)
-        next_fault = time.monotonic() + chance.uniform(0.1, 0.9) * run_s
+            continue
+        left.pop(0)
+        next_kill = time.monotonic() + chance.uniform(0.1, 0.9) * run_s
+        stall_after = done + chance.randrange(1, ROLLOUT_COUNT)
     return faults
 
 
-def _stall(server: ServerProcess, trainer: Trainer, seconds: float) -> int:
-    """Stop a server for that time; return 1 if the trainer has reported it, otherwise 0."""
+def _kill(trainer: Trainer, servers: list[ServerProcess], chance: random.Random) -> Faults:
+    """Kill the trainer or a server, and start it again."""
+    victim = trainer if chance.random() < 0.5 else chance.choice(servers)
+    victim.kill()
+    victim.start()
+    return Faults(trainer=1) if isinstance(victim, Trainer) else Faults(server=1)
+
+
+def _stall(trainer: Trainer, server: ServerProcess, seconds: float) -> Faults:
+    """Stop a server for that time."""
     before = trainer.reported()
     server.signal_all(signal.SIGSTOP)
     try:
         time.sleep(seconds)
     finally:
         server.signal_all(signal.SIGCONT)
-    return int(trainer.reported() > before)
+    return Faults(stall=1, noticed=int(trainer.reported() > before))
 
 
 def difference(run: Trainer, other: Trainer) -> float:
