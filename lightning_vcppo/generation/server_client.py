@@ -103,6 +103,10 @@ class ServerClient:
                 if isinstance(of_worker, dict) and key in of_worker:
                     raise kind(str(of_worker[key]))
         self._call("POST", "/update_weight_version", {"new_version": version})
+        self.resume()
+
+    def resume(self) -> None:
+        """Let the server sample again; without a pause it does nothing."""
         self._call("POST", "/resume")
 
     def generate(

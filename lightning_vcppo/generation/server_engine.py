@@ -146,6 +146,7 @@ class VLLMServerEngine:
         def prepare(client: ServerClient, over: Callable[[], bool]) -> None:
             with self._directory.turn(client.url, over):
                 if client.version() == self._name:
+                    client.resume()  # it may have failed after it had taken the weights
                     return
                 if (room := client.max_model_len()) < longest + limit:
                     raise ServerRefusal(
