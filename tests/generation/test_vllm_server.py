@@ -13,10 +13,17 @@ import torch
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm", exc_type=ImportError)
 
 from lightning_vcppo.data.tiny_tokenizer import default_tokenizer
-from lightning_vcppo.generation import TransformersEngine, VLLMEngine, VLLMServerEngine
+from lightning_vcppo.generation import (
+    TransformersEngine,
+    VLLMEngine,
+    VLLMServerEngine,
+    server_engine,
+)
+from lightning_vcppo.generation.server_client import ServerClient
 from lightning_vcppo.models import loading
 from lightning_vcppo.models.hf_folders import write_folder
 from lightning_vcppo.settings import EngineSettings, SamplingSettings
+from tests.support.file_groups import FileGroups
 from tests.support.forks import run_ranks
 from tests.support.partial_runs import assert_complete, assert_each_token_is_of_its_weights
 from tests.support.server_ranks import as_rank, joined, train
@@ -53,6 +60,26 @@ def servers(actor_directory):
     finally:
         for server in both:
             server.end()
+
+
+@pytest.fixture
+def transfer_server(actor_directory, tmp_path, monkeypatch):
+    """Start a server that takes weights by vLLM's own transfer, with files in place of NCCL."""
+    groups = FileGroups(tmp_path)
+    monkeypatch.setattr(server_engine, "NCCL", lambda device: groups)
+    monkeypatch.setattr(server_engine, "require_nccl", lambda: None)
+    server = ServerProcess(
+        actor_directory,
+        tmp_path,
+        worker_extension_cls="tests.support.file_groups.WorkerWithFileGroups",
+        weight_transfer_config={"backend": "files"},
+    )
+    try:
+        server.start()
+        server.wait()
+        yield server
+    finally:
+        server.end()
 
 
 @pytest.fixture
@@ -172,6 +199,36 @@ def test_weights_of_another_model_are_refused(servers):
     other = loading.build_actor(config, default_tokenizer(320))
     with pytest.raises(ValueError, match=r"urls: http.*model.layers.1.* is absent in the trainer"):
         greedy(engine_for(other, servers[0]))
+
+
+@pytest.mark.thorough
+def test_vllms_own_transfer_takes_weights_again_and_again(model, transfer_server):
+    torch.manual_seed(0)
+    token = transfer_server.token_file.read_text().strip()
+    client = ServerClient(transfer_server.url, token, timeout_s=60, work_timeout_s=60)
+    client.post("/start_weight_update")  # by a trainer that was then killed
+    engine = engine_for(model, transfer_server, weight_transfer="nccl")
+    trainer = TransformersEngine(model, pad_token_id=0, eos_token_ids=set())
+    seen, tied = [], 0
+    for update in range(1, 4):
+        seen.append(greedy(engine, 16))
+        tied += ties(model, seen[-1], greedy(trainer, 16))
+        move(model)
+        assert torch.equal(greedy(engine, 16), seen[-1])  # the server has a copy
+        engine.take_weights(update)
+    assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2])
+    assert tied <= 3
+    config = TINY_QWEN2 | {"hidden_size": 64, "num_hidden_layers": 1}
+    other = loading.build_actor(config, default_tokenizer(320))
+    with pytest.raises(ValueError, match=r"urls: http.*model.layers.1.* is absent in the trainer"):
+        greedy(engine_for(other, transfer_server, weight_transfer="nccl"))
+
+
+def test_a_server_without_the_flag_refuses_a_transfer(model, servers, tmp_path, monkeypatch):
+    monkeypatch.setattr(server_engine, "NCCL", lambda device: FileGroups(tmp_path))
+    monkeypatch.setattr(server_engine, "require_nccl", lambda: None)
+    with pytest.raises(ValueError, match=r"it was started without .*nccl"):
+        greedy(engine_for(model, servers[0], weight_transfer="nccl"))
 
 
 def test_a_stall_is_waited_for(model, servers, capsys):

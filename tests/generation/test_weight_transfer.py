@@ -293,7 +293,7 @@ def test_a_server_is_started_with_vllms_flag():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
-def test_vllm_reads_what_is_sent_and_has_what_is_called(model, start):
+def test_vllm_reads_what_is_sent_and_has_what_is_called(tiny_actor, model, start):
     from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
     from vllm.distributed.device_communicators.pynccl_wrapper import NCCLLibrary, ncclUniqueId
     from vllm.distributed.weight_transfer.nccl_common import uid_init_process_group
@@ -309,7 +309,8 @@ def test_vllm_reads_what_is_sent_and_has_what_is_called(model, start):
     assert len(info.nccl_unique_id_bytes) == 128
     update = engine.parse_update_info(server.bodies[UPDATE]["update_info"])
     assert update.names == [name for name, _ in plain_weights(model)]
-    assert EngineArgs(weight_transfer_config={"backend": "nccl"}).weight_transfer_config
+    arguments = EngineArgs(str(tiny_actor), weight_transfer_config={"backend": "nccl"})
+    assert arguments.weight_transfer_config.backend == "nccl"
     names = ["nccl_unique_id_bytes", "rank", "world_size", "device"]
     assert [*inspect.signature(uid_init_process_group).parameters] == names
     names = ["self", "tensor", "src", "stream"]
