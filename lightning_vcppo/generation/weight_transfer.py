@@ -13,7 +13,7 @@ The group's id travels in a request with the token. So the trainer opens no port
 addition to NCCL's, and pickles nothing.
 
 `NCCL` was written from the sources of vLLM 0.32 and 0.33, and is untested until a GPU has run it.
-The rest is tested with groups that need no GPU. Not written:
+The rest is tested with groups that need no GPU, on vLLM's own server (0.32), too. Not written:
 
 * several trainer processes: after the first one has all its responses, nobody could send weights to
   a server that is restarted;
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import base64
 import importlib.metadata
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -215,6 +216,10 @@ class NCCL:
             f"{FLAG}: the run trains on {device.type}, and NCCL sends from a CUDA device; set it "
             "to files",
         )
+        require(  # it would send nothing, without an error
+            os.environ.get("VLLM_DISABLE_PYNCCL", "").lower() not in ("1", "true"),
+            f"{FLAG}: VLLM_DISABLE_PYNCCL is set in the environment; unset it",
+        )
         index = torch.cuda.current_device() if device.index is None else device.index
         self._device = torch.device("cuda", index)
 
@@ -232,8 +237,6 @@ class NCCL:
 
         with torch.cuda.device(self._device):
             communicator = uid_init_process_group(group_id, 0, size, self._device)
-        # A disabled communicator sends nothing, and says nothing.
-        require(not communicator.disabled, f"{FLAG}: VLLM_DISABLE_PYNCCL is set; unset it")
         return _NCCLGroup(communicator, self._device)
 
 

@@ -258,6 +258,9 @@ def test_versions_and_devices_are_checked(monkeypatch, version, cuda, message):
 def test_a_run_on_the_cpu_and_several_processes_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="nccl: the run trains on cpu, and NCCL sends from a CUDA"):
         weight_transfer.NCCL(torch.device("cpu"))
+    monkeypatch.setenv("VLLM_DISABLE_PYNCCL", "1")
+    with pytest.raises(ValueError, match="nccl: VLLM_DISABLE_PYNCCL is set"):
+        weight_transfer.NCCL(torch.device("cuda:0"))
     monkeypatch.setattr(server_engine, "require_nccl", lambda: None)
     monkeypatch.setattr(server_engine, "_launched", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
