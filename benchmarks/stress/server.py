@@ -8,10 +8,10 @@ A run of a tiny model samples on servers in separate processes. At moments that 
 
 1. A kill: a server or the trainer gets SIGKILL; a server is restarted at once, the trainer with
    `--ckpt_path=last`.
-2. A stall: after some rollouts, all processes of a server get SIGSTOP, and SIGCONT after
-   `--stall_s`. The run waits for a stall that is shorter than `--timeout_s`. After a longer one
-   the server counts as hanging: the others take over its responses, or it is tried again. A stall
-   that the trainer has reported is counted as noticed.
+2. A stall: between the first and the last rollout, all processes of a server get SIGSTOP, and
+   SIGCONT after `--stall_s`. The run waits for a stall that is shorter than `--timeout_s`. After a
+   longer one the server counts as hanging: the others take over its responses, or it is tried
+   again. A stall that the trainer has reported is counted as noticed.
 
 Runs are repeated until the numbers of kills and stalls are reached. In the end each run must have
 the rows of all its rollouts, once each and in order, and the weights of an undisturbed run: to the
@@ -171,7 +171,7 @@ def disturb(
     trainer.start()
     end = time.monotonic() + LIMIT_S
     next_kill = time.monotonic() + chance.uniform(0.1, 0.9) * run_s
-    stall_after = chance.randrange(ROLLOUT_COUNT)
+    stall_after = chance.randrange(1, ROLLOUT_COUNT - 1)  # while it samples, and will again
     while not trainer.has_ended():
         if time.monotonic() > end:
             trainer.kill()
@@ -180,8 +180,8 @@ def disturb(
         done = len(trainer.rollouts())
         if left[:1] == ["kill"] and time.monotonic() >= next_kill:
             faults += _kill(trainer, servers, chance)
-        elif left[:1] == ["stall"] and done >= stall_after:
-            time.sleep(chance.uniform(0, 1 / ROLLOUT_COUNT) * run_s)
+        elif left[:1] == ["stall"] and stall_after <= done < ROLLOUT_COUNT - 1:
+            time.sleep(chance.uniform(0, 0.5))
             if trainer.has_ended():
                 break
             faults += _stall(trainer, chance.choice(servers), stall_s)
