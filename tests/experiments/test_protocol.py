@@ -1,6 +1,7 @@
 """Protocols: complete, and their arms are what they say."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -68,12 +69,15 @@ def test_the_arms_of_a_design_have_the_same_budget(design, arm, tmp_path):
         assert advantage["estimator"] == {"grpo": "group", "critic_free": "batch"}[arm.name]
 
 
-@pytest.mark.parametrize("design", DESIGNS, ids=lambda design: design.name)
-def test_a_reported_seed_is_not_run_before_the_pilot_has_set_everything(design):
-    design.check_seeds([200, 201])
-    assert design.to_be_set
+def test_a_reported_seed_is_not_run_before_the_pilot_has_set_everything():
+    unfinished = replace(DESIGNS[0], to_be_set=("slip_rate",))
+    unfinished.check_seeds([200, 201])
     with pytest.raises(ValueError, match="the pilot must set slip_rate"):
-        design.check_seeds([0])
+        unfinished.check_seeds([0])
+
+
+@pytest.mark.parametrize("design", DESIGNS, ids=lambda design: design.name)
+def test_the_configs_of_a_design_are_valid(design):
     for name in ("cold_start", "reward_model", "rl"):
         printed(f"--config={design.setting / name}.yaml")
 
