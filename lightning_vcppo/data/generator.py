@@ -20,6 +20,9 @@ It tests decisions (continue or answer, which method), not knowledge:
     </think>
     \boxed{133}
 
+In additions of digits a line has the digits that are left and the sum so far, so that it depends on
+the line before it alone.
+
 Sums of fractions (`fraction_sums.py`) have answers that are not integers. Finding subsets
 (`subset_sums.py`) is a search, in which an error appears in the answer only at the end.
 
@@ -40,9 +43,8 @@ from lightning_vcppo.data.fraction_sums import FractionSum, draw_sum, fraction_l
 from lightning_vcppo.data.problem import THINK_CLOSE, Problem
 from lightning_vcppo.data.subset_sums import (
     MOST_NUMBERS,
-    SubsetCount,
-    draw_subset_count,
-    draw_subset_ends,
+    SubsetSearch,
+    draw_subsets,
     search,
 )
 
@@ -58,16 +60,16 @@ class ProblemSettings:
         families: Kinds of problems to draw from, see `FAMILIES`.
         min_steps: Smallest number of operations (lines of reasoning) of a problem.
         max_steps: Largest number of operations; in `recurrence` a step is two operations, in
-            `short_recurrence` an odd number of operations is rounded up, in `subsets` and
-            `subset_ends` it is a number to choose from. A line takes about 36 tokens of the tiny
-            tokenizer, 8 in counting.
+            `short_recurrence` an odd number of operations is rounded up, in `subsets` it is a
+            number to choose from. A line takes about 36 tokens of the tiny tokenizer, 8 in
+            counting, 5 and the remaining digits in `addition`.
         slip_rate: Probability that a digit of a worked solution is wrong (and carried on).
         rough_rate: Share of solutions that choose, in their first token, the rough method: it never
             computes the last digit, so the answer is nearly always wrong, which nothing later
-            corrects. In counting it rounds the answer up, without earlier sign of the choice.
+            corrects. In `count` and `addition` it rounds the answer up, without earlier sign of it.
         check_rate: Probability that a line is worked twice; the second, careful working is kept.
         early_stop_rate: Probability, after each line, that a solution skips the rest and answers.
-        prune_rate: In `subsets` and `subset_ends`: probability that a branch is wrongly pruned.
+        prune_rate: In `subsets`: probability that a branch of the search is wrongly pruned.
     """
 
     families: Sequence[str] = ("sum",)
@@ -93,7 +95,7 @@ class ProblemSettings:
         for name in ("slip_rate", "rough_rate", "check_rate", "early_stop_rate", "prune_rate"):
             if not 0.0 <= (rate := getattr(self, name)) <= 1.0:
                 raise ValueError(f"{name}: expected a probability in [0, 1], got {rate}")
-        if {"subsets", "subset_ends"} & {*self.families} and self.max_steps > MOST_NUMBERS:
+        if "subsets" in self.families and self.max_steps > MOST_NUMBERS:
             raise ValueError(
                 f"max_steps: subsets have at most {MOST_NUMBERS} numbers, got {self.max_steps}"
             )
@@ -124,13 +126,20 @@ class Operation:
 
 
 @dataclass(frozen=True)
+class Term(Operation):
+    """An addition that knows which digits are left after it."""
+
+    rest: str = ""
+
+
+@dataclass(frozen=True)
 class Chain:
-    """A question and the operations, from `start`, that answer it; a count shows results only."""
+    """A question and the operations, from `start`, that answer it; short lines are only results."""
 
     question: str
     start: int
     operations: tuple[Operation, ...]
-    is_count: bool = False
+    short_lines: bool = False
 
     @property
     def answer(self) -> int:
@@ -181,19 +190,25 @@ def _count(rng: random.Random, steps: int) -> Chain:
     question = (
         f"Start at {start:03d} and count {steps:03d} up. Which number is reached, modulo 1000?"
     )
-    return Chain(question, start, (Operation("+", 1),) * steps, is_count=True)
+    return Chain(question, start, (Operation("+", 1),) * steps, short_lines=True)
 
 
-FAMILIES: dict[str, Callable[[random.Random, int], Chain | FractionSum | SubsetCount]] = {
+def _addition(rng: random.Random, steps: int) -> Chain:
+    digits = "".join(str(rng.randint(1, 9)) for _ in range(steps))
+    terms = tuple(Term("+", int(digit), digits[i:]) for i, digit in enumerate(digits, start=1))
+    return Chain(f"What do the digits {digits} sum to?", 0, terms, short_lines=True)
+
+
+FAMILIES: dict[str, Callable[[random.Random, int], Chain | FractionSum | SubsetSearch]] = {
     "sum": _sum,
     "product": _product,
     "power": _power,
     "recurrence": _recurrence,
     "short_recurrence": _short_recurrence,
     "count": _count,
+    "addition": _addition,
     "fraction": draw_sum,
-    "subsets": draw_subset_count,
-    "subset_ends": draw_subset_ends,
+    "subsets": draw_subsets,
 }
 
 
@@ -224,10 +239,10 @@ def generate_problems(count: int, settings: ProblemSettings, *, seed: int) -> li
 
 
 def work_out(
-    chain: Chain | FractionSum | SubsetCount, settings: ProblemSettings, rng: random.Random
+    chain: Chain | FractionSum | SubsetSearch, settings: ProblemSettings, rng: random.Random
 ) -> str:
     """Write a solution of a chain, with the imperfections of the settings."""
-    if isinstance(chain, SubsetCount):
+    if isinstance(chain, SubsetSearch):
         return search(
             chain,
             rng,
@@ -238,8 +253,8 @@ def work_out(
     rough = rng.random() < settings.rough_rate
     lines = ["rough" if rough else "exact"]
     value: Any = chain.start
-    is_count = isinstance(chain, Chain) and chain.is_count
-    work_line: Callable[..., tuple[str, Any]] = _count_line if is_count else _work_line
+    short = isinstance(chain, Chain) and chain.short_lines
+    work_line: Callable[..., tuple[str, Any]] = _short_line if short else _work_line
     if isinstance(chain, FractionSum):
         work_line = fraction_line
     for done, operation in enumerate(chain.operations, start=1):
@@ -252,20 +267,21 @@ def work_out(
         value = result
         if left and rng.random() < settings.early_stop_rate:
             break
-    if rough and is_count:
+    if rough and short:
         value = (value // 10 + 1) * 10 % 1000
     answer = latex(value) if isinstance(chain, FractionSum) else value
     return "\n".join([*lines, THINK_CLOSE, f"\\boxed{{{answer}}}"])
 
 
-def _count_line(
+def _short_line(
     operation: Operation, value: int, left: int, rough: bool, slip_rate: float, rng: random.Random
 ) -> tuple[str, int]:
-    """Count one up and return the line and its number; a slip is in the last digit."""
+    """Return a line with what is left, and its result; a slip is in the last digit."""
     result = operation.apply(value)
     if rng.random() < slip_rate:
         result = result // 10 * 10 + rng.randrange(10)
-    return f"{left:03d}:{result:03d}", result
+    begin = operation.rest if isinstance(operation, Term) else f"{left:03d}"
+    return f"{begin}:{result:03d}", result
 
 
 def _work_line(

@@ -1,6 +1,7 @@
 r"""Find the subsets of some numbers that have a given sum, by depth-first search with pruning.
 
-"How many subsets of 3 5 6 8 9 4 sum to 17?" is solved node by node, one line each:
+"The subsets of 3 5 6 8 9 4 that sum to 17: what do their last numbers sum to?" is solved node by
+node, one line each:
 
     exact
     1:3.0
@@ -10,30 +11,27 @@ r"""Find the subsets of some numbers that have a given sum, by depth-first searc
     1110:14.0
     ...
     </think>
-    \boxed{3}
+    \boxed{30}
 
 A line has the choice so far (1 takes a number, 0 skips it, in the order of the question), the sum
-of the taken numbers, a mark, and a tally: how many subsets were found so far. The mark means:
+of the taken numbers, a mark, and the tally: the sum of the last numbers of the subsets found so
+far. The mark means:
 
     .   both choices for the next number, taking it first
     =   the sum is right: one more is found, and the search backtracks
     >   the sum is too large: backtrack
     <   the sum is too small even with all remaining numbers: backtrack
 
-Every error is visible where it is made, but appears in the answer only at the end: a wrongly pruned
-subset is missing in the count.
-
-Counts are small, so that two of three are 1, 2 or 3 and a wrong search is often right by chance.
-"The subsets of 3 5 6 8 9 4 that sum to 17: what do their last numbers sum to?" is the same search,
-in which the tally grows by the last number of a subset; no answer is right more often than one in
-fourteen times.
+Every error is visible where it is made, but appears in the answer only at the end: the last number
+of a wrongly pruned subset is missing in the tally. No answer is right in more than one of fourteen
+problems, so that guesses do not pay; the number of subsets would be 1 or 2 in every other one.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 
 from lightning_vcppo.data.problem import THINK_CLOSE
@@ -45,53 +43,33 @@ MOST_LINES = 80
 
 
 @dataclass(frozen=True)
-class SubsetCount:
-    """Different digits, and the target sum.
-
-    Attributes:
-        numbers: Digits to choose from.
-        target: Sum that is asked for.
-        ends: Whether the last numbers of the subsets are added up, instead of counting subsets.
-    """
+class SubsetSearch:
+    """Different digits, and the target sum."""
 
     numbers: tuple[int, ...]
     target: int
-    ends: bool = False
 
     @property
     def question(self) -> str:
         """The text of the problem."""
         numbers = " ".join(map(str, self.numbers))
-        if self.ends:
-            return (
-                f"The subsets of {numbers} that sum to {self.target}: "
-                "what do their last numbers sum to?"
-            )
-        return f"How many subsets of {numbers} sum to {self.target}?"
+        asked = f"The subsets of {numbers} that sum to {self.target}"
+        return f"{asked}: what do their last numbers sum to?"
 
     @property
     def answer(self) -> int:
-        """The number of subsets, or the sum of their last numbers, without a search."""
+        """The sum of the subsets' last numbers, added up without a search."""
         ways = [1] + [0] * self.target
-        ends = 0
+        answer = 0
         for number in self.numbers:
             if number <= self.target:
-                ends += number * ways[self.target - number]
+                answer += number * ways[self.target - number]
             for total in range(self.target, number - 1, -1):
                 ways[total] += ways[total - number]
-        return ends if self.ends else ways[self.target]
-
-    def tally(self, choice: str) -> int:
-        """Return by how much a subset, which ends with its last number, raises the tally."""
-        return self.numbers[choice.rfind("1")] if self.ends and "1" in choice else 1
+        return answer
 
 
-def draw_subset_ends(rng: random.Random, steps: int) -> SubsetCount:
-    """Draw numbers and a sum, as `draw_subset_count` does; ask for the last numbers."""
-    return replace(draw_subset_count(rng, steps), ends=True)
-
-
-def draw_subset_count(rng: random.Random, steps: int) -> SubsetCount:
+def draw_subsets(rng: random.Random, steps: int) -> SubsetSearch:
     """Draw `steps` numbers and a sum of at least one subset, with a search of limited length.
 
     Raises:
@@ -102,13 +80,13 @@ def draw_subset_count(rng: random.Random, steps: int) -> SubsetCount:
     while True:  # the search for a single number is short, so this ends
         numbers = rng.sample(range(1, MOST_NUMBERS + 1), steps)
         some = rng.sample(numbers, rng.randint(1, max(1, steps - 1)))
-        drawn = SubsetCount(tuple(numbers), sum(some))
+        drawn = SubsetSearch(tuple(numbers), sum(some))
         if sum(1 for _ in _nodes(drawn, rng=random.Random(0))) <= MOST_LINES:
             return drawn
 
 
 def search(
-    problem: SubsetCount,
+    problem: SubsetSearch,
     rng: random.Random,
     *,
     slip_rate: float = 0.0,
@@ -123,24 +101,24 @@ def search(
         slip_rate: Probability that the last digit of a line's sum is drawn at random; the nodes
             below use that sum.
         prune_rate: Probability that a node with children is wrongly pruned.
-        early_stop_rate: Probability, after each line, that the count so far is the answer.
+        early_stop_rate: Probability, after each line, that the tally so far is the answer.
     """
     lines, answer = ["exact"], 0
-    for line, found in _nodes(problem, rng, slip_rate, prune_rate):
+    for line, tally in _nodes(problem, rng, slip_rate, prune_rate):
         lines.append(line)
-        answer = found
+        answer = tally
         if rng.random() < early_stop_rate:
             break
     return "\n".join([*lines, THINK_CLOSE, f"\\boxed{{{answer}}}"])
 
 
 def _nodes(
-    problem: SubsetCount, rng: random.Random, slip_rate: float = 0.0, prune_rate: float = 0.0
+    problem: SubsetSearch, rng: random.Random, slip_rate: float = 0.0, prune_rate: float = 0.0
 ) -> Iterator[tuple[str, int]]:
     """Yield the line of each node, and the tally after it."""
     numbers, target = problem.numbers, problem.target
     left = [*accumulate(reversed(numbers), initial=0)][::-1]  # sum of what follows, by depth
-    found = 0
+    tally = 0
     waiting = [("0", 0), ("1", numbers[0])]  # the last one is next
     while waiting:
         choice, total = waiting.pop()
@@ -148,7 +126,8 @@ def _nodes(
             total = total // 10 * 10 + rng.randrange(10)
         depth = len(choice)
         if total == target:
-            mark, found = "=", found + problem.tally(choice)
+            last = numbers[choice.rindex("1")] if "1" in choice else 0  # 0: a slip, nothing taken
+            mark, tally = "=", tally + last
         elif total > target:
             mark = ">"
         elif total + left[depth] < target:
@@ -159,4 +138,4 @@ def _nodes(
             mark = "."
             waiting.append((f"{choice}0", total))
             waiting.append((f"{choice}1", total + numbers[depth]))
-        yield f"{choice}:{total}{mark}{found}", found
+        yield f"{choice}:{total}{mark}{tally}", tally

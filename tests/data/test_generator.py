@@ -30,10 +30,8 @@ def evaluate(question: str) -> int | str:
         r"Start at (\d+) and count (\d+) up\. Which number is reached, modulo 1000\?", question
     ):
         return (int(match[1]) + int(match[2])) % 1000
-    if match := re.fullmatch(r"How many subsets of ([0-9 ]+) sum to (\d+)\?", question):
-        numbers = [int(number) for number in match[1].split()]
-        subsets = (c for n in range(len(numbers) + 1) for c in combinations(numbers, n))
-        return sum(sum(subset) == int(match[2]) for subset in subsets)
+    if match := re.fullmatch(r"What do the digits (\d+) sum to\?", question):
+        return sum(map(int, match[1]))
     if match := re.fullmatch(
         r"The subsets of ([0-9 ]+) that sum to (\d+): what do their last numbers sum to\?", question
     ):
