@@ -20,8 +20,8 @@ It tests decisions (continue or answer, which method), not knowledge:
     </think>
     \boxed{133}
 
-In additions of digits a line has the digits that are left and the sum so far, so that it depends on
-the line before it alone.
+In additions of digits a line has the digits that are left, the sum so far, the digit and the new
+sum ("4781:009+3=012"), so that it depends on the line before it alone.
 
 Sums of fractions (`fraction_sums.py`) have answers that are not integers. Finding subsets
 (`subset_sums.py`) is a search, in which an error appears in the answer only at the end.
@@ -62,7 +62,7 @@ class ProblemSettings:
         max_steps: Largest number of operations; in `recurrence` a step is two operations, in
             `short_recurrence` an odd number of operations is rounded up, in `subsets` it is a
             number to choose from. A line takes about 36 tokens of the tiny tokenizer, 8 in
-            counting, 5 and the remaining digits in `addition`.
+            counting, 10 and the remaining digits in `addition`.
         slip_rate: Probability that a digit of a worked solution is wrong (and carried on).
         rough_rate: Share of solutions that choose, in their first token, the rough method: it never
             computes the last digit, so the answer is nearly always wrong, which nothing later
@@ -276,12 +276,13 @@ def work_out(
 def _short_line(
     operation: Operation, value: int, left: int, rough: bool, slip_rate: float, rng: random.Random
 ) -> tuple[str, int]:
-    """Return a line with what is left, and its result; a slip is in the last digit."""
+    """Return a line with what is left and its result; a slip is in the last digit."""
     result = operation.apply(value)
     if rng.random() < slip_rate:
         result = result // 10 * 10 + rng.randrange(10)
-    begin = operation.rest if isinstance(operation, Term) else f"{left:03d}"
-    return f"{begin}:{result:03d}", result
+    if isinstance(operation, Term):
+        return f"{operation.rest}:{value:03d}+{operation.operand}={result:03d}", result
+    return f"{left:03d}:{result:03d}", result
 
 
 def _work_line(
