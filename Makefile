@@ -60,8 +60,9 @@ coverage: install  ## run all tests, and list the lines and branches that none o
 	$(BIN)/python -m coverage report
 
 test-vllm: $(VLLM)/.installed  ## run the tests of vLLM and its server, in an environment of their own
-	$(VLLM)/bin/python -m pytest tests/generation/test_engine_choice.py tests/generation/test_vllm_engine.py
-	$(VLLM)/bin/python -m pytest tests/generation/test_vllm_server.py
+	$(VLLM)/bin/python -m pytest tests/generation/test_engine_choice.py tests/generation/test_vllm_engine.py \
+		tests/generation/test_weight_transfer.py
+	$(VLLM)/bin/python -m pytest tests/generation/test_vllm_server.py -m ""
 
 # vLLM wants an older transformers, and packages for servers and images that nothing here needs. So
 # the list is complete, and nothing beside it is installed.

@@ -1,16 +1,25 @@
-"""Kill sampling servers and trainers at random moments, and check that nothing is lost.
+"""Kill and stop sampling servers and trainers at random moments, and check that nothing is lost.
 
     python -m benchmarks.stress.server --kills 20         # servers without vLLM: quick, exact
     python -m benchmarks.stress.server --kills 4 --vllm   # `vcppo serve`, needs vLLM
+    python -m benchmarks.stress.server --kills 0 --stalls 4 --stall_s 30 --timeout_s 10
 
-A run of a tiny model samples on servers in separate processes. At moments that depend on the seed,
-a server or the trainer gets SIGKILL; a server is restarted at once, the trainer with
-`--ckpt_path=last`. Runs are repeated until the number of kills is reached. In the end each run must
-have the rows of all its rollouts, once each and in order, and the weights of an undisturbed run: to
-the bit without vLLM. With vLLM, rounding depends on which responses share a batch, so the largest
+A run of a tiny model samples on servers in separate processes. At moments that depend on the seed:
+
+1. A kill: a server or the trainer gets SIGKILL; a server is restarted at once, the trainer with
+   `--ckpt_path=last`.
+2. A stall: between the first and the last rollout, all processes of a server get SIGSTOP, and
+   SIGCONT after `--stall_s`. The run waits for a stall that is shorter than `--timeout_s`. After a
+   longer one the server counts as hanging: the others take over its responses, or it is tried
+   again. A stall that the trainer has reported is counted as noticed.
+
+Runs are repeated until the numbers of kills and stalls are reached. In the end each run must have
+the rows of all its rollouts, once each and in order, and the weights of an undisturbed run: to the
+bit without vLLM. With vLLM, rounding depends on which responses share a batch, so the largest
 difference of the weights is only printed.
 
-The last line is JSON: kills of each kind, runs, lost (runs that fail the check), seconds.
+The last line is JSON: kills of each kind, stalls, stalls that were noticed, runs, lost (runs that
+fail the check), the largest difference of a weight, seconds.
 """
 
 from __future__ import annotations
@@ -20,10 +29,12 @@ import csv
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -45,16 +56,18 @@ class Trainer:
     """A run in a process that can be killed and restarted."""
 
     def __init__(
-        self, actor: Path, directory: Path, servers: list[ServerProcess], vllm: bool
+        self, directory: Path, servers: list[ServerProcess], options: argparse.Namespace
     ) -> None:
         """Collect the arguments; nothing is started yet."""
         self.directory, self._log = directory, directory.with_suffix(".log")
-        token = [f"--model.engine.token_file={servers[0].token_file}"] if vllm else []
+        actor = directory.parent / "actor"
+        token = [f"--model.engine.token_file={servers[0].token_file}"] if options.vllm else []
         self._command = [
             *(sys.executable, "-m", "lightning_vcppo", "fit", f"--model.actor={actor}", *ROLLOUTS),
             *("--loggers=[csv]", "--model.engine.name=vllm_server", *token),
             f"--model.engine.urls={[server.url for server in servers]}",
-            *("--model.engine.retry_s=0.1", "--rollout_checkpoint.max_time_share=null"),
+            *("--model.engine.retry_s=0.1", f"--model.engine.timeout_s={options.timeout_s}"),
+            "--rollout_checkpoint.max_time_share=null",
             *("--model.actor_optimizer.lr=0.0001", f"--data.train_size={12 * ROLLOUT_COUNT}"),
             f"--trainer.limit_train_batches={ROLLOUT_COUNT}",
             f"--trainer.default_root_dir={directory}",
@@ -86,13 +99,20 @@ class Trainer:
             raise RuntimeError(f"exit code {code}: {self.log_end()}")
         return code == 0
 
+    def reported(self) -> int:
+        """Return how many faults of servers the run has reported."""
+        return self._log.read_text().count("; trying again")
+
     def log_end(self) -> str:
         """Return the last lines that the run has printed."""
         return self._log.read_text()[-2000:]
 
     def rollouts(self) -> list[int]:
         """Return the numbers of the rollouts that have a row in metrics.csv."""
-        with (self.directory / "metrics.csv").open() as file:
+        path = self.directory / "metrics.csv"
+        if not path.exists():
+            return []
+        with path.open() as file:
             rows = list(csv.DictReader(file))
         return [int(float(row["step"])) for row in rows if row.get("rollout/reward_mean")]
 
@@ -103,38 +123,93 @@ class Trainer:
         return state
 
 
+@dataclass
+class Faults:
+    """Kills and stalls.
+
+    Attributes:
+        server: Kills of a server.
+        trainer: Kills of the trainer.
+        stall: Stalls of a server.
+        noticed: Stalls that the trainer has reported.
+    """
+
+    server: int = 0
+    trainer: int = 0
+    stall: int = 0
+    noticed: int = 0
+
+    def __add__(self, other: Faults) -> Faults:
+        """Return the sums."""
+        ours, theirs = vars(self), vars(other)
+        return Faults(**{name: ours[name] + theirs[name] for name in ours})
+
+
 def disturb(
-    trainer: Trainer, servers: list[ServerProcess], kills: int, chance: random.Random, run_s: float
-) -> list[str]:
-    """Run a trainer to its end with kills at random moments; return the kinds that were killed.
+    trainer: Trainer,
+    servers: list[ServerProcess],
+    planned: list[str],
+    chance: random.Random,
+    run_s: float,
+    stall_s: float,
+) -> Faults:
+    """Run a trainer to its end with kills and stalls at random moments.
 
     Args:
         trainer: Trainer that is not started yet.
         servers: Servers that are started.
-        kills: Largest number of kills.
+        planned: Kinds of faults, "kill" or "stall", in order; a run may end before the last one.
         chance: Random numbers for victims and moments.
         run_s: Seconds of an undisturbed run.
+        stall_s: Seconds of a stall.
 
     Raises:
         TimeoutError: If it is stuck.
     """
-    killed: list[str] = []
+    faults = Faults()
+    left = list(planned)
     trainer.start()
     end = time.monotonic() + LIMIT_S
     next_kill = time.monotonic() + chance.uniform(0.1, 0.9) * run_s
+    stall_after = chance.randrange(1, ROLLOUT_COUNT - 1)  # while it samples, and will again
     while not trainer.has_ended():
         if time.monotonic() > end:
             trainer.kill()
-            raise TimeoutError(f"{trainer.directory} after kills of {killed}: {trainer.log_end()}")
+            raise TimeoutError(f"{trainer.directory} after {faults}: {trainer.log_end()}")
         time.sleep(0.05)
-        if len(killed) == kills or time.monotonic() < next_kill:
+        done = len(trainer.rollouts())
+        if left[:1] == ["kill"] and time.monotonic() >= next_kill:
+            faults += _kill(trainer, servers, chance)
+        elif left[:1] == ["stall"] and stall_after <= done < ROLLOUT_COUNT - 1:
+            time.sleep(chance.uniform(0, 0.5))
+            if trainer.has_ended():
+                break
+            faults += _stall(trainer, chance.choice(servers), stall_s)
+        else:
             continue
-        victim = trainer if chance.random() < 0.5 else chance.choice(servers)
-        victim.kill()
-        victim.start()
-        killed.append("trainer" if isinstance(victim, Trainer) else "server")
+        left.pop(0)
         next_kill = time.monotonic() + chance.uniform(0.1, 0.9) * run_s
-    return killed
+        stall_after = done + chance.randrange(1, ROLLOUT_COUNT)
+    return faults
+
+
+def _kill(trainer: Trainer, servers: list[ServerProcess], chance: random.Random) -> Faults:
+    """Kill the trainer or a server, and start it again."""
+    victim = trainer if chance.random() < 0.5 else chance.choice(servers)
+    victim.kill()
+    victim.start()
+    return Faults(trainer=1) if isinstance(victim, Trainer) else Faults(server=1)
+
+
+def _stall(trainer: Trainer, server: ServerProcess, seconds: float) -> Faults:
+    """Stop a server for that time."""
+    before = trainer.reported()
+    server.signal_all(signal.SIGSTOP)
+    try:
+        time.sleep(seconds)
+    finally:
+        server.signal_all(signal.SIGCONT)
+    return Faults(stall=1, noticed=int(trainer.reported() > before))
 
 
 def difference(run: Trainer, other: Trainer) -> float:
@@ -148,16 +223,16 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--stalls", type=int, default=0, help="each of one server")
+    parser.add_argument("--stall_s", type=float, default=30.0)
+    parser.add_argument("--timeout_s", type=float, default=60.0, help="--model.engine.timeout_s")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--servers", type=int, default=2)
     parser.add_argument("--vllm", action="store_true")
     options = parser.parse_args()
-    began, chance = time.monotonic(), random.Random(options.seed)
     os.environ["OMP_NUM_THREADS"] = "1"
     if not options.vllm:
         os.environ[VARIABLE] = TOKEN
-    killed: list[str] = []
-    runs = lost = 0
     with tempfile.TemporaryDirectory() as place:
         directory, tokenizer = Path(place), default_tokenizer(320)
         torch.manual_seed(options.seed)
@@ -172,28 +247,49 @@ def main() -> None:
                 server.start()
             for server in servers:
                 server.wait(LIMIT_S)
-            calm = Trainer(directory / "actor", directory / "calm", servers, options.vllm)
-            start = time.monotonic()
-            disturb(calm, servers, 0, chance, 1.0)
-            run_s = time.monotonic() - start
-            while len(killed) < options.kills:
-                run = Trainer(directory / "actor", directory / f"run_{runs}", servers, options.vllm)
-                start = time.monotonic()
-                victims = disturb(run, servers, options.kills - len(killed), chance, run_s)
-                run_s = min(run_s, time.monotonic() - start)  # the first waited for a busy machine
-                gap, rows = difference(run, calm), run.rollouts()
-                whole = rows == list(range(1, ROLLOUT_COUNT + 1)) == calm.rollouts()
-                good = whole and (options.vllm or gap == 0)
-                print(
-                    f"run {runs}: killed {victims}; rollouts {rows}; largest difference {gap:.1e}"
-                )
-                killed, runs, lost = killed + victims, runs + 1, lost + (not good)
+            result = stress(directory, servers, options)
         finally:
             for server in servers:
                 server.end()
-    counts = {kind: killed.count(kind) for kind in ("server", "trainer")}
-    seconds = round(time.monotonic() - began)
-    print(json.dumps({"kills": counts, "runs": runs, "lost": lost, "seconds": seconds}))
+    print(json.dumps(result))
+
+
+def stress(
+    directory: Path, servers: list[ServerProcess], options: argparse.Namespace
+) -> dict[str, object]:
+    """Disturb runs until the numbers of kills and stalls are reached; return the counts."""
+    began, chance = time.monotonic(), random.Random(options.seed)
+    planned = ["kill"] * options.kills + ["stall"] * options.stalls
+    chance.shuffle(planned)
+    total, runs, lost, largest = Faults(), 0, 0, 0.0
+    calm = Trainer(directory / "calm", servers, options)
+    start = time.monotonic()
+    disturb(calm, servers, [], chance, 1.0, 0.0)
+    run_s = time.monotonic() - start
+    while left := planned[total.server + total.trainer + total.stall :]:
+        run = Trainer(directory / f"run_{runs}", servers, options)
+        start = time.monotonic()
+        faults = disturb(run, servers, left, chance, run_s, options.stall_s)
+        took_s = time.monotonic() - start
+        gap, rows = difference(run, calm), run.rollouts()
+        whole = rows == list(range(1, ROLLOUT_COUNT + 1)) == calm.rollouts()
+        print(
+            f"run {runs}: {faults} in {took_s:.0f} s, undisturbed {run_s:.0f} s; rollouts {rows}; "
+            f"largest difference {gap:.1e}",
+            flush=True,
+        )
+        run_s = min(run_s, took_s)  # the first waited for a busy machine
+        total, runs, largest = total + faults, runs + 1, max(largest, gap)
+        lost += not (whole and (options.vllm or gap == 0))
+    return {
+        "kills": {"server": total.server, "trainer": total.trainer},
+        "stalls": total.stall,
+        "noticed": total.noticed,
+        "runs": runs,
+        "lost": lost,
+        "largest_difference": largest,
+        "seconds": round(time.monotonic() - began),
+    }
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from lightning_vcppo.generation.server_engine import VLLMServerEngine
 from lightning_vcppo.generation.transformers_copy import TransformersCopyEngine
 from lightning_vcppo.generation.transformers_engine import TransformersEngine
 from lightning_vcppo.generation.vllm_engine import VLLMEngine
+from lightning_vcppo.generation.weight_transfer import require_nccl
 from lightning_vcppo.settings import EngineSettings
 
 ENGINES: dict[str, type[GenerationEngine]] = {
@@ -27,13 +28,16 @@ GATHERS_SHARDS = {"vllm", "vllm_server"}
 
 
 def require_installed(settings: EngineSettings) -> None:
-    """Refuse an engine whose package is missing.
+    """Refuse an engine whose package is missing, or is another release than the settings need.
 
     Raises:
-        ValueError: If the package of the engine cannot be imported.
+        ValueError: If the package of the engine cannot be imported, or cannot pass weights as the
+            settings say.
     """
     if settings.name == "vllm":
         VLLMEngine.require_installed()
+    if settings.weight_transfer == "nccl":
+        require_nccl()
 
 
 def require_detached(settings: EngineSettings) -> None:

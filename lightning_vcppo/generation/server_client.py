@@ -96,14 +96,40 @@ class ServerClient:
             ServerRefusal: If the weights do not fit the server's model.
         """
         self._call("POST", "/pause?mode=abort")  # also empties the cache
-        body = {"method": "take_weight_files", "args": [directory]}
+        self.on_workers("take_weight_files", [directory])
+        self._call("POST", "/update_weight_version", {"new_version": version})
+        self.resume()
+
+    def resume(self) -> None:
+        """Let the server sample again; without a pause it does nothing."""
+        self._call("POST", "/resume")
+
+    def on_workers(self, method: str, arguments: Sequence[object]) -> None:
+        """Call a method of `WeightsFromFiles` on each worker of the server.
+
+        Raises:
+            ServerRefusal: If a worker refuses the weights.
+        """
+        body = {"method": method, "args": list(arguments)}
         answer = self._call("POST", "/collective_rpc", body, self._work_timeout_s)
         for of_worker in _field(answer, "results", list):
             for key, kind in (("refused", ServerRefusal), ("fault", ServerFault)):
                 if isinstance(of_worker, dict) and key in of_worker:
                     raise kind(str(of_worker[key]))
-        self._call("POST", "/update_weight_version", {"new_version": version})
-        self._call("POST", "/resume")
+
+    def world_size(self) -> int:
+        """Return the number of the server's workers."""
+        return int(_field(self._call("GET", "/get_world_size"), "world_size", int))
+
+    def post(self, path: str, body: object = None, timeout_s: float | None = None) -> None:
+        """Send a request that `abort` does not end, because the server cannot drop it half done.
+
+        Args:
+            path: Path of the request.
+            body: Its content.
+            timeout_s: Time limit in seconds, if it is another than that of requests without work.
+        """
+        self._call("POST", path, body, timeout_s, abortable=False)
 
     def generate(
         self,
@@ -163,15 +189,22 @@ class ServerClient:
                         connection.sock.shutdown(socket.SHUT_RDWR)
 
     def _call(
-        self, method: str, path: str, body: object = None, timeout_s: float | None = None
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        timeout_s: float | None = None,
+        *,
+        abortable: bool = True,
     ) -> Any:
         """Send a request and return its answer."""
         patience_s = self._timeout_s if timeout_s is None else timeout_s
         kind = HTTPSConnection if self._parts.scheme == "https" else HTTPConnection
         assert self._parts.hostname is not None
         connection = kind(self._parts.hostname, self._parts.port, timeout=patience_s)
-        with self._lock:
-            self._open.add(connection)
+        if abortable:
+            with self._lock:
+                self._open.add(connection)
         try:
             sent = None if body is None else json.dumps(body)
             connection.request(method, f"{self._parts.path}{path}", sent, self._headers)

@@ -1,7 +1,8 @@
 """Sample on vLLM servers that `vcppo serve` runs on separate devices.
 
 1. The weights are passed in files that trainer and servers can read (`weight_files.py`). The first
-   rank writes them; the rank that reaches a server first makes it read them.
+   rank writes them; the rank that reaches a server first makes it read them. Or they are sent over
+   NCCL (`weight_transfer.py`).
 2. Each version has a name that is unique among all runs. Every answer has the name of its version,
    so a restarted server is detected, and gets the weights before it samples again.
 3. Each rank sends its own prompts, one request for each response, to all servers
@@ -25,6 +26,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.server_token import read_token
 from lightning_vcppo.generation.base import Generations
 from lightning_vcppo.generation.padding import pad
@@ -32,6 +34,7 @@ from lightning_vcppo.generation.server_client import Answer, ServerClient, Serve
 from lightning_vcppo.generation.server_fleet import Fleet
 from lightning_vcppo.generation.vllm_engine import product_type
 from lightning_vcppo.generation.weight_files import WeightDirectory
+from lightning_vcppo.generation.weight_transfer import FLAG, NCCL, WeightTransfer, require_nccl
 from lightning_vcppo.models.lora import plain_weights
 from lightning_vcppo.settings import EngineSettings, SamplingSettings
 
@@ -72,7 +75,7 @@ class VLLMServerEngine:
             eos_token_ids: The tokens that end a response.
 
         Raises:
-            ValueError: If there is no token.
+            ValueError: If there is no token, or no way to pass the weights as the settings say.
         """
         self._actor, self._device = actor, device
         self._pad, self._eos = pad_token_id, sorted(eos_token_ids)
@@ -92,11 +95,14 @@ class VLLMServerEngine:
             patience_s=settings.patience_s,
             pulse_s=min(MOST_PULSE_S, settings.timeout_s / 3),
         )
-        first = _rank() == 0
-        path, self._run = _of_first_rank(
-            lambda: (WeightDirectory.create(settings.weights_dir), uuid.uuid4().hex[:12])
-        )
-        self._directory = WeightDirectory(path, owned=first)
+        self._passing: WeightDirectory | WeightTransfer
+        if settings.weight_transfer == "nccl":
+            self._passing, self._run = _over_nccl(device), _new_name()
+        else:
+            path, self._run = _of_first_rank(
+                lambda: (WeightDirectory.create(settings.weights_dir), _new_name())
+            )
+            self._passing = WeightDirectory(path, owned=_rank() == 0)
         self._versions = 0
         self._version: object = None
         self._lock = threading.Lock()  # weights must not change while responses are sampled
@@ -114,7 +120,7 @@ class VLLMServerEngine:
             self._versions += 1
             if _rank() == 0:
                 dtype = product_type(self._actor, self._device)
-                self._directory.write(self._name, plain_weights(self._actor), dtype)
+                self._passing.write(self._name, plain_weights(self._actor), dtype)
             elif any(isinstance(p, DTensor) for p in self._actor.parameters()):
                 for _ in plain_weights(self._actor):
                     pass  # takes part in gathering the shards
@@ -144,15 +150,16 @@ class VLLMServerEngine:
         salt = uuid.uuid4().hex  # a resumed run must not reuse the prefix cache of this run
 
         def prepare(client: ServerClient, over: Callable[[], bool]) -> None:
-            with self._directory.turn(client.url, over):
+            with self._passing.turn(client.url, over):
                 if client.version() == self._name:
+                    client.resume()  # it may have failed after it had taken the weights
                     return
                 if (room := client.max_model_len()) < longest + limit:
                     raise ServerRefusal(
                         f"a prompt of {longest} tokens and a response of up to {limit} do not fit "
                         f"into its --model.engine.max_model_len of {room}"
                     )
-                client.take_weights(str(self._directory.path / self._name), self._name)
+                self._passing.send(client, self._name)
 
         def do(client: ServerClient, job: _Job) -> Answer:
             return client.generate(
@@ -191,6 +198,22 @@ def _rank() -> int:
 def _wait_for_all() -> None:
     if _launched():
         dist.barrier()
+
+
+def _new_name() -> str:
+    return uuid.uuid4().hex[:12]
+
+
+def _over_nccl(device: torch.device) -> WeightTransfer:
+    """Return the transfer over NCCL from this process, or refuse it."""
+    require_nccl()
+    count = dist.get_world_size() if _launched() else 1
+    require(
+        count == 1,
+        f"{FLAG}: expected one training process, got {count}: after the first one has all its "
+        "responses, nobody could send weights to a server that is restarted; set it to files",
+    )
+    return WeightTransfer(NCCL(device))
 
 
 def _of_first_rank(make: Callable[[], tuple[Path, str]]) -> tuple[Path, str]:

@@ -1,4 +1,4 @@
-"""Extend vLLM's server for `vcppo serve`: weights from files, and a token for every request.
+"""Extend vLLM's server for `vcppo serve`: the trainer's weights, and a token for every request.
 
 vLLM imports both extensions by name (`--worker-extension-cls`, `--middleware`) in its own
 processes. vLLM's API key protects only `/v1` and similar routes, not those for new weights.
@@ -62,10 +62,11 @@ def _is_there(pid: int) -> bool:
 
 
 class WeightsFromFiles:
-    """Extension of vLLM's workers that reads the actor's weights; each worker takes its shards."""
+    """Extension of vLLM's workers for new weights of the actor; each worker takes its shards."""
 
     vllm_config: Any
     reload_weights: Callable[..., None]
+    weight_transfer_engine: Any
 
     def take_weight_files(self, directory: str) -> dict[str, str]:
         """Replace all weights by those in a directory.
@@ -76,11 +77,28 @@ class WeightsFromFiles:
             An error message: about the directory as "fault", or about the weights as "refused";
             empty without an error.
         """
-        expected = _shapes(self.vllm_config.model_config.hf_config)
         try:
             given = read_shapes(directory)
         except OSError as error:
             return {"fault": str(error)}
+        refused = self._compare(given)
+        if not refused:
+            self.reload_weights(weights_iterator=read_weights(directory))
+        return refused
+
+    def check_transfer(self, shapes: dict[str, list[int]]) -> dict[str, str]:
+        """Check that vLLM's own weight transfer can replace all weights by those of these shapes.
+
+        Returns:
+            An error message as "refused"; empty without an error.
+        """
+        if self.weight_transfer_engine is None:
+            return {"refused": "it was started without --model.engine.weight_transfer=nccl"}
+        return self._compare({name: tuple(shape) for name, shape in shapes.items()})
+
+    def _compare(self, given: dict[str, tuple[int, ...]]) -> dict[str, str]:
+        """Return a message if weights of these shapes are not those of the model."""
+        expected = _shapes(self.vllm_config.model_config.hf_config)
         different = {
             name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name)
         }
@@ -91,7 +109,6 @@ class WeightsFromFiles:
                 f"{expected.get(name, 'absent')} in the server; it was started with another "
                 "--model.actor"
             }
-        self.reload_weights(weights_iterator=read_weights(directory))
         return {}
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_vcppo.common.files import UNFINISHED, put_in_place, remove
-from lightning_vcppo.generation.server_client import ServerFault
+from lightning_vcppo.generation.server_client import ServerClient, ServerFault
 
 FILE_BYTES = 4 * 2**30
 """Size of a file, which is the memory that the first rank needs in addition to the actor."""
@@ -80,6 +80,19 @@ class WeightDirectory:
         for other in self.path.iterdir():
             if other.is_dir() and other.name != version:
                 remove(other)
+
+    def send(self, client: ServerClient, version: str) -> None:
+        """Make a server take a version; its running requests are aborted.
+
+        Args:
+            client: Client of the server.
+            version: Name of the version, the newest one.
+
+        Raises:
+            ServerFault: If the server fails.
+            ServerRefusal: If the weights do not fit the server's model.
+        """
+        client.take_weights(str(self.path / version), version)
 
     @contextlib.contextmanager
     def turn(self, url: str, over: Callable[[], bool]) -> Iterator[None]:

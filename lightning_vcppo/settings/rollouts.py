@@ -9,6 +9,7 @@ from typing import Any, Literal
 from lightning_vcppo.common.errors import require
 
 EngineName = Literal["transformers", "transformers_copy", "vllm", "vllm_server"]
+WeightTransferName = Literal["files", "nccl"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class EngineSettings:
             them.
         token_file: File of the servers' token; None looks for VCPPO_SERVER_TOKEN in the
             environment, then where `vcppo serve` writes it by default.
+        weight_transfer: How servers get new weights: "files" in a directory, or "nccl" from GPU to
+            GPU, with vLLM's own API (one training process; not tried on a GPU yet).
         weights_dir: Directory that trainer and servers see under the same name, for the weights;
             None is that for temporary files, which is enough on one machine.
         timeout_s: Seconds without an answer to a question that needs no work, after which a server
@@ -88,6 +91,7 @@ class EngineSettings:
     init_args: dict[str, Any] = field(default_factory=dict)
     urls: list[str] = field(default_factory=list)
     token_file: str | None = None
+    weight_transfer: WeightTransferName = "files"
     weights_dir: str | None = None
     timeout_s: float = 60.0
     response_timeout_s: float = 3600.0
@@ -133,6 +137,12 @@ class EngineSettings:
             bool(self.urls) == (self.name == "vllm_server"),
             "urls: name=vllm_server needs the address of at least one `vcppo serve`, such as "
             '["http://127.0.0.1:8000"]; other engines have none',
+        )
+        way = self.weight_transfer
+        require(way in ("files", "nccl"), f"weight_transfer: expected files or nccl, got {way}")
+        require(
+            way == "files" or (self.name == "vllm_server" and self.weights_dir is None),
+            "weight_transfer: nccl is for name=vllm_server without a weights_dir",
         )
         for url in self.urls:
             right = re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", url)

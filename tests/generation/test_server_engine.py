@@ -151,6 +151,13 @@ def test_a_fault_is_survived(model, start, path, name, capsys):
     assert said.count(f"vcppo: {server.url}: ") == 1 and f"{server.url} answers again" in said
 
 
+def test_a_server_that_fails_before_it_resumes_is_resumed(model, start):
+    server = start()
+    server.fault = at("/resume", hang_up, times=1)
+    assert_same(sample(engine_for(model, server)), model)
+    assert server.paths.count("/collective_rpc") == 1 and not server.paused
+
+
 def good_choice(**changes):
     content = [{"token_id": token, "logprob": -1.0} for token in (3, 4, 5)]
     choice = {

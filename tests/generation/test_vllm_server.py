@@ -13,11 +13,20 @@ import torch
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-vllm", exc_type=ImportError)
 
 from lightning_vcppo.data.tiny_tokenizer import default_tokenizer
-from lightning_vcppo.generation import TransformersEngine, VLLMEngine, VLLMServerEngine
+from lightning_vcppo.generation import (
+    TransformersEngine,
+    VLLMEngine,
+    VLLMServerEngine,
+    server_engine,
+)
+from lightning_vcppo.generation.server_client import ServerClient
 from lightning_vcppo.models import loading
 from lightning_vcppo.models.hf_folders import write_folder
 from lightning_vcppo.settings import EngineSettings, SamplingSettings
+from tests.support.file_groups import FileGroups
+from tests.support.forks import run_ranks
 from tests.support.partial_runs import assert_complete, assert_each_token_is_of_its_weights
+from tests.support.server_ranks import as_rank, joined, train
 from tests.support.serving import ServerProcess
 from tests.support.stopping import PROMPTS, assert_responses_end_where_they_should
 from tests.support.tiny_runs import ROLLOUTS, TINY_QWEN2, assert_finite, logged, vcppo
@@ -51,6 +60,26 @@ def servers(actor_directory):
     finally:
         for server in both:
             server.end()
+
+
+@pytest.fixture
+def transfer_server(actor_directory, tmp_path, monkeypatch):
+    """Start a server that takes weights by vLLM's own transfer, with files in place of NCCL."""
+    groups = FileGroups(tmp_path)
+    monkeypatch.setattr(server_engine, "NCCL", lambda device: groups)
+    monkeypatch.setattr(server_engine, "require_nccl", lambda: None)
+    server = ServerProcess(
+        actor_directory,
+        tmp_path,
+        worker_extension_cls="tests.support.file_groups.WorkerWithFileGroups",
+        weight_transfer_config={"backend": "files"},
+    )
+    try:
+        server.start()
+        server.wait()
+        yield server
+    finally:
+        server.end()
 
 
 @pytest.fixture
@@ -172,6 +201,36 @@ def test_weights_of_another_model_are_refused(servers):
         greedy(engine_for(other, servers[0]))
 
 
+@pytest.mark.thorough
+def test_vllms_own_transfer_takes_weights_again_and_again(model, transfer_server):
+    torch.manual_seed(0)
+    token = transfer_server.token_file.read_text().strip()
+    client = ServerClient(transfer_server.url, token, timeout_s=60, work_timeout_s=60)
+    client.post("/start_weight_update")  # by a trainer that was then killed
+    engine = engine_for(model, transfer_server, weight_transfer="nccl")
+    trainer = TransformersEngine(model, pad_token_id=0, eos_token_ids=set())
+    seen, tied = [], 0
+    for update in range(1, 4):
+        seen.append(greedy(engine, 16))
+        tied += ties(model, seen[-1], greedy(trainer, 16))
+        move(model)
+        assert torch.equal(greedy(engine, 16), seen[-1])  # the server has a copy
+        engine.take_weights(update)
+    assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2])
+    assert tied <= 3
+    config = TINY_QWEN2 | {"hidden_size": 64, "num_hidden_layers": 1}
+    other = loading.build_actor(config, default_tokenizer(320))
+    with pytest.raises(ValueError, match=r"urls: http.*model.layers.1.* is absent in the trainer"):
+        greedy(engine_for(other, transfer_server, weight_transfer="nccl"))
+
+
+def test_a_server_without_the_flag_refuses_a_transfer(model, servers, tmp_path, monkeypatch):
+    monkeypatch.setattr(server_engine, "NCCL", lambda device: FileGroups(tmp_path))
+    monkeypatch.setattr(server_engine, "require_nccl", lambda: None)
+    with pytest.raises(ValueError, match=r"it was started without .*nccl"):
+        greedy(engine_for(model, servers[0], weight_transfer="nccl"))
+
+
 def test_a_stall_is_waited_for(model, servers, capsys):
     engine = engine_for(model, *servers)
     expected = greedy(engine)
@@ -209,6 +268,34 @@ def test_parts_of_a_response_have_the_logprobs_of_their_own_weights(actor_direct
     run = fit(make_module(actor_directory, engine=engine), 9)
     learned = assert_each_token_is_of_its_weights(actor_directory, run)
     assert_complete(learned, 8, run.trainer.lightning_module.sampler.stop_token_ids())
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("ahead", "count"), [(0, 1), (1, 2)])
+def test_two_ranks_sample_what_one_does(actor_directory, servers, tmp_path, ahead, count):
+    engine = EngineSettings(
+        "vllm_server",
+        urls=[server.url for server in servers[:count]],
+        token_file=str(servers[0].token_file),
+        rollouts_ahead=ahead,
+    )
+    arguments = (actor_directory, tmp_path, engine)
+    logs = tmp_path / "logs"
+    assert run_ranks(as_rank, *arguments, ranks=2, logs=logs), (logs / "0.log").read_text()[-3000:]
+    rollouts, actors, metrics = joined(tmp_path)
+    alone = train(actor_directory, engine)
+    for ours, theirs in zip(rollouts, alone.rollouts, strict=True):
+        assert ours.responses == theirs.responses
+        torch.testing.assert_close(
+            ours.sampler_logprobs_BT, theirs.sampler_logprobs_BT, atol=1e-4, rtol=0
+        )
+        if ahead:
+            assert torch.equal(ours.versions_B, theirs.versions_B)
+    assert len({tuple(rollout.responses) for rollout in rollouts}) == len(rollouts)
+    for first, second in zip(*actors, strict=True):
+        assert torch.equal(first, second)
+    for row in metrics if not ahead else []:  # of other weights than the rank's it would be more
+        assert row["mismatch/kl_k3"] < 1e-9
 
 
 def test_a_killed_server_is_started_again_and_given_the_weights(model, servers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 from tests.support.forks import free_port
 from tests.support.tiny_runs import ROOT
 
-SMALL = '{"kv_cache_memory_bytes": 67108864}'
+SMALL = {"kv_cache_memory_bytes": 67108864}
 
 
 class ServerProcess:
@@ -24,9 +25,12 @@ class ServerProcess:
         actor: Directory of the actor.
         directory: For its log and its token.
         vllm: Whether it is `vcppo serve`; otherwise `tests.support.sampling_server` samples.
+        init_args: Other arguments of vLLM.
     """
 
-    def __init__(self, actor: Path, directory: Path, *, vllm: bool = True) -> None:
+    def __init__(
+        self, actor: Path, directory: Path, *, vllm: bool = True, **init_args: object
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log, self.token_file = directory / f"server_{self.port}.log", directory / "token"
@@ -35,7 +39,7 @@ class ServerProcess:
                 *(sys.executable, "-m", "lightning_vcppo", "serve", f"--model.actor={actor}"),
                 *(f"--port={self.port}", f"--token_file={self.token_file}"),
                 *("--model.engine.max_num_seqs=16", "--model.engine.max_model_len=256"),
-                f"--model.engine.init_args={SMALL}",
+                f"--model.engine.init_args={json.dumps(SMALL | init_args)}",
             ]
         else:
             module = "tests.support.sampling_server"

@@ -45,9 +45,12 @@ def main(arguments: Sequence[str]) -> None:
         config_for_vllm,
         is_installed,
     )
+    from lightning_vcppo.generation.weight_transfer import require_nccl
     from lightning_vcppo.models import loading
 
     require(is_installed(), f"vcppo serve: {NOT_INSTALLED}")
+    if own.weight_transfer == "nccl":
+        require_nccl()
     on_cpu = not torch.cuda.is_available()
     config = loading.load_config(own.actor)
     config = config_for_vllm(config, loading.class_name(config), untie=on_cpu)
@@ -112,6 +115,8 @@ def flags_for_vllm(
     }
     if on_cpu:
         arguments |= COMPLETE_PROMPTS
+    if own.weight_transfer == "nccl":
+        arguments["weight_transfer_config"] = {"backend": "nccl"}
     if own.max_model_len is not None:
         arguments["max_model_len"] = own.max_model_len
     flags = []
@@ -173,6 +178,13 @@ def _parser() -> OneLineArguments:
         type=float,
         default=0.9,
         help="default 0.9, because it does not share the devices",
+    )
+    parser.add_argument(
+        "--model.engine.weight_transfer",
+        dest="weight_transfer",
+        choices=["files", "nccl"],
+        default="files",
+        help="the run's; default files",
     )
     parser.add_argument(
         "--model.engine.init_args",
