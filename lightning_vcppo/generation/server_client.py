@@ -59,15 +59,25 @@ class ServerClient:
         url: Address of the server, such as http://127.0.0.1:8000.
         token: Token that is sent with each request.
         timeout_s: Time limit in seconds for requests that need no work.
-        work_timeout_s: Time limit in seconds for a response, or for new weights.
+        weights_timeout_s: Time limit in seconds for new weights.
+        response_timeout_s: Time limit in seconds for a response.
     """
 
-    def __init__(self, url: str, token: str, *, timeout_s: float, work_timeout_s: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        timeout_s: float,
+        weights_timeout_s: float,
+        response_timeout_s: float,
+    ) -> None:
         """Collect the settings; nothing is sent yet."""
         self.url = url.rstrip("/")
         self._parts = urlsplit(self.url)
         self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-        self._timeout_s, self._work_timeout_s = timeout_s, work_timeout_s
+        self._timeout_s, self.weights_timeout_s = timeout_s, weights_timeout_s
+        self._response_timeout_s = response_timeout_s
         self._open: set[HTTPConnection] = set()
         self._lock = threading.Lock()
 
@@ -111,7 +121,7 @@ class ServerClient:
             ServerRefusal: If a worker refuses the weights.
         """
         body = {"method": method, "args": list(arguments)}
-        answer = self._call("POST", "/collective_rpc", body, self._work_timeout_s)
+        answer = self._call("POST", "/collective_rpc", body, self.weights_timeout_s)
         for of_worker in _field(answer, "results", list):
             for key, kind in (("refused", ServerRefusal), ("fault", ServerFault)):
                 if isinstance(of_worker, dict) and key in of_worker:
@@ -171,7 +181,7 @@ class ServerClient:
             "sampling_params": parameters,
             "cache_salt": salt,
         }
-        answer = self._call("POST", "/inference/v1/generate", body, self._work_timeout_s)
+        answer = self._call("POST", "/inference/v1/generate", body, self._response_timeout_s)
         choices = _field(answer, "choices", list)
         if len(choices) != 1:
             raise ServerFault(f"returned {len(choices)} responses for one")

@@ -86,7 +86,8 @@ class VLLMServerEngine:
                     url,
                     token,
                     timeout_s=settings.timeout_s,
-                    work_timeout_s=settings.response_timeout_s,
+                    weights_timeout_s=settings.weights_timeout_s,
+                    response_timeout_s=settings.response_timeout_s,
                 )
                 for url in settings.urls
             ],

@@ -40,8 +40,6 @@ from lightning_vcppo.generation.server_client import ServerClient, ServerFault
 Result = TypeVar("Result")
 READ = ("0.32", "0.33")
 """Releases of vLLM from whose sources this was written."""
-LIMIT_S = 300.0
-"""Seconds after which a transfer counts as hanging, as in vLLM's own client."""
 FLAG = "--model.engine.weight_transfer=nccl"
 FINISH = "/finish_weight_update"
 SHUTDOWN = "/shutdown_weight_transfer_engine"
@@ -153,9 +151,11 @@ class WeightTransfer:
         try:
             client.post("/start_weight_update")
             sending = _Task(lambda: group.broadcast(weight for _, weight in held))
-            client.post("/update_weights", {"update_info": describe(held)}, LIMIT_S)
-            sending.result(LIMIT_S)
-            client.post(FINISH, {"weight_version": version}, LIMIT_S)
+            client.post(
+                "/update_weights", {"update_info": describe(held)}, client.weights_timeout_s
+            )
+            sending.result(client.weights_timeout_s)
+            client.post(FINISH, {"weight_version": version}, client.weights_timeout_s)
             client.post(SHUTDOWN)
         finally:
             group.close()  # frees a broadcast that waits for a server that has failed
@@ -176,8 +176,8 @@ class WeightTransfer:
             "nccl_unique_id_b64": base64.b64encode(group_id).decode(),
             "packed": False,
         }
-        client.post("/init_weight_transfer_engine", {"init_info": info}, LIMIT_S)
-        return joining.result(LIMIT_S)
+        client.post("/init_weight_transfer_engine", {"init_info": info}, client.weights_timeout_s)
+        return joining.result(client.weights_timeout_s)
 
 
 def _end_old_transfer(client: ServerClient) -> None:
@@ -185,7 +185,7 @@ def _end_old_transfer(client: ServerClient) -> None:
     try:
         client.post(SHUTDOWN)  # does nothing if nothing is left
     except ServerFault:  # refused while an update is open
-        client.post(FINISH, None, LIMIT_S)
+        client.post(FINISH, None, client.weights_timeout_s)
         client.post(SHUTDOWN)
 
 

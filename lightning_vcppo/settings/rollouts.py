@@ -75,7 +75,8 @@ class EngineSettings:
             None is that for temporary files, which is enough on one machine.
         timeout_s: Seconds without an answer to a question that needs no work, after which a server
             counts as hanging.
-        response_timeout_s: Seconds that a response, or taking weights over, may take a server.
+        weights_timeout_s: Seconds in which a server must have taken new weights over.
+        response_timeout_s: Seconds that a response may take a server.
         retry_s: Seconds until a server that has failed is tried again; doubled each time, up to 30.
         patience_s: Seconds for which a server is tried again before it is given up. Without any
             server the run ends, with a checkpoint.
@@ -94,6 +95,7 @@ class EngineSettings:
     weight_transfer: WeightTransferName = "files"
     weights_dir: str | None = None
     timeout_s: float = 60.0
+    weights_timeout_s: float = 600.0
     response_timeout_s: float = 3600.0
     retry_s: float = 1.0
     patience_s: float = 600.0
@@ -151,7 +153,7 @@ class EngineSettings:
             )
         plain = [url.rstrip("/") for url in self.urls]
         require(len({*plain}) == len(plain), "urls: the same address twice")
-        for name in ("timeout_s", "response_timeout_s", "retry_s"):
+        for name in ("timeout_s", "weights_timeout_s", "response_timeout_s", "retry_s"):
             value = getattr(self, name)
             require(value > 0, f"{name}: expected more than 0 seconds, got {value}")
         require(self.patience_s >= 0, f"patience_s: expected >= 0 seconds, got {self.patience_s}")

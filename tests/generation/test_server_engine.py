@@ -252,6 +252,16 @@ def test_a_hanging_server_is_found_by_its_pulse_and_a_short_stall_is_waited_for(
     assert time.monotonic() - began < 10
 
 
+def test_a_server_that_hangs_while_it_takes_weights_is_asked_again(model, start, capsys):
+    server, stuck = start(), threading.Event()
+    server.fault = at("/collective_rpc", lambda *_: stuck.wait(20) and False, times=1)
+    began = time.monotonic()
+    assert_same(sample(engine_for(model, server, weights_timeout_s=0.5)), model)
+    stuck.set()
+    assert time.monotonic() - began < 10
+    assert f"{server.url}: no answer in 0.5 s; trying again" in capsys.readouterr().err
+
+
 def test_the_others_do_the_work_of_a_dead_server(model, start, capsys):
     first, second = start(), start()
     engine = engine_for(model, first, second, patience_s=0.05)

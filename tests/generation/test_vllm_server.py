@@ -205,7 +205,9 @@ def test_weights_of_another_model_are_refused(servers):
 def test_vllms_own_transfer_takes_weights_again_and_again(model, transfer_server):
     torch.manual_seed(0)
     token = transfer_server.token_file.read_text().strip()
-    client = ServerClient(transfer_server.url, token, timeout_s=60, work_timeout_s=60)
+    client = ServerClient(
+        transfer_server.url, token, timeout_s=60, weights_timeout_s=60, response_timeout_s=60
+    )
     client.post("/start_weight_update")  # by a trainer that was then killed
     engine = engine_for(model, transfer_server, weight_transfer="nccl")
     trainer = TransformersEngine(model, pad_token_id=0, eos_token_ids=set())

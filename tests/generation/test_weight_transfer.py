@@ -77,8 +77,9 @@ def moved(model, seed: int):
     return model
 
 
-def engine_for(model, *servers) -> VLLMServerEngine:
-    settings = EngineSettings(urls=[server.url for server in servers], **NCCL, **QUICK)
+def engine_for(model, *servers, **settings) -> VLLMServerEngine:
+    urls = [server.url for server in servers]
+    settings = EngineSettings(urls=urls, **NCCL, **QUICK | settings)
     engine = VLLMServerEngine(
         model, settings, device=model.device, pad_token_id=0, eos_token_ids=set()
     )
@@ -184,11 +185,10 @@ def test_a_restarted_server_is_sent_the_weights_again(model, start):
     assert_same(sample(engine, 12), before, 12)
 
 
-def test_a_transfer_that_hangs_is_given_up_and_tried_again(model, start, groups, monkeypatch):
-    monkeypatch.setattr(weight_transfer, "LIMIT_S", 0.5)
+def test_a_transfer_that_hangs_is_given_up_and_tried_again(model, start, groups):
     server, stuck = start(), threading.Event()
     server.fault = at(UPDATE, lambda *_: stuck.wait(3) and False, times=1)
-    assert_same(sample(engine_for(model, server)), model)
+    assert_same(sample(engine_for(model, server, weights_timeout_s=0.5)), model)
     stuck.set()
     assert len(groups.groups) == 2 and all(group.closed for group in groups.groups.values())
 
