@@ -29,13 +29,16 @@ def report(
     """Return the table and, if all runs are complete, the contrasts, as Markdown.
 
     Args:
-        rows: Rows of the results; those of other seeds are ignored.
-        curves: Rows of the training curves.
+        rows: Rows of the results; those of other seeds and arms are ignored.
+        curves: Rows of the training curves; the same are ignored.
         arms: Arms of the protocol, in its order.
         seeds: Seeds of the protocol.
         contrasts: Arm, reference, and whether the contrast is primary.
     """
-    rows = [row for row in rows if int(row["seed"]) in seeds and row["arm"] in arms]
+    rows, curves = (
+        [row for row in given if int(row["seed"]) in seeds and row["arm"] in arms]
+        for given in (rows, curves)
+    )
     accuracy = by_arm(rows, "accuracy")
     missing = len(arms) * len(seeds) - len(rows)
     lines = [table(rows, curves, arms)]
