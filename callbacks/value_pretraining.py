@@ -168,6 +168,28 @@ class ValuePretraining(RunCallback):
                 self._rollouts_path, module.sampler.origin(module.sampling), module.run_seed
             )
         module.begin_value_pretraining(self._store)
+        self._warn_of_a_run_without_policy(trainer)
+
+    def _warn_of_a_run_without_policy(self, trainer: Trainer) -> None:
+        """Warn if this phase may take all rollouts of the run."""
+        epochs = math.inf if trainer.max_epochs == -1 else trainer.max_epochs or 1
+        of_run, rule = trainer.num_training_batches * epochs, self._stop_rule
+        if of_run <= rule.max_rollouts and not is_trial(trainer):
+            rank_zero_warn(
+                f"Value pretraining may take all {of_run:g} rollouts of this run, and then the "
+                f"policy is not trained (--value_pretraining.max_rollouts={rule.max_rollouts}). "
+                "Lower it, or give the run more problems, more epochs (--trainer.max_epochs) or "
+                "fewer prompts a rollout (--data.prompts_per_rollout)."
+            )
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so if the policy was not trained."""
+        if not self._finished and isinstance(pl_module, VCPPOModule) and not trainer.interrupted:
+            rank_zero_warn(
+                f"The run ended after {self._progress.rollouts} rollouts of value pretraining; the "
+                "policy was not trained."
+            )
 
     @override
     def on_train_batch_start(

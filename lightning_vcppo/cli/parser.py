@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from inspect import signature
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Union, get_args
 
 from jsonargparse import ArgumentParser, Namespace, auto_cli
 from lightning.pytorch import Callback, LightningModule
@@ -62,7 +62,22 @@ class OneLineParser(ArgumentParser):
 
 
 class VCPPOArgumentParser(OneLineParser, LightningArgumentParser):
-    """A parser that names the config in which a mistake is."""
+    """A parser that names the config in which a mistake is, and reads 1 as a whole number."""
+
+    @override
+    def add_lightning_class_args(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Add the arguments of a class; those that may be int or float are read as int first.
+
+        For `int | float` Python returns `float | int` if any library has asked for that before.
+        Then `limit_train_batches=1`, one batch, would be read as 1.0, all batches.
+        """
+        added: list[str] = super().add_lightning_class_args(*args, **kwargs)
+        for action in self._actions:
+            types = get_args(getattr(action, "_typehint", None))
+            if int in types and float in types:
+                ordered = tuple(sorted(types, key=lambda kind: kind is float))
+                vars(action)["_typehint"] = Union[ordered]  # noqa: UP007 (of a tuple)
+        return added
 
     @override
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Namespace:

@@ -153,7 +153,7 @@ def _critic(runs: Sequence[Run]) -> Iterator[Figure]:
         ),
     ):
         plot = drawing.pretraining(runs, ending, label)
-        missing = "" if plot else "no run has pretrained its critic"
+        missing = "" if plot else "no run has a measure of value pretraining"
         yield Figure(f"pretraining_{ending}", title, text, _panels(plot), missing=missing)
     plot = drawing.calibration(runs)
     yield Figure(

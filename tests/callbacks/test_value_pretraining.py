@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from copy import deepcopy
 from dataclasses import asdict
 
@@ -169,6 +170,21 @@ def test_each_step_replays_and_replays_alone_change_the_fit(tiny_actor):
     # First rollout: 4 of 8 responses are fitted, an update a pass; second: 8, two updates. With
     # three replays: 3 + 1 passes over the first, then first, second, first, and the second.
     assert updates == [1 + 2, 4 + (1 + 2 + 1 + 2)]
+
+
+@pytest.mark.parametrize(("max_rollouts", "of_policy"), [(1, 1), (2, 0), (3, 0)])
+def test_a_run_that_may_not_train_its_policy_says_so(max_rollouts, of_policy, tiny_actor, tmp_path):
+    module = make_module(tiny_actor)
+    schedule = ValuePretraining(max_rollouts=max_rollouts, dirpath=str(tmp_path))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit(module, 2, schedule)
+    texts = [str(warning.message) for warning in said]
+    before = [
+        text for text in texts if text.startswith("Value pretraining may take all 2 rollouts")
+    ]
+    after = [text for text in texts if "the policy was not trained" in text]
+    assert len(before) == (of_policy == 0) and len(after) == (max_rollouts > 2)
 
 
 # From a file

@@ -1,4 +1,4 @@
-"""Processor time that the command line adds to importing its libraries."""
+"""What the command line does in a process of its own: its processor time, and its types."""
 
 from __future__ import annotations
 
@@ -27,3 +27,15 @@ def test_print_config_costs_little_more_than_its_libraries(tmp_path):
     done = subprocess.run([sys.executable, "-c", PROGRAM, *flags], capture_output=True, text=True)
     assert "lambda_critic: 1.0" in done.stdout, done.stderr
     assert float(done.stderr.splitlines()[-1]) < 2.5
+
+
+def test_one_batch_is_not_all_batches(tmp_path):
+    """In a process of its own: who has imported what before decides how types are spelled."""
+    program = "from typing import Optional, Union; Optional[Union[float, int]]\n" + PROGRAM
+    flags = ("fit", "--config", "vcppo", "--model.actor", str(tmp_path), "--print_config")
+    batches = ("--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "0.5")
+    done = subprocess.run(
+        [sys.executable, "-c", program, *flags, *batches], capture_output=True, text=True
+    )
+    assert "limit_train_batches: 1\n" in done.stdout, done.stderr
+    assert "limit_val_batches: 0.5\n" in done.stdout

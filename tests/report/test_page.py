@@ -139,7 +139,7 @@ def test_what_is_missing_is_left_out_and_said(tmp_path):
     write_csv(tmp_path / "metrics.csv", metrics(pretraining=0))
     text = Page(render(read_runs([tmp_path]))).text
     for words in (
-        "Not shown: Value pretraining: loss (no run has pretrained its critic).",
+        "Not shown: Value pretraining: loss (no run has a measure of value pretraining).",
         "Not shown: Calibration of the critic (no diagnostics/calibration.jsonl).",
         "Not shown: Bias by position (no diagnostics/positions.jsonl).",
         "Not shown: Reach of the reward (neither config.yaml nor diagnostics/ names lambdas).",
