@@ -165,7 +165,10 @@ class ValuePretraining(RunCallback):
             self._stored_by_rank = []
         if self._rollouts_path is not None:
             self._saved = SavedRollouts(
-                self._rollouts_path, module.sampler.origin(module.sampling), module.run_seed
+                self._rollouts_path,
+                module.sampler.origin(module.sampling),
+                module.run_seed,
+                int(module.actor.config.get_text_config().vocab_size),
             )
         module.begin_value_pretraining(self._store)
 
