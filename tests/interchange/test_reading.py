@@ -190,6 +190,20 @@ def test_bad_rows_are_named_and_skipped_on_request(case: str, tmp_path: Path) ->
     assert reading.invalid == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"reward": ' + "1" * 5000 + "}", "a number of thousands of digits"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_line_beyond_the_limits_of_json_is_named(line: str, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "dump.jsonl"
+    path.write_text(f"{json.dumps(dumps.plain(0))}\n{line}\n")
+    with pytest.raises(ValueError, match=f"^dump.jsonl:2: broken JSON, {reason}$"):
+        read(path)
+
+
 def test_what_holds_no_responses_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file, and no directory or pattern with data"):
         read(tmp_path / "nothing.jsonl")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_vcppo.common.errors import OneLineArguments
+from lightning_vcppo.common.errors import OneLineArguments, require
 from lightning_vcppo.common.terminal import waiting_for
 
 
@@ -20,6 +20,11 @@ def main(arguments: Sequence[str]) -> None:
         OSError: If a file cannot be read or written.
     """
     options = _parser().parse_args(arguments)
+    limit = options.max_response_length
+    require(
+        limit is None or limit > 0,
+        f"--max_response_length={limit}: expected a positive number of tokens",
+    )
     with waiting_for("Loading"):  # the imports include torch
         from lightning_vcppo.data.sources import load_problems
         from lightning_vcppo.interchange import Importer, read_responses
