@@ -85,6 +85,7 @@ def read_responses(
     *,
     drop_invalid: bool = False,
     reading: Reading | None = None,
+    vocabulary: int | None = None,
 ) -> Iterator[tuple[str, ForeignResponse]]:
     """Yield each response with its place, "FILE:ROW".
 
@@ -93,6 +94,7 @@ def read_responses(
         fields: Names of the fields of plain rows; fields that are None are detected.
         drop_invalid: Skip rows that cannot be read.
         reading: Receives the counts of the rows.
+        vocabulary: Number of tokens of the model, which token ids must be below; None if unknown.
 
     Raises:
         ValueError: If a path names no data file; a file is broken; no row holds a response
@@ -127,7 +129,7 @@ def read_responses(
                         reading.summed = summed if len(summed) > 1 else reading.summed
                 for response in schema.read(row, fields):
                     found = True
-                    yield place, _asked(response, prompts) if prompts else _complete(response)
+                    yield place, _checked(_asked(response, prompts), vocabulary)
                 reading.trainers[schema.trainer] += 1
             except InvalidRow as error:
                 reading.refuse(place, str(error))
@@ -155,10 +157,10 @@ def _complete(response: ForeignResponse) -> ForeignResponse:
         raise InvalidRow("no prompt; name the batch's input file, too")
     if response.response_ids is not None and not response.response_ids:
         raise InvalidRow("the response has no tokens")
-    return _checked(response)
+    return response
 
 
-def _checked(response: ForeignResponse) -> ForeignResponse:
+def _checked(response: ForeignResponse, vocabulary: int | None) -> ForeignResponse:
     """Check the cells of a response, whichever schema has read them.
 
     Raises:
@@ -172,7 +174,7 @@ def _checked(response: ForeignResponse) -> ForeignResponse:
                 raise InvalidRow(f"{name}: expected text, found {fault}")
     for name in ("prompt_ids", "response_ids"):
         if (ids := getattr(response, name)) is not None:
-            token_ids(ids, name)
+            token_ids(ids, name, vocabulary)
     ended, values = response.finished, response.values
     return replace(
         response,

@@ -190,6 +190,14 @@ def test_bad_rows_are_named_and_skipped_on_request(case: str, tmp_path: Path) ->
     assert reading.invalid == 1
 
 
+def test_token_ids_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:
+    row = dumps.plain(0) | {"prompt_ids": [1], "response_ids": [2, 10]}
+    path = write(tmp_path / "dump.jsonl", [row])
+    with pytest.raises(ValueError, match=r"dump.jsonl:1: response_ids: .* in 0\.\.9, got 10"):
+        read(path, vocabulary=10)
+    assert read(path, vocabulary=11)[0].response_ids == [2, 10]
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

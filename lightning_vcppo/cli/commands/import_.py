@@ -46,11 +46,23 @@ def main(arguments: Sequence[str]) -> None:
         Fields(options.prompt_field, options.response_field, options.reward_field),
         drop_invalid=options.drop_invalid,
         reading=reading,
+        vocabulary=_vocabulary(options.model) if options.model else None,
     )
     with waiting_for("Importing"):
         write_records(options.output, importer.records(responses))
     print("\n".join(importer.report.lines()))
     print(f"The rollouts are in {options.output}")
+
+
+def _vocabulary(model: str) -> int | None:
+    """Return the number of tokens of a model; None for a tokenizer without one."""
+    from lightning_vcppo.models.loading import load_config
+
+    try:
+        size = getattr(load_config(model).get_text_config(), "vocab_size", None)
+    except (OSError, ValueError):
+        return None
+    return int(size) if size else None
 
 
 def _parser() -> OneLineArguments:
