@@ -164,6 +164,7 @@ class ValuePretraining(RunCallback):
             )
             self._stored_by_rank = []
         if self._rollouts_path is not None:
+            assert module.actor is not None
             self._saved = SavedRollouts(
                 self._rollouts_path,
                 module.sampler.origin(module.sampling),

@@ -179,7 +179,7 @@ def _checked(response: ForeignResponse, vocabulary: int | None) -> ForeignRespon
     return replace(
         response,
         reward=None if response.reward is None else finite(response.reward, "reward"),
-        finished=None if ended is None or ended == "" else truth(ended, "finished"),
+        finished=None if ended is None else truth(ended, "finished"),
         values=None if values is None else finite_numbers(values, "values"),
     )
 

@@ -210,7 +210,8 @@ def _episodes(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
         sampled = [place for place, node in enumerate(nodes) if node.get("sampled")]
         if len(sampled) != 1:
             raise InvalidRow(f"the trace has {len(sampled)} sampled turns; one is expected")
-        path, place = [], sampled[0]
+        path: list[Any] = []
+        place = sampled[0]
         while place is not None:
             if len(path) == len(nodes):
                 raise InvalidRow("nodes: expected a tree, but a node is its own ancestor")
@@ -277,7 +278,7 @@ def _plain(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
             raise _missing(row, "response", RESPONSE_FIELDS)
         asked, given = asked[:-1], [asked[-1]["content"]]  # a complete chat in one field
     elif response_name is None:
-        given = [""] * (len(ids_R) if _is_nested(ids_R) else 1)
+        given = [""] * (len(ids_R or ()) if _is_nested(ids_R) else 1)
     else:
         value = parsed(row[response_name])
         if not isinstance(value, list) or (value and isinstance(value[0], dict)):
