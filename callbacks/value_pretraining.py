@@ -164,8 +164,12 @@ class ValuePretraining(RunCallback):
             )
             self._stored_by_rank = []
         if self._rollouts_path is not None:
+            assert module.actor is not None
             self._saved = SavedRollouts(
-                self._rollouts_path, module.sampler.origin(module.sampling), module.run_seed
+                self._rollouts_path,
+                module.sampler.origin(module.sampling),
+                module.run_seed,
+                int(module.actor.config.get_text_config().vocab_size),
             )
         module.begin_value_pretraining(self._store)
         self._warn_of_a_run_without_policy(trainer)

@@ -64,10 +64,9 @@ def fault_in(text: str) -> str | None:
 
     It takes about a nanosecond per character.
     """
-    try:
-        encoded = text.encode()
-    except UnicodeEncodeError as error:
-        return f"half a surrogate pair (character {error.start + 1}), which UTF-8 cannot write"
+    if fault := half_pair_in(text):
+        return fault
+    encoded = text.encode()
     if len(encoded.translate(None, _CONTROL_BYTES)) < len(encoded):
         found = _CONTROL.search(text)
         assert found is not None
@@ -75,6 +74,15 @@ def fault_in(text: str) -> str | None:
     for character, remains in _REMAINS_BEHIND.items():
         if character in text and (found := remains.search(text)):
             return _describe(text, found.start())
+    return None
+
+
+def half_pair_in(text: str) -> str | None:
+    """Describe the first character that UTF-8 cannot write; None if there is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"half a surrogate pair (character {error.start + 1}), which UTF-8 cannot write"
     return None
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from lightning_vcppo.data.cell_types import finite, shown
 from lightning_vcppo.data.chats import parsed
 from lightning_vcppo.data.texts import InvalidRow
 
@@ -19,13 +20,11 @@ def number(value: object, name: str) -> float:
     """Return a reward, given as a number, a truth value, or a list of token rewards to sum.
 
     Raises:
-        InvalidRow: If the value is none of these, or not finite.
+        InvalidRow: If the value is none of these, or not finite within float32.
     """
     if isinstance(value, list) and value and all(isinstance(v, (int, float)) for v in value):
-        value = sum(value)
-    if isinstance(value, (int, float)) and math.isfinite(value):
-        return float(value)
-    raise InvalidRow(f"{name}: expected a finite number, got {str(value)[:40]!r}")
+        value = sum(finite(v, name) for v in value)
+    return finite(value, name)
 
 
 def text(value: object, name: str) -> str:
@@ -113,10 +112,10 @@ def step(value: object) -> int | None:
         return None
     try:
         found = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = math.nan
-    if not found.is_integer():
-        raise InvalidRow(f"step: expected a whole number, got {str(value)[:40]!r}")
+    if not (found.is_integer() and abs(found) < 2**53):
+        raise InvalidRow(f"step: expected a whole number, got {shown(value)}")
     return int(found)
 
 

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning_vcppo.common.terminal import printable
+from lightning_vcppo.data.cell_types import finite, finite_numbers, of_csv, token_ids, truth
 from lightning_vcppo.data.compressed import format_of
 from lightning_vcppo.data.files import file_rows, is_data_file, text_lines
-from lightning_vcppo.data.texts import InvalidRow
-from lightning_vcppo.interchange.cells import Prompt, prompt
+from lightning_vcppo.data.texts import InvalidRow, half_pair_in
+from lightning_vcppo.interchange.cells import Prompt, prompt, text
 from lightning_vcppo.interchange.schemas import (
+    REWARD_FIELDS,
     TRL,
     Fields,
     ForeignResponse,
@@ -26,6 +28,16 @@ from lightning_vcppo.interchange.schemas import (
 
 SHOWN_ROWS = 5
 """Number of invalid rows that a message shows."""
+
+
+_MISREAD = (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError)
+"""Errors of rows whose fields have other types than their schema has."""
+
+
+_TYPED = frozenset(
+    {*REWARD_FIELDS, "finished", "is_truncated", "values", "prompt_ids", "response_ids"}
+)
+"""Columns that hold other things than texts, beside those with "reward" in their names."""
 
 
 class NoResponses(ValueError):
@@ -73,6 +85,7 @@ def read_responses(
     *,
     drop_invalid: bool = False,
     reading: Reading | None = None,
+    vocabulary: int | None = None,
 ) -> Iterator[tuple[str, ForeignResponse]]:
     """Yield each response with its place, "FILE:ROW".
 
@@ -81,6 +94,7 @@ def read_responses(
         fields: Names of the fields of plain rows; fields that are None are detected.
         drop_invalid: Skip rows that cannot be read.
         reading: Receives the counts of the rows.
+        vocabulary: Number of tokens of the model, which token ids must be below; None if unknown.
 
     Raises:
         ValueError: If a path names no data file; a file is broken; no row holds a response
@@ -95,11 +109,14 @@ def read_responses(
     for file in files:
         schema: Schema | None = None
         keys: tuple[str, ...] = ()
+        is_csv = format_of(file)[0] in (".csv", ".tsv")
         for number, row in _rows(file):
             place = f"{file.name}:{number}"
             try:
                 if not isinstance(row, dict):
                     raise InvalidRow(f"expected a JSON object, got {type(row).__name__}")
+                if is_csv:
+                    row = {name: _typed(name, cell, fields) for name, cell in row.items()}
                 if _is_request(row):
                     body = row["body"]
                     asked = body.get("messages") or body.get("prompt")
@@ -112,11 +129,11 @@ def read_responses(
                         reading.summed = summed if len(summed) > 1 else reading.summed
                 for response in schema.read(row, fields):
                     found = True
-                    yield place, _asked(response, prompts) if prompts else _complete(response)
+                    yield place, _checked(_asked(response, prompts), vocabulary)
                 reading.trainers[schema.trainer] += 1
             except InvalidRow as error:
                 reading.refuse(place, str(error))
-            except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+            except _MISREAD as error:
                 known = schema.trainer if schema else "a dump"
                 missing = isinstance(error, KeyError) and f"no field {error.args[0]}"
                 reading.refuse(place, f"not a row of {known} ({missing or f'{error!r:.80}'})")
@@ -129,12 +146,51 @@ def read_responses(
         raise NoResponses(f"{listed}: no responses" + (f"; {reading}" if reading.invalid else ""))
 
 
+def _typed(name: str, cell: object, fields: Fields) -> object:
+    """Return a cell of CSV, which is a text, with the type of its column."""
+    is_typed = name in _TYPED or name == fields.reward or "reward" in name
+    return of_csv(cell) if is_typed and isinstance(cell, str) else cell
+
+
 def _complete(response: ForeignResponse) -> ForeignResponse:
     if not response.prompt and response.prompt_ids is None:
         raise InvalidRow("no prompt; name the batch's input file, too")
     if response.response_ids is not None and not response.response_ids:
         raise InvalidRow("the response has no tokens")
     return response
+
+
+def _checked(response: ForeignResponse, vocabulary: int | None) -> ForeignResponse:
+    """Check the cells of a response, whichever schema has read them.
+
+    Raises:
+        InvalidRow: If a field is not of its type; the message names it.
+    """
+    text(response.response, "the response")
+    texts = {"prompt": response.prompt, "response": response.response, "answer": response.answer}
+    for name, value in texts.items():
+        for part in _texts(value):
+            if fault := half_pair_in(part):
+                raise InvalidRow(f"{name}: expected text, found {fault}")
+    for name in ("prompt_ids", "response_ids"):
+        if (ids := getattr(response, name)) is not None:
+            token_ids(ids, name, vocabulary)
+    ended, values = response.finished, response.values
+    return replace(
+        response,
+        reward=None if response.reward is None else finite(response.reward, "reward"),
+        finished=None if ended is None else truth(ended, "finished"),
+        values=None if values is None else finite_numbers(values, "values"),
+    )
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Yield the texts in a cell."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
 
 
 def _asked(response: ForeignResponse, prompts: dict[str, Prompt]) -> ForeignResponse:
@@ -194,7 +250,12 @@ def _rows(file: Path) -> Iterator[tuple[int, Any]]:
         if line.isspace():
             continue
         try:
-            yield number, json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = getattr(error, "msg", "nested too deeply")
-            raise ValueError(f"{file.name}:{number}: broken JSON, {reason}") from None
+            row = json.loads(line)
+        except RecursionError:
+            reason = "nested too deeply"
+        except ValueError as error:  # other than of JSON: a number beyond Python's limit of digits
+            reason = getattr(error, "msg", "a number of thousands of digits")
+        else:
+            yield number, row
+            continue
+        raise ValueError(f"{file.name}:{number}: broken JSON, {reason}")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
+from lightning_vcppo.data.cell_types import truth
 from lightning_vcppo.data.chats import parsed
 from lightning_vcppo.data.texts import InvalidRow
 from lightning_vcppo.interchange import cells
@@ -160,12 +161,11 @@ def _skyrl(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
 
 
 def _verifiers(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
-    cut = row.get("is_truncated")
     yield ForeignResponse(
         prompt=cells.prompt(row["prompt"], "prompt"),
         response=cells.reply(row["completion"], "completion"),
         reward=_chosen_reward(row, fields, "reward"),
-        finished=None if cut is None else not cut,
+        finished=_not(row.get("is_truncated"), "is_truncated"),
         answer=row.get("answer"),
         group=cells.as_name(row.get("example_id")),
     )
@@ -199,7 +199,7 @@ def _nemo_rl(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
         reward=reward,
         prompt_ids=ids[:first],
         response_ids=ids[first : last + 1],
-        finished=None if row.get("truncated") is None else not cells.only(row["truncated"]),
+        finished=_not(cells.only(row.get("truncated")), "truncated"),
     )
 
 
@@ -210,8 +210,11 @@ def _episodes(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
         sampled = [place for place, node in enumerate(nodes) if node.get("sampled")]
         if len(sampled) != 1:
             raise InvalidRow(f"the trace has {len(sampled)} sampled turns; one is expected")
-        path, place = [], sampled[0]
+        path: list[Any] = []
+        place = sampled[0]
         while place is not None:
+            if len(path) == len(nodes):
+                raise InvalidRow("nodes: expected a tree, but a node is its own ancestor")
             path.append(nodes[place])
             place = nodes[place].get("parent")
         *context, answer = reversed(path)
@@ -275,7 +278,7 @@ def _plain(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
             raise _missing(row, "response", RESPONSE_FIELDS)
         asked, given = asked[:-1], [asked[-1]["content"]]  # a complete chat in one field
     elif response_name is None:
-        given = [""]
+        given = [""] * (len(ids_R or ()) if _is_nested(ids_R) else 1)
     else:
         value = parsed(row[response_name])
         if not isinstance(value, list) or (value and isinstance(value[0], dict)):
@@ -287,18 +290,49 @@ def _plain(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
     if len(rewards) != len(given):
         raise InvalidRow(f"{len(given)} responses and {len(rewards)} rewards")
     answer_name = _field(row, None, ANSWER_FIELDS)
-    for response, reward in zip(given, rewards, strict=True):
+    count = len(given)
+    ids = _dealt(ids_R, count, "response_ids")
+    critics = _dealt(row.get("values"), count, "values")
+    ends = _ends(row, count)
+    for response, reward, own_ids, finished, own_values in zip(
+        given, rewards, ids, ends, critics, strict=True
+    ):
         yield ForeignResponse(
             prompt=asked,
             response=response,
             reward=None if reward is None else cells.number(reward, str(reward_name)),
             prompt_ids=ids_P,
-            response_ids=ids_R,
-            finished=row.get("finished", cells.ended(row.get("finish_reason"))),
+            response_ids=own_ids,
+            finished=finished,
             answer=row[answer_name] if answer_name else None,
             step=cells.step(row.get("step")),
-            values=row.get("values"),
+            values=own_values,
         )
+
+
+def _is_nested(value: Any) -> bool:
+    return bool(isinstance(value, list) and value and all(isinstance(v, list) for v in value))
+
+
+def _dealt(value: Any, count: int, name: str) -> list[Any]:
+    """Return the list of each response, given the list of one or the lists of all."""
+    if value is None:
+        return [None] * count
+    if _is_nested(value) and len(value) == count:
+        return list(value)
+    if count == 1:
+        return [value]
+    raise InvalidRow(f"{name}: expected {count} lists, one for each response")
+
+
+def _ends(row: Row, count: int) -> list[Any]:
+    """Return whether each response is finished, given one value for all or one for each."""
+    name = "finish_reason" if row.get("finished") is None else "finished"
+    value = row.get(name)
+    each = value if isinstance(value, list) else [value] * count
+    if len(each) != count:
+        raise InvalidRow(f"{name}: expected {count}, one for each response, got {len(each)}")
+    return each if name == "finished" else [cells.ended(reason) for reason in each]
 
 
 def _needs(*fields: str) -> frozenset[str]:
@@ -317,6 +351,11 @@ SCHEMAS = (
     Schema("plain rows", _needs(), _plain),
 )
 """All schemas, from the most specific to the most general."""
+
+
+def _not(cut: object, name: str) -> bool | None:
+    """Return whether a response is finished, given whether it is truncated."""
+    return None if cut is None else not truth(cut, name)
 
 
 def _chosen_reward(row: Row, fields: Fields, usual: str) -> float | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lightning_vcppo.common.files import complete_file
 from lightning_vcppo.report.page import render
 from lightning_vcppo.report.reading import Run, read_runs
 
@@ -36,6 +37,8 @@ def write_report(
     page = render(read_runs(directories, read))
     first = directories[0]
     output = output or (first.parent if first.is_file() else first) / "report.html"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page, encoding="utf-8")
+    # A run may have logged half a surrogate pair, which UTF-8 cannot write.
+    text = page.encode("utf-8", errors="replace")
+    with complete_file(output, "wb") as file:
+        file.write(text)
     return output

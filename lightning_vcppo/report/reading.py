@@ -282,6 +282,11 @@ def _read_jsonl(path: Path, *required: str) -> Iterator[dict[str, Any]]:
             if number == len(lines):  # empty after the last line break, or not complete yet
                 return
             raise ValueError(f"{path}:{number}: expected one JSON object a line") from None
+        except (ValueError, RecursionError):  # beyond the limits of digits and of nesting
+            raise ValueError(
+                f"{path}:{number}: expected one JSON object a line, without numbers of thousands "
+                "of digits or deep nesting"
+            ) from None
         missing = [key for key in required if not isinstance(row, dict) or key not in row]
         if missing:
             raise ValueError(f"{path}:{number}: expected an object with {', '.join(missing)}")

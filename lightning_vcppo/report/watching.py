@@ -79,7 +79,7 @@ def build_server(page: WatchedPage, port: int = 0) -> ThreadingHTTPServer:
             if self.path != "/" or host not in (HOST, "localhost"):
                 self.send_error(404)
                 return
-            content = page.current().encode()
+            content = page.current().encode(errors="replace")
             self.send_response(200)
             self.send_header("Content-Type", "text/html; charset=utf-8")
             self.send_header("Content-Length", str(len(content)))

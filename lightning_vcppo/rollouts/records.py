@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lightning_vcppo.common.files import complete_file
+from lightning_vcppo.data.cell_types import finite, shown, token_ids, truth
+from lightning_vcppo.data.texts import InvalidRow
 from lightning_vcppo.distributed.collectives import gather
 from lightning_vcppo.rewards.answers import Answer, AnswerKind
 
@@ -145,12 +147,36 @@ def read_records(path: Path) -> list[ResponseRecord]:
                 raise ValueError(f"{path}: expected UTF-8 text") from None
             try:
                 row = json.loads(line)
-                records.append(_kind_of(row)(**row))
+                records.append(_checked(_kind_of(row)(**row)))
+            except RecursionError:
+                raise ValueError(
+                    f"{path}:{number}: expected a graded response; broken JSON, nested too deeply"
+                ) from None
             except (TypeError, ValueError) as error:
                 reason = str(error).replace("ResponseRecord.__init__()", "it")
                 raise ValueError(
                     f"{path}:{number}: expected a graded response; {reason}"
                 ) from error
+
+
+def _checked(record: ResponseRecord) -> ResponseRecord:
+    """Check the fields that tensors are made of, so that an error names its row.
+
+    Raises:
+        InvalidRow: If one has another type; the message names it.
+    """
+    for name in ("correct", "finished"):
+        truth(getattr(record, name), name)
+    if isinstance(record, (SavedResponse, ImportedResponse)):
+        finite(record.reward, "reward")
+    if isinstance(record, SavedResponse):
+        token_ids(record.prompt_ids, "prompt_ids")
+        token_ids(record.response_ids, "response_ids")
+        if not isinstance(record.origin, dict):
+            raise InvalidRow(f"origin: expected an object, got {shown(record.origin)}")
+    if not isinstance(record.index, (int, str)):
+        raise InvalidRow(f"index: expected a whole number, got {shown(record.index)}")
+    return record
 
 
 def _kind_of(row: dict[str, object]) -> type[ResponseRecord]:

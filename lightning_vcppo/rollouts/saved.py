@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.seeding import stream
+from lightning_vcppo.data.cell_types import token_ids
 from lightning_vcppo.data.problem import Problem
 from lightning_vcppo.rollouts.records import SavedResponse, read_records
 from lightning_vcppo.rollouts.rollout import Rollout
@@ -22,25 +23,39 @@ from lightning_vcppo.rollouts.rollout import Rollout
 class SavedRollouts:
     """Responses of a file, divided into rollouts, with problems in a random but fixed order."""
 
-    def __init__(self, path: str, origin: Mapping[str, str | float], seed: int) -> None:
+    def __init__(
+        self,
+        path: str,
+        origin: Mapping[str, str | float],
+        seed: int,
+        vocabulary: int | None = None,
+    ) -> None:
         """Read the file.
 
         Args:
             path: File that `vcppo predict` has written.
             origin: Tokenizer, model and sampling that the responses must come from.
             seed: Seed of the order.
+            vocabulary: Number of tokens of the model; None does not check the token ids.
 
         Raises:
-            ValueError: If the file has another form, comes from another policy, or its problems do
-                not have equally many responses.
+            ValueError: If the file has another form, comes from another policy, has a token id
+                outside the vocabulary, or its problems do not have equally many responses.
             OSError: If it cannot be read.
         """
         self._path = path
         groups: dict[tuple[int, ...], list[SavedResponse]] = {}
-        for response in read_records(Path(path)):
+        for row, response in enumerate(read_records(Path(path)), 1):
             if not isinstance(response, SavedResponse):
                 raise ValueError(f"{path}: expected token ids, as `vcppo predict` writes them")
             _check_origin(path, response.origin, origin)
+            if vocabulary is not None:
+                for name in ("prompt_ids", "response_ids"):
+                    token_ids(getattr(response, name), f"{path}:{row}: {name}", vocabulary)
+            require(
+                bool(response.response_ids),
+                f"{path}:{row}: response_ids: expected at least one token",
+            )
             groups.setdefault((response.index, *response.prompt_ids), []).append(response)
         sizes = {len(group) for group in groups.values()}
         require(bool(sizes), f"{path}: no responses")

@@ -127,6 +127,18 @@ def test_the_rewards_that_are_summed_are_named(
     assert "the reward is" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("limit", [-3, 0])
+def test_a_limit_that_no_response_can_have_is_refused(
+    limit: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "rollouts.jsonl"
+    path = dump(tmp_path / "dump.jsonl", "verl")
+    with pytest.raises(SystemExit):
+        run_program("import", path, "--output", output, f"--max_response_length={limit}")
+    assert f"--max_response_length={limit}: expected a positive" in capsys.readouterr().err
+    assert not output.exists()
+
+
 def test_a_missing_reward_is_refused_and_nothing_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,62 @@ def test_fields_can_be_named(tmp_path: Path) -> None:
         read(path, fields=Fields("ask", "sey", "good"))
 
 
+def test_the_responses_of_a_row_get_their_own_token_ids(tmp_path: Path) -> None:
+    several = {"prompt": "p", "responses": ["a", "b"], "rewards": [1, 0], "prompt_ids": [1]}
+    cells = {"response_ids": [[3], [4, 5]], "values": [[0.5], [0, 1]], "finished": [True, False]}
+    found = read(write(tmp_path / "dump.jsonl", [several | cells]))
+    assert [r.response_ids for r in found] == [[3], [4, 5]]
+    assert [r.values for r in found] == [[0.5], [0.0, 1.0]]
+    assert [r.finished for r in found] == [True, False]
+
+
+@pytest.mark.parametrize(("suffix", "comma"), [(".csv", ","), (".tsv", "\t")])
+def test_the_cells_of_csv_are_read_by_their_columns(
+    suffix: str, comma: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"dump{suffix}"
+    rows = [["prompt", "response", "reward", "finished"], ["1+1", "2", "1.0", "False"]]
+    path.write_text("".join(comma.join(row) + "\n" for row in rows))
+    (found,) = read(path)
+    assert (found.prompt, found.response, found.reward, found.finished) == ("1+1", "2", 1.0, False)
+    path.write_text(path.read_text().replace("1.0", "high"))
+    with pytest.raises(ValueError, match=rf"dump{suffix}:1: reward: expected a finite number"):
+        read(path)
+
+
+SEVERAL = {"prompt": "p", "responses": ["a", "b"], "rewards": [1, 0], "prompt_ids": [1]}
+BAD_CELLS = {
+    "reward": [float("inf"), 1e39, 10**400, "high", {}],
+    "prompt_ids": [5, "ab", [1.5], [-1], [True], ["1"], [[1]], [2**31]],
+    "response_ids": [5, "ab", [1.5], [-1], [True], ["1"], [1, [1]], [10**400]],
+    "finished": ["false", "no", 300, [1, 1]],
+    "values": [0.7, {"a": 1}, [10**400], "abc", [["a"]], [float("nan")]],
+    "step": [10**400, "one", 0.5, [1]],
+    "response": ["\ud800", [{"role": "assistant", "content": "\ud800"}]],
+    "prompt": ["\ud800", [{"role": "user", "content": "\ud800"}]],
+    "answer": ["\ud800", ["\ud800"]],
+}
 BAD_ROWS = {
+    "one list of ids for several responses": (
+        [SEVERAL | {"response_ids": [3, 4]}],
+        "response_ids: expected 2 lists, one for each response",
+    ),
+    "lists of ids for other responses": (
+        [SEVERAL | {"response_ids": [[3], [4], [5]]}],
+        "response_ids: expected 2 lists, one for each response",
+    ),
+    "score is NaN": (
+        [
+            dumps.prime_rl(0)
+            | {"traces": [dumps.prime_rl(0)["traces"][0] | {"rewards": {"r": {"score": math.nan}}}]}
+        ],
+        "reward: expected a finite number, got nan",
+    ),
+    **{
+        f"{field}: {place!s}": ([dumps.plain(0) | {field: cell}], f"{field}: expected")
+        for field, cells in BAD_CELLS.items()
+        for place, cell in enumerate(cells)
+    },
     "no JSON object": ([1], "expected a JSON object, got int"),
     "no prompt": ([{"response": "r", "reward": 1}], "no prompt: expected one of prompt"),
     "no response": ([{"prompt": "p", "reward": 1}], "no response: expected one of response"),
@@ -132,6 +188,28 @@ def test_bad_rows_are_named_and_skipped_on_request(case: str, tmp_path: Path) ->
     reading = Reading()
     assert len(read(path, drop_invalid=True, reading=reading)) == 2
     assert reading.invalid == 1
+
+
+def test_token_ids_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:
+    row = dumps.plain(0) | {"prompt_ids": [1], "response_ids": [2, 10]}
+    path = write(tmp_path / "dump.jsonl", [row])
+    with pytest.raises(ValueError, match=r"dump.jsonl:1: response_ids: .* in 0\.\.9, got 10"):
+        read(path, vocabulary=10)
+    assert read(path, vocabulary=11)[0].response_ids == [2, 10]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"reward": ' + "1" * 5000 + "}", "a number of thousands of digits"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_line_beyond_the_limits_of_json_is_named(line: str, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "dump.jsonl"
+    path.write_text(f"{json.dumps(dumps.plain(0))}\n{line}\n")
+    with pytest.raises(ValueError, match=f"^dump.jsonl:2: broken JSON, {reason}$"):
+        read(path)
 
 
 def test_what_holds_no_responses_is_refused(tmp_path: Path) -> None:

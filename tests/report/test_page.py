@@ -185,6 +185,21 @@ def test_a_mistake_ends_in_one_line(tmp_path, capsys):
     )
 
 
+def test_half_a_surrogate_pair_is_drawn_as_a_question_mark(tmp_path):
+    directory = write_run(tmp_path / "run")
+    write_jsonl(directory / "evaluation" / "rollouts_99.jsonl", [response("why\ud800", True)])
+    assert "why?" in report.write_report([directory]).read_text(encoding="utf-8")
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    page = report.write_report([write_run(tmp_path / "run")])
+    before = page.read_bytes()
+    monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        report.write_report([tmp_path / "run"])
+    assert page.read_bytes() == before
+
+
 def test_without_plotly_it_says_what_to_install(tmp_path, monkeypatch):
     directory = write_run(tmp_path / "run")
     monkeypatch.setitem(sys.modules, "plotly.offline", None)

@@ -20,7 +20,7 @@ from lightning_vcppo.report.page import render
 from lightning_vcppo.report.reading import read_runs
 from lightning_vcppo.report.watching import WatchedPage, build_server
 from tests.support.report_runs import metrics, write_csv, write_run
-from tests.support.tiny_runs import ROOT
+from tests.support.tiny_runs import ROOT, run_program
 
 
 @contextmanager
@@ -76,6 +76,15 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("port", [-1, 99999])
+def test_a_port_out_of_range_is_refused(
+    port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run_program("report", write_run(tmp_path / "run"), "--watch", f"--port={port}")
+    assert f"--port={port}: expected 0..65535" in capsys.readouterr().err
 
 
 @pytest.mark.thorough

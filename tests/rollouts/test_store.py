@@ -1,6 +1,7 @@
 """Stored rollouts: what is kept, what is held out, whose turn it is; files of saved ones."""
 
 import json
+import math
 from dataclasses import asdict, fields
 
 import pytest
@@ -218,12 +219,30 @@ def test_a_file_is_dealt_out_again_and_again(tmp_path):
     assert halves[1].positions_B.tolist() == [2, 3]
 
 
+BAD_FIELDS = [
+    (json.dumps(asdict(saved(0)) | {field: cell}), f"{field}: expected")
+    for field, cells in {
+        "reward": [math.nan, math.inf, 1e39, 10**400, "1", None],
+        "prompt_ids": [None, 5, "ab", [1.5], [-1], [True], ["1"], [[1]]],
+        "response_ids": [None, 5, "ab", [1.5], [-1], [True], ["1"], [[1]]],
+        "finished": ["false", 300, None],
+        "correct": ["true", [1]],
+        "index": [[1], None],
+        "origin": ["here"],
+    }.items()
+    for cell in cells
+]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", "x.jsonl:1: expected a graded response; Expecting property name"),
         ('{"index": 0}', "x.jsonl:1: expected a graded response"),
         ("[]", "x.jsonl:1: expected a graded response"),
+        ("[" * 100_000, "x.jsonl:1: expected a graded response; broken JSON, nested too deeply"),
+        *((text, f"x.jsonl:1: expected a graded response; {end}") for text, end in BAD_FIELDS),
+        ([saved(60)], "x.jsonl:1: response_ids: expected a list of token ids in 0..99, got 110"),
         ([evaluated(0)], "x.jsonl: expected token ids, as `vcppo predict` writes them"),
         ("", "x.jsonl: no responses"),
         ([saved(0), saved(0, 1), saved(1)], "x.jsonl: problems have 1 to 2 responses"),
@@ -241,7 +260,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, content, message):
     else:
         write(path, content)
     with pytest.raises(ValueError) as error:
-        SavedRollouts(str(path), ORIGIN, seed=0)
+        SavedRollouts(str(path), ORIGIN, seed=0, vocabulary=100)
     assert str(error.value).startswith(f"{tmp_path}/{message}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_vcppo.common.errors import OneLineArguments
+from lightning_vcppo.common.errors import OneLineArguments, require
 from lightning_vcppo.common.terminal import waiting_for
 
 
@@ -20,6 +20,11 @@ def main(arguments: Sequence[str]) -> None:
         OSError: If a file cannot be read or written.
     """
     options = _parser().parse_args(arguments)
+    limit = options.max_response_length
+    require(
+        limit is None or limit > 0,
+        f"--max_response_length={limit}: expected a positive number of tokens",
+    )
     with waiting_for("Loading"):  # the imports include torch
         from lightning_vcppo.data.sources import load_problems
         from lightning_vcppo.interchange import Importer, read_responses
@@ -41,11 +46,23 @@ def main(arguments: Sequence[str]) -> None:
         Fields(options.prompt_field, options.response_field, options.reward_field),
         drop_invalid=options.drop_invalid,
         reading=reading,
+        vocabulary=_vocabulary(options.model) if options.model else None,
     )
     with waiting_for("Importing"):
         write_records(options.output, importer.records(responses))
     print("\n".join(importer.report.lines()))
     print(f"The rollouts are in {options.output}")
+
+
+def _vocabulary(model: str) -> int | None:
+    """Return the number of tokens of a model; None for a tokenizer without one."""
+    from lightning_vcppo.models.loading import load_config
+
+    try:
+        size = getattr(load_config(model).get_text_config(), "vocab_size", None)
+    except (OSError, ValueError):
+        return None
+    return int(size) if size else None
 
 
 def _parser() -> OneLineArguments:

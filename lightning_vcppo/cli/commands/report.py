@@ -41,6 +41,7 @@ def _watch(directories: Sequence[Path], read: Callable[[Path, str], Run], port: 
     """Serve the page until the program is interrupted."""
     for directory in directories:
         require(directory.exists(), f"{directory}: no such directory")
+    require(0 <= port < 2**16, f"--port={port}: expected 0..{2**16 - 1}; 0 takes a free port")
     page = WatchedPage(directories, lambda: render(read_runs(directories, read)))
     try:
         server = build_server(page, port)
