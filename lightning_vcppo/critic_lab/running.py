@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from rich import get_console
 
 from lightning_vcppo.algorithm.value_pretraining import StopRule
-from lightning_vcppo.common.errors import require
+from lightning_vcppo.common.errors import require, require_seed
 from lightning_vcppo.common.files import complete_file
 from lightning_vcppo.critic_lab.card import write_card
 from lightning_vcppo.critic_lab.fitting import CriticData, CriticFit
@@ -138,6 +138,7 @@ def fit_critic(
     require(mini_batch_size >= 1, f"mini_batch_size: expected >= 1, got {mini_batch_size}")
     require(max_epochs >= 1, f"max_epochs: expected >= 1, got {max_epochs}")
     require(0 < held_out_share < 1, f"held_out_share: expected in (0, 1), got {held_out_share}")
+    require_seed("seed", seed)
     L.seed_everything(seed, verbose=False)
     store, origin = read_rollouts(rollouts, model, drop_invalid=drop_invalid)
     value = within(value, store)
