@@ -247,7 +247,9 @@ def _lambda_returns_of_rows(
             returns_BT = rewards_BT.flip(-1).cumsum(-1).flip(-1)
         else:
             steps_BT = rewards_BT.to(torch.float64, copy=True)
-            steps_BT[:, :-1].addcmul_(gamma * (1.0 - lam_B)[:, None], values_BT[:, 1:])
+            # With lambda = 1 not even a value that is not finite counts, though 0 * NaN is NaN.
+            next_BT = values_BT[:, 1:].masked_fill((lam_B == 1.0)[:, None], 0.0)
+            steps_BT[:, :-1].addcmul_(gamma * (1.0 - lam_B)[:, None], next_BT)
             returns_BT = _discounted_reverse_cumsum(steps_BT, gamma * lam_B).to(rewards_BT.dtype)
         if place_BT is not None:
             returns_BT = returns_BT.gather(1, place_BT)

@@ -19,6 +19,7 @@ from lightning_vcppo.algorithm.statistics import Reduce, float_dtype, identity
 _MAX_LOG_RATIO = 20.0
 
 
+@torch.no_grad()
 def truncated_importance_weights(
     old_logprobs_BT: Tensor,
     sampler_logprobs_BT: Tensor,
@@ -58,7 +59,7 @@ def truncated_importance_weights(
     )
     if mode not in ("truncate", "mask"):
         raise ValueError(f"mode must be 'truncate' or 'mask', got {mode!r}")
-    if cap < 1:
+    if not cap >= 1:  # also refuses NaN
         raise ValueError(f"cap must be at least 1, got {cap}")
     mask_BT = response_mask_BT
     log_ratio_BT = log_ratio(masked(old_logprobs_BT, mask_BT), masked(sampler_logprobs_BT, mask_BT))
@@ -132,7 +133,7 @@ def importance_corrected_returns(
         logprobs_BT=logprobs_BT,
         old_logprobs_BT=old_logprobs_BT,
     )
-    if max_ratio <= 1:
+    if not max_ratio > 1:
         raise ValueError(f"max_ratio must be above 1, got {max_ratio}")
     mask_BT = response_mask_BT
     ratio_BT = log_ratio(masked(logprobs_BT, mask_BT), masked(old_logprobs_BT, mask_BT)).exp()

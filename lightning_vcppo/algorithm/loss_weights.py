@@ -88,8 +88,13 @@ def prompt_noise_weights(
         One weight per response, equal within a group.
 
     Raises:
-        ValueError: If the shapes are not (B,), or the group ids not integers.
+        ValueError: If the shapes are not (B,), the group ids not integers, the exponent negative,
+            or the floor not positive.
     """
+    if not exponent >= 0:  # also refuses NaN
+        raise ValueError(f"exponent must not be negative, got {exponent}")
+    if not floor > 0:
+        raise ValueError(f"floor must be positive, got {floor}")
     _, std_B, count_B = group_moments(scores_B, group_ids_B)
     var_B = std_B.square() * (count_B - 1.0) / count_B
     weights_B: Tensor = var_B.pow(exponent).clamp(min=floor).reciprocal()

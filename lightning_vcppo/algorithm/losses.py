@@ -101,7 +101,7 @@ def value_loss(
     )
     if loss not in ("mse", "huber"):
         raise ValueError(f"loss must be 'mse' or 'huber', got {loss!r}")
-    if huber_delta <= 0:
+    if not huber_delta > 0:  # also refuses NaN
         raise ValueError(f"huber_delta must be positive, got {huber_delta}")
     mask_BT = response_mask_BT
     values_BT = masked(values_BT, mask_BT)
@@ -116,7 +116,7 @@ def value_loss(
     terms_BT = terms(values_BT)
     clipped_BT = torch.zeros_like(mask_BT)
     if cliprange_value is not None:
-        if cliprange_value <= 0 or old_values_BT is None:
+        if not cliprange_value > 0 or old_values_BT is None:
             raise ValueError("cliprange_value must be positive and needs old_values_BT")
         old_values_BT = masked(old_values_BT, mask_BT).detach()
         # Old V plus a clipped change would round V where nothing is clipped.

@@ -74,11 +74,11 @@ def read_tokens(
         token_weights_BT=token_weights_BT,
     )
     low, high, c = clips
-    if low < 0 or high < 0:
+    if not (low >= 0 and high >= 0):  # also refuses NaN
         raise ValueError(
             f"clip_ratio_low and clip_ratio_high must not be negative, got {low} and {high}"
         )
-    if c is not None and c <= 1:
+    if c is not None and not c > 1:
         raise ValueError(f"clip_ratio_c must be above 1, got {c}")
     logprobs_BT = masked(logprobs_BT, mask_BT)
     log_ratio_BT = log_ratio(logprobs_BT, masked(old_logprobs_BT, mask_BT).detach())

@@ -246,7 +246,7 @@ def _diagnostics(
 
 
 def _check_sigma(sigma_ratio: float) -> None:
-    if sigma_ratio <= 0:
+    if not sigma_ratio > 0:  # also refuses NaN
         raise ValueError(f"sigma_ratio must be positive, got {sigma_ratio}")
 
 

@@ -31,7 +31,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from lightning_vcppo.common.errors import require
+from lightning_vcppo.common.errors import require, require_seed
 from lightning_vcppo.common.files import complete_file, remove, whole_lines
 from lightning_vcppo.common.processes import ONE_THREAD, cores
 from lightning_vcppo.common.terminal import printable
@@ -46,7 +46,8 @@ def parse_seeds(text: str) -> list[int]:
     """Read seeds, as `0..4`, `0,2,5` or `0..2,7`.
 
     Raises:
-        ValueError: If the text is not such a list, a range is descending, or a seed occurs twice.
+        ValueError: If the text is not such a list, a range is descending, or a seed occurs twice or
+            is too large.
     """
     seeds: list[int] = []
     for part in text.replace(" ", "").strip("[]").split(","):
@@ -54,6 +55,7 @@ def parse_seeds(text: str) -> list[int]:
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first:
             raise ValueError(f"--seeds: expected seeds such as 0..4 or 0,2,5, got {text}")
+        require_seed("--seeds", last)
         seeds += range(first, last + 1)
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"--seeds: expected each seed once, got {text}")

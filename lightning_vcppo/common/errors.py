@@ -27,6 +27,23 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+LARGEST_SEED = 2**32 - 1
+"""Larger seeds are refused by Lightning and NumPy."""
+
+
+def require_seed(name: str, seed: int) -> None:
+    """Refuse a seed that a run would not take.
+
+    Args:
+        name: Name of the setting or flag.
+        seed: The seed.
+
+    Raises:
+        ValueError: If the seed is out of bounds.
+    """
+    require(0 <= seed <= LARGEST_SEED, f"{name}: expected a seed in 0..{LARGEST_SEED}, got {seed}")
+
+
 USER_ERROR = 2
 """Exit code of a user's mistake."""
 NO_SPACE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}

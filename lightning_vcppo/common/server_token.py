@@ -8,6 +8,7 @@ from pathlib import Path
 
 VARIABLE = "VCPPO_SERVER_TOKEN"
 """Environment variable of the token; it has precedence over the default file."""
+_EXPECTED = "one line with the token, of printable ASCII characters"
 
 
 def default_file() -> Path:
@@ -23,13 +24,16 @@ def read_token(file: str | None = None) -> str:
         file: Path of the file; None takes the environment variable, then the default file.
 
     Raises:
-        ValueError: If there is no token.
+        ValueError: If there is no token, or not one that an HTTP header can hold; the message does
+            not contain it.
     """
     if file is None and (token := os.environ.get(VARIABLE)):
-        return token
+        return _checked(token, VARIABLE)
     path = default_file() if file is None else Path(file)
     try:
         token = path.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        raise ValueError(f"--model.engine.token_file: {path}: expected {_EXPECTED}") from None
     except OSError:
         token = ""
     if not token:
@@ -37,6 +41,13 @@ def read_token(file: str | None = None) -> str:
             f"--model.engine.token_file: {path} holds no token; `vcppo serve` writes it (copy the "
             f"file from the server's machine, or set {VARIABLE} on both sides)"
         )
+    return _checked(token, f"--model.engine.token_file: {path}")
+
+
+def _checked(token: str, where: str) -> str:
+    """Return the token; refuse one that an HTTP header cannot hold, without printing it."""
+    if not all("!" <= character <= "~" or character == " " for character in token):
+        raise ValueError(f"{where}: expected {_EXPECTED}")
     return token
 
 
@@ -50,7 +61,7 @@ def make_token(file: str | None = None) -> tuple[str, Path | None]:
         The token, and its file; None for a token from the environment.
     """
     if file is None and (token := os.environ.get(VARIABLE)):
-        return token, None
+        return _checked(token, VARIABLE), None
     path = default_file() if file is None else Path(file)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():

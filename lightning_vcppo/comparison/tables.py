@@ -23,6 +23,8 @@ from lightning_vcppo.comparison.runs import ACCURACY, Problems, RunData
 
 EQUAL_COLUMNS = ("start", "cold_start_accuracy", "held_out")
 """Columns that identify the start of a run and the problems of its evaluation."""
+_LARGEST = 2**53
+"""Larger numbers of rollouts or problems are not exact in a table."""
 
 Row = Mapping[str, str]
 
@@ -51,8 +53,12 @@ def read_table(
         identity = ("seed", *by, "actor_lr", "critic_lr")
         known = points[0][1].keys() & rows[0][1].keys() if points else ()
         shared = tuple(dict.fromkeys(name for name in identity if name in known))
-        for _, row in points:
-            curves[tuple(row[name] for name in shared)].append(row)
+        for line, row in points:
+            where = f"{curves_path}:{line}"
+            step = _count(row, "rollout", where)
+            _count(row, "policy_rollout", where)
+            _check_shares(row, where)
+            curves[tuple(row[name] for name in shared)].append({**row, "rollout": str(step)})
     return [
         _run(path, line, row, by, curves[tuple(row[name] for name in shared)], problems)
         for line, row in rows
@@ -72,18 +78,18 @@ def _run(
         seed = int(row["seed"])
     except ValueError:
         raise ValueError(f"{where}: seed: expected an integer, got {row['seed']!r}") from None
+    _check_shares(row, where)
     final = {_metric(name): number for name, number in _numbers(row)}
-    count = problems if problems is not None else int(final.get("problems", 0))
     if problems is not None and problems < 1:
         raise ValueError(f"--problems: expected >= 1, got {problems}")
+    count = problems if problems is not None else _count(row, "problems", where)
     curves = defaultdict(list)
     for point in points:
-        step = int(float(point["rollout"]))
+        step = int(point["rollout"])
         for name, number in _numbers(point):
             curves[_metric_of_curve(name)].append((step, number))
-    accuracy = final.get(ACCURACY, -1.0)
     ended = _finished(row.get("finished", ""), where, line)
-    knows = bool(count) and 0 <= accuracy <= 1
+    knows = bool(count) and ACCURACY in final
     return RunData(
         where=where,
         seed=seed,
@@ -108,12 +114,36 @@ def _places(points: Sequence[Row]) -> dict[str, dict[int, float]]:
     if "policy_rollout" in points[0]:
         places["policy_rollouts"] = {0: 0.0}
     for point in points:
-        step = int(float(point["rollout"]))
+        step = int(point["rollout"])
         places["rollouts"][step] = float(step)
         if "policy_rollouts" in places:
             policy = float(point["policy_rollout"] or policy)
             places["policy_rollouts"][step] = policy
     return places
+
+
+def _count(row: Row, name: str, where: str) -> int:
+    """Return a whole number >= 0 of a row; 0 if the row has no such cell."""
+    text = row.get(name, "").strip()
+    try:
+        number = float(text or 0)
+    except ValueError:
+        number = math.nan
+    if not (0 <= number <= _LARGEST and number.is_integer()):
+        raise ValueError(f"{where}: {name}: expected a whole number >= 0, got {text[:40]!r}")
+    return int(number)
+
+
+def _check_shares(row: Row, where: str) -> None:
+    """Refuse accuracies that are no shares; an empty cell has none."""
+    for name, text in row.items():
+        if name.rpartition("/")[2] == "accuracy" and text.strip():
+            try:
+                share = float(text)
+            except ValueError:
+                share = math.inf
+            if share < 0 or share > 1:  # NaN is an accuracy that was not measured
+                raise ValueError(f"{where}: {name}: expected a share in [0, 1], got {text[:40]!r}")
 
 
 def _finished(text: str, where: str, line: int) -> float:
@@ -163,3 +193,5 @@ def _rows(path: Path, required: Sequence[str]) -> Iterator[tuple[int, Row]]:
                 yield reader.line_num, row
     except UnicodeDecodeError:
         raise ValueError(f"{path}: expected UTF-8 text") from None
+    except csv.Error as error:
+        raise ValueError(f"{path}: expected a CSV file of runs: {error}") from None

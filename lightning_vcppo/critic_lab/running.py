@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from rich import get_console
 
 from lightning_vcppo.algorithm.value_pretraining import StopRule
-from lightning_vcppo.common.errors import require
+from lightning_vcppo.common.errors import require, require_seed
 from lightning_vcppo.common.files import complete_file
 from lightning_vcppo.critic_lab.card import write_card
 from lightning_vcppo.critic_lab.fitting import CriticData, CriticFit
@@ -134,7 +134,7 @@ def fit_critic(
         ValueError: If no critic can be fitted on the rollouts, or the output has a fitted critic.
     """
     directory = Path(output)
-    _check(directory, value, actor)
+    _check(directory, value, actor, seed)
     require(mini_batch_size >= 1, f"mini_batch_size: expected >= 1, got {mini_batch_size}")
     require(max_epochs >= 1, f"max_epochs: expected >= 1, got {max_epochs}")
     require(0 < held_out_share < 1, f"held_out_share: expected in (0, 1), got {held_out_share}")
@@ -163,7 +163,8 @@ def fit_critic(
     return module.measures
 
 
-def _check(directory: Path, value: ValueSettings, actor: str | None) -> None:
+def _check(directory: Path, value: ValueSettings, actor: str | None, seed: int) -> None:
+    require_seed("seed", seed)
     require(
         not (directory / "critic").exists(),
         f"{directory}: holds a fitted critic; name another --output",

@@ -51,6 +51,9 @@ from lightning_vcppo.data.subset_sums import (
 if TYPE_CHECKING:
     from lightning_vcppo.rewards.answers import AnswerKind
 
+MOST_DIGITS = 100
+"""Digits of an addition, whose sum must stay below 1000: answers are taken modulo 1000."""
+
 
 @dataclass(frozen=True)
 class ProblemSettings:
@@ -98,6 +101,10 @@ class ProblemSettings:
         if "subsets" in self.families and self.max_steps > MOST_NUMBERS:
             raise ValueError(
                 f"max_steps: subsets have at most {MOST_NUMBERS} numbers, got {self.max_steps}"
+            )
+        if "addition" in self.families and self.max_steps > MOST_DIGITS:
+            raise ValueError(
+                f"max_steps: addition has at most {MOST_DIGITS} digits, got {self.max_steps}"
             )
 
 

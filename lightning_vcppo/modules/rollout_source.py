@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_vcppo.checkpointing.format import Keys
 from lightning_vcppo.data.prompts import PromptBatch
@@ -14,7 +15,7 @@ from lightning_vcppo.distributed.collectives import Ranks
 from lightning_vcppo.modules.lost_engine import together
 from lightning_vcppo.rollouts.ahead import RolloutsAhead, StopSampling, Vantage
 from lightning_vcppo.rollouts.group_buffer import GroupBuffer
-from lightning_vcppo.rollouts.partial import PartialRollouts
+from lightning_vcppo.rollouts.partial import PartialRollouts, unfinished_groups
 from lightning_vcppo.rollouts.rollout import Rollout
 from lightning_vcppo.rollouts.sampler import Sampler
 from lightning_vcppo.settings import SamplingSettings
@@ -54,7 +55,11 @@ class RolloutSource:
         """Drop what an earlier run has left."""
         self.ahead.begin_run()
         self.partial.begin_run()
-        self.waiting = GroupBuffer(self._settings.dynamic_sampling, self.partial.is_on)
+        self.waiting = self._empty()
+
+    def _empty(self) -> GroupBuffer:
+        """Return a buffer without groups."""
+        return GroupBuffer(self._settings.dynamic_sampling, self.partial.is_on)
 
     def callbacks(self) -> list[Callback]:
         """Return the callback that ends sampling ahead with the run."""
@@ -120,4 +125,36 @@ class RolloutSource:
             done = checkpoint[Keys.ROLLOUTS_DONE]
             saved = checkpoint.get(Keys.ROLLOUTS_AHEAD) or {"taken": done}
             self.ahead.load_state_dict(saved, ranks.rank, ranks.count)
-            self.partial.load_state_dict(checkpoint.get(Keys.UNFINISHED, {}), ranks)
+            unfinished = checkpoint.get(Keys.UNFINISHED, {})
+            self.partial.load_state_dict(unfinished, ranks)
+            self._drop_unusable(unfinished)
+
+    def _drop_unusable(self, unfinished: dict[str, Any]) -> None:
+        """Drop what waits in a checkpoint but does not fit the settings, with a warning.
+
+        Groups are found by the number of their responses, so groups of another size would mix
+        prompts.
+
+        Args:
+            unfinished: State of the responses that were sampled in part, of all ranks.
+        """
+        n = self._settings.num_generations
+        parts, sizes = unfinished_groups(unfinished)
+        if others := (sizes | self.waiting.group_sizes()) - {n}:
+            rank_zero_warn(
+                f"{parts + len(self.waiting)} responses wait in the checkpoint in groups of "
+                f"{min(others)}, but --model.sampling.num_generations is {n}: they are dropped."
+            )
+            self.partial.begin_run()
+            self.waiting = self._empty()
+        elif not self.waiting.is_used and parts + len(self.waiting):
+            rank_zero_warn(
+                f"{parts + len(self.waiting)} responses that wait in the checkpoint are dropped: "
+                "--model.engine.partial_length and --model.sampling.dynamic_sampling are off."
+            )
+            self.waiting = self._empty()
+        elif parts and not self.partial.is_on:
+            rank_zero_warn(
+                f"{parts} unfinished responses that wait in the checkpoint are dropped: "
+                "--model.engine.partial_length is off."
+            )

@@ -236,7 +236,11 @@ def _read_metrics(directory: Path) -> dict[int, dict[str, float]]:
 
 def _read_csv(path: Path) -> Iterator[dict[str, float]]:
     lines = _read_text(path).split("\n")[:-1]  # after the last line break, a row is incomplete
-    for number, cells in enumerate(csv.DictReader(lines), start=2):
+    try:
+        table = list(csv.DictReader(lines))
+    except csv.Error as error:
+        raise ValueError(f"{path}: expected CSV as CSVLogger writes it: {error}") from None
+    for number, cells in enumerate(table, start=2):
         try:
             row = {key: float(cell) for key, cell in cells.items() if cell}
             row["step"] = float(int(row["step"]))

@@ -127,6 +127,11 @@ class GroupBuffer:
         mine = whole.select(positions_B)
         return mine.with_(positions_B=positions_B, group_ids_B=positions_B // num_generations)
 
+    def group_sizes(self) -> set[int]:
+        """Return the numbers of responses that buffered groups have."""
+        counts = [p.group_ids_B.unique_consecutive(return_counts=True)[1] for p in self._parts]
+        return {size for count_G in counts for size in count_G.tolist()}
+
     def state_dict(self) -> dict[str, Any]:
         """Return the buffered groups as plain lists and tensors."""
         return {"batches": self.batches, "parts": [part.to_plain() for part in self._parts]}

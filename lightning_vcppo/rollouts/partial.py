@@ -156,6 +156,8 @@ class PartialRollouts:
     def _begin(self, batch: PromptBatch, n: int, ranks: Ranks) -> None:
         """Let the responses to a batch wait for their first tokens."""
         rows = len(batch) * n
+        # Groups begin at multiples of n; the checkpoint of a run with another n may not.
+        self._begun += -self._begun % n
         first = self._begun + ranks.rank * rows
         nothing = torch.zeros(0)
         self._waiting += [
@@ -246,6 +248,20 @@ class PartialRollouts:
         first = [response.position - response.sample for response in everything]
         mine = set(sorted(set(first))[ranks.rank :: ranks.count])  # groups stay together
         self._waiting = [r for r, group in zip(everything, first, strict=True) if group in mine]
+
+
+def unfinished_groups(state: dict[str, Any]) -> tuple[int, set[int]]:
+    """Return how many responses of all ranks wait in a state of `PartialRollouts`.
+
+    Args:
+        state: What `PartialRollouts.state_dict` has returned.
+
+    Returns:
+        Their number, and the numbers of responses of their groups, which wait as a whole.
+    """
+    places = [(r["position"], r["sample"]) for of_rank in state.get("waiting", []) for r in of_rank]
+    groups = Counter(position - sample for position, sample in places)
+    return len(places), {*groups.values()}
 
 
 def _has_ended(response: Response, limit: int) -> bool:

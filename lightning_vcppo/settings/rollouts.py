@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from lightning_vcppo.common.errors import require
 
 EngineName = Literal["transformers", "transformers_copy", "vllm", "vllm_server"]
 WeightTransferName = Literal["files", "nccl"]
+_HOST = r"(?!.{254})[\w-]{1,63}(\.[\w-]{1,63})*\.?"
 
 
 @dataclass(frozen=True)
@@ -147,9 +150,9 @@ class EngineSettings:
             "weight_transfer: nccl is for name=vllm_server without a weights_dir",
         )
         for url in self.urls:
-            right = re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", url)
             require(
-                right is not None, f"urls: expected an address like http://HOST:PORT, got {url}"
+                _is_address(url),
+                f"urls: expected an address like http://HOST:PORT, PORT in 1..65535, got {url}",
             )
         plain = [url.rstrip("/") for url in self.urls]
         require(len({*plain}) == len(plain), "urls: the same address twice")
@@ -157,6 +160,21 @@ class EngineSettings:
             value = getattr(self, name)
             require(value > 0, f"{name}: expected more than 0 seconds, got {value}")
         require(self.patience_s >= 0, f"patience_s: expected >= 0 seconds, got {self.patience_s}")
+
+
+def _is_address(url: str) -> bool:
+    """Return whether a URL has a host, a port in its range if any, and no query."""
+    if re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", url) is None:
+        return False
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+        if parts.netloc.startswith("["):
+            after = parts.netloc.partition("]")[2]
+            return port != 0 and after[:1] in ("", ":") and ip_address(host).version == 6
+    except ValueError:
+        return False
+    return port != 0 and not parts.netloc.endswith(":") and re.fullmatch(_HOST, host) is not None
 
 
 @dataclass(frozen=True)

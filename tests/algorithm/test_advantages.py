@@ -350,3 +350,21 @@ def test_what_is_not_finite_reaches_no_later_token(bad: float, lam: float) -> No
     assert_close(found_BT[1], clean_BT[1])
     assert not found_BT[0, 40].isfinite()
     assert bool(found_BT[0, :40].isfinite().all()) == (lam == 0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("gamma", [1.0, 0.99])
+@pytest.mark.parametrize("lam", [1.0, torch.tensor([1.0, 0.9])])
+def test_targets_with_lambda_one_do_not_depend_on_values_that_are_not_finite(
+    bad: float, gamma: float, lam: float | Tensor
+) -> None:
+    rng = torch.Generator().manual_seed(0)
+    rewards_BT, values_BT = torch.randn(2, 2, 70, generator=rng).unbind()
+    mask_BT = torch.ones(2, 70, dtype=torch.bool)
+    spoilt_BT = values_BT.clone()
+    spoilt_BT[0, 40] = bad
+    both = [
+        decoupled_gae(rewards_BT, v_BT, mask_BT, gamma=gamma, lambda_actor=0.9, lambda_critic=lam)
+        for v_BT in (values_BT, spoilt_BT)
+    ]
+    assert torch.equal(both[0][1], both[1][1])

@@ -217,6 +217,31 @@ def test_group_ids_are_integers(name):
             FUNCTIONS[name](**TABLE[name] | {"group_ids_B": IDS_B.to(dtype)})
 
 
+@pytest.mark.parametrize(
+    ("name", "argument", "wrong"),
+    [
+        *[
+            (name, argument, -0.1)
+            for name in ("policy_loss", "dis_loss", "dppo_tv_loss", "cispo_loss", "gspo_loss")
+            for argument in ("clip_ratio_low", "clip_ratio_high")
+        ],
+        ("policy_loss", "clip_ratio_c", 1.0),
+        ("dppo_tv_loss", "clip_ratio_c", 1.0),
+        ("value_loss", "cliprange_value", 0.0),
+        ("value_loss", "huber_delta", 0.0),
+        ("truncated_importance_weights", "cap", 0.9),
+        ("importance_corrected_returns", "max_ratio", 1.0),
+        ("prompt_noise_weights", "floor", 0.0),
+        ("prompt_noise_weights", "exponent", -1.0),
+        ("hl_gauss_target", "sigma_ratio", 0.0),
+    ],
+)
+def test_a_number_outside_its_range_is_refused_and_so_is_nan(name, argument, wrong):
+    for number in (wrong, float("nan")):
+        with pytest.raises(ValueError, match=rf"^[^\n]*{argument}[^\n]* (must|and)[^\n]*$"):
+            FUNCTIONS[name](**TABLE[name] | {argument: number})
+
+
 @pytest.mark.parametrize("shape", [(0, 0), (0, 4), (2, 0)])
 @pytest.mark.parametrize("name", [n for n in TABLE if "response_mask_BT" in TABLE[n]])
 def test_nothing_gives_nothing(name, shape):

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from lightning_vcppo.algorithm.importance import importance_corrected_returns
+from lightning_vcppo.algorithm.importance import (
+    importance_corrected_returns,
+    truncated_importance_weights,
+)
 from lightning_vcppo.algorithm.statistics import Reduce
 from tests.support.losses import Batch
 from tests.support.ranks import on_ranks
@@ -88,3 +91,13 @@ def test_a_largest_ratio_of_one_is_refused() -> None:
     arguments = batch.returns_BT, batch.logprobs_BT, batch.old_BT, batch.mask_BT
     with pytest.raises(ValueError, match="max_ratio"):
         importance_corrected_returns(*arguments, max_ratio=1.0)
+
+
+def test_weights_are_detached_from_both_log_probabilities() -> None:
+    batch = Batch()
+    old_BT, sampler_BT = batch.logprobs_BT.clone().requires_grad_(), batch.old_BT.clone()
+    weights_BT, _, diagnostics = truncated_importance_weights(
+        old_BT, sampler_BT.requires_grad_(), batch.mask_BT
+    )
+    assert not weights_BT.requires_grad
+    assert not any(diagnostic.requires_grad for diagnostic in diagnostics.values())

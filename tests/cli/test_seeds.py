@@ -28,7 +28,9 @@ def test_seeds_are_ranges_and_lists(text, expected):
     assert parse_seeds(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "4..0", "0,0", "0..2,1", "a", "0.5", "-1", "0,"])
+@pytest.mark.parametrize(
+    "text", ["", "4..0", "0,0", "0..2,1", "a", "0.5", "-1", "0,", "0,99999999999"]
+)
 def test_other_seeds_are_refused(text):
     with pytest.raises(ValueError, match="--seeds: expected"):
         parse_seeds(text)

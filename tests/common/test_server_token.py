@@ -34,3 +34,21 @@ def test_the_environment_comes_first_but_for_a_named_file(monkeypatch, tmp_path)
     assert make_token() == ("of the environment", None)
     token, file = make_token(str(tmp_path / "named"))
     assert token != "of the environment" and read_token(str(file)) == token
+
+
+@pytest.mark.parametrize(
+    "content", [b"secret\nsecret", b"secret\rsecret", b"\xffsecret", b"secr\0et", "sécret".encode()]
+)
+def test_what_is_not_a_token_is_refused_without_printing_it(monkeypatch, tmp_path, content):
+    file = tmp_path / "token"
+    file.write_bytes(content)
+    for read in (read_token, make_token):
+        with pytest.raises(
+            ValueError, match=r"^[^\n]*token_file: [^\n]*token: expected one line[^\n]*$"
+        ) as refusal:
+            read(str(file))
+        assert "secr" not in str(refusal.value).replace(str(file), "")
+    monkeypatch.setenv(VARIABLE, "secret\nsecret")
+    for read in (read_token, make_token):
+        with pytest.raises(ValueError, match=f"^{VARIABLE}: expected one line with the token"):
+            read()

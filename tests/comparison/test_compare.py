@@ -243,6 +243,31 @@ def test_rows_with_another_start_or_seed_are_refused(tmp_path):
         run([write_rows(tmp_path / "rows.csv", rows)])
 
 
+@pytest.mark.parametrize(
+    ("changes", "point", "message"),
+    [
+        ({"accuracy": 50}, {}, r"rows.csv:2: accuracy: expected a share in \[0, 1\], got '50'"),
+        ({"accuracy": -1}, {}, r"rows.csv:2: accuracy: expected a share in \[0, 1\], got '-1'"),
+        ({"accuracy": "x"}, {}, r"rows.csv:2: accuracy: expected a share in \[0, 1\], got 'x'"),
+        ({"problems": -5}, {}, "rows.csv:2: problems: expected a whole number >= 0, got '-5'"),
+        ({"problems": 1e300}, {}, r"rows.csv:2: problems: expected a whole number .*1e\+300"),
+        ({"problems": "inf"}, {}, "rows.csv:2: problems: expected a whole number >= 0, got 'inf'"),
+        ({"note": "x" * 140_000}, {}, "rows.csv: expected a CSV file of runs: field larger"),
+        ({}, {"rollout": "inf"}, "_curves.csv:2: rollout: expected a whole number >= 0, got 'inf'"),
+        ({}, {"rollout": "abc"}, "_curves.csv:2: rollout: expected a whole number >= 0, got 'abc'"),
+        ({}, {"policy_rollout": "x"}, "_curves.csv:2: policy_rollout: expected a whole number"),
+        ({}, {"accuracy": 60}, "_curves.csv:2: accuracy: expected a share"),
+    ],
+)
+def test_wrong_cells_are_refused_by_file_row_and_column(tmp_path, changes, point, message):
+    row = {"arm": "a", "seed": 0, "accuracy": 0.5, "problems": 8} | changes
+    points = {"arm": "a", "seed": 0, "rollout": 1, "accuracy": 0.5} | point
+    path = write_rows(tmp_path / "rows.csv", [row])
+    write_rows(tmp_path / "rows_curves.csv", [points])
+    with pytest.raises(ValueError, match=rf"^[^\n]*{message}[^\n]*$"):
+        run([path])
+
+
 def test_a_search_seed_and_unequal_numbers_are_told(tmp_path):
     rows = [{"arm": "a", "seed": s, "accuracy": 0.5 + s / 100} for s in range(6)]
     rows += [{"arm": "b", "seed": s, "accuracy": 0.6 - s / 100} for s in range(5)]

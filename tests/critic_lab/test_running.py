@@ -145,3 +145,12 @@ def test_an_actor_is_for_side_critics_and_they_need_one(
         fit_critic(*arguments, actor=str(tiny_actor), **FAST)
     with pytest.raises(ValueError, match="set both --actor and --value"):
         fit_critic(*arguments, value=ValueSettings(architecture="side"), **FAST)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_out_of_bounds_is_refused_by_its_own_name(
+    rollouts: Path, tiny_actor: Path, tmp_path: Path, seed: int
+) -> None:
+    message = f"^seed: expected a seed in 0..{2**32 - 1}, got {seed}$"
+    with pytest.raises(ValueError, match=message):
+        fit_critic(str(rollouts), str(tiny_actor), str(tmp_path / "fit"), seed=seed, **FAST)

@@ -104,6 +104,7 @@ def test_early_stops_shorten_solutions():
         ({"families": []}, "families: name at least one"),
         ({"min_steps": 4, "max_steps": 3}, "expected 1 <= min_steps <= max_steps, got 4 and 3"),
         ({"families": ["subsets"], "max_steps": 10}, "at most 9 numbers, got 10"),
+        ({"families": ["sum", "addition"], "max_steps": 101}, "at most 100 digits, got 101"),
         ({"slip_rate": 1.5}, r"slip_rate: expected a probability in \[0, 1\], got 1.5"),
     ],
 )

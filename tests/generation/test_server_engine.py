@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import threading
 import time
 from types import SimpleNamespace
@@ -345,6 +346,17 @@ def test_large_weights_are_split_over_files(model, tmp_path, monkeypatch):
         ({"name": "vllm_server"}, "urls: name=vllm_server needs"),
         ({"urls": ["http://a:1"]}, "urls: name=vllm_server needs"),
         ({"name": "vllm_server", "urls": ["127.0.0.1:8000"]}, "urls: expected an address"),
+        *[
+            (
+                {"name": "vllm_server", "urls": [url]},
+                rf"urls: expected an address like http://HOST:PORT, .* got {re.escape(url)}$",
+            )
+            for url in (
+                *("http://h:99999", "http://h:abc", "http://[::1", "http://..:1", "http://h:0"),
+                *("http://h:", "http://:80", "http://h:-1", "http://[::g]:1", "http://a b:1"),
+                *("http://[::1]x:1", f"http://{'h' * 64}:1", "http://h]:1"),
+            )
+        ],
         ({"name": "vllm_server", "urls": ["http://a:1", "http://a:1/"]}, "the same address twice"),
         ({"timeout_s": 0}, "timeout_s: expected more than 0 seconds, got 0"),
         ({"patience_s": -1}, "patience_s: expected >= 0"),

@@ -61,6 +61,7 @@ def test_half_written_last_lines_are_left_out(tmp_path):
     [
         ("metrics.csv", "", "metrics.csv: no complete row yet"),
         ("metrics.csv", "step,a\n1,x\n2,3\n", "metrics.csv:2: expected a row of numbers"),
+        ("metrics.csv", f"step,a\n1,{'1' * 140_000}\n", "metrics.csv: expected CSV as CSVLogger"),
         ("metrics.csv", "a\n1\n", "metrics.csv:2: expected a row of numbers with a step"),
         ("config.yaml", "a: [1", "config.yaml: expected YAML"),
         ("config.yaml", "word", "config.yaml: expected a mapping of settings, got str"),

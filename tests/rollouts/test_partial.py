@@ -166,6 +166,37 @@ def test_a_resumed_run_goes_on_bit_for_bit(tiny_actor, tmp_path, dynamic):
         assert torch.equal(mine, theirs)
 
 
+@pytest.mark.parametrize(
+    ("length", "n", "message"),
+    [
+        (2, 3, r"\d+ responses wait in the checkpoint in groups of 2, but --model.sampling.num_"),
+        (None, 2, r"\d+ responses that wait .* are dropped: --model.engine.partial_length and"),
+        (None, 3, "they are dropped"),
+    ],
+)
+def test_what_does_not_fit_a_resumed_run_is_dropped_with_a_warning(
+    tiny_actor, tmp_path, length, n, message
+):
+    path = tmp_path / "saved.ckpt"
+    fit(make_module(tiny_actor, **in_parts(2)), 5, SaveAfter(4, path))
+    sampling = replace(SAMPLING, num_generations=n)
+    with pytest.warns(UserWarning, match=message):
+        resumed = fit(
+            make_module(tiny_actor, **in_parts(length, sampling=sampling)), 12, ckpt_path=path
+        )
+    learned = [rollout for rollout in resumed.rollouts if rollout is not None]
+    assert learned
+    for rollout in learned:
+        lengths = rollout.prompt_lengths_B.tolist()
+        prompts = [
+            (int(group), tuple(ids[:end]))
+            for group, ids, end in zip(
+                rollout.group_ids_B, rollout.input_ids_BL.tolist(), lengths, strict=True
+            )
+        ]
+        assert len({*prompts}) == len({group for group, _ in prompts}) == len(prompts) // n
+
+
 def as_rank(actor, directory):
     """Train on each of two processes, and save a checkpoint after the fifth batch."""
     module = make_module(actor, **in_parts(2))

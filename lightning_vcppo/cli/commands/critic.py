@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_vcppo.common.errors import OneLineArguments, fail
+from lightning_vcppo.common.errors import OneLineArguments, fail, require_seed
 from lightning_vcppo.common.processes import cores
 from lightning_vcppo.common.ranks import own_rank
 from lightning_vcppo.common.suggestions import did_you_mean
@@ -100,6 +100,7 @@ def _compare(arguments: Sequence[str]) -> None:
     # Report a wrong flag here and not in every fit.
     needed = [options.rollouts, f"--model={options.model}", f"--output={options.output}"]
     of_fit = fit_parser().parse_args([*needed, *flags])
+    require_seed("--seed", of_fit.seed)
     of_actor = {name: getattr(options, name) for name in ACTOR_FLAGS}
     given = {name: value for name, value in of_actor.items() if value is not None}
     if given and options.actor is None:

@@ -27,7 +27,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lightning_vcppo.common.errors import OneLineArguments
+from lightning_vcppo.common.errors import OneLineArguments, require_seed
 from lightning_vcppo.common.processes import cores
 
 SAVING_S = 30
@@ -258,4 +258,5 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--output", default="runs/demo", help="directory of the run")
     parser.add_argument("--quick", action="store_true", help="only a few steps of each part")
     arguments = parser.parse_args(args)
+    require_seed("--seed", arguments.seed)
     demo(arguments.seed, arguments.output, arguments.quick)
