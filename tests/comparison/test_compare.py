@@ -260,6 +260,7 @@ def test_rows_with_another_start_or_seed_are_refused(tmp_path):
     ],
 )
 def test_wrong_cells_are_refused_by_file_row_and_column(tmp_path, changes, point, message):
+    csv.field_size_limit(128 * 1024)  # the default; who reads problems from a CSV file raises it
     row = {"arm": "a", "seed": 0, "accuracy": 0.5, "problems": 8} | changes
     points = {"arm": "a", "seed": 0, "rollout": 1, "accuracy": 0.5} | point
     path = write_rows(tmp_path / "rows.csv", [row])
