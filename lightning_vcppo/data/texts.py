@@ -64,9 +64,10 @@ def fault_in(text: str) -> str | None:
 
     It takes about a nanosecond per character.
     """
-    if fault := half_pair_in(text):
-        return fault
-    encoded = text.encode()
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError as error:
+        return _describe_half_pair(error)
     if len(encoded.translate(None, _CONTROL_BYTES)) < len(encoded):
         found = _CONTROL.search(text)
         assert found is not None
@@ -82,8 +83,12 @@ def half_pair_in(text: str) -> str | None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return f"half a surrogate pair (character {error.start + 1}), which UTF-8 cannot write"
+        return _describe_half_pair(error)
     return None
+
+
+def _describe_half_pair(error: UnicodeEncodeError) -> str:
+    return f"half a surrogate pair (character {error.start + 1}), which UTF-8 cannot write"
 
 
 def _describe(text: str, place: int) -> str:

@@ -32,8 +32,6 @@ SHOWN_ROWS = 5
 
 _MISREAD = (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError)
 """Errors of rows whose fields have other types than their schema has."""
-
-
 _TYPED = frozenset(
     {*REWARD_FIELDS, "finished", "is_truncated", "values", "prompt_ids", "response_ids"}
 )

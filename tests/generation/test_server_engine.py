@@ -16,18 +16,17 @@ from torch.distributed.fsdp import fully_shard
 
 from lightning_vcppo.common.errors import EngineLostError
 from lightning_vcppo.common.server_token import VARIABLE
-from lightning_vcppo.generation import TransformersEngine, VLLMServerEngine, server_fleet
+from lightning_vcppo.generation import server_fleet
 from lightning_vcppo.generation.server_fleet import Fleet
 from lightning_vcppo.models import loading
 from lightning_vcppo.settings import EngineSettings, SamplingSettings
 from tests.support.forks import run_ranks
 from tests.support.sampling_server import GENERATE, TOKEN, SamplingServer, at, hang_up, say, stall
+from tests.support.served import assert_same, engine_for, moved, sample
 from tests.support.stopping import PROMPTS, assert_responses_end_where_they_should
 from tests.support.tiny_runs import ROLLOUTS, TINY_QWEN2, vcppo
 
-SETTINGS = SamplingSettings(max_response_length=8)
 SEEDS = [1, 2, 3, 4]
-QUICK = {"retry_s": 0.01, "patience_s": 20.0, "timeout_s": 20.0}
 
 
 @pytest.fixture(autouse=True)
@@ -52,34 +51,6 @@ def start(model):
     yield start
     for server in servers:
         server.kill()
-
-
-def moved(model, seed: int):
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
-
-
-def engine_for(model, *servers, stops=(), **settings) -> VLLMServerEngine:
-    settings = EngineSettings("vllm_server", urls=[s.url for s in servers], **QUICK | settings)
-    engine = VLLMServerEngine(
-        model, settings, device=model.device, pad_token_id=0, eos_token_ids=set(stops)
-    )
-    engine.take_weights(0)
-    return engine
-
-
-def sample(engine, rows: int = 4):
-    return engine.generate((PROMPTS * rows)[:rows], [*range(rows)], SETTINGS)
-
-
-def assert_same(sampled, model, rows: int = 4) -> None:
-    trainer = TransformersEngine(model, pad_token_id=0, eos_token_ids=set())
-    expected = sample(trainer, rows)
-    assert torch.equal(sampled.response_ids_BT, expected.response_ids_BT)
-    torch.testing.assert_close(sampled.logprobs_BT, expected.logprobs_BT, atol=1e-5, rtol=0)
 
 
 def test_responses_are_the_trainers_before_and_after_a_hand_over(model, start):

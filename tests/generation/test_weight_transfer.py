@@ -18,9 +18,10 @@ from lightning_vcppo.generation.build import require_installed
 from lightning_vcppo.generation.vllm_worker import WeightsFromFiles
 from lightning_vcppo.models import loading
 from lightning_vcppo.models.lora import plain_weights
-from lightning_vcppo.settings import EngineSettings, SamplingSettings
+from lightning_vcppo.settings import EngineSettings
+from tests.support import served
 from tests.support.sampling_server import TOKEN, at, hang_up, say
-from tests.support.stopping import PROMPTS
+from tests.support.served import QUICK, assert_same, moved, sample
 from tests.support.tiny_runs import TINY_QWEN2
 from tests.support.training import fit, make_module
 from tests.support.transfer_server import (
@@ -34,9 +35,7 @@ from tests.support.transfer_server import (
     TransferServer,
 )
 
-SETTINGS = SamplingSettings(max_response_length=8)
-QUICK = {"retry_s": 0.01, "patience_s": 20.0, "timeout_s": 10.0}
-NCCL = {"name": "vllm_server", "weight_transfer": "nccl"}
+NCCL = {"name": "vllm_server", "weight_transfer": "nccl", "timeout_s": 10.0}
 
 
 @pytest.fixture
@@ -69,33 +68,8 @@ def start(model, groups):
         server.kill()
 
 
-def moved(model, seed: int):
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
-
-
 def engine_for(model, *servers, **settings) -> VLLMServerEngine:
-    urls = [server.url for server in servers]
-    settings = EngineSettings(urls=urls, **NCCL, **QUICK | settings)
-    engine = VLLMServerEngine(
-        model, settings, device=model.device, pad_token_id=0, eos_token_ids=set()
-    )
-    engine.take_weights(0)
-    return engine
-
-
-def sample(engine, rows: int = 4):
-    return engine.generate((PROMPTS * rows)[:rows], [*range(rows)], SETTINGS)
-
-
-def assert_same(sampled, model, rows: int = 4) -> None:
-    from lightning_vcppo.generation import TransformersEngine
-
-    expected = sample(TransformersEngine(model, pad_token_id=0, eos_token_ids=set()), rows)
-    assert torch.equal(sampled.response_ids_BT, expected.response_ids_BT)
+    return served.engine_for(model, *servers, **NCCL | settings)
 
 
 # Requests ---------------------------------------------------------------------------------------
@@ -219,7 +193,7 @@ def test_a_worker_checks_the_shapes(model):
 
 def test_a_run_samples_ahead_from_weights_that_were_sent(tiny_actor, start):
     server = start()
-    engine = EngineSettings(urls=[server.url], rollouts_ahead=1, **NCCL, **QUICK)
+    engine = EngineSettings(urls=[server.url], rollouts_ahead=1, **QUICK | NCCL)
     ours = fit(make_module(tiny_actor, engine=engine), 3).rollouts
     engine = EngineSettings("transformers_copy", rollouts_ahead=1)
     wanted = fit(make_module(tiny_actor, engine=engine), 3).rollouts
