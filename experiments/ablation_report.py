@@ -124,8 +124,23 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 # Figures -----------------------------------------------------------------------------------------
 
 
-def draw_curves(curves: Sequence[Mapping[str, str]], arms: Sequence[str], path: Path) -> None:
-    """Draw accuracy and length over rollouts: each seed faint, their mean bold."""
+AXES = {
+    "rollout": "rollouts, including value pretraining",
+    "policy_rollout": "rollouts from which the policy learned",
+}
+
+
+def draw_curves(
+    curves: Sequence[Mapping[str, str]], arms: Sequence[str], path: Path, over: str = "rollout"
+) -> None:
+    """Draw accuracy and length: each seed faint, their mean bold.
+
+    Args:
+        curves: Rows of the training curves.
+        arms: Arms to draw.
+        path: The image.
+        over: Column of the x axis, one of `AXES`; rows that have none there are left out.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -134,12 +149,12 @@ def draw_curves(curves: Sequence[Mapping[str, str]], arms: Sequence[str], path: 
         (panels[0], "accuracy", "Accuracy of rollouts (%)", 100),
         (panels[1], "response_length", "Response length (tokens)", 1),
     ):
-        tidy(ax, title, "rollouts, including value pretraining")
+        tidy(ax, title, AXES[over])
         for place, arm in enumerate(arms):
             seeds: dict[str, list[tuple[int, float]]] = defaultdict(list)
             for row in curves:
-                if row["arm"] == arm:
-                    seeds[row["seed"]].append((int(row["rollout"]), scale * float(row[column])))
+                if row["arm"] == arm and row[over]:
+                    seeds[row["seed"]].append((int(row[over]), scale * float(row[column])))
             if not seeds:
                 continue
             color = COLORS[(place + 1) % len(COLORS)]

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from experiments.ablation_report import draw_curves
 from experiments.protocol_report import report
 from experiments.runner import Arm, Results, run
 from experiments.runs import curves_of, read_rows
@@ -164,6 +165,7 @@ def main(name: str) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs") / name, help="directory of runs")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time, one core each")
     parser.add_argument("--report", action="store_true", help="print a report of the results")
+    parser.add_argument("--figure", type=Path, help="with --report: image of the curves to write")
     parser.add_argument("--actor_lr", nargs="+", type=float, help="rates to try, only in pilots")
     parser.add_argument("--search", action="store_true", help="search the rates of the arms")
     arguments = parser.parse_args()
@@ -176,6 +178,8 @@ def main(name: str) -> None:
             pairs = [(c.arm, c.reference, c.primary) for c in protocol.contrasts]
             names = [arm.name for arm in protocol.arms]
             print(report(results.rows(), curves, names, protocol.seeds, pairs))
+            if arguments.figure:
+                draw_curves(curves, names, arguments.figure, over="policy_rollout")
             return
         if arguments.search:
             search_rates(protocol, protocol.pick(arguments.arms), results, arguments.runs)

@@ -48,7 +48,10 @@ def report(
             "when all of them are complete."
         )
     else:
-        lines.append(contrast_table(accuracy, contrasts))
+        area: dict[str, dict[int, float]] = defaultdict(dict)
+        for (arm, seed), value in areas(curves).items():
+            area[arm][seed] = value
+        lines.append(contrast_table(accuracy, area, contrasts))
     return "\n\n".join(lines)
 
 
@@ -78,21 +81,28 @@ def table(rows: Rows, curves: Rows, arms: Sequence[str]) -> str:
 
 
 def contrast_table(
-    accuracy: Mapping[str, Mapping[int, float]], contrasts: Sequence[tuple[str, str, bool]]
+    accuracy: Mapping[str, Mapping[int, float]],
+    area: Mapping[str, Mapping[int, float]],
+    contrasts: Sequence[tuple[str, str, bool]],
 ) -> str:
-    """Return a table with a line for each contrast, in points; exploratory ones have no p value."""
+    """Return a table with a line for each contrast, in points.
+
+    The p values are of the accuracy at the end. Exploratory contrasts have none, and the area, a
+    secondary outcome, has none either.
+    """
     estimates = [paired(accuracy[arm], accuracy[reference]) for arm, reference, _ in contrasts]
     primary = [i for i, (_, _, is_primary) in enumerate(contrasts) if is_primary]
     corrected = dict(zip(primary, holm([estimates[i].p for i in primary]), strict=True))
     lines = [
-        "| Contrast | difference | p | p (Holm) | p (sign flip) |",
-        "|---|---|---|---|---|",
+        "| Contrast | difference | p | p (Holm) | p (sign flip) | in policy rollouts |",
+        "|---|---|---|---|---|---|",
     ]
     for i, (arm, reference, is_primary) in enumerate(contrasts):
         differences = [accuracy[arm][seed] - accuracy[reference][seed] for seed in accuracy[arm]]
         p = (f"{estimates[i].p:.2g}", f"{corrected[i]:.2g}") if is_primary else ("", "")
         flips = f"{sign_flip(differences).p:.3g}" if is_primary else ""
-        cells = (f"`{arm}` - `{reference}`", estimates[i].percent("+"), *p, flips)
+        over_time = paired(area[arm], area[reference]).percent("+")
+        cells = (f"`{arm}` - `{reference}`", estimates[i].percent("+"), *p, flips, over_time)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

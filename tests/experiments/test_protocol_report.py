@@ -2,6 +2,7 @@
 
 import pytest
 
+from experiments.ablation_report import draw_curves
 from experiments.protocol_report import areas, collapsed, report
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -34,6 +35,7 @@ def test_contrasts_are_shown_when_every_run_is_there():
     assert "Unfinished" not in text
     assert "| `new` - `old` | +22.0 (+20.0 to +24.0) | " in text
     assert "| 5 of 5 (48 to 100 %) |" in text and "| 0 of 5 (0 to 52 %) |" in text
+    assert "| 0.0625 | +15.5 |" in text  # 30.0 and 14.5 % in the first two rollouts of each seed
     part = report(rows()[:-1], CURVES, ["old", "new"], SEEDS, CONTRASTS)
     assert "Unfinished: 9 of 10 runs." in part and " - " not in part
     pilot = [{**row, "seed": "200"} for row in rows()]
@@ -49,3 +51,10 @@ def test_a_collapse_is_of_both_accuracy_and_length():
 def test_areas_are_over_the_rollouts_that_all_runs_have():
     assert areas(CURVES)["old", 1] == pytest.approx((0.2 + 0.09) / 2)
     assert areas(CURVES)["new", 1] == pytest.approx(0.3)
+
+
+def test_curves_are_drawn_over_the_rollouts_of_the_policy(tmp_path):
+    """Rollouts of value pretraining have no place on that axis, and none are needed."""
+    pretraining = [{**row, "policy_rollout": ""} for row in CURVES]
+    draw_curves(pretraining + CURVES, ["old", "new"], tmp_path / "curves.png", "policy_rollout")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
