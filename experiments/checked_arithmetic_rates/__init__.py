@@ -1,0 +1,1 @@
+"""Test whether PPO collapses without an added bias, on arithmetic with checked lines."""
