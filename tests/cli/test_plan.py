@@ -94,13 +94,16 @@ def test_offloading_and_tf32_become_a_plan(tiny_actor, capsys):
 
 @pytest.mark.parametrize(
     ("flags", "readings"),
-    [
-        (["--trainer.precision=32-true"], 0),
-        (["--trainer.precision=32-true", "--model.policy.old_logprobs=recomputed"], 1),
-        (["--trainer.precision=bf16-mixed"], 1),
-        (["--trainer.precision=bf16-mixed", "--model.policy.old_logprobs=sampler"], 0),
-        (["--config=pact", "--trainer.precision=bf16-mixed"], 1),  # after the actor's update
-    ],
+    every(
+        2,
+        [
+            (["--trainer.precision=32-true"], 0),
+            (["--trainer.precision=32-true", "--model.policy.old_logprobs=recomputed"], 1),
+            (["--trainer.precision=bf16-mixed"], 1),
+            (["--trainer.precision=bf16-mixed", "--model.policy.old_logprobs=sampler"], 0),
+            (["--config=pact", "--trainer.precision=bf16-mixed"], 1),  # after the actor's update
+        ],
+    ),
 )
 def test_the_actor_reads_as_often_as_the_settings_ask_for(tiny_actor, flags, readings):
     assert read(tiny_actor, *flags).logprob_readings == readings
@@ -131,7 +134,7 @@ COPY = "--model.engine.name=transformers_copy"
 @pytest.mark.parametrize(
     ("flags", "sampling_devices", "engine_bytes"),
     every(
-        3,
+        6,
         [
             (SERVED, 2, 2),
             ([*SERVED, "--trainer.precision=32-true"], 2, 2),  # the server's own type
@@ -161,17 +164,20 @@ def test_servers_take_no_memory_of_the_trainers(capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [
-        (["--model.actor=./nowhere", "--gpus=1"], "nowhere"),
-        (["--device=h9000"], "--device: expected one of"),
-        (["--gpus=0"], "--gpus: expected more than 0"),
-        (
-            ["--trainer.strategy=fsdp2_offload"],
-            "--trainer.strategy: vcppo plan supports auto, ddp and fsdp2",
-        ),
-        (["--model=ColdStartModule"], "not of ColdStartModule"),
-        (["--trainer.precision=transformer-engine"], "--trainer.precision"),
-    ],
+    every(
+        3,
+        [
+            (["--model.actor=./nowhere", "--gpus=1"], "nowhere"),
+            (["--device=h9000"], "--device: expected one of"),
+            (["--gpus=0"], "--gpus: expected more than 0"),
+            (
+                ["--trainer.strategy=fsdp2_offload"],
+                "--trainer.strategy: vcppo plan supports auto, ddp and fsdp2",
+            ),
+            (["--model=ColdStartModule"], "not of ColdStartModule"),
+            (["--trainer.precision=transformer-engine"], "--trainer.precision"),
+        ],
+    ),
 )
 def test_a_mistake_is_told_in_one_line(tiny_actor, arguments, named, capsys):
     given = (

@@ -14,6 +14,7 @@ from lightning_vcppo.cli import seeds
 from lightning_vcppo.cli.commands import compare
 from lightning_vcppo.cli.seeds import LOG, RECORD, SeedRun, default_jobs, parse_seeds, run_seeds
 from lightning_vcppo.common.starts import START, fingerprint
+from tests.support.rows import every
 from tests.support.tiny_runs import ROLLOUTS, ROOT, logged, run_program, vcppo
 
 FLAGS = ["fit", "--config=vcppo", "--config=demo/rl", *ROLLOUTS, "--loggers=[csv]"]
@@ -79,12 +80,15 @@ def test_a_directory_of_other_flags_is_refused_and_a_finished_one_skipped(tmp_pa
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
-        (["validate", "--seeds=0"], "vcppo validate: --seeds is a flag of fit"),
-        (["fit", "--seeds=4..0"], "--seeds: expected seeds such as 0..4 or 0,2,5, got 4..0"),
-        (["fit", "--seeds=0", "--ckpt_path=last"], "--seeds resumes each seed by itself"),
-        (["fit", "--seeds=0", "--jobs=0"], "--jobs: expected >= 1, got 0"),
-    ],
+    every(
+        2,
+        [
+            (["validate", "--seeds=0"], "vcppo validate: --seeds is a flag of fit"),
+            (["fit", "--seeds=4..0"], "--seeds: expected seeds such as 0..4 or 0,2,5, got 4..0"),
+            (["fit", "--seeds=0", "--ckpt_path=last"], "--seeds resumes each seed by itself"),
+            (["fit", "--seeds=0", "--jobs=0"], "--jobs: expected >= 1, got 0"),
+        ],
+    ),
 )
 def test_a_mistake_ends_in_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as end:

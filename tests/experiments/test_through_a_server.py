@@ -15,7 +15,7 @@ from tests.support.rows import every
 SERVER = ["--model.engine.urls", "[http://127.0.0.1:1]", "--model.engine.token_file=token"]
 
 
-@pytest.mark.parametrize("way", every(3, experiment.WAYS))
+@pytest.mark.parametrize("way", every(4, experiment.WAYS))
 def test_only_the_engine_differs(way, tmp_path):
     given = SERVER if "server" in way else []
     config = printed(*experiment.command(way, 7, tmp_path, 30, given)[1:])

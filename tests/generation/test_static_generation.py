@@ -17,6 +17,7 @@ from lightning_vcppo.models.lora import adapt
 from lightning_vcppo.models.packing import enable_packing
 from lightning_vcppo.settings import LoRASettings, SamplingSettings
 from tests.support.decoders import decoder
+from tests.support.rows import every
 from tests.support.stopping import PROMPTS, assert_responses_end_where_they_should
 
 KINDS = ["qwen2", "qwen3", "llama", "mistral, window"]
@@ -46,7 +47,7 @@ def assert_same(ours, wanted, tolerance):
         torch.testing.assert_close(actual, expected, atol=tolerance, rtol=0)
 
 
-@pytest.mark.parametrize("rows", [3, 64])
+@pytest.mark.parametrize("rows", every(2, [3, 64]))
 @pytest.mark.parametrize("kind", KINDS)
 def test_static_steps_sample_what_the_others_do(kind, rows, monkeypatch):
     """In float64; few rows, so that sequences wait, and little room, so that storage grows."""

@@ -9,6 +9,7 @@ from lightning_vcppo.generation.sampling import sample_tokens, uniform_numbers
 from lightning_vcppo.models.packing import enable_packing
 from lightning_vcppo.settings import SamplingSettings
 from tests.support.decoders import CONFIGS, ROUNDING, SIZES, decoder
+from tests.support.rows import every
 from tests.support.stopping import PROMPTS, assert_responses_end_where_they_should
 
 
@@ -103,7 +104,7 @@ def one_by_one(model, prompts, seeds, settings, stops):
         yield ids[len(prompt) :], logprobs, entropies
 
 
-@pytest.mark.parametrize("rows", [3, 64])
+@pytest.mark.parametrize("rows", every(2, [3, 64]))
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_every_response_is_the_one_sampled_alone(kind, rows, monkeypatch):
     """Few rows, so that sequences wait; little room, so that storage moves and grows."""

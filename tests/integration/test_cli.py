@@ -189,7 +189,7 @@ def test_evaluation_and_prediction_leave_the_training_alone(trained, tmp_path):
     assert before == {name: (trained / name).read_text() for name in before}
 
 
-@pytest.mark.parametrize("name", every(3, PROBLEM_FILES))
+@pytest.mark.parametrize("name", every(9, PROBLEM_FILES))
 def test_published_problems_can_be_validated_on(name, shared_data, tiny_actor, tmp_path):
     vcppo(
         *("validate", f"--model.actor={tiny_actor}", *TINY, f"--data.path={shared_data / name}"),

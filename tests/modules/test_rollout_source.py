@@ -16,6 +16,7 @@ from lightning_vcppo.rollouts.ahead import Vantage
 from lightning_vcppo.rollouts.sampler import Sampler
 from lightning_vcppo.settings import EngineSettings, SamplingSettings
 from tests.support.rollouts import make_rollout
+from tests.support.rows import every
 
 BATCH = PromptBatch([Problem("p", 1)], [[1]], [0])
 NOW = Vantage((0, 0), 0, 0, torch.device("cpu"))
@@ -59,7 +60,7 @@ def test_groups_that_teach_nothing_are_dropped_unless_the_batch_is_wanted_whole(
         assert streams == [(5, "rollout", 3, 0), (5, "rollout", 3, 1)]  # not the same responses
 
 
-@pytest.mark.parametrize("ranks", [Ranks(), None])
+@pytest.mark.parametrize("ranks", every(2, [Ranks(), None]))
 def test_a_checkpoint_has_the_batches_that_filled_no_rollout(ranks):
     streams: list[tuple] = []
     source = source_of([[False, False]], streams, dynamic_sampling=True)

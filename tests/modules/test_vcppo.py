@@ -106,11 +106,14 @@ def with_mode(mode, **policy):
 
 @pytest.mark.parametrize(
     ("changes", "order"),
-    [
-        (with_mode("token-mean"), "critic_first"),
-        (with_mode("seq-mean-token-mean", loss="gspo", clip_ratio_c=None), "critic_first"),
-        (SUCCESSORS, "actor_first"),
-    ],
+    every(
+        3,
+        [
+            (with_mode("token-mean"), "critic_first"),
+            (with_mode("seq-mean-token-mean", loss="gspo", clip_ratio_c=None), "critic_first"),
+            (SUCCESSORS, "actor_first"),
+        ],
+    ),
     ids=["ppo", "gspo", "dppo_tv"],
 )
 def test_weights_do_not_depend_on_micro_batches(tiny_actor, changes, order):
@@ -137,7 +140,7 @@ ACTOR_FIRST = UpdateSettings(order="actor_first", ppo_mini_batch_size=4, critic_
 
 @pytest.mark.parametrize(
     ("saved_after", "changes"),  # in value pretraining, and behind it
-    every(2, [(2, EVERYTHING), (4, EVERYTHING), (4, SUCCESSORS | {"update": ACTOR_FIRST})]),
+    every(3, [(2, EVERYTHING), (4, EVERYTHING), (4, SUCCESSORS | {"update": ACTOR_FIRST})]),
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(tiny_actor, tmp_path, saved_after, changes):
     seed_everything(0)
@@ -341,7 +344,7 @@ def test_masked_truncated_responses_leave_the_policy_alone_but_not_the_critic(ti
 
 @pytest.mark.parametrize(
     ("head", "loss"),
-    every(2, [("bounded", "mse"), ("hl_gauss", "mse"), ("sigmoid", "bce"), ("sigmoid", "mse")]),
+    every(4, [("bounded", "mse"), ("hl_gauss", "mse"), ("sigmoid", "bce"), ("sigmoid", "mse")]),
 )
 def test_other_value_heads_learn(tiny_actor, head, loss):
     seed_everything(0)

@@ -227,7 +227,7 @@ CHECKS: dict[str, Callable[[list[str]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("command", every(4, COMMANDS.values()), ids=COMMANDS)
+@pytest.mark.parametrize("command", every(8, COMMANDS.values()), ids=COMMANDS)
 def test_a_command_of_the_documents_works(command: str) -> None:
     words = shlex.split(command)
     while re.match("[A-Z_]+=", words[0]):

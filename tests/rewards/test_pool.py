@@ -68,7 +68,7 @@ worker.main(float(sys.argv[1]), int(sys.argv[2]))
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
 @pytest.mark.parametrize(
     ("candidate", "limit"),
-    every(2, [("spin", "CPU seconds"), ("fill", "memory"), ("die", "exit code 3")]),
+    every(3, [("spin", "CPU seconds"), ("fill", "memory"), ("die", "exit code 3")]),
 )
 def test_what_reaches_a_limit_is_wrong_counted_and_named(
     candidate: str, limit: str, monkeypatch: pytest.MonkeyPatch

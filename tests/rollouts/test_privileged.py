@@ -13,6 +13,7 @@ from lightning_vcppo.rollouts.privileged import PrivilegedPrompt, choose_sibling
 from lightning_vcppo.rollouts.store import RolloutStore, pack, unpack
 from lightning_vcppo.settings import SamplingSettings, UpdateSettings, ValueSettings
 from tests.support.rollouts import make_rollout, rows
+from tests.support.rows import every
 from tests.support.training import SaveAfter, fit, make_module
 
 TOKENIZER = default_tokenizer(320)
@@ -142,7 +143,7 @@ def test_another_answer_changes_values_alone(tiny_actor):
     assert first.values_BT.shape == rollout.response_mask_BT.shape
 
 
-@pytest.mark.parametrize("kind", ["answer", "siblings"])
+@pytest.mark.parametrize("kind", every(2, ["answer", "siblings"]))
 def test_pretraining_with_hints_resumes_exactly(tiny_actor, tmp_path, kind):
     path = tmp_path / "early.ckpt"
     _, whole = train(tiny_actor, path, kind=kind, rollouts=3, pretraining=2)

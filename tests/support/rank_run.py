@@ -138,9 +138,9 @@ COMMANDS = {
 }
 """What else `vcppo` does, with sharded weights."""
 _UNEQUAL = [
-    *("fit", "--config=vcppo", *_ACTOR, *ROLLOUTS, "--data.train_size=70"),
-    "--data.prompts_per_rollout=22",
-    *("--model.update.ppo_mini_batch_size=8", "--model.update.ppo_max_token_len_per_gpu=1"),
+    *("fit", "--config=vcppo", *_ACTOR, *ROLLOUTS, "--data.train_size=32"),
+    "--data.prompts_per_rollout=10",
+    *("--model.update.ppo_mini_batch_size=4", "--model.update.ppo_max_token_len_per_gpu=1"),
 ]
 COMMANDS["reader"] = [
     *("fit", *_ACTOR, *ROLLOUTS, "--model.sampling.num_generations=2"),

@@ -162,7 +162,7 @@ FLAGS = [
 ]
 
 
-@pytest.mark.parametrize(("flag", "message"), every(4, FLAGS), ids=lambda value: value[:50])
+@pytest.mark.parametrize(("flag", "message"), every(12, FLAGS), ids=lambda value: value[:50])
 def test_a_wrong_flag(mistake, flag, message):
     line = mistake(flag)
     assert line.startswith(message), line
@@ -224,7 +224,7 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize(("text", "message"), every(2, CONFIGS), ids=lambda value: value[:30])
+@pytest.mark.parametrize(("text", "message"), every(4, CONFIGS), ids=lambda value: value[:30])
 def test_a_wrong_config(mistake, tmp_path, text, message):
     (tmp_path / "run.yaml").write_text(text)
     line = mistake("--config=run.yaml")

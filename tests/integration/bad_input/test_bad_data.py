@@ -346,7 +346,7 @@ UNUSABLE = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), every(2, UNUSABLE))
+@pytest.mark.parametrize(("arguments", "message"), every(4, UNUSABLE))
 def test_data_that_cannot_be_used(mistake, problems, arguments, message):
     line = mistake(problems(), *arguments)
     assert line.startswith(message), line
