@@ -55,7 +55,9 @@ def test_a_rank_that_waits_too_long_says_where_and_ends_the_run(cases, name):
     assert case["ended"][case["rank"]] < 50
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=THOROUGH) for name in ("dies", "raises")])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=THOROUGH) for name in ("dies", "raises")]
+)
 def test_a_rank_that_ends_ends_the_other(cases, name):
     case = cases[name]
     other = 1 - case["rank"]
