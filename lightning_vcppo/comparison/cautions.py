@@ -41,6 +41,8 @@ def _warnings(comparison: Comparison) -> Iterator[str]:
             f"{', '.join(equal)}: all seeds have the same {comparison.metric}, so their spread is "
             "unknown and there is no t interval"
         )
+    for run in runs:
+        yield from (f"{run.where}: {note.removesuffix('.')}" for note in run.notes)
     unknown = [run.where for run in runs if not run.starts]
     if unknown and comparison.contrasts:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""

@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 from lightning_vcppo.common.shares import share_interval
+from lightning_vcppo.report.logs import METRICS, find_metrics
 
 Curve = tuple[list[int], list[float]]
 """Steps, and the value at each of them."""
@@ -175,7 +176,14 @@ def read_run(directory: Path, name: str) -> Run:
         evaluations=_with_start(_with_logged(read_evaluations(directory), rows), config),
         positions=list(_read_jsonl(directory / "diagnostics" / "positions.jsonl", "deciles")),
         calibrations=list(_read_jsonl(directory / "diagnostics" / "calibration.jsonl", "bins")),
+        notes=_notes(directory),
     )
+
+
+def _notes(directory: Path) -> list[str]:
+    """Say which metrics were read if there may be several."""
+    found = find_metrics(directory).relative_to(directory)
+    return [] if found == Path(METRICS) else [f"The metrics are those of {found}."]
 
 
 def _with_logged(
@@ -225,12 +233,7 @@ def _field(config: dict[str, Any], dotted: str) -> Any:
 
 def _read_metrics(directory: Path) -> dict[int, dict[str, float]]:
     """Merge the rows of each step; later values replace earlier ones."""
-    path = directory / "metrics.csv"
-    if not path.exists():
-        raise ValueError(
-            f"{directory}: no metrics.csv; expected the directory of a run with --loggers=[csv], "
-            "or one with the rollouts that another trainer dumped"
-        )
+    path = find_metrics(directory)
     rows: dict[int, dict[str, float]] = {}
     for row in _read_csv(path):
         rows.setdefault(int(row["step"]), {}).update(row)

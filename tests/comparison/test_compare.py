@@ -377,3 +377,14 @@ def test_equal_results_have_no_interval_and_say_so(tmp_path):
     assert ends == [None] * 4 == [contrast[f"ci_{end}"] for end in ("low", "high")] * 2
     told = "one, other: all seeds have the same eval/accuracy, so their spread is unknown"
     assert any(told in warning for warning in warnings(found))
+
+
+def test_metrics_in_lightning_logs_are_compared_and_named(sets):
+    for directory in sets[0].iterdir():
+        place = directory / "lightning_logs" / "version_0"
+        place.mkdir(parents=True)
+        (directory / "metrics.csv").rename(place / "metrics.csv")
+    found = run(sets)
+    assert found.arms[0].values == {0: 0.25, 1: 0.375, 2: 0.5}
+    told = "seed_0: The metrics are those of lightning_logs/version_0/metrics.csv"
+    assert any(told in warning for warning in warnings(found))

@@ -27,6 +27,7 @@ from tests.support.report_runs import (
     write_jsonl,
     write_run,
 )
+from tests.support.tiny_runs import run_program
 
 
 def read(directory):
@@ -278,3 +279,20 @@ def test_a_long_curve_is_drawn_twice_as_points_and_as_their_average(tmp_path):
     )
     assert (average["y"], 3) == smooth(raw["y"]) and average["y"] != raw["y"]
     assert average["x"] == raw["x"] == list(range(1, 31))
+
+
+def test_metrics_of_a_script_are_found_where_lightning_writes_them(tmp_path, capsys):
+    run = write_run(tmp_path / "mine")
+    for version, rollouts in ((2, 5), (10, 7)):
+        place = run / "lightning_logs" / f"version_{version}"
+        place.mkdir(parents=True)
+        write_csv(place / "metrics.csv", metrics(rollouts=rollouts))
+    assert len(read(run).rows) == 12 and not read(run).notes  # its own first
+    (run / "metrics.csv").unlink()
+    assert len(read(run).rows) == 7
+    run_program("report", run)
+    printed = capsys.readouterr().out
+    where = "lightning_logs/version_10/metrics.csv"
+    assert f"mine: The metrics are those of {where}." in printed
+    assert f"The metrics are those of {where}." in (run / "report.html").read_text()
+    assert len(read(run / "lightning_logs" / "version_2").rows) == 5
