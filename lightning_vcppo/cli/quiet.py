@@ -28,6 +28,8 @@ def quieten() -> None:
     lightning_info.addFilter(_helps)
     # Warnings about layers outside a tensor-parallel plan.
     logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)
+    # A line for each text that is drawn with a user's font that is missing, and for the font cache.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     _disable_progress_bars()
 
 

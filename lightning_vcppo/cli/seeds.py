@@ -11,7 +11,6 @@ rollout and saves.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -32,7 +31,7 @@ from rich.live import Live
 from rich.text import Text
 
 from lightning_vcppo.common.errors import require, require_seed
-from lightning_vcppo.common.files import complete_file, remove, whole_lines
+from lightning_vcppo.common.files import complete_file, remove, whole_rows
 from lightning_vcppo.common.processes import ONE_THREAD, cores
 from lightning_vcppo.common.terminal import printable
 
@@ -40,22 +39,28 @@ RECORD, LOG = "seed.json", "log.txt"
 PLACEHOLDER = "{seed}"
 """Text replaced by the seed in flags, as in `--model.actor=runs/start/seed_{seed}/actor`."""
 POLL_S = 0.2
+MAX_SEEDS = 10_000
+"""Largest number of seeds of a set, far more than anybody trains."""
 
 
 def parse_seeds(text: str) -> list[int]:
     """Read seeds, as `0..4`, `0,2,5` or `0..2,7`.
 
     Raises:
-        ValueError: If the text is not such a list, a range is descending, or a seed occurs twice or
-            is too large.
+        ValueError: If the text is not such a list, a range is descending, a seed occurs twice or
+            is too large, or there are more than `MAX_SEEDS`.
     """
     seeds: list[int] = []
     for part in text.replace(" ", "").strip("[]").split(","):
-        match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", part)
+        match = re.fullmatch(r"(\d{1,20})(?:\.\.(\d{1,20}))?", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first:
-            raise ValueError(f"--seeds: expected seeds such as 0..4 or 0,2,5, got {text}")
+            raise ValueError(f"--seeds: expected seeds such as 0..4 or 0,2,5, got {text[:60]}")
         require_seed("--seeds", last)
+        require(
+            len(seeds) + last - first < MAX_SEEDS,
+            f"--seeds: expected at most {MAX_SEEDS} seeds, got {text[:60]}",
+        )
         seeds += range(first, last + 1)
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"--seeds: expected each seed once, got {text}")
@@ -164,22 +169,36 @@ class SeedRun:
         place = f"seed {self.seed:<4} {self.state:<11}"
         if self.state in ("waiting", "skipped"):
             return place
-        done, accuracy = self._progress()
+        try:
+            done, accuracy = self._progress()
+        except ValueError as error:  # the other runs continue
+            return f"{place} {printable(str(error))}" + (f": {self.reason}" if self.reason else "")
         of_total = f" of {self.total}" if self.total else ""
         text = f"{place} {done}{of_total} done" + (f", accuracy {accuracy}" if accuracy else "")
         seconds = self.seconds or time.monotonic() - self.began
         return f"{text}, {seconds:.0f} s" + (f": {self.reason}" if self.reason else "")
 
     def _is_complete(self) -> bool:
-        return self.total is not None and self._progress()[0] >= self.total
+        try:
+            return self.total is not None and self._progress()[0] >= self.total
+        except ValueError:
+            return False
 
     def _progress(self) -> tuple[int, str]:
-        """Return the last step of metrics.csv and its accuracy."""
+        """Return the last step of metrics.csv and its accuracy.
+
+        Raises:
+            ValueError: If the file is not CSV, or one of them is not a number.
+        """
         step, accuracy = 0, ""
-        for row in csv.DictReader(whole_lines(self.directory / "metrics.csv")):
-            step = max(step, int(float(row.get("step") or 0)))
-            found = row.get("rollout/accuracy")
-            accuracy = f"{100 * float(found):.1f} %" if found else accuracy
+        path = self.directory / "metrics.csv"
+        for number, row in enumerate(whole_rows(path), start=2):
+            try:
+                step = max(step, int(float(row.get("step") or 0)))
+                found = row.get("rollout/accuracy")
+                accuracy = f"{100 * float(found):.1f} %" if found else accuracy
+            except (ValueError, OverflowError):
+                raise ValueError(f"{path}:{number}: expected numbers") from None
         return step, accuracy
 
     def _record(self, *, finished: bool) -> None:

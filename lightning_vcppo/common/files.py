@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import os
 import re
@@ -152,6 +153,24 @@ def whole_lines(path: Path) -> list[str]:
         return []
     with path.open(encoding="utf-8", newline="") as file:
         return [line for line in file if line.endswith("\n")]
+
+
+def whole_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a metrics.csv, without an incomplete last one.
+
+    Raises:
+        ValueError: If it is not a CSV file in UTF-8; the message names the file.
+    """
+    try:
+        rows = list(csv.DictReader(whole_lines(path)))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: expected UTF-8 text") from None
+    except csv.Error as error:  # a cell beyond csv's limit, or a line break inside one
+        raise ValueError(f"{path}: expected CSV as CSVLogger writes it: {error}") from None
+    for number, row in enumerate(rows, start=2):
+        if None in row:
+            raise ValueError(f"{path}:{number}: expected no more cells than the header names")
+    return rows
 
 
 def _sync_directory(directory: Path) -> None:

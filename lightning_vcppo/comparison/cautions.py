@@ -35,6 +35,14 @@ def _warnings(comparison: Comparison) -> Iterator[str]:
     if comparison.searched:
         yield f"seed {', '.join(map(str, comparison.searched))} was used to choose settings, too"
     yield from _of_places(comparison, runs)
+    equal = [a.name for a in comparison.arms if len(a.values) > 1 == len({*a.values.values()})]
+    if equal:
+        yield (
+            f"{', '.join(equal)}: all seeds have the same {comparison.metric}, so their spread is "
+            "unknown and there is no t interval"
+        )
+    for run in runs:
+        yield from (f"{run.where}: {note.removesuffix('.')}" for note in run.notes)
     unknown = [run.where for run in runs if not run.starts]
     if unknown and comparison.contrasts:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""

@@ -14,6 +14,7 @@ from typing import Any
 from lightning_vcppo.common.starts import START, start_fingerprints
 from lightning_vcppo.comparison.measurements import Measurement
 from lightning_vcppo.metrics.guard_rules import Limits
+from lightning_vcppo.report.logs import find_metrics
 from lightning_vcppo.report.page import flatten
 from lightning_vcppo.report.reading import Evaluation, Run, read_run
 
@@ -71,6 +72,7 @@ class RunData:
         began: Time at which it began, in seconds; for a table its line number.
         ended: Time at which it ended, likewise.
         final: Values at the end that have no curve, by metric.
+        notes: Sentences about what was read.
     """
 
     where: str
@@ -84,6 +86,7 @@ class RunData:
     began: float = 0.0
     ended: float = 0.0
     final: Mapping[str, float] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     def curve(self, metric: str, axis: str) -> list[tuple[float, float]]:
         """Return the points of a metric, by their place on an axis."""
@@ -174,7 +177,10 @@ def read_directory(directory: Path) -> RunData:
     seed = run.config.get("seed_everything")
     if not isinstance(seed, int) or isinstance(seed, bool):
         lacks = "a seed (seed_everything)" if run.config else "config.yaml"
-        raise ValueError(f"{directory}: no {lacks}; expected the directory of a run of `vcppo fit`")
+        raise ValueError(
+            f"{directory}: no {lacks}; expected the directory of a run of `vcppo fit`, or a CSV "
+            "file with a row for each run, as for scripts"
+        )
     curves = {key: list(zip(*run.curve(key), strict=True)) for key in run.keys if "/" in key}
     problems = dict(_problems(run))
     for evaluation, metric in _named(run):
@@ -192,7 +198,8 @@ def read_directory(directory: Path) -> RunData:
         places=_places(run),
         problems=problems,
         began=_changed(directory / START, directory / "config.yaml"),
-        ended=_changed(directory / "metrics.csv"),
+        ended=_changed(find_metrics(directory)),
+        notes=run.notes,
     )
 
 

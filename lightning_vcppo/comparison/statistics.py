@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_vcppo.common import shares
+
 CONFIDENCE = 0.95
 EXACT_SIGNS = 20
 """Largest number of differences for which all 2^n patterns of signs are enumerated."""
@@ -190,18 +192,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def share_interval(count: int, total: int, confidence: float = CONFIDENCE) -> Interval:
-    """Return the exact interval of a share, by Clopper and Pearson.
+    """Return the exact interval of a share; see `common.shares`.
 
     Raises:
         ValueError: If the count is not between 0 and a total of at least 1.
-        ImportError: If scipy is not installed.
     """
-    if not 0 <= count <= total or total < 1:
-        raise ValueError(f"share_interval: expected 0 <= count <= total, got {count} of {total}")
-    beta, tail = _scipy().beta, (1 - confidence) / 2
-    low = float(beta.ppf(tail, count, total - count + 1)) if count else 0.0
-    high = float(beta.ppf(1 - tail, count + 1, total - count)) if count < total else 1.0
-    return Interval(low, high)
+    return Interval(*shares.share_interval(count, total, confidence))
 
 
 def detectable_difference(deviation: float, count: int, power: float = 0.8) -> float:

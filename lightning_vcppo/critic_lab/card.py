@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,21 @@ on prompts that it was never fitted on.
 |---|---|
 | responses, prompts | {responses}, {prompts} |
 | R^2 | {r2:.3f} |
+| its 95 % interval over prompts | {interval} |
 | explained variance | {ev:.3f} |
 | bias, mean of V - R | {bias:+.3f} |
 | expected calibration error, Brier score | {ece}, {brier} |
 | rank correlation with the pass rate | {rank} |
 | right above wrong prefix of the same prompt, at 25, 50, 75 % | {auc} |
-
+{warnings}
 By position, from the first to the last tenth of a response, R^2: {deciles}
 
 ![values and returns by position](positions.png)
 
 Policy of the rollouts: {origin}
 Settings: {settings}
+
+Fit: {fitted}
 
 ## Loading
 
@@ -91,8 +94,22 @@ def write_card(
     settings: Mapping[str, Any],
     origin: Mapping[str, Any],
     value: ValueSettings,
+    *,
+    fitted: str,
+    warnings: Sequence[str] = (),
 ) -> None:
-    """Write `README.md` and the figure of values by position to the directory of a critic."""
+    """Write `README.md` and the figure of values by position to the directory of a critic.
+
+    Args:
+        directory: Directory of the critic.
+        base: Directory or hub id of the backbone.
+        measures: Measures on held-out prompts.
+        settings: Settings of the fit.
+        origin: Origin of the rollouts.
+        value: The head and its loss.
+        fitted: Length of the fit, in words.
+        warnings: Reasons not to use the critic.
+    """
     header = {
         "library_name": "transformers",
         "pipeline_tag": "token-classification",
@@ -105,6 +122,9 @@ def write_card(
         responses=measures.responses,
         prompts=measures.prompts,
         r2=measures.r2,
+        interval=_interval(measures.r2_interval),
+        warnings="".join(f"\n**Warning**: {warning}.\n" for warning in warnings),
+        fitted=fitted,
         ev=measures.explained_variance,
         bias=measures.bias,
         ece=_number(measures.ece),
@@ -135,6 +155,10 @@ def _loading(name: str, value: ValueSettings) -> str:
 
 def _number(value: float | None) -> str:
     return "not defined" if value is None else f"{value:.3f}"
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "not defined" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
 def _draw(measures: Measures, path: Path) -> None:

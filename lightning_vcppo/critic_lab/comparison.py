@@ -18,6 +18,7 @@ from lightning_vcppo.common.processes import ONE_THREAD
 from lightning_vcppo.critic_lab.comparison_page import write_comparison
 from lightning_vcppo.critic_lab.hints import Hints
 from lightning_vcppo.critic_lab.judging import ActorOptions, continue_rollouts, judge_fits
+from lightning_vcppo.critic_lab.remarks import explains
 from lightning_vcppo.critic_lab.running import read_rollouts
 from lightning_vcppo.critic_lab.specs import CriticSpec
 from lightning_vcppo.critic_lab.truth import Recommendation
@@ -27,6 +28,9 @@ NOT_DECIDED = Recommendation(
     None,
     "not decided: stored rollouts alone do not separate the bias of the values inside a response "
     "from the effect of the next tokens; name the policy with --actor",
+)
+NOT_RANKED = Recommendation(
+    None, "not decided: no critic has an R^2 that is distinguishable from 0, so none is the best"
 )
 
 
@@ -71,7 +75,8 @@ def compare_critics(
         drop_invalid: Skip rows that cannot be read; each fit takes it from its flags.
 
     Returns:
-        Contents of the `fit.json` of each critic, the best first.
+        Contents of the `fit.json` of each critic, the best first; in the order given if none has an
+        R^2 that is distinguishable from 0.
 
     Raises:
         ValueError: If the rollouts lack data that a critic reads, the actor is not their policy,
@@ -104,15 +109,23 @@ def compare_critics(
         truths = judge_fits(fits, critics, store, continued, options, split.seed)
         for fit, truth in zip(fits, truths, strict=True):
             fit["truth"] = truth.as_json()
-    fits.sort(key=lambda fit: -(fit["measures"]["r2"] or float("-inf")))
+    if any(map(explains, fits)):
+        fits.sort(key=_rank)
     write_comparison(output, fits, rollouts, model, recommendation(fits))
     return fits
 
 
+def _rank(fit: Mapping[str, Any]) -> float:
+    r2 = fit["measures"]["r2"]
+    return float("inf") if r2 is None else -r2
+
+
 def recommendation(fits: Sequence[Mapping[str, Any]]) -> Recommendation:
-    """Return the recommendation for the first critic, which is the best."""
+    """Return the recommendation for the first critic, which is the best if there is a best."""
     if "truth" not in fits[0]:
         return NOT_DECIDED
+    if not any(map(explains, fits)):
+        return NOT_RANKED
     found = fits[0]["truth"]["lambda_actor"]
     return Recommendation(found["recommended"], f"{fits[0]['name']}: {found['reason']}")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_vcppo.common.files import complete_file
-from lightning_vcppo.critic_lab.measures import READY
+from lightning_vcppo.critic_lab.remarks import explains, headline, of_comparison
 from lightning_vcppo.critic_lab.truth import EIGHTHS, Recommendation
 from lightning_vcppo.report.drawing import Spec, color, jsonable, plain, spec
 from lightning_vcppo.report.page import offline_page
@@ -92,7 +92,8 @@ def write_comparison(
 
     Args:
         output: Directory to write to.
-        fits: Contents of each `fit.json`, the best first; all of them with `truth`, or none.
+        fits: Contents of each `fit.json`, the best first if they are ranked; all of them with
+            `truth`, or none.
         rollouts: File, pattern or directory that they were fitted on.
         model: Directory or hub id of the backbone.
         recommendation: Recommended lambda for the best critic.
@@ -102,6 +103,8 @@ def write_comparison(
         "model": model,
         "critics": fits,
         "lambda_actor": asdict(recommendation),
+        "ranked": any(map(explains, fits)),
+        "warnings": of_comparison(fits),
     }
     with complete_file(output / "compare.json") as file:
         json.dump(jsonable(whole), file, indent=1)
@@ -157,7 +160,8 @@ def _page(fits: Sequence[Fit], rollouts: str, model: str, recommendation: Recomm
     return offline_page(
         Path(__file__).with_name("critics.html"),
         [plot for _, _, plot in figures],
-        headline=_headline(fits[0]),
+        headline=headline(fits),
+        warnings=of_comparison(fits),
         notes=notes,
         tables=_tables(fits),
         advantages=[row for fit in fits if "truth" in fit for row in _of_lambdas(fit)],
@@ -169,23 +173,14 @@ def _page(fits: Sequence[Fit], rollouts: str, model: str, recommendation: Recomm
     )
 
 
-def _headline(best: Fit) -> str:
-    """Return the result in a line; a critic that is no better than the mean is not a choice."""
-    r2 = best["measures"]["r2"]
-    if r2 is None or r2 <= 0:
-        return "None: no critic is a better baseline than the mean reward"
-    if r2 < READY["r2"]:
-        return f"{best['name']} is first, but its R^2 of {r2:.3f} is below {READY['r2']}: not ready"
-    return f"{best['name']}, with a held-out R^2 of {r2:.3f}"
-
-
 def _tables(fits: Sequence[Fit]) -> list[dict[str, Any]]:
     """Return the tables of the page: quality, what the policy reaches, and cost."""
     quality = [name for name in COLUMNS if name != "critic" and name not in COSTS]
+    order = "Ranked by R^2" if any(map(explains, fits)) else "Not ranked; R^2"
     tables = [
         _part(
             "On held-out prompts",
-            "Ranked by R^2: 1 is perfect, 0 is no better than the mean reward. AUC is the chance "
+            f"{order}: 1 is perfect, 0 is no better than the mean reward. AUC is the chance "
             "that V is higher on a right response than on a wrong one to the same prompt, after a "
             "share of their tokens: 0.5 is a guess. Differences between critics have no interval "
             "here; with few prompts, another seed may change the order.",

@@ -25,12 +25,17 @@ from lightning_vcppo.report.drawing import jsonable
 DECILES = 10
 SHARES = (0.25, 0.5, 0.75)
 """Shares of a response after which V is compared between right and wrong prefixes."""
+DRAWS = 2000
+"""Draws of the bootstrap."""
 LAMBDAS = (0.9, 0.95, 0.99, 1.0)
 READY = {"r2": 0.1, "bias": 0.1, "ece": 0.1}
 """A critic is called ready with at least this R^2, and at most this bias (as a share of the range
 of rewards) and calibration error. These limits are ours: R^2 above 0 means that V is a better
 baseline than the mean return, and a tenth leaves room for the error of a small held-out set; a bias
 of a tenth of the range moves no advantage by more than a tenth of the worth of one outcome."""
+EXPLAINS = 0.01
+"""Least R^2 of a critic that explains something. Below it V is as good as the mean reward, however
+narrow the interval, and a rank by R^2 has no meaning. It is ours: a tenth of `READY`."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class Measures:
         prompts: Number of their prompts.
         tokens: Number of their tokens.
         r2: 1 - mean((R - V)^2) / Var(R), over tokens.
+        r2_interval: Its 95 % interval over prompts (percentile bootstrap); None for one prompt.
         explained_variance: 1 - Var(R - V) / Var(R), which ignores a constant bias.
         bias: Mean of V - R.
         ece: Expected calibration error of V at the first token, as a forecast of the best reward.
@@ -94,6 +100,7 @@ class Measures:
     prompts: int
     tokens: int
     r2: float
+    r2_interval: tuple[float, float] | None
     explained_variance: float
     bias: float
     ece: float | None
@@ -168,6 +175,7 @@ def measure(
         prompts=len(set(groups)),
         tokens=len(flat_V),
         r2=_r2(flat_V, flat_R),
+        r2_interval=_r2_interval(flat_V, flat_R, np.repeat(np.asarray(groups), lengths_R)),
         explained_variance=float(1 - error.var() / variance),
         bias=float(error.mean()),
         ece=calibration.get("ece"),
@@ -195,6 +203,29 @@ def measure(
 def _r2(values: np.ndarray, returns: np.ndarray) -> float:
     variance = returns.var() if len(returns) else 0.0
     return float(1 - np.square(returns - values).mean() / variance) if variance else math.nan
+
+
+def _r2_interval(
+    values: np.ndarray, returns: np.ndarray, groups: np.ndarray
+) -> tuple[float, float] | None:
+    """Resample prompts with all their tokens; draws in which all returns are equal do not count."""
+    _, place = np.unique(groups, return_inverse=True)
+    prompts = int(place.max()) + 1
+    if prompts < 2:
+        return None
+    parts = (np.ones_like(returns), returns, np.square(returns), np.square(returns - values))
+    sums = np.stack([np.bincount(place, part, prompts) for part in parts], axis=1)
+    rng = np.random.default_rng(0)
+    drawn = np.stack(
+        [rng.multinomial(prompts, np.full(prompts, 1 / prompts)) @ sums for _ in range(DRAWS)]
+    )
+    mean, square, error = (drawn[:, 1:] / drawn[:, :1]).T
+    variance = square - mean**2
+    varies = variance > 1e-9 * square
+    if not varies.any():
+        return None
+    low, high = np.quantile(1 - error[varies] / variance[varies], [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _calibration(

@@ -25,6 +25,7 @@ from lightning_vcppo.critic_lab.card import write_card
 from lightning_vcppo.critic_lab.fitting import CriticData, CriticFit
 from lightning_vcppo.critic_lab.hints import Hints
 from lightning_vcppo.critic_lab.measures import Measures
+from lightning_vcppo.critic_lab.remarks import of_fit
 from lightning_vcppo.critic_lab.store import TokenStore
 from lightning_vcppo.interchange import Importer, read_responses
 from lightning_vcppo.interchange.reading import Reading
@@ -117,7 +118,7 @@ def fit_critic(
         max_tokens_per_batch: Tokens of one forward pass on one device.
         max_epochs: Number of passes after which the fit ends.
         patience: Number of passes without a rise of the held-out R^2 after which the fit ends.
-        min_delta: Smallest rise of R^2 that counts.
+        min_delta: Smallest rise of R^2 that counts, in one of these passes or in all together.
         held_out_share: Share of the prompts on which the critic is judged.
         seed: Seed of split and order.
         actor: Directory or hub id of the actor whose activations a side critic reads.
@@ -230,6 +231,8 @@ def _write(
         return
     critic, base, store = module.critic.model, module.model_source, module.data.store
     tokens = _tokens(store) * module.progress.rollouts
+    updates = module.updater.updates_done
+    warnings = of_fit(module.measures, module.progress, updates, module.updater.settings.lr)
     facts = {
         "model": base,
         **facts,
@@ -237,13 +240,26 @@ def _write(
         "settings": settings,
         "epochs": module.progress.rollouts,
         "best_epoch": module.progress.best_rollout,
+        "updates": updates,
         "tokens_per_s": tokens / facts["seconds"],
         "peak_mib": _peak_mib(),
         "parameters": sum(p.numel() for p in critic.parameters()),
         "measures": module.measures.as_json(),
+        "warnings": warnings,
     }
     write_folder(directory / "critic", critic, loading.load_tokenizer(base), weights)
-    write_card(directory / "critic", base, module.measures, settings, origin, module.value)
+    of_passes = f"{module.progress.rollouts} passes ({updates} updates)"
+    fitted = f"{of_passes}; the best critic is that after pass {module.progress.best_rollout}"
+    write_card(
+        directory / "critic",
+        base,
+        module.measures,
+        settings,
+        origin,
+        module.value,
+        fitted=fitted,
+        warnings=warnings,
+    )
     with complete_file(directory / "fit.json") as file:
         json.dump(facts, file, indent=1)
 

@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from typing_extensions import override
 
-from lightning_vcppo.common.files import complete_file, whole_lines
+from lightning_vcppo.common.files import complete_file, whole_rows
 
 Row = dict[str, Any]
 
@@ -26,7 +26,11 @@ class MetricsFile(ExperimentWriter):
     """
 
     def __init__(self, log_dir: str) -> None:
-        """Read the existing rows."""
+        """Read the existing rows.
+
+        Raises:
+            ValueError: If the existing file is not CSV.
+        """
         super().__init__(log_dir)
         self._path = Path(self.metrics_file_path)
         kept = self._read()
@@ -64,7 +68,7 @@ class MetricsFile(ExperimentWriter):
         """Neither warn nor delete."""
 
     def _read(self) -> list[Row]:
-        return list(csv.DictReader(whole_lines(self._path)))
+        return list(whole_rows(self._path))
 
     def _rewrite(self, rows: Iterable[Row]) -> None:
         header = dict(zip(self.metrics_keys, self.metrics_keys, strict=True))

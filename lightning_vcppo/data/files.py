@@ -128,9 +128,9 @@ def _not_utf8(file: Path) -> str:
 
 
 def _csv_rows(file: Path, delimiter: str) -> Iterator[NumberedRow]:
-    csv.field_size_limit(MAX_LINE)  # worked solutions exceed the default of 128 KiB
     name, number = file.name, 0
-    reader = csv.reader((line for _, line in text_lines(file)), delimiter=delimiter, strict=True)
+    lines = (line for _, line in text_lines(file))
+    reader = _long_cells(csv.reader(lines, delimiter=delimiter, strict=True))
     try:
         header = next(reader, [])
         check_columns(name, header)
@@ -144,6 +144,23 @@ def _csv_rows(file: Path, delimiter: str) -> Iterator[NumberedRow]:
             yield number, dict(zip(header, padded, strict=True))
     except csv.Error as error:
         raise ValueError(f"{name}:{number + 1}: broken CSV, {error}") from error
+
+
+def _long_cells(rows: Iterator[list[str]]) -> Iterator[list[str]]:
+    """Read rows with cells of up to `MAX_LINE` characters; solutions exceed csv's 128 KiB.
+
+    csv has one limit for the whole process. It is raised only while a row is read, so that other
+    tables have their own limit, also between two rows of this one.
+    """
+    while True:
+        before = csv.field_size_limit(MAX_LINE)
+        try:
+            row = next(rows, None)
+        finally:
+            csv.field_size_limit(before)
+        if row is None:
+            return
+        yield row
 
 
 def check_columns(name: str, columns: list[str]) -> None:

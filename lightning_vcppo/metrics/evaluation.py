@@ -1,7 +1,8 @@
 """Compute avg@k, pass@k and maj@k of an evaluation, with confidence intervals.
 
 1. Each problem gets a score for every rate (`problem_scores`); a rate is their mean over problems.
-2. An interval is a bootstrap over problems, see `bootstrap_intervals`.
+2. An interval is a bootstrap over problems, or exact if all scores are equal, see
+   `bootstrap_intervals`.
 3. Rows with the same text are one problem: a file with each problem 32 times has 32 samples of
    each, not 32 times as many problems, because the bootstrap draws problems.
 4. Tables by problem and by group (year, level, subject, or source) break the results down.
@@ -22,6 +23,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
+from lightning_vcppo.common.shares import share_interval
 from lightning_vcppo.rewards.answers import AnswerKind, kind_of
 from lightning_vcppo.rewards.equality import group_equal
 from lightning_vcppo.rollouts.records import ResponseRecord
@@ -123,11 +125,11 @@ def bootstrap_intervals(
     P problems are drawn with replacement, each with all its responses. So an interval covers the
     choice of problems and the sampling of responses, but not the training run: another seed gives
     another policy. All rates use the same draws. With few problems the interval is somewhat too
-    narrow, and it has width 0 if every problem has the same score (although 0 of 30 correct does
-    not mean that the next one is wrong).
+    narrow. If every problem has the same score, draws do not differ, although 0 of 30 correct does
+    not mean that the next one is wrong: the interval is then the exact one of that share.
 
     Args:
-        scores_PM: Score of each problem for each rate.
+        scores_PM: Score of each problem for each rate, in [0, 1].
         level: Nominal probability that an interval contains the true mean.
         resamples: Number of draws R.
         seed: Seed of the draws; the same seed gives the same interval.
@@ -149,6 +151,9 @@ def bootstrap_intervals(
     tail = (1 - level) / 2
     ends = torch.tensor([tail, 1 - tail], dtype=scores_PM.dtype)
     low_M, high_M = means_RM.quantile(ends, dim=0)
+    for m in (scores_PM == scores_PM[0]).all(0).nonzero()[:, 0].tolist():
+        share = float(scores_PM[0, m])
+        low_M[m], high_M[m] = share_interval(share * problems, problems, level)
     return low_M, high_M
 
 

@@ -23,6 +23,9 @@ from typing import Any
 
 import yaml
 
+from lightning_vcppo.common.shares import share_interval
+from lightning_vcppo.report.logs import METRICS, find_metrics
+
 Curve = tuple[list[int], list[float]]
 """Steps, and the value at each of them."""
 
@@ -42,7 +45,8 @@ class Evaluation:
         problems: Number of problems.
         k: Mean number of responses a problem.
         accuracy: Share of right responses, mean over problems.
-        interval: 95 % interval of the accuracy, as logged, otherwise 1.96 standard errors.
+        interval: 95 % interval of the accuracy, as logged, otherwise 1.96 standard errors; exact if
+            all problems have the same rate.
         length: Mean tokens of a response.
         truncation_rate: Share of responses cut off.
         samples: The first right and the first wrong responses, as in the file.
@@ -172,7 +176,14 @@ def read_run(directory: Path, name: str) -> Run:
         evaluations=_with_start(_with_logged(read_evaluations(directory), rows), config),
         positions=list(_read_jsonl(directory / "diagnostics" / "positions.jsonl", "deciles")),
         calibrations=list(_read_jsonl(directory / "diagnostics" / "calibration.jsonl", "bins")),
+        notes=_notes(directory),
     )
+
+
+def _notes(directory: Path) -> list[str]:
+    """Say which metrics were read if there may be several."""
+    found = find_metrics(directory).relative_to(directory)
+    return [] if found == Path(METRICS) else [f"The metrics are those of {found}."]
 
 
 def _with_logged(
@@ -185,7 +196,9 @@ def _with_logged(
         row = rows.get(evaluation.step, {})
         prefix = "eval/" if evaluation.name == first else f"eval/{evaluation.name}/"
         low, high = row.get(f"{prefix}accuracy_low"), row.get(f"{prefix}accuracy_high")
-        interval = evaluation.interval if low is None or high is None else (low, high)
+        interval = evaluation.interval
+        if low is not None and high is not None and low < high:  # older versions logged no width
+            interval = low, high
         pass_at_k, maj_at_k = row.get(f"{prefix}pass_at_k"), row.get(f"{prefix}maj_at_k")
         known.append(replace(evaluation, interval=interval, pass_at_k=pass_at_k, maj_at_k=maj_at_k))
     return known
@@ -220,12 +233,7 @@ def _field(config: dict[str, Any], dotted: str) -> Any:
 
 def _read_metrics(directory: Path) -> dict[int, dict[str, float]]:
     """Merge the rows of each step; later values replace earlier ones."""
-    path = directory / "metrics.csv"
-    if not path.exists():
-        raise ValueError(
-            f"{directory}: no metrics.csv; expected the directory of a run with --loggers=[csv], "
-            "or one with the rollouts that another trainer dumped"
-        )
+    path = find_metrics(directory)
     rows: dict[int, dict[str, float]] = {}
     for row in _read_csv(path):
         rows.setdefault(int(row["step"]), {}).update(row)
@@ -328,7 +336,6 @@ def evaluate(name: str, step: int, responses: list[dict[str, Any]]) -> Evaluatio
         by_problem.setdefault(_problem_key(response), []).append(bool(response["correct"]))
     rates = {key: fmean(graded) for key, graded in by_problem.items()}
     accuracy = fmean(rates.values())
-    spread = 1.96 * stdev(rates.values()) / math.sqrt(len(rates)) if len(rates) > 1 else 1.0
     samples = [
         response
         for verdict in (True, False)
@@ -341,7 +348,7 @@ def evaluate(name: str, step: int, responses: list[dict[str, Any]]) -> Evaluatio
         problems=len(rates),
         k=len(responses) / len(rates),
         accuracy=accuracy,
-        interval=(max(0.0, accuracy - spread), min(1.0, accuracy + spread)),
+        interval=_interval(list(rates.values())),
         length=fmean(float(r.get("length", math.nan)) for r in responses),
         truncation_rate=fmean(not r.get("finished", True) for r in responses),
         samples=samples,
@@ -349,6 +356,15 @@ def evaluate(name: str, step: int, responses: list[dict[str, Any]]) -> Evaluatio
         problem_texts=frozenset(str(r["problem"]) for r in responses),
         groups=dict(_groups(responses)),
     )
+
+
+def _interval(rates: list[float]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of the problems' rates."""
+    middle = fmean(rates)
+    if min(rates) == max(rates):  # no spread to estimate a standard error from
+        return share_interval(middle * len(rates), len(rates))
+    spread = 1.96 * stdev(rates) / math.sqrt(len(rates))
+    return max(0.0, middle - spread), min(1.0, middle + spread)
 
 
 GROUPINGS = ("year", "level", "subject")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_vcppo.cli.quiet import quieten
 from tests.support.lab_rollouts import write_rollouts
 
 
@@ -72,3 +73,15 @@ def test_an_export_prints_results_alone(tiny_critic: Path, tmp_path: Path) -> No
         "export", "--ckpt_path", tiny_critic, "--output", output, "--layout", "nemo"
     )
     assert stdout[0].startswith("NeMo-RL: ") and not stderr
+
+
+def test_a_missing_font_is_not_told_for_each_text(caplog, tmp_path):
+    quieten()
+    import matplotlib
+
+    from lightning_vcppo.report.plotting import open_figure
+
+    with matplotlib.rc_context({"font.family": "NoSuchFont"}):
+        figure, _ = open_figure("title", "x", "y")
+        figure.savefig(tmp_path / "figure.png")
+    assert "findfont" not in caplog.text

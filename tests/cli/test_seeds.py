@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,15 @@ import pytest
 
 from lightning_vcppo.cli import seeds
 from lightning_vcppo.cli.commands import compare
-from lightning_vcppo.cli.seeds import LOG, RECORD, SeedRun, default_jobs, parse_seeds, run_seeds
+from lightning_vcppo.cli.seeds import (
+    LOG,
+    MAX_SEEDS,
+    RECORD,
+    SeedRun,
+    default_jobs,
+    parse_seeds,
+    run_seeds,
+)
 from lightning_vcppo.common.starts import START, fingerprint
 from tests.support.rows import every
 from tests.support.tiny_runs import ROLLOUTS, ROOT, logged, run_program, vcppo
@@ -30,11 +39,42 @@ def test_seeds_are_ranges_and_lists(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "4..0", "0,0", "0..2,1", "a", "0.5", "-1", "0,", "0,99999999999"]
+    "text",
+    [
+        *("", "4..0", "0,0", "0..2,1", "a", "0.5", "-1", "0,", "0,99999999999"),
+        *("0..99999999999", "9" * 5000, "0..4294967295", "0..10000", "0..9999,20000"),
+    ],
 )
 def test_other_seeds_are_refused(text):
     with pytest.raises(ValueError, match="--seeds: expected"):
         parse_seeds(text)
+
+
+def test_a_set_has_a_largest_number_of_seeds():
+    assert len(parse_seeds("5..10004")) == MAX_SEEDS
+    message = re.escape("--seeds: expected at most 10000 seeds, got 0..4294967295")
+    with pytest.raises(ValueError, match=message):
+        parse_seeds("0..4294967295")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"step,a\n1,{'1' * 140_000}\n", "expected CSV as CSVLogger writes it: field larger than"),
+        ("step,a\n1,2,3\n", "2: expected no more cells than the header names"),
+        ("step,a\n1\x00,2\n", "2: expected numbers"),
+        ("step,a\n1e999,2\n", "2: expected numbers"),
+        ("step,a\n1,\x80\n", "expected UTF-8 text"),
+    ],
+)
+def test_metrics_that_cannot_be_read_are_named_in_the_line_of_their_run(tmp_path, text, message):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(text.encode("latin-1"))
+    run = SeedRun(3, tmp_path, ["fit"], total=1, state="running")
+    line = run.line()
+    assert line.startswith("seed 3    running") and f"{path}:" in line and message in line
+    run.finish(0, record=True, interrupted=True)
+    assert run.state == "interrupted"  # nobody knows whether it is complete
 
 
 def test_a_run_takes_a_core_and_on_gpus_the_machine():

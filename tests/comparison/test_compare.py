@@ -260,7 +260,6 @@ def test_rows_with_another_start_or_seed_are_refused(tmp_path):
     ],
 )
 def test_wrong_cells_are_refused_by_file_row_and_column(tmp_path, changes, point, message):
-    csv.field_size_limit(128 * 1024)  # the default; who reads problems from a CSV file raises it
     row = {"arm": "a", "seed": 0, "accuracy": 0.5, "problems": 8} | changes
     points = {"arm": "a", "seed": 0, "rollout": 1, "accuracy": 0.5} | point
     path = write_rows(tmp_path / "rows.csv", [row])
@@ -360,3 +359,32 @@ def test_two_names_for_three_arms_are_refused(sets):
         group(runs, ["a"])
     with pytest.raises(ValueError, match="--names: expected different names, got a, a"):
         group(runs, ["a", "a"])
+
+
+def test_equal_results_have_no_interval_and_say_so(tmp_path):
+    rows = [
+        {"arm": arm, "seed": seed, "accuracy": 0.0, "problems": 4}
+        for arm in ("one", "other")
+        for seed in range(5)
+    ]
+    options = Options()
+    found = compare(read([write_rows(tmp_path / "rows.csv", rows)], options), options)
+    of_arms, of_contrasts = output.arm_rows(found), output.contrast_rows(found)
+    assert [row[2:6] for row in of_arms] == [["0.0", "", "0.0", ""]] * 2
+    assert of_contrasts[0][2:5] == ["0.0", "", ""]
+    (arm, _), (contrast,) = (json.loads(output.to_json(found))[k] for k in ("arms", "contrasts"))
+    ends = [arm[f"{name}_{end}"] for name in ("ci", "bootstrap") for end in ("low", "high")]
+    assert ends == [None] * 4 == [contrast[f"ci_{end}"] for end in ("low", "high")] * 2
+    told = "one, other: all seeds have the same eval/accuracy, so their spread is unknown"
+    assert any(told in warning for warning in warnings(found))
+
+
+def test_metrics_in_lightning_logs_are_compared_and_named(sets):
+    for directory in sets[0].iterdir():
+        place = directory / "lightning_logs" / "version_0"
+        place.mkdir(parents=True)
+        (directory / "metrics.csv").rename(place / "metrics.csv")
+    found = run(sets)
+    assert found.arms[0].values == {0: 0.25, 1: 0.375, 2: 0.5}
+    told = "seed_0: The metrics are those of lightning_logs/version_0/metrics.csv"
+    assert any(told in warning for warning in warnings(found))

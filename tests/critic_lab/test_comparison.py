@@ -81,6 +81,9 @@ def test_without_an_actor_lambda_is_not_decided_and_fits_are_taken_over(
     before = (output / "0_answer_lr_0.01" / "fit.json").stat().st_mtime_ns
     found = compare(rollouts, tiny_actor, output, "--critics", ANSWER)
     assert (output / "0_answer_lr_0.01" / "fit.json").stat().st_mtime_ns == before
+    assert found["ranked"] is not any("no ranking" in told for told in found["warnings"])
+    for warning in found["warnings"]:
+        assert warning in (output / "compare.html").read_text()
     assert found["lambda_actor"]["recommended"] is None
     assert "name the policy with --actor" in found["lambda_actor"]["reason"]
     assert "truth" not in found["critics"][0]

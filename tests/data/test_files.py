@@ -1,5 +1,6 @@
 """Files: compressed ones, tables of bytes and decimals, patterns, and JSON in pieces."""
 
+import csv
 import gzip
 import json
 import lzma
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_vcppo.data import json_rows
+from lightning_vcppo.data.files import file_rows
 from lightning_vcppo.data.sources import load_problems
 
 ROWS = [{"problem": f"What is {i} + 1? ✓", "answer": str(i + 1)} for i in range(300)]
@@ -148,3 +150,15 @@ def test_the_place_of_a_mistake_in_a_list(tmp_path, monkeypatch, chunk, text, me
     monkeypatch.setattr(json_rows, "CHUNK", chunk)
     with pytest.raises(ValueError, match=message):
         list(json_rows.json_rows(tmp_path / "a.json", lambda row: True))
+
+
+def test_long_cells_of_problems_leave_the_limit_of_other_tables(tmp_path):
+    before = csv.field_size_limit()
+    path = tmp_path / "p.csv"
+    path.write_text("problem,answer\n" + f"{'x' * 2 * before},1\n" * 2 + '"a"b,1\n')
+    rows = file_rows(path, lambda row: True, ("problem", "answer"))
+    assert len(next(iter(rows))[1]["problem"]) == 2 * before
+    assert csv.field_size_limit() == before  # between two rows, too
+    with pytest.raises(ValueError, match=r"p\.csv:3: broken CSV"):
+        list(rows)
+    assert csv.field_size_limit() == before

@@ -191,6 +191,15 @@ def test_the_same_scores_have_the_same_interval() -> None:
     assert not torch.equal(torch.stack(first), torch.stack(other))
 
 
+def test_equal_scores_have_the_exact_interval_of_their_share() -> None:
+    low_M, high_M = bootstrap_intervals(torch.tensor([[0.0, 1.0, 0.5, 0.0]] * 3 + [[0, 1, 0.5, 1]]))
+    top = 1 - 0.025**0.25  # of 0 of 4
+    assert low_M[:2].tolist() == pytest.approx([0, 1 - top])
+    assert high_M[:2].tolist() == pytest.approx([top, 1])
+    assert 0 < low_M[2] < 0.1 and 0.9 < high_M[2] < 1  # as wide as 2 of 4
+    assert (low_M[3], high_M[3]) == (0, 0.75)  # one of four differs: drawn
+
+
 def test_an_interval_needs_problems() -> None:
     with pytest.raises(ValueError, match="at least one problem"):
         bootstrap_intervals(torch.zeros(0, 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -15,7 +14,7 @@ from lightning_vcppo.data import prompts
 from lightning_vcppo.metrics import positions as training_profiles
 from lightning_vcppo.report import reading
 from lightning_vcppo.report.drawing import curves
-from lightning_vcppo.report.page import differences
+from lightning_vcppo.report.page import differences, render
 from lightning_vcppo.report.plotting import smooth
 from lightning_vcppo.report.reading import read_run, read_runs
 from lightning_vcppo.report.summary import headline, profiles, reach, reliability, stages
@@ -28,6 +27,7 @@ from tests.support.report_runs import (
     write_jsonl,
     write_run,
 )
+from tests.support.tiny_runs import run_program
 
 
 def read(directory):
@@ -73,7 +73,6 @@ def test_half_written_last_lines_are_left_out(tmp_path):
     ],
 )
 def test_what_cannot_be_read_is_named(name, text, message, tmp_path):
-    csv.field_size_limit(128 * 1024)  # the default; who reads problems from a CSV file raises it
     directory = write_run(tmp_path / "run")
     (directory / name).write_text(text)
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -130,6 +129,21 @@ def test_logged_rates_and_intervals_are_taken_over(tmp_path):
     first, last = read(directory).evaluations
     assert (last.interval, last.pass_at_k, last.maj_at_k) == ((0.4, 0.9), 0.75, None)
     assert first.pass_at_k is None
+
+
+@pytest.mark.parametrize(("right", "ends"), [(False, (0, 0.602)), (True, (0.398, 1))])
+def test_none_or_all_of_four_have_an_interval_with_a_width(tmp_path, right, ends):
+    directory = write_run(tmp_path / "run")
+    rows = metrics()
+    rows[-1] |= {"eval/accuracy_low": float(right), "eval/accuracy_high": float(right)}
+    write_csv(directory / "metrics.csv", rows)  # as earlier versions logged it
+    of_four = [response(f"{i}?", right, index=i) for i in range(4)]
+    for step in (4, 12):
+        write_jsonl(directory / "evaluation" / f"rollouts_{step:06d}.jsonl", of_four)
+    first, last = read(directory).evaluations
+    assert first.interval == last.interval == pytest.approx(ends, abs=1e-3)
+    low, high = (f"{100 * end:.1f}\N{NO-BREAK SPACE}%" for end in ends)
+    assert f"{low} \N{EN DASH} {high}" in render([read(directory)])
 
 
 def test_sets_are_kept_apart_in_their_order(tmp_path):
@@ -265,3 +279,20 @@ def test_a_long_curve_is_drawn_twice_as_points_and_as_their_average(tmp_path):
     )
     assert (average["y"], 3) == smooth(raw["y"]) and average["y"] != raw["y"]
     assert average["x"] == raw["x"] == list(range(1, 31))
+
+
+def test_metrics_of_a_script_are_found_where_lightning_writes_them(tmp_path, capsys):
+    run = write_run(tmp_path / "mine")
+    for version, rollouts in ((2, 5), (10, 7)):
+        place = run / "lightning_logs" / f"version_{version}"
+        place.mkdir(parents=True)
+        write_csv(place / "metrics.csv", metrics(rollouts=rollouts))
+    assert len(read(run).rows) == 12 and not read(run).notes  # its own first
+    (run / "metrics.csv").unlink()
+    assert len(read(run).rows) == 7
+    run_program("report", run)
+    printed = capsys.readouterr().out
+    where = "lightning_logs/version_10/metrics.csv"
+    assert f"mine: The metrics are those of {where}." in printed
+    assert f"The metrics are those of {where}." in (run / "report.html").read_text()
+    assert len(read(run / "lightning_logs" / "version_2").rows) == 5

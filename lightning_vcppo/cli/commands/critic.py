@@ -73,6 +73,9 @@ def _fit(arguments: Sequence[str]) -> None:
         f"Held out: R^2 {measures.r2:.3f}, explained variance {measures.explained_variance:.3f}, "
         f"bias {measures.bias:+.3f}"
     )
+    written = json.loads((Path(options.output) / "fit.json").read_text(encoding="utf-8"))
+    for warning in written["warnings"]:
+        print(f"warning: {warning}")
     print(f"The critic and its card are in {Path(options.output) / 'critic'}")
 
 
@@ -95,6 +98,7 @@ def _compare(arguments: Sequence[str]) -> None:
         from lightning_vcppo.critic_lab.comparison import Split, compare_critics
         from lightning_vcppo.critic_lab.comparison_page import table
         from lightning_vcppo.critic_lab.judging import ActorOptions
+        from lightning_vcppo.critic_lab.remarks import of_comparison
         from lightning_vcppo.critic_lab.specs import read_specs
     specs = read_specs(options.critics, options.actor)
     # Report a wrong flag here and not in every fit.
@@ -121,6 +125,8 @@ def _compare(arguments: Sequence[str]) -> None:
             options=ActorOptions(options.actor, **given) if options.actor else None,
         )
     print(table(fits))
+    for warning in of_comparison(fits):
+        print(f"warning: {warning}")
     print(f"The page is {options.output / 'compare.html'}")
 
 

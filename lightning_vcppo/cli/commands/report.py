@@ -32,8 +32,17 @@ def main(args: Sequence[str]) -> None:
     if arguments.watch:
         _watch(arguments.runs, read, arguments.port)
         return
+    notes: list[str] = []
+
+    def read_and_note(directory: Path, name: str) -> Run:
+        run = read(directory, name)
+        notes.extend(f"{name}: {note}" for note in run.notes if not run.trainer)
+        return run
+
     with waiting_for("Drawing the report"):
-        page = write_report(arguments.runs, arguments.output, read)
+        page = write_report(arguments.runs, arguments.output, read_and_note)
+    for note in notes:
+        print(note)
     print(f"The report is in {page}")
 
 
