@@ -22,6 +22,7 @@ from typing_extensions import override
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.files import is_trial
 from lightning_vcppo.common.fresh_start import is_new_run
+from lightning_vcppo.common.lists import as_list
 from lightning_vcppo.common.seeding import stream_seed
 from lightning_vcppo.common.terminal import waiting_for
 from lightning_vcppo.data.answers import ReadKind
@@ -38,7 +39,7 @@ from lightning_vcppo.data.prompts import (
     render_prompt,
     warn_of_unread_forms,
 )
-from lightning_vcppo.data.sets import NamedSets, Paths, ProblemSet, as_list, named_sets
+from lightning_vcppo.data.sets import NamedSets, Paths, ProblemSet, named_sets
 from lightning_vcppo.data.sources import is_generator, load_problems
 from lightning_vcppo.data.splits import copies_among, set_aside, without_duplicates_of
 from lightning_vcppo.models.checks import check_same_tokens

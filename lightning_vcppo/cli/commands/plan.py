@@ -25,6 +25,7 @@ from typing_extensions import override
 from lightning_vcppo.cli import lightning_cli
 from lightning_vcppo.cli.cpu_rates import measured_rates
 from lightning_vcppo.common.errors import OneLineArguments, require
+from lightning_vcppo.common.lists import as_list
 from lightning_vcppo.models import loading
 from lightning_vcppo.planning.advice import advise, fits, starved
 from lightning_vcppo.planning.memory import Memory, engine_needs, offloaded, plan_memory
@@ -32,6 +33,7 @@ from lightning_vcppo.planning.run import GB, PRECISIONS, SERVER_BYTES, Run
 from lightning_vcppo.planning.seconds import DEVICES, Rates, plan_seconds, rounded
 from lightning_vcppo.planning.shapes import PUBLISHED, ModelShape
 from lightning_vcppo.planning.split import best_split
+from lightning_vcppo.settings.updates import ALL_LINEAR
 
 PRECISION_NAMES = {None: "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed"} | {
     "bf16": "bf16-mixed"
@@ -170,9 +172,9 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
         critic_frozen=value.freeze,
         master_weights=settings.master_weights,
         lora_rank=settings.lora.rank,
-        lora_targets=() if isinstance(targets, str) else tuple(targets),
+        lora_targets=() if targets == ALL_LINEAR else tuple(as_list(targets)),
         checkpointing=settings.activation_checkpointing,
-        offload=tuple(settings.offload),
+        offload=tuple(as_list(settings.offload)),
         kernels=settings.kernels,
         logprob_readings=int(recomputed) + (settings.value.target_correction == "importance"),
         device=device,
@@ -255,7 +257,7 @@ def _engine_bytes(engine: Namespace, precision: str, device: str) -> int:
 def _sampling_devices(engine: Namespace, devices: int, device: str) -> int:
     """Return the number of devices that sample and do not train; each server is taken for one."""
     if engine.name == "vllm_server":
-        return len(engine.urls)
+        return len(as_list(engine.urls))
     kind, _, index = str(engine.init_args.get("device", device)).partition(":")
     elsewhere = kind != device or int(index or 0) >= devices
     return int(engine.name == "transformers_copy" and elsewhere)
