@@ -25,6 +25,7 @@ from lightning_vcppo.common.fresh_start import is_new_run
 from lightning_vcppo.common.lists import as_list
 from lightning_vcppo.common.seeding import stream_seed
 from lightning_vcppo.common.terminal import waiting_for
+from lightning_vcppo.data import sizes
 from lightning_vcppo.data.answers import ReadKind
 from lightning_vcppo.data.generator import ProblemSettings, generate_problems
 from lightning_vcppo.data.loaders import EvalLoader, TrainLoader
@@ -49,17 +50,6 @@ from lightning_vcppo.rewards.verifier import Style
 
 __all__ = ["INSTRUCTION", "AIMEDataModule", "load_problems", "render_prompt"]
 
-LEAST = {
-    "train_size": 1,
-    "val_size": 0,
-    "prompts_per_rollout": 1,
-    "val_batch_size": 1,
-    "max_prompt_length": 1,
-}
-"""Smallest values of settings."""
-TRIAL_PROMPTS = 16
-"""Number of prompts that are evaluated with `--trainer.fast_dev_run`."""
-
 
 class AIMEDataModule(pl.LightningDataModule):
     """Problems of AIME or other mathematics, read or generated, as tokenized prompts."""
@@ -78,8 +68,8 @@ class AIMEDataModule(pl.LightningDataModule):
         config: str | None = None,
         generated: ProblemSettings = ProblemSettings(),
         train_size: int = 1000,
-        val_size: int = 64,
-        prompts_per_rollout: int = 64,
+        val_size: int | None = None,
+        prompts_per_rollout: int | None = None,
         val_batch_size: int = 64,
         max_prompt_length: int = 2048,
         on_long_prompt: Literal["error", "drop"] = "error",
@@ -107,8 +97,10 @@ class AIMEDataModule(pl.LightningDataModule):
             config: Configuration (subset) of a data set of the hub.
             generated: Settings of generated problems.
             train_size: Number of training problems to generate (by us or by reasoning-gym).
-            val_size: Number of validation problems to generate or set aside; 0 means no validation.
-            prompts_per_rollout: Number of prompts of a training batch, over all processes.
+            val_size: Number of validation problems to generate or set aside; 0 means no validation,
+                None 64, of small files a tenth.
+            prompts_per_rollout: Number of prompts of a training batch, over all processes; None
+                means 64, or all problems if there are fewer.
             val_batch_size: Number of prompts that a process evaluates at a time.
             max_prompt_length: Longest prompt, in tokens.
             on_long_prompt: Refuse longer prompts, or skip them with a warning.
@@ -129,8 +121,12 @@ class AIMEDataModule(pl.LightningDataModule):
         self.val_set = ProblemSet(as_list(val_path), answer_kind, split=val_split, **shared)
         self.evaluation_sets = named_sets(evaluation_sets, split=val_split, **shared)
         self.drop_invalid, self.generated = drop_invalid, generated
-        self.train_size, self.val_size = train_size, val_size
-        self.prompts_per_rollout, self.val_batch_size = prompts_per_rollout, val_batch_size
+        self._chosen = {"val_size": val_size, "prompts_per_rollout": prompts_per_rollout}
+        self.train_size, self.val_batch_size = train_size, val_batch_size
+        self.val_size = sizes.VAL_SIZE if val_size is None else val_size
+        self.prompts_per_rollout = (
+            sizes.PROMPTS_PER_ROLLOUT if prompts_per_rollout is None else prompts_per_rollout
+        )
         self.max_prompt_length, self.on_long_prompt = max_prompt_length, on_long_prompt
         self.format = PromptFormat(chat_template, instruction, system_prompt)
         self.prompt_date = as_date(prompt_date)
@@ -140,7 +136,7 @@ class AIMEDataModule(pl.LightningDataModule):
         self._val: list[PromptBatch] = []
         self._clock = Clock(self.prompt_date)
         self._resumed: dict[str, int] = {}
-        for name, least in LEAST.items():
+        for name, least in sizes.LEAST.items():
             size = getattr(self, name)
             require(size >= least, f"{name}: expected >= {least}, got {size}")
 
@@ -166,6 +162,8 @@ class AIMEDataModule(pl.LightningDataModule):
         self._val = [self._render(val, name) for name, val in of_sets.items() if val]
         if stage == "fit":
             self._train = self._render(train)
+            if self._chosen["prompts_per_rollout"] is None:
+                self.prompts_per_rollout = sizes.rollout_size(len(self._train), self._place()[1])
             require(
                 len(self._train) >= self.prompts_per_rollout,
                 f"prompts_per_rollout: {self.prompts_per_rollout} is more than the "
@@ -308,12 +306,16 @@ class AIMEDataModule(pl.LightningDataModule):
         `validate` and `test` use the problems that `fit` sets aside, as it trains on the others.
         A pool too small for that (one year of AIME) is used completely.
         """
+        chosen = self._chosen["val_size"]
         if not with_train and len(pool) <= self.val_size:
+            if chosen is None:
+                sizes.note_complete_use(len(pool))
             return pool, []
-        val, train = set_aside(pool, self.val_size, self.seed)
+        size = sizes.held_out_size(len(pool)) if chosen is None else chosen
+        val, train = set_aside(pool, size, self.seed)
         if not with_train:
             rank_zero_info(
-                f"data: {self.val_size} of {len(pool)} problems, those that `fit` sets aside; "
+                f"data: {size} of {len(pool)} problems, those that `fit` sets aside; "
                 "--data.val_path uses all problems of a file"
             )
         return val, train
@@ -387,5 +389,5 @@ class AIMEDataModule(pl.LightningDataModule):
     def _eval_loader(self, prompts: PromptBatch) -> EvalLoader:
         # A trial has one batch of each: of full size in training, and small in evaluation.
         tried_out = self.trainer is not None and is_trial(self.trainer)
-        size = min(self.val_batch_size, TRIAL_PROMPTS) if tried_out else self.val_batch_size
+        size = min(self.val_batch_size, sizes.TRIAL_PROMPTS) if tried_out else self.val_batch_size
         return EvalLoader(prompts, size, *self._place())

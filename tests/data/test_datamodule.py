@@ -163,6 +163,29 @@ def test_problems_are_set_aside_from_a_file(tmp_path):
         data_module(path=path, val_size=12)
 
 
+@pytest.mark.parametrize(
+    ("problems", "held", "rollout"), [(2, 1, 1), (40, 4, 36), (100, 10, 64), (700, 64, 64)]
+)
+def test_sizes_that_are_not_set_fit_a_small_file(tmp_path, caplog, problems, held, rollout):
+    path = write_problems(tmp_path / "a.jsonl", [f"Find {i}" for i in range(problems)])
+    with caplog.at_level("INFO"):
+        data = data_module(path=path, val_size=None, prompts_per_rollout=None)
+    (batch, *_) = data.train_dataloader()
+    assert (len(batch), len(data.train_dataloader())) == (rollout, (problems - held) // rollout)
+    assert sum(map(len, held_out(data))) == held
+    assert ("--data.val_size" in caplog.text) == (held < 64)
+    assert ("--data.prompts_per_rollout" in caplog.text) == (rollout < 64)
+
+
+def test_an_evaluation_of_a_small_file_uses_all_of_it_and_says_so(tmp_path, caplog):
+    path = write_problems(tmp_path / "a.jsonl", [f"Find {i}" for i in range(40)])
+    with caplog.at_level("INFO"):
+        assert sum(map(len, held_out(data_module("validate", path=path, val_size=None)))) == 40
+    assert "`fit` holds 4 out, which --data.val_size=4 evaluates" in caplog.text
+    held = validation_problems("fit", path=path, val_size=None)
+    assert held == validation_problems("validate", path=path, val_size=4)
+
+
 def validation_problems(stage, **arguments):
     batches = held_out(data_module(stage, **arguments))
     return [problem for batch in batches for problem in batch.problems]

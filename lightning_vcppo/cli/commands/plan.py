@@ -26,6 +26,7 @@ from lightning_vcppo.cli import lightning_cli
 from lightning_vcppo.cli.cpu_rates import measured_rates
 from lightning_vcppo.common.errors import OneLineArguments, require
 from lightning_vcppo.common.lists import as_list
+from lightning_vcppo.data.sizes import PROMPTS_PER_ROLLOUT
 from lightning_vcppo.models import loading
 from lightning_vcppo.planning.advice import advise, fits, starved
 from lightning_vcppo.planning.memory import Memory, engine_needs, offloaded, plan_memory
@@ -151,7 +152,7 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
         prompt_length=config.data.max_prompt_length,
         response_length=sampling.max_response_length,
         mean_response_length=own.response_length or sampling.max_response_length,
-        prompts=config.data.prompts_per_rollout,
+        prompts=config.data.prompts_per_rollout or PROMPTS_PER_ROLLOUT,
         num_generations=sampling.num_generations,
         mini_batch=update.ppo_mini_batch_size,
         critic_mini_batch=update.critic_mini_batch_size or update.ppo_mini_batch_size,
