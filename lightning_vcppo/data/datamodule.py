@@ -105,8 +105,8 @@ class AIMEDataModule(pl.LightningDataModule):
             max_prompt_length: Longest prompt, in tokens.
             on_long_prompt: Refuse longer prompts, or skip them with a warning.
             chat_template: "chat" (the tokenizer's), "plain", "auto" or a name, see `render_prompt`.
-            instruction: How to answer, in a chat; None takes that of the reward's style.
-            system_prompt: System message of a chat whose row has none.
+            instruction: How to answer; None takes that of the reward's style, in a chat only.
+            system_prompt: System message where the row has none.
             prompt_date: YYYY-MM-DD for chat templates; None means the day of the run's first start.
             tokenizer: Directory, hub id or object; None takes the tokenizer of the trained model.
             seed: Seed of generated problems, of the split and of the training order; None takes the

@@ -37,6 +37,32 @@ def test_plain_prompts_open_the_thinking():
         render_prompt("1 + 1?", tokenizer, chat_template="chat")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "prompt"),
+    [
+        ({}, "1 + 1?"),
+        ({"instruction": ""}, "1 + 1?"),
+        ({"instruction": INSTRUCTION}, f"1 + 1?\n{INSTRUCTION}"),
+        ({"system_prompt": "Be brief."}, "Be brief.\n1 + 1?"),
+        (
+            {"system_prompt": "Be brief.", "context": [("system", "Be long."), ("user", "Hi")]},
+            "Be long.\nHi\n1 + 1?",
+        ),
+    ],
+)
+@pytest.mark.parametrize("template", [None, CHAT])
+def test_plain_prompts_have_the_instruction_and_the_system_prompt_that_are_given(
+    arguments, prompt, template
+):
+    rendered = render_prompt("1 + 1?", byte_tokenizer(template), chat_template="plain", **arguments)
+    assert rendered == f"{prompt}\n<think>\n"
+
+
+def test_a_plain_prompt_that_asks_for_a_box_is_not_told_again():
+    asked = "1 + 1? Put your answer in \\boxed{}."
+    assert render_prompt(asked, byte_tokenizer(), instruction=INSTRUCTION) == f"{asked}\n<think>\n"
+
+
 def test_chat_prompts_ask_for_a_box_once():
     tokenizer = byte_tokenizer(CHAT)
     assert render_prompt("1 + 1?", tokenizer) == f"<user>1 + 1?\n{INSTRUCTION}<assistant>"
