@@ -97,10 +97,8 @@ class AIMEDataModule(pl.LightningDataModule):
             config: Configuration (subset) of a data set of the hub.
             generated: Settings of generated problems.
             train_size: Number of training problems to generate (by us or by reasoning-gym).
-            val_size: Number of validation problems to generate or set aside; 0 means no validation,
-                None 64, of small files a tenth.
-            prompts_per_rollout: Number of prompts of a training batch, over all processes; None
-                means 64, or all problems if there are fewer.
+            val_size: Validation problems to generate or set aside; None: 64, at most a tenth.
+            prompts_per_rollout: Prompts of a training batch, over all processes; None: 64 or all.
             val_batch_size: Number of prompts that a process evaluates at a time.
             max_prompt_length: Longest prompt, in tokens.
             on_long_prompt: Refuse longer prompts, or skip them with a warning.
@@ -121,12 +119,9 @@ class AIMEDataModule(pl.LightningDataModule):
         self.val_set = ProblemSet(as_list(val_path), answer_kind, split=val_split, **shared)
         self.evaluation_sets = named_sets(evaluation_sets, split=val_split, **shared)
         self.drop_invalid, self.generated = drop_invalid, generated
-        self._chosen = {"val_size": val_size, "prompts_per_rollout": prompts_per_rollout}
+        self._given = (val_size, prompts_per_rollout)
         self.train_size, self.val_batch_size = train_size, val_batch_size
-        self.val_size = sizes.VAL_SIZE if val_size is None else val_size
-        self.prompts_per_rollout = (
-            sizes.PROMPTS_PER_ROLLOUT if prompts_per_rollout is None else prompts_per_rollout
-        )
+        self.val_size, self.prompts_per_rollout = sizes.or_defaults(*self._given)
         self.max_prompt_length, self.on_long_prompt = max_prompt_length, on_long_prompt
         self.format = PromptFormat(chat_template, instruction, system_prompt)
         self.prompt_date = as_date(prompt_date)
@@ -162,7 +157,7 @@ class AIMEDataModule(pl.LightningDataModule):
         self._val = [self._render(val, name) for name, val in of_sets.items() if val]
         if stage == "fit":
             self._train = self._render(train)
-            if self._chosen["prompts_per_rollout"] is None:
+            if self._given[1] is None:
                 self.prompts_per_rollout = sizes.rollout_size(len(self._train), self._place()[1])
             require(
                 len(self._train) >= self.prompts_per_rollout,
@@ -306,12 +301,11 @@ class AIMEDataModule(pl.LightningDataModule):
         `validate` and `test` use the problems that `fit` sets aside, as it trains on the others.
         A pool too small for that (one year of AIME) is used completely.
         """
-        chosen = self._chosen["val_size"]
         if not with_train and len(pool) <= self.val_size:
-            if chosen is None:
+            if self._given[0] is None:
                 sizes.note_complete_use(len(pool))
             return pool, []
-        size = sizes.held_out_size(len(pool)) if chosen is None else chosen
+        size = sizes.held_out_size(len(pool)) if self._given[0] is None else self.val_size
         val, train = set_aside(pool, size, self.seed)
         if not with_train:
             rank_zero_info(

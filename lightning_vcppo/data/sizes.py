@@ -20,6 +20,14 @@ PROMPTS_PER_ROLLOUT = 64
 """Prompts of a rollout where there are enough problems."""
 
 
+def or_defaults(val_size: int | None, prompts_per_rollout: int | None) -> tuple[int, int]:
+    """Return both sizes, or their defaults where there are enough problems."""
+    return (
+        VAL_SIZE if val_size is None else val_size,
+        PROMPTS_PER_ROLLOUT if prompts_per_rollout is None else prompts_per_rollout,
+    )
+
+
 def held_out_size(problems: int) -> int:
     """Return how many of the problems of a file `fit` sets aside: at most a tenth.
 

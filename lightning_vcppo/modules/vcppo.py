@@ -28,7 +28,6 @@ from lightning_vcppo.algorithm.value_pretraining import Phase
 from lightning_vcppo.checkpointing.format import Keys
 from lightning_vcppo.common.files import is_trial
 from lightning_vcppo.common.lightning_compat import forget_logged, is_attached, lift_step_limit
-from lightning_vcppo.common.lists import as_list
 from lightning_vcppo.data.prompts import PromptBatch
 from lightning_vcppo.distributed.precision import step_precision
 from lightning_vcppo.distributed.standstill import in_place
@@ -155,7 +154,7 @@ class VCPPOModule(PolicyModule):
         self.reward_shaping, self.sampling, self.advantage = reward_shaping, sampling, advantage
         self.policy, self.value, self.update = policy, value, update
         self.master_weights, self.kernels = master_weights, kernels
-        self.offloader = Offloader(as_list(offload), lambda: self.device)
+        self.offloader = Offloader(offload, lambda: self.device)
         privileged = PrivilegedPrompt(self.tokenizer, value)
         self.critic_reads, self.hint_lengths = privileged.view, {"critic": privileged.longest}
         self.source = RolloutSource(self.sampler, sampling, self.sample, self.sampling_context)

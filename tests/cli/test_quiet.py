@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_vcppo.cli.quiet import quieten
 from tests.support.lab_rollouts import write_rollouts
 
 
@@ -72,3 +74,23 @@ def test_an_export_prints_results_alone(tiny_critic: Path, tmp_path: Path) -> No
         "export", "--ckpt_path", tiny_critic, "--output", output, "--layout", "nemo"
     )
     assert stdout[0].startswith("NeMo-RL: ") and not stderr
+
+
+@pytest.mark.parametrize(
+    ("logger", "message"),
+    [
+        ("lightning.pytorch.utilities.rank_zero", "💡 Tip: try installing [litlogger](...)"),
+        ("lightning.fabric.utilities.rank_zero", "💡 Tip: try installing [litmodels](...)"),
+        ("lightning.pytorch.utilities.rank_zero", "TPU available: False"),
+        ("matplotlib.font_manager", "findfont: Font family 'Arial' not found."),
+        ("matplotlib", "Matplotlib created a temporary cache directory"),
+    ],
+)
+def test_advertisements_and_fonts_are_not_shown_and_errors_are(
+    logger: str, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    quieten()
+    logging.getLogger(logger).warning(message)
+    assert not caplog.records
+    logging.getLogger(logger).error("the disk is full")
+    assert [record.getMessage() for record in caplog.records] == ["the disk is full"]
