@@ -118,14 +118,13 @@ class AIMEDataModule(pl.LightningDataModule):
         self.train_set = ProblemSet(as_list(path), answer_kind, split=split, **shared)
         self.val_set = ProblemSet(as_list(val_path), answer_kind, split=val_split, **shared)
         self.evaluation_sets = named_sets(evaluation_sets, split=val_split, **shared)
-        self.drop_invalid, self.generated = drop_invalid, generated
+        self.drop_invalid, self.generated, self.train_size = drop_invalid, generated, train_size
         self._given = (val_size, prompts_per_rollout)
-        self.train_size, self.val_batch_size = train_size, val_batch_size
         self.val_size, self.prompts_per_rollout = sizes.or_defaults(*self._given)
-        self.max_prompt_length, self.on_long_prompt = max_prompt_length, on_long_prompt
+        self.val_batch_size, self.max_prompt_length = val_batch_size, max_prompt_length
         self.format = PromptFormat(chat_template, instruction, system_prompt)
         self.prompt_date = as_date(prompt_date)
-        self.tokenizer, self.config = tokenizer, config
+        self.tokenizer, self.config, self.on_long_prompt = tokenizer, config, on_long_prompt
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self._train = self._predict = PromptBatch([], [], [])
         self._val: list[PromptBatch] = []
