@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -31,6 +31,7 @@ from lightning_vcppo.cli.quiet import quieten
 from lightning_vcppo.cli.seeds import default_jobs, parse_seeds, run_seeds
 from lightning_vcppo.common.errors import UserError, describe, one_line, require
 from lightning_vcppo.common.files import local_path
+from lightning_vcppo.common.lists import as_list
 from lightning_vcppo.common.places import OUTSIDE
 from lightning_vcppo.common.suggestions import did_you_mean, name_flag
 from lightning_vcppo.dashboards import loggers
@@ -72,9 +73,10 @@ class VCPPOCLI(LightningCLI):
             parser.add_lightning_class_args(callback, name)
         parser.add_argument(
             "--loggers",
-            type=list[Literal["csv", "wandb", "tensorboard", "trackio"]],
+            type=list[loggers.Name] | loggers.Name,
             default=["csv", "wandb"],
-            help="Loggers that write into trainer.default_root_dir; trainer.logger overrides them.",
+            help="Loggers that write into trainer.default_root_dir, one or a list; trainer.logger "
+            "overrides them.",
         )
         parser.add_argument(
             "--threads",
@@ -264,7 +266,7 @@ class VCPPOCLI(LightningCLI):
         if given.get("logger") is None and not given.get("fast_dev_run"):
             # Metrics and config of an evaluation must not replace those of the training run.
             part = "" if self.subcommand == "fit" else str(self.subcommand)
-            names = self._get(self.config_init, "loggers")
+            names = as_list(self._get(self.config_init, "loggers"))
             kwargs["logger"] = [
                 loggers.build_logger(name, given["default_root_dir"], part) for name in names
             ]

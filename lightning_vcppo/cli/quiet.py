@@ -23,9 +23,11 @@ def quieten() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", f".*{message}")
-    # Advertisements, and messages about TPUs.
-    lightning_info = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    lightning_info.addFilter(_helps)
+    # Advertisements, and messages about TPUs, of either logger.
+    for package in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
+        logging.getLogger(f"{package}.utilities.rank_zero").addFilter(_helps)
+    # Fonts that are looked for, and the cache that is built for them in a new home directory.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     # Warnings about layers outside a tensor-parallel plan.
     logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)
     # A line for each text that is drawn with a user's font that is missing, and for the font cache.

@@ -250,7 +250,10 @@ def explain(
     if unknown := re.match(r"unrecognized arguments: (\S+)", text):
         flag = unknown[1].partition("=")[0]
         if not flag.startswith("-"):
-            return f"unexpected argument {flag!r}; expected --flag=value"
+            return (
+                f"unexpected argument {flag!r}; expected --flag=value, and --flag='[a, b]' for "
+                "several values"
+            )
         return _no_such_option(flag, known)
     if unknown := re.match(r"(?:Subcommand '\w+' .*o|O)ption '([\w.]+)'", text):
         return _no_such_option(f"--{unknown[1]}", known)
@@ -324,5 +327,6 @@ def _of_a_type(flag: str, expected: str, message: str) -> str:
         choices += re.findall(r"'(.*?)'", literal)
         if name:
             kinds.append(_TYPES.get(name.rpartition(".")[2], f"a {name}"))
+    choices = [*dict.fromkeys(choices)]  # a list of them, or one of them
     options = [*dict.fromkeys(kinds), *([f"one of {', '.join(choices)}"] if choices else [])]
     return f"{flag}: expected {' or '.join(options)}, got {value}{did_you_mean(value, choices)}"

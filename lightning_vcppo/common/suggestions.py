@@ -68,13 +68,22 @@ def nearest_flag(flag: str, known: Iterable[str]) -> str | None:
 
 
 def near_file(path: Path) -> str:
-    """Return `; did you mean X?` for the most similar name in a missing file's directory."""
-    try:
-        names = [other.name for other in path.parent.iterdir()]
-    except OSError:
-        return ""
-    close = nearest(path.name, [name for name in names if name != path.name])
-    return f"; did you mean {path.parent / close}?" if close else ""
+    """Return `; did you mean X?` for the path on the disk that is most like a missing one.
+
+    Each part of the path that does not exist is replaced by the most similar name.
+    """
+    found = Path(path.anchor)
+    for part in path.relative_to(found).parts:
+        name: str | None = part
+        if not (found / part).exists():
+            try:
+                name = nearest(part, (other.name for other in found.iterdir()))
+            except OSError:  # not a directory, or not readable
+                return ""
+        if name is None:
+            return ""
+        found /= name
+    return f"; did you mean {found}?" if found != path else ""
 
 
 def name_flag(message: str, values: Mapping[str, Any]) -> str:

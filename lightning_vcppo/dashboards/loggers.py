@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import yaml
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -29,6 +29,8 @@ from lightning_vcppo.dashboards.metrics_csv import MetricsFile
 from lightning_vcppo.dashboards.tracking import has_account
 from lightning_vcppo.dashboards.trackio_logger import RunTrackioLogger
 
+Name: TypeAlias = Literal["csv", "wandb", "tensorboard", "trackio"]
+"""Short names of loggers."""
 RUN_ID = Path("wandb", "run_id")
 """File in a run's directory with the id that the training has on Weights & Biases."""
 
@@ -140,14 +142,14 @@ def continue_run(trainer: Trainer, ckpt_path: str | None) -> None:
             logger.resumes = True
 
 
-def build_logger(name: str, run_dir: str, part: str = "") -> Logger:
+def build_logger(name: Name, run_dir: str, part: str = "") -> Logger:
     """Build a logger by its short name; it writes into the run's directory.
 
     Weights & Biases runs offline, ready for `wandb sync`, unless there is an account (WANDB_API_KEY
     or `wandb login`) or WANDB_MODE is set otherwise.
 
     Args:
-        name: csv, wandb, tensorboard or trackio.
+        name: Short name.
         run_dir: The run's directory.
         part: Part of the run, which gets a directory of its own there: "" is the training.
 

@@ -22,8 +22,10 @@ from typing_extensions import override
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.files import is_trial
 from lightning_vcppo.common.fresh_start import is_new_run
+from lightning_vcppo.common.lists import as_list
 from lightning_vcppo.common.seeding import stream_seed
 from lightning_vcppo.common.terminal import waiting_for
+from lightning_vcppo.data import sizes
 from lightning_vcppo.data.answers import ReadKind
 from lightning_vcppo.data.generator import ProblemSettings, generate_problems
 from lightning_vcppo.data.loaders import EvalLoader, TrainLoader
@@ -38,7 +40,7 @@ from lightning_vcppo.data.prompts import (
     render_prompt,
     warn_of_unread_forms,
 )
-from lightning_vcppo.data.sets import NamedSets, Paths, ProblemSet, as_list, named_sets
+from lightning_vcppo.data.sets import NamedSets, Paths, ProblemSet, named_sets
 from lightning_vcppo.data.sources import is_generator, load_problems
 from lightning_vcppo.data.splits import copies_among, set_aside, without_duplicates_of
 from lightning_vcppo.models.checks import check_same_tokens
@@ -47,17 +49,6 @@ from lightning_vcppo.rewards.functions import Grader
 from lightning_vcppo.rewards.verifier import Style
 
 __all__ = ["INSTRUCTION", "AIMEDataModule", "load_problems", "render_prompt"]
-
-LEAST = {
-    "train_size": 1,
-    "val_size": 0,
-    "prompts_per_rollout": 1,
-    "val_batch_size": 1,
-    "max_prompt_length": 1,
-}
-"""Smallest values of settings."""
-TRIAL_PROMPTS = 16
-"""Number of prompts that are evaluated with `--trainer.fast_dev_run`."""
 
 
 class AIMEDataModule(pl.LightningDataModule):
@@ -77,8 +68,8 @@ class AIMEDataModule(pl.LightningDataModule):
         config: str | None = None,
         generated: ProblemSettings = ProblemSettings(),
         train_size: int = 1000,
-        val_size: int = 64,
-        prompts_per_rollout: int = 64,
+        val_size: int | None = None,
+        prompts_per_rollout: int | None = None,
         val_batch_size: int = 64,
         max_prompt_length: int = 2048,
         on_long_prompt: Literal["error", "drop"] = "error",
@@ -106,14 +97,14 @@ class AIMEDataModule(pl.LightningDataModule):
             config: Configuration (subset) of a data set of the hub.
             generated: Settings of generated problems.
             train_size: Number of training problems to generate (by us or by reasoning-gym).
-            val_size: Number of validation problems to generate or set aside; 0 means no validation.
-            prompts_per_rollout: Number of prompts of a training batch, over all processes.
+            val_size: Validation problems to generate or set aside; None: 64, at most a tenth.
+            prompts_per_rollout: Prompts of a training batch, over all processes; None: 64 or all.
             val_batch_size: Number of prompts that a process evaluates at a time.
             max_prompt_length: Longest prompt, in tokens.
             on_long_prompt: Refuse longer prompts, or skip them with a warning.
             chat_template: "chat" (the tokenizer's), "plain", "auto" or a name, see `render_prompt`.
-            instruction: How to answer, in a chat; None takes that of the reward's style.
-            system_prompt: System message of a chat whose row has none.
+            instruction: How to answer; None takes that of the reward's style, in a chat only.
+            system_prompt: System message where the row has none.
             prompt_date: YYYY-MM-DD for chat templates; None means the day of the run's first start.
             tokenizer: Directory, hub id or object; None takes the tokenizer of the trained model.
             seed: Seed of generated problems, of the split and of the training order; None takes the
@@ -127,19 +118,19 @@ class AIMEDataModule(pl.LightningDataModule):
         self.train_set = ProblemSet(as_list(path), answer_kind, split=split, **shared)
         self.val_set = ProblemSet(as_list(val_path), answer_kind, split=val_split, **shared)
         self.evaluation_sets = named_sets(evaluation_sets, split=val_split, **shared)
-        self.drop_invalid, self.generated = drop_invalid, generated
-        self.train_size, self.val_size = train_size, val_size
-        self.prompts_per_rollout, self.val_batch_size = prompts_per_rollout, val_batch_size
-        self.max_prompt_length, self.on_long_prompt = max_prompt_length, on_long_prompt
+        self.drop_invalid, self.generated, self.train_size = drop_invalid, generated, train_size
+        self._given = (val_size, prompts_per_rollout)
+        self.val_size, self.prompts_per_rollout = sizes.or_defaults(*self._given)
+        self.val_batch_size, self.max_prompt_length = val_batch_size, max_prompt_length
         self.format = PromptFormat(chat_template, instruction, system_prompt)
         self.prompt_date = as_date(prompt_date)
-        self.tokenizer, self.config = tokenizer, config
+        self.tokenizer, self.config, self.on_long_prompt = tokenizer, config, on_long_prompt
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self._train = self._predict = PromptBatch([], [], [])
         self._val: list[PromptBatch] = []
         self._clock = Clock(self.prompt_date)
         self._resumed: dict[str, int] = {}
-        for name, least in LEAST.items():
+        for name, least in sizes.LEAST.items():
             size = getattr(self, name)
             require(size >= least, f"{name}: expected >= {least}, got {size}")
 
@@ -165,6 +156,8 @@ class AIMEDataModule(pl.LightningDataModule):
         self._val = [self._render(val, name) for name, val in of_sets.items() if val]
         if stage == "fit":
             self._train = self._render(train)
+            if self._given[1] is None:
+                self.prompts_per_rollout = sizes.rollout_size(len(self._train), self._place()[1])
             require(
                 len(self._train) >= self.prompts_per_rollout,
                 f"prompts_per_rollout: {self.prompts_per_rollout} is more than the "
@@ -308,11 +301,14 @@ class AIMEDataModule(pl.LightningDataModule):
         A pool too small for that (one year of AIME) is used completely.
         """
         if not with_train and len(pool) <= self.val_size:
+            if self._given[0] is None:
+                sizes.note_complete_use(len(pool))
             return pool, []
-        val, train = set_aside(pool, self.val_size, self.seed)
+        size = sizes.held_out_size(len(pool)) if self._given[0] is None else self.val_size
+        val, train = set_aside(pool, size, self.seed)
         if not with_train:
             rank_zero_info(
-                f"data: {self.val_size} of {len(pool)} problems, those that `fit` sets aside; "
+                f"data: {size} of {len(pool)} problems, those that `fit` sets aside; "
                 "--data.val_path uses all problems of a file"
             )
         return val, train
@@ -386,5 +382,5 @@ class AIMEDataModule(pl.LightningDataModule):
     def _eval_loader(self, prompts: PromptBatch) -> EvalLoader:
         # A trial has one batch of each: of full size in training, and small in evaluation.
         tried_out = self.trainer is not None and is_trial(self.trainer)
-        size = min(self.val_batch_size, TRIAL_PROMPTS) if tried_out else self.val_batch_size
+        size = min(self.val_batch_size, sizes.TRIAL_PROMPTS) if tried_out else self.val_batch_size
         return EvalLoader(prompts, size, *self._place())

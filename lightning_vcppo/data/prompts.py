@@ -175,17 +175,18 @@ def render_prompt(
     that the reward reads.
 
     Plain: context and problem, a line each, and an opening thinking tag, `"{problem}\n<think>\n"`;
-    the response is "...</think>\n\boxed{123}" by training, not by instruction.
+    the response is "...</think>\n\boxed{123}" by training, not by instruction. An instruction and a
+    system prompt are added only if they are given: as lines after the problem and before all.
 
     Args:
         problem: The question.
         tokenizer: Tokenizer with the chat template.
         context: System message and earlier turns.
         chat_template: "chat", "plain", "auto" or a name, see `chat_template_text`.
-        instruction: How to answer; None takes that of the style, "" adds nothing.
+        instruction: How to answer; None takes that of the style in a chat, and like "" adds nothing
+            to a plain prompt.
         style: Style of the reward; None, for a user's own function, instructs as "boxed".
-        system_prompt: The chat's system message if the context has none; None leaves it to the
-            template.
+        system_prompt: The system message if the context has none; None leaves it to the template.
         clock: Date of templates; None means today.
 
     Raises:
@@ -193,16 +194,16 @@ def render_prompt(
     """
     template = chat_template_text(tokenizer, chat_template)
     clock = clock or Clock()
-    if template is None:
-        return "\n".join([*(text for _, text in context), problem, THINK_OPEN, ""])
     messages = [*context]
     if system_prompt is not None and not any(role == "system" for role, _ in context):
         messages.insert(0, ("system", system_prompt))
-    if instruction is None:
-        instruction = INSTRUCTIONS[style or "boxed"]
+    if instruction is None:  # a base model continues a text as it was trained to
+        instruction = "" if template is None else INSTRUCTIONS[style or "boxed"]
     if instruction and not _asks_itself([text for _, text in messages] + [problem], style):
         problem = f"{problem}\n{instruction}"
     messages.append(("user", problem))
+    if template is None:
+        return "\n".join([*(text for _, text in messages), THINK_OPEN, ""])
     return fill_template(tokenizer, template, messages, clock)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, get_args
 
 from lightning_vcppo.common.errors import require
+from lightning_vcppo.common.lists import as_list
 from lightning_vcppo.common.suggestions import did_you_mean
 from lightning_vcppo.data.answers import ReadKind
 from lightning_vcppo.data.prompts import HELD_OUT
@@ -46,11 +47,6 @@ class ProblemSet:
 
 NamedSets = dict[str, ProblemSet | dict[str, Any] | str | list[str] | None] | None
 """Type of `--data.evaluation_sets`."""
-
-
-def as_list(paths: Paths) -> list[str]:
-    """Return paths as a list, which is empty for None."""
-    return [paths] if isinstance(paths, str) else list(paths or [])
 
 
 def named_sets(evaluation_sets: NamedSets, **defaults: str | None) -> dict[str, ProblemSet]:

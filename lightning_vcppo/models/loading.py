@@ -28,6 +28,7 @@ from lightning_vcppo.checkpointing.safe_loading import weights_format
 from lightning_vcppo.common.files import local_path
 from lightning_vcppo.common.suggestions import near_file
 from lightning_vcppo.common.terminal import waiting_for
+from lightning_vcppo.models import hub
 from lightning_vcppo.models.adapter_folders import base_of_adapter, merge_adapter
 from lightning_vcppo.models.checks import check_tokenizer, check_weights, reason
 from lightning_vcppo.models.packing import enable_packing
@@ -154,9 +155,11 @@ def _load(auto_class: Any, name_or_path: str, what: str, *, new: str = "", **kwa
     """
     name_or_path = str(local_path(name_or_path, what)) if ":" in name_or_path else name_or_path
     path = Path(name_or_path).expanduser()
-    if name_or_path.startswith((".", "/", "~")) and not path.is_dir():
-        hint = near_file(path)
-        raise ValueError(f"{name_or_path}: no such directory (expected a {what}){hint}")
+    if not path.is_dir():
+        if hub.is_path(name_or_path):
+            raise ValueError(hub.absent(name_or_path, what))
+        if hub.fault_of_hub():  # its client would try again and again; the cache is enough
+            kwargs["local_files_only"] = True
     has_weights = auto_class not in (AutoTokenizer, AutoConfig)
     if (base := base_of_adapter(name_or_path, path)) is not None:
         return _load_adapted(auto_class, name_or_path, path, base, what, new=new, **kwargs)
@@ -185,8 +188,11 @@ def _load(auto_class: Any, name_or_path: str, what: str, *, new: str = "", **kwa
         with waiting_for(f"Loading the {what}"):
             model, info = auto_class.from_pretrained(source, **checked, **kwargs)
     except FAILURES as error:
+        if kwargs.get("local_files_only") and not hub.is_cached(name_or_path):
+            raise ValueError(hub.absent(name_or_path, what)) from error
+        hint = "" if path.is_dir() else near_file(path)
         raise ValueError(
-            f"{name_or_path}: cannot load a {what} from here: {reason(error)}"
+            f"{name_or_path}: cannot load a {what} from here: {reason(error)}{hint}"
         ) from error
     finally:
         reports.setLevel(level)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_vcppo.common.errors import require
+from lightning_vcppo.common.lists import as_list
 from lightning_vcppo.distributed.fsdp2 import FSDP2Strategy
 from lightning_vcppo.models.critic import Critic
 from lightning_vcppo.models.value_network import ValueNetwork
@@ -127,13 +128,16 @@ class Offloader:
     """Moves networks and optimizer states between device and host.
 
     Args:
-        kinds: Parts that are on the host while they are not in use; nothing moves without any.
+        kinds: Parts that are on the host while they are not in use, one or several; nothing moves
+            without any.
         device: Function that returns the device.
     """
 
-    def __init__(self, kinds: Sequence[Offload], device: Callable[[], torch.device]) -> None:
+    def __init__(
+        self, kinds: Sequence[Offload] | Offload, device: Callable[[], torch.device]
+    ) -> None:
         """Collect the settings; nothing moves yet."""
-        self.kinds = tuple(kinds)
+        self.kinds = tuple(as_list(kinds))
         self._device, self._watches = device, False
         self._networks: dict[str, Movable] = {}
         self._states: dict[str, Movable] = {}

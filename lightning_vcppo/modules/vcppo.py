@@ -111,7 +111,7 @@ class VCPPOModule(PolicyModule):
         activation_checkpointing: bool = False,
         kernels: Kernels = "auto",
         master_weights: MasterWeights = "none",
-        offload: Sequence[Offload] = (),
+        offload: Sequence[Offload] | Offload = (),
         actor_optimizer: OptimizerSettings = OptimizerSettings(lr=1e-6),
         critic_optimizer: OptimizerSettings = OptimizerSettings(lr=2e-6),
     ) -> None:
@@ -500,8 +500,12 @@ class VCPPOModule(PolicyModule):
         return {network: updater.settings for network, updater in self.updaters.items()}
 
     def _optimizer(self, network: Network) -> Any:
+        """Return a network's optimizer in Lightning's wrapper; see `configure_optimizers`."""
         optimizers = self.optimizers()
-        return optimizers[network == "critic"] if isinstance(optimizers, list) else optimizers
+        if not isinstance(optimizers, list):  # Lightning returns a single one, the actor's, itself
+            return optimizers
+        of_actor, of_critic = optimizers
+        return of_actor if network == "policy" else of_critic
 
     def log_rollout(self, rollout: Rollout) -> None:
         """Log metrics of the rollout and of its updates, over all ranks."""

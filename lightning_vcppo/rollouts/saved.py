@@ -14,7 +14,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.seeding import stream
-from lightning_vcppo.data.cell_types import token_ids
 from lightning_vcppo.data.problem import Problem
 from lightning_vcppo.rollouts.records import SavedResponse, read_records
 from lightning_vcppo.rollouts.rollout import Rollout
@@ -50,8 +49,7 @@ class SavedRollouts:
                 raise ValueError(f"{path}: expected token ids, as `vcppo predict` writes them")
             _check_origin(path, response.origin, origin)
             if vocabulary is not None:
-                for name in ("prompt_ids", "response_ids"):
-                    token_ids(getattr(response, name), f"{path}:{row}: {name}", vocabulary)
+                _check_vocabulary(f"{path}:{row}", response, vocabulary)
             require(
                 bool(response.response_ids),
                 f"{path}:{row}: response_ids: expected at least one token",
@@ -113,6 +111,16 @@ def _check_origin(path: str, saved: Mapping[str, Any], ours: Mapping[str, Any]) 
     different = [key for key in ours if saved.get(key) != ours[key]]
     listed = ", ".join(f"{key} {saved.get(key)} instead of {ours[key]}" for key in different)
     require(not different, f"{path}: the responses come from another policy: {listed}")
+
+
+def _check_vocabulary(place: str, response: SavedResponse, vocabulary: int) -> None:
+    """Refuse ids that the model does not have; `read_records` has checked that they are ids."""
+    for name in ("prompt_ids", "response_ids"):
+        beyond = next((i for i in getattr(response, name) if i >= vocabulary), None)
+        require(
+            beyond is None,
+            f"{place}: {name}: expected a list of token ids in 0..{vocabulary - 1}, got {beyond}",
+        )
 
 
 def _padded(rows: list[list[Any]]) -> torch.Tensor:

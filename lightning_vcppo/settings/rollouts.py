@@ -9,6 +9,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from lightning_vcppo.common.errors import require
+from lightning_vcppo.common.lists import as_list
 
 EngineName = Literal["transformers", "transformers_copy", "vllm", "vllm_server"]
 WeightTransferName = Literal["files", "nccl"]
@@ -68,8 +69,8 @@ class EngineSettings:
         sleep: Release vLLM's memory to the trainer between rollouts (only on the GPU).
         init_args: Other arguments of the engine: of `vllm.LLM`, such as dtype (by default the type
             in which the actor computes: bfloat16 under bf16-mixed); of transformers_copy: device.
-        urls: Addresses of the servers, such as http://127.0.0.1:8000; the prompts are spread over
-            them.
+        urls: Addresses of the servers, such as http://127.0.0.1:8000, one or a list; the
+            prompts are spread over them.
         token_file: File of the servers' token; None looks for VCPPO_SERVER_TOKEN in the
             environment, then where `vcppo serve` writes it by default.
         weight_transfer: How servers get new weights: "files" in a directory, or "nccl" from GPU to
@@ -93,7 +94,7 @@ class EngineSettings:
     max_model_len: int | None = None
     sleep: bool = True
     init_args: dict[str, Any] = field(default_factory=dict)
-    urls: list[str] = field(default_factory=list)
+    urls: list[str] | str = field(default_factory=list)
     token_file: str | None = None
     weight_transfer: WeightTransferName = "files"
     weights_dir: str | None = None
@@ -114,7 +115,8 @@ class EngineSettings:
         return self.rollouts_ahead > 0 or self.partial_length is not None
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
+        """Refuse impossible values; a single address becomes a list."""
+        object.__setattr__(self, "urls", as_list(self.urls))
         self._check_servers()
         share, length = self.gpu_memory_utilization, self.max_model_len
         ahead, part = self.rollouts_ahead, self.partial_length

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from lightning_vcppo.common.errors import require
+from lightning_vcppo.common.lists import as_list
 
 MasterWeights: TypeAlias = Literal["none", "float32", "kahan", "stochastic"]
 """Ways to keep updates that bfloat16 weights would round away."""
@@ -51,6 +52,10 @@ class OptimizerSettings:
         )
 
 
+ALL_LINEAR = "all-linear"
+"""Instead of the names of layers: all linear layers except the heads."""
+
+
 @dataclass(frozen=True)
 class LoRASettings:
     """Low-rank adapters for actor and critic on one frozen base (LoRA, arXiv 2106.09685).
@@ -58,16 +63,18 @@ class LoRASettings:
     Attributes:
         rank: Rank of the adapters; None trains all weights instead.
         alpha: Scale of an adapter's change, which is multiplied by alpha / rank.
-        target_modules: Linear layers with adapters, such as [q_proj, v_proj]; "all-linear" means
-            all except the heads.
+        target_modules: Linear layers with adapters, such as q_proj or [q_proj, v_proj];
+            "all-linear" means all except the heads.
     """
 
     rank: int | None = None
     alpha: float = 32.0
-    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    target_modules: list[str] | str = ALL_LINEAR
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
+        """Refuse impossible values; a single layer's name becomes a list."""
+        if self.target_modules != ALL_LINEAR:
+            object.__setattr__(self, "target_modules", as_list(self.target_modules))
         require(self.rank is None or self.rank >= 1, f"rank: expected >= 1, got {self.rank}")
         require(self.alpha > 0, f"alpha: expected > 0, got {self.alpha}")
         require(len(self.target_modules) > 0, "target_modules: expected at least one layer's name")

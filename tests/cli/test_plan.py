@@ -220,3 +220,43 @@ def test_a_shape_has_the_weights_of_the_model(config):
     )
     weights = sum(p.numel() for p in model.parameters()) - biases
     assert plan.shape_of(read_config, "x").weights == weights
+
+
+def test_bfloat16_is_proposed_with_numbers_where_float32_does_not_fit(capsys):
+    flags = ["--config=vcppo", "--model.actor=Qwen/Qwen2.5-1.5B", "--gpus=1"]
+    out = planned(capsys, *flags, "--gpu_memory=24")
+    assert "  --model.offload=[idle_optimizer,idle_network]  ->  32.4 GB" in out.splitlines()
+    assert "  --model.lora.rank=32  ->  25.2 GB" in out
+    mixed, half = out.splitlines()[-2:]
+    assert mixed.startswith(
+        "  --trainer.precision=bf16-mixed  ->  101.6 GB, 17 s a rollout; it fits"
+    )
+    assert half.startswith(
+        "  --trainer.precision=bf16-true --model.master_weights=stochastic  ->  "
+    )
+    assert "--model.lora" in mixed and "--model.lora" not in half  # all weights can be trained
+    for others in (["--gpu_memory=200"], ["--gpu_memory=24", "--trainer.precision=bf16-true"]):
+        assert "In bfloat16" not in planned(capsys, *flags, *others)
+
+
+def test_bfloat16_is_not_proposed_with_a_flag_that_takes_it_back(capsys):
+    flags = ["--config=vcppo", "--model.actor=Qwen/Qwen2.5-1.5B", "--gpus=1", "--gpu_memory=10"]
+    mixed = planned(capsys, *flags).splitlines()[-2]
+    assert mixed.startswith("  --trainer.precision=bf16-mixed") and mixed.endswith("not fit either")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([COPY], True),
+        (["--model.engine.name=vllm"], True),
+        ([COPY, "--model.engine.init_args={device: cuda:1}"], False),
+        (SERVED, False),
+    ],
+)
+def test_sampling_ahead_on_the_devices_that_train_is_called_what_it_is(capsys, flags, said):
+    given = ["--config=vcppo", "--model.actor=Qwen/Qwen2.5-0.5B", "--gpus=1"]
+    out = planned(capsys, *given, "--model.engine.rollouts_ahead=1", *flags)
+    assert ("the devices that train also sample" in out) == said
+    if flags == [COPY]:  # a second actor, and log-probabilities that are read anew
+        assert "11 s a rollout and 59.7 GB; in turn 9.9 s and 57.7 GB" in out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -85,3 +86,23 @@ def test_a_missing_font_is_not_told_for_each_text(caplog, tmp_path):
         figure, _ = open_figure("title", "x", "y")
         figure.savefig(tmp_path / "figure.png")
     assert "findfont" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("logger", "message"),
+    [
+        ("lightning.pytorch.utilities.rank_zero", "💡 Tip: try installing [litlogger](...)"),
+        ("lightning.fabric.utilities.rank_zero", "💡 Tip: try installing [litmodels](...)"),
+        ("lightning.pytorch.utilities.rank_zero", "TPU available: False"),
+        ("matplotlib.font_manager", "findfont: Font family 'Arial' not found."),
+        ("matplotlib", "Matplotlib created a temporary cache directory"),
+    ],
+)
+def test_advertisements_and_fonts_are_not_shown_and_errors_are(
+    logger: str, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    quieten()
+    logging.getLogger(logger).warning(message)
+    assert not caplog.records
+    logging.getLogger(logger).error("the disk is full")
+    assert [record.getMessage() for record in caplog.records] == ["the disk is full"]

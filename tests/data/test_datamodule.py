@@ -37,6 +37,32 @@ def test_plain_prompts_open_the_thinking():
         render_prompt("1 + 1?", tokenizer, chat_template="chat")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "prompt"),
+    [
+        ({}, "1 + 1?"),
+        ({"instruction": ""}, "1 + 1?"),
+        ({"instruction": INSTRUCTION}, f"1 + 1?\n{INSTRUCTION}"),
+        ({"system_prompt": "Be brief."}, "Be brief.\n1 + 1?"),
+        (
+            {"system_prompt": "Be brief.", "context": [("system", "Be long."), ("user", "Hi")]},
+            "Be long.\nHi\n1 + 1?",
+        ),
+    ],
+)
+@pytest.mark.parametrize("template", [None, CHAT])
+def test_plain_prompts_have_the_instruction_and_the_system_prompt_that_are_given(
+    arguments, prompt, template
+):
+    rendered = render_prompt("1 + 1?", byte_tokenizer(template), chat_template="plain", **arguments)
+    assert rendered == f"{prompt}\n<think>\n"
+
+
+def test_a_plain_prompt_that_asks_for_a_box_is_not_told_again():
+    asked = "1 + 1? Put your answer in \\boxed{}."
+    assert render_prompt(asked, byte_tokenizer(), instruction=INSTRUCTION) == f"{asked}\n<think>\n"
+
+
 def test_chat_prompts_ask_for_a_box_once():
     tokenizer = byte_tokenizer(CHAT)
     assert render_prompt("1 + 1?", tokenizer) == f"<user>1 + 1?\n{INSTRUCTION}<assistant>"
@@ -161,6 +187,29 @@ def test_problems_are_set_aside_from_a_file(tmp_path):
     assert len(set(sources)) == 12
     with pytest.raises(ValueError, match="val_size: 12 of 12 problems leaves none to train on"):
         data_module(path=path, val_size=12)
+
+
+@pytest.mark.parametrize(
+    ("problems", "held", "rollout"), [(2, 1, 1), (40, 4, 36), (100, 10, 64), (700, 64, 64)]
+)
+def test_sizes_that_are_not_set_fit_a_small_file(tmp_path, caplog, problems, held, rollout):
+    path = write_problems(tmp_path / "a.jsonl", [f"Find {i}" for i in range(problems)])
+    with caplog.at_level("INFO"):
+        data = data_module(path=path, val_size=None, prompts_per_rollout=None)
+    (batch, *_) = data.train_dataloader()
+    assert (len(batch), len(data.train_dataloader())) == (rollout, (problems - held) // rollout)
+    assert sum(map(len, held_out(data))) == held
+    assert ("--data.val_size" in caplog.text) == (held < 64)
+    assert ("--data.prompts_per_rollout" in caplog.text) == (rollout < 64)
+
+
+def test_an_evaluation_of_a_small_file_uses_all_of_it_and_says_so(tmp_path, caplog):
+    path = write_problems(tmp_path / "a.jsonl", [f"Find {i}" for i in range(40)])
+    with caplog.at_level("INFO"):
+        assert sum(map(len, held_out(data_module("validate", path=path, val_size=None)))) == 40
+    assert "`fit` holds 4 out, which --data.val_size=4 evaluates" in caplog.text
+    held = validation_problems("fit", path=path, val_size=None)
+    assert held == validation_problems("validate", path=path, val_size=4)
 
 
 def validation_problems(stage, **arguments):

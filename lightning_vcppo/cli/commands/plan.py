@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -25,13 +25,22 @@ from typing_extensions import override
 from lightning_vcppo.cli import lightning_cli
 from lightning_vcppo.cli.cpu_rates import measured_rates
 from lightning_vcppo.common.errors import OneLineArguments, require
+from lightning_vcppo.common.lists import as_list
+from lightning_vcppo.data.sizes import PROMPTS_PER_ROLLOUT
 from lightning_vcppo.models import loading
 from lightning_vcppo.planning.advice import advise, fits, starved
+from lightning_vcppo.planning.alternatives import (
+    ahead_on_the_same_devices,
+    describe,
+    in_bfloat16,
+    in_turn,
+)
 from lightning_vcppo.planning.memory import Memory, engine_needs, offloaded, plan_memory
 from lightning_vcppo.planning.run import GB, PRECISIONS, SERVER_BYTES, Run
 from lightning_vcppo.planning.seconds import DEVICES, Rates, plan_seconds, rounded
 from lightning_vcppo.planning.shapes import PUBLISHED, ModelShape
 from lightning_vcppo.planning.split import best_split
+from lightning_vcppo.settings.updates import ALL_LINEAR
 
 PRECISION_NAMES = {None: "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed"} | {
     "bf16": "bf16-mixed"
@@ -73,9 +82,16 @@ def main(args: Sequence[str]) -> None:
         require(given is None or given > 0, f"--{flag}: expected more than 0, got {given}")
     run = read_run(config, own)
     tf32, device = config.float32_matmul_precision != "highest", DEVICES[_device(own)]
-    on_cpu = run.device == "cpu"
-    rates = measured_rates(run) if on_cpu else device.rates(run.precision, tf32=tf32)
-    print_plan(run, rates, own.gpus_per_node)
+    if run.device == "cpu":
+        print_plan(run, measured_rates(run), own.gpus_per_node)
+        return
+
+    def seconds(run: Run) -> float:
+        rates = device.rates(run.precision, tf32=tf32)
+        return plan_seconds(run, rates, own.gpus_per_node).total
+
+    print_plan(run, device.rates(run.precision, tf32=tf32), own.gpus_per_node)
+    _print_alternatives(config, own, run, seconds)
 
 
 def _parser() -> OneLineArguments:
@@ -149,7 +165,7 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
         prompt_length=config.data.max_prompt_length,
         response_length=sampling.max_response_length,
         mean_response_length=own.response_length or sampling.max_response_length,
-        prompts=config.data.prompts_per_rollout,
+        prompts=config.data.prompts_per_rollout or PROMPTS_PER_ROLLOUT,
         num_generations=sampling.num_generations,
         mini_batch=update.ppo_mini_batch_size,
         critic_mini_batch=update.critic_mini_batch_size or update.ppo_mini_batch_size,
@@ -170,9 +186,9 @@ def read_run(config: Namespace, own: argparse.Namespace) -> Run:
         critic_frozen=value.freeze,
         master_weights=settings.master_weights,
         lora_rank=settings.lora.rank,
-        lora_targets=() if isinstance(targets, str) else tuple(targets),
+        lora_targets=() if targets == ALL_LINEAR else tuple(as_list(targets)),
         checkpointing=settings.activation_checkpointing,
-        offload=tuple(settings.offload),
+        offload=tuple(as_list(settings.offload)),
         kernels=settings.kernels,
         logprob_readings=int(recomputed) + (settings.value.target_correction == "importance"),
         device=device,
@@ -255,7 +271,7 @@ def _engine_bytes(engine: Namespace, precision: str, device: str) -> int:
 def _sampling_devices(engine: Namespace, devices: int, device: str) -> int:
     """Return the number of devices that sample and do not train; each server is taken for one."""
     if engine.name == "vllm_server":
-        return len(engine.urls)
+        return len(as_list(engine.urls))
     kind, _, index = str(engine.init_args.get("device", device)).partition(":")
     elsewhere = kind != device or int(index or 0) >= devices
     return int(engine.name == "transformers_copy" and elsewhere)
@@ -293,9 +309,36 @@ def print_plan(run: Run, rates: Rates, gpus_per_node: int) -> None:
     more = "" if len(changes) == 1 else ", each in addition to those before"
     console.print(f"It does not fit. What would help{more}:")
     for change in changes:
-        console.print(f"  {change.flag}  ->  {change.peak / GB:.1f} GB", highlight=False)
+        text = f"  {change.flag}  ->  {change.peak / GB:.1f} GB"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)  # [a, b] is no markup
     if not enough:
         console.print("  It needs a smaller model, shorter responses or larger devices.")
+
+
+def _print_alternatives(
+    config: Namespace, own: argparse.Namespace, run: Run, seconds: Callable[[Run], float]
+) -> None:
+    """Print what the run would be in bfloat16 if it does not fit, or without sampling ahead."""
+    console = Console()
+    changes = [] if fits(run) else in_bfloat16(run)
+    if changes:
+        console.print(f"In bfloat16 instead of {run.precision}:")
+    for change in changes:
+        text = describe(change, read_run(_changed(config, change), own), seconds)
+        console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
+    engine = config.model.init_args.engine
+    if engine.rollouts_ahead and not run.sampling_devices:
+        turns = read_run(_changed(config, in_turn(engine.name)), own)
+        text = ahead_on_the_same_devices(run, turns, seconds)
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _changed(config: Namespace, change: Mapping[str, object]) -> Namespace:
+    """Return a config of `fit` with other values of some settings."""
+    changed = config.clone()
+    for name, value in change.items():
+        changed[name.replace("model.", "model.init_args.", 1)] = value
+    return changed
 
 
 def _memory_table(run: Run, phases: Mapping[str, Memory]) -> Table:

@@ -59,7 +59,14 @@ FLAGS = [
         "--data.evaluation_sets=7",
         "--data.evaluation_sets: expected a path or a mapping {name: value}, got 7",
     ),
-    ("--loggers=csv", "--loggers: expected a list [a, b], got csv"),
+    (
+        "--loggers=csvv",
+        "--loggers: expected a list [a, b] or one of csv, wandb, tensorboard, tracki",
+    ),
+    (
+        "--loggers=csv,wandb",
+        "--loggers: expected a list [a, b] or one of csv, wandb, tensorboard, t",
+    ),
     (
         "--loggers=[neptune]",
         "--loggers: expected one of csv, wandb, tensorboard, trackio, got neptune",

@@ -125,9 +125,16 @@ def test_a_spoiled_directory(mistake, model_copy, tiny_actor, spoil, message):
                 "./model/config.json: no such directory (expected a tokenizer)",
             ),
             ("./empty", "./empty: cannot load a tokenizer from here"),
+            ("./modle/nothing", "./modle/nothing: no such directory (expected a tokenizer)"),
+            ("a/b/c", "a/b/c: no such directory (expected a tokenizer)"),
+            (
+                "modle",
+                "modle: no such directory (expected a tokenizer), and the hub cannot be asked f",
+            ),
             (
                 "nobody/nothing",
-                "nobody/nothing: cannot load a tokenizer from here: We couldn't conn",
+                "nobody/nothing: no such directory (expected a tokenizer), and the hub cannot be asked "
+                "for it: HF_HUB_OFFLINE is set; download it where there is a network (hf download n",
             ),
         ],
     ),
