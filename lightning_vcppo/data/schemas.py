@@ -12,7 +12,7 @@ import sys
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
-from lightning_vcppo.data.answers import KINDS, ReadAs, answer_values, read_answers
+from lightning_vcppo.data.answers import KINDS, Answers, ReadAs, answer_values, read_answers
 from lightning_vcppo.data.cell_types import as_json
 from lightning_vcppo.data.chats import Chat, parsed, read_chat
 from lightning_vcppo.data.choices import CHOICE_FIELDS, choice_answers, join_choices, read_choices
@@ -42,6 +42,7 @@ OTHER_FIELDS = (
     *(*LEVEL_FIELDS, *SUBJECT_FIELDS, *YEAR_FIELDS),
 )
 _PATH_KEY = re.compile(r"[^.\[\]]+")
+NO_ANSWER = Answers("")
 _MANY_SCHEMAS = 1000
 
 Path = tuple[str, ...]
@@ -53,13 +54,13 @@ class Draft(NamedTuple):
     Attributes:
         question: The question with its choices.
         context: The turns before it.
-        values: Accepted answers.
+        values: Accepted answers; None if the reward function reads none and the row has none.
         solution: As in `Problem`, like the remaining fields.
     """
 
     question: str
     context: tuple[Message, ...]
-    values: tuple[object, ...]
+    values: tuple[object, ...] | None
     solution: str | None
     source: str
     year: int | None
@@ -73,7 +74,7 @@ class Draft(NamedTuple):
         Raises:
             InvalidRow: If the answer is of another kind.
         """
-        answers = read_answers(self.values, kind)
+        answers = NO_ANSWER if self.values is None else read_answers(self.values, kind)
         return Problem(
             problem=self.question,
             answer=answers.first,
@@ -81,7 +82,7 @@ class Draft(NamedTuple):
             source=self.source,
             year=self.year,
             accepted=answers.others,
-            answer_kind=KINDS[kind],
+            answer_kind=KINDS[kind] if self.values is not None else "text",
             context=self.context,
             level=self.level,
             subject=self.subject,
@@ -163,10 +164,10 @@ class RowReader:
         value = self._answer(row, schema, solution, chat.reply)
         choices = read_choices(_first(row, schema.choices)) if schema.choices else {}
         if choices:
-            values: tuple[object, ...] = choice_answers(value, choices)
             question = join_choices(question, choices)
-        else:
-            values = answer_values(value)
+        values: tuple[object, ...] | None = None
+        if value is not None:
+            values = choice_answers(value, choices) if choices else answer_values(value)
         if not solution and isinstance(value, str) and "####" in value:
             solution = value.rpartition("####")[0]  # in GSM8K the solution precedes it
         if solution:
@@ -240,6 +241,8 @@ class RowReader:
             for text in (solution, reply):
                 if text and (boxed := last_boxed(text)):
                     return boxed
+            if not self.reads.answer:
+                return None
         raise _missing(row, self.answer_field, ANSWER_FIELDS, "--data.answer_field")
 
 

@@ -104,13 +104,13 @@ def load_problems(
     kind, chosen = answer_kind, None
     if kind == "auto":
         # A generator makes no mistakes: there a single exception means another kind.
-        values = (draft.values for draft in drafts if isinstance(draft, Draft))
+        values = (draft.values or () for draft in drafts if isinstance(draft, Draft))
         chosen = choose_kind(values, tolerant=task is None)
         kind = chosen.kind
     problems, invalid = _read_answers(drafts, kind)
     _judge_invalid(name, len(problems), invalid, chosen, drop=drop_invalid)
     reader.check_columns(name)
-    if chosen:
+    if chosen and chosen.answers:
         rank_zero_info(f"data: {name}: {chosen}")
     return problems
 

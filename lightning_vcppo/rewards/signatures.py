@@ -42,12 +42,14 @@ class Reads(NamedTuple):
         columns: Columns that must exist.
         optional: Columns that may exist.
         everything: Whether it gets all columns.
+        answer: Whether it reads the answer, which every row must then have.
     """
 
     function: str = ""
     columns: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     everything: bool = False
+    answer: bool = True
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -126,6 +128,7 @@ class Signature:
             tuple(key for key in columns if key not in optional),
             tuple(key for key in columns if key in optional),
             self._takes_all,
+            "answer" in self._defaults,
         )
         called = (function, type(function).__call__)  # of an object, the method
         self._is_async = any(map(inspect.iscoroutinefunction, called))
