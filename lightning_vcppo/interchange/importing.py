@@ -224,12 +224,12 @@ class Importer:
             return [Grade(r.reward or 0.0, (r.reward or 0.0) > 0, True) for _, r in chunk]
         for (place, _), answer in zip(chunk, answers, strict=True):
             require(
-                bool(answer),
+                bool(answer) or not self._grader.reads.answer,
                 f"{place}: no answer to grade by; name the problems with --problems=FILE",
             )
         grades = self._grader.grade_all(
             [row.response for _, row in chunk],
-            [tuple(answer) for answer in answers],
+            [tuple(answer or [""]) for answer in answers],
             [problem.answer_kind if problem else None for problem in problems],
             [_others(row, problem) for (_, row), problem in zip(chunk, problems, strict=True)],
         )

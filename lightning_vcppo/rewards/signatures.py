@@ -73,7 +73,7 @@ class Reads(NamedTuple):
                 listed = f"it has {', '.join(columns[:LISTED])}{more}" if columns else "it has none"
                 raise ValueError(
                     f"reward: {self.function} reads {name!r}, which is no column of {place} "
-                    f"({listed}){did_you_mean(name, columns)}; a parameter with a default may be "
+                    f"({listed}){did_you_mean(name, columns)}; with a default the parameter may be "
                     "missing"
                 )
 

@@ -271,9 +271,9 @@ def test_a_missing_column_is_named_with_those_that_exist():
         reads.check(["problem", "answer", "levels", "tests"], "a.jsonl")
     assert str(error.value) == (
         "reward: f reads 'level', which is no column of a.jsonl (it has problem, answer, levels, "
-        "tests); did you mean levels?; a parameter with a default may be missing"
+        "tests); did you mean levels?; with a default the parameter may be missing"
     )
-    with pytest.raises(ValueError, match=r"no column of generated problems \(it has none\); a par"):
+    with pytest.raises(ValueError, match=r"no column of generated problems \(it has none\); with"):
         reads.check([], "generated problems")
 
 
