@@ -19,7 +19,7 @@ from lightning_vcppo.data.choices import CHOICE_FIELDS, choice_answers, join_cho
 from lightning_vcppo.data.files import Row
 from lightning_vcppo.data.problem import Message, Problem
 from lightning_vcppo.data.texts import InvalidRow, check_text, plain
-from lightning_vcppo.rewards.signatures import BUILT_IN, Reads
+from lightning_vcppo.rewards.signatures import RESERVED, Reads
 from lightning_vcppo.rewards.verifier import last_boxed
 
 PROBLEM_FIELDS = (
@@ -211,7 +211,7 @@ class RowReader:
         found = {name: _find(row, name) for name in self.reads.names}
         named = {name: path[0] if path else None for name, path in found.items()}
         all_of_row = row if self.reads.everything else ()
-        return {field: field for field in all_of_row if field not in BUILT_IN} | named
+        return {field: field for field in all_of_row if field not in RESERVED} | named
 
     def check_columns(self, name: str) -> None:
         """Check that the rows so far have the columns that the reward function needs.

@@ -22,9 +22,10 @@ from lightning_vcppo.common import places
 from lightning_vcppo.common.suggestions import did_you_mean
 
 BUILT_IN = ("response", "answer", "problem", "finished", "response_ids")
-"""Names that no column has."""
 SINGULAR = {"responses": "response", "answers": "answer", "problems": "problem"}
-"""Names of lists in functions of many responses."""
+"""Names of lists in functions of many responses, and of single values in others."""
+RESERVED = {*BUILT_IN, *SINGULAR}
+"""Names that never mean a column."""
 AT_ONCE = 64
 """Number of calls of an `async def` function that wait at the same time."""
 LISTED = 12
@@ -171,7 +172,7 @@ class Signature:
 
     def _arguments(self, row: Row) -> dict[str, Any]:
         """Return the arguments for one response."""
-        arguments = {} if not self._takes_all else {k: row[k] for k in row if k not in BUILT_IN}
+        arguments = {} if not self._takes_all else {k: row[k] for k in row if k not in RESERVED}
         for name, default in self._defaults.items():
             value = row.get(name)
             arguments[name] = default if value is None else value

@@ -107,6 +107,14 @@ def test_a_function_of_many_responses_gets_lists(function, arguments):
     assert seen(function) == [arguments]
 
 
+def test_columns_with_names_of_lists_are_left_out():
+    def many(responses, **columns):
+        assert not columns
+        return [float(len(responses))] * 2
+
+    assert grade(many, [{"responses": ["a"], "answers": [1], "problem": "?"}] * 2) == [2, 2]
+
+
 @given(
     st.lists(st.sampled_from([*BUILT_IN[1:], "level", "tests", "a", "b"]), unique=True),
     st.data(),
