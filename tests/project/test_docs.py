@@ -400,6 +400,8 @@ def test_the_reward_model_of_the_page_scores(
 class Judge(BaseHTTPRequestHandler):
     """A server whose marks are the last digit of the right answer in the prompt."""
 
+    protocol_version = "HTTP/1.1"  # connections are kept
+
     def do_POST(self) -> None:
         prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["prompt"]
         mark = re.findall(r"Right answer: \d*(\d)", prompt)[0]
@@ -413,13 +415,19 @@ class Judge(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+class JudgeServer(ThreadingHTTPServer):
+    """With room for all connections that arrive at once."""
+
+    request_queue_size = 64
+
+
 def test_the_judge_of_the_page_is_asked(tmp_path: Path, monkeypatch: Any) -> None:
     httpx = pytest.importorskip("httpx")
     pages = dict(titled(ROOT / "docs" / "howto" / "reward.md", "python"))
     (tmp_path / "my_server.py").write_text(pages["my_server.py"])
     monkeypatch.syspath_prepend(tmp_path)
     grader = Grader("my_server.judged")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Judge) as server:
+    with JudgeServer(("127.0.0.1", 0), Judge) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.server_port}")
         importlib.import_module("my_server").CLIENT = client
