@@ -6,6 +6,7 @@
 3. A function with a parameter `responses` scores many responses in one call. It gets lists, in
    `responses`, `answers`, `problems` and under the same names as above, and returns a list.
 4. `async def` functions of single responses wait for `AT_ONCE` answers at a time.
+5. A function of two values with other names, `f(text, gold)`, gets response and answer by place.
 """
 
 from __future__ import annotations
@@ -103,6 +104,10 @@ class Signature:
             parameters = inspect.signature(function).parameters
         except (TypeError, ValueError) as error:
             raise _refused(str(error), name) from error
+        required = [each for each in parameters.values() if _is_required(each)]
+        if len(required) == 2 and not RESERVED & parameters.keys():
+            self._function = lambda response, answer: function(response, answer)
+            parameters = inspect.signature(self._function).parameters
         self.is_batch = "responses" in parameters
         self._takes_all = False
         self._defaults: dict[str, Any] = {}  # by the singular of each name
@@ -197,6 +202,11 @@ class Signature:
                 f"response; got {got}"
             )
         return scores
+
+
+def _is_required(parameter: inspect.Parameter) -> bool:
+    given_by_name = (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.KEYWORD_ONLY)
+    return parameter.default is parameter.empty and parameter.kind not in given_by_name
 
 
 def _refused(reason: str, name: str) -> ValueError:

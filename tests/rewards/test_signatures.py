@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_vcppo.rewards.functions import Grader, load_reward
-from lightning_vcppo.rewards.signatures import AT_ONCE, BUILT_IN, Reads
+from lightning_vcppo.rewards.signatures import AT_ONCE, BUILT_IN, Reads, Signature
 
 OTHERS = [
     {"problem": "2?", "finished": True, "response_ids": [5], "level": 3, "tests": ["a"]},
@@ -38,6 +38,22 @@ def seen(function):
 
     grade(record)
     return calls
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda text, gold: (text, gold),
+        lambda a, b, /: (a, b),
+        lambda x, y, bonus=0, *, strict=True: (x, y),
+    ],
+    ids=["named", "by place", "with defaults"],
+)
+def test_two_values_with_other_names_are_response_and_answer(function):
+    signature = Signature(function, "two")
+    row = {"response": "7", "answer": 7, "problem": "3 + 4", "bonus": 5, "text": "a column"}
+    assert signature.call([row]) == [("7", 7)]
+    assert signature.reads.names == () and signature.reads.answer and not signature.is_batch
 
 
 @pytest.mark.parametrize(
@@ -141,7 +157,8 @@ def test_any_signature_reads_its_columns_and_gets_its_values(names, data):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda text, gold: 0, "no parameter is named response or responses"),
+        (lambda text, gold, level: 0, "no parameter is named response or responses"),
+        (lambda text: 0, "no parameter is named response or responses"),
         (lambda response, /: 0, "response cannot be passed by name"),
         (lambda *values: 0, "no parameter is named response or responses"),
         (lambda response, problems: 0, "gets single values, so problems is named problem; got"),
