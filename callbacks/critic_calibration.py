@@ -203,17 +203,18 @@ def continue_responses(
     limit = module.sampling.max_response_length
     settings = replace(module.sampling, max_response_length=limit - min(keeps))
     sampled = module.generate(known, seeds, settings)
-    scores, lengths = [], []
+    prompts, responses = [], []
     for i, ids in enumerate(known):
         new = sampled.response_ids_BT[i][sampled.response_mask_BT[i]].tolist()[: limit - keeps[i]]
-        prompt, response = ids[: prompt_lengths[i]], ids[prompt_lengths[i] :] + new
-        text = module.sampler.response_text(prompt, response)
-        problem = rollout.problems[rows[i]]
-        scores.append(module.grader.grade(text, problem.gold, problem.answer_kind).reward)
-        lengths.append(len(response))
-    lengths_N = torch.tensor(lengths, device=module.device)
+        prompts.append(ids[: prompt_lengths[i]])
+        responses.append(ids[prompt_lengths[i] :] + new)
+    problems = [rollout.problems[row] for row in rows]
+    _, grades = module.sampler.grade(problems, prompts, responses)
+    lengths_N = torch.tensor([*map(len, responses)], device=module.device)
     scored = rollout.select(row_N).with_(
         response_mask_BT=torch.arange(limit, device=module.device) < lengths_N[:, None],
-        scores_B=torch.tensor(scores, dtype=torch.float32, device=module.device),
+        scores_B=torch.tensor(
+            [grade.reward for grade in grades], dtype=torch.float32, device=module.device
+        ),
     )
     return module.shape_rewards(scored).scores_B.view(-1, again)

@@ -247,8 +247,12 @@ class Continuing:
             self._sampler.response_text(store.prompt(row), response)
             for row, response in zip(rows, responses, strict=True)
         ]
+        ends = self._sampler.stop_token_ids()
         grades = self._sampler.grader.grade_all(
-            texts, [store.answers[g] for g in groups], [store.kinds[g] for g in groups]
+            texts,
+            [store.answers[g] for g in groups],
+            [store.kinds[g] for g in groups],
+            [{"finished": ids[-1] in ends, "response_ids": ids} for ids in responses],
         )
         if self._scale is not None:
             low, high = self._scale

@@ -3,14 +3,53 @@
 from __future__ import annotations
 
 import math
+from datetime import date, time
 from typing import Any
 
 from lightning_vcppo.data.chats import parsed
-from lightning_vcppo.data.texts import InvalidRow
+from lightning_vcppo.data.texts import InvalidRow, half_pair_in, plain
 
 MAX_FLOAT32 = 3.4028234663852886e38
 """Largest number of float32, in which rewards and values are stored."""
+MAX_DEPTH = 32
+"""Largest number of lists and objects that one cell may nest."""
 _TRUTHS = {"true": True, "false": False}
+
+
+def as_json(value: object, name: str, depth: int = MAX_DEPTH) -> Any:
+    """Return a cell with JSON's types, so that checkpoints and records can have it; dates as text.
+
+    Args:
+        value: The cell.
+        name: Name of the column, for the message.
+        depth: Largest number of lists and objects that it may nest.
+
+    Raises:
+        InvalidRow: If it has another type, or UTF-8 cannot write it.
+    """
+    try:
+        value = plain(value)
+    except InvalidRow as error:
+        raise InvalidRow(f"{name}: {error}") from None
+    if isinstance(value, str):
+        if fault := half_pair_in(value):
+            raise InvalidRow(f"{name} holds {fault}")
+    elif isinstance(value, (list, tuple, dict)):
+        if not depth:
+            raise InvalidRow(f"{name}: nested more than {MAX_DEPTH} deep")
+        if isinstance(value, dict):
+            return {
+                as_json(str(key), name): as_json(each, name, depth - 1)
+                for key, each in value.items()
+            }
+        return [as_json(each, name, depth - 1) for each in value]
+    elif isinstance(value, (date, time)):
+        return str(value)
+    elif not (value is None or isinstance(value, (bool, int, float))):
+        raise InvalidRow(
+            f"{name}: expected text, a number, a list or an object, got {shown(value)}"
+        )
+    return value
 
 
 def finite(value: object, name: str) -> float:

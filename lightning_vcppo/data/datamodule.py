@@ -46,6 +46,7 @@ from lightning_vcppo.data.splits import copies_among, set_aside, without_duplica
 from lightning_vcppo.models.checks import check_same_tokens
 from lightning_vcppo.models.loading import load_tokenizer
 from lightning_vcppo.rewards.functions import Grader
+from lightning_vcppo.rewards.signatures import Reads
 from lightning_vcppo.rewards.verifier import Style
 
 __all__ = ["INSTRUCTION", "AIMEDataModule", "load_problems", "render_prompt"]
@@ -237,6 +238,7 @@ class AIMEDataModule(pl.LightningDataModule):
         """Read the problems of a set; generate them if it has no path."""
         if not given.paths:
             with waiting_for("Generating problems"):
+                self._reads().check([], "generated problems")
                 return generate_problems(size, self.generated, seed=seed)
         read = partial(
             load_problems,
@@ -248,6 +250,7 @@ class AIMEDataModule(pl.LightningDataModule):
             config=self.config,
             size=size,
             seed=seed,
+            reads=self._reads(),
         )
         with waiting_for("Reading problems"):
             return [problem for path in given.paths for problem in read(path)]
@@ -339,11 +342,17 @@ class AIMEDataModule(pl.LightningDataModule):
         with waiting_for("Tokenizing prompts"):
             return self.format.token_ids(problems, self._tokenizer(), self._style(), self._clock)
 
-    def _style(self) -> Style | None:
-        """Return the verifier's style that rewards the trained model, if any."""
+    def _grader(self) -> Grader | None:
+        """Return the grader of the trained model's responses, if any."""
         module = self.trainer.lightning_module if self.trainer else None
         grader = getattr(module, "grader", None)
-        return grader.style if isinstance(grader, Grader) else None
+        return grader if isinstance(grader, Grader) else None
+
+    def _style(self) -> Style | None:
+        return grader.style if (grader := self._grader()) else None
+
+    def _reads(self) -> Reads:
+        return grader.reads if (grader := self._grader()) else Reads()
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         given = self.tokenizer

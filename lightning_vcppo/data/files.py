@@ -11,7 +11,7 @@ import csv
 import io
 import stat
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -42,14 +42,14 @@ def is_data_file(name: str) -> bool:
 
 
 def file_rows(
-    file: Path, is_row: Callable[[Row], bool], needed: Container[str]
+    file: Path, is_row: Callable[[Row], bool], needs: Callable[[str], bool]
 ) -> Iterable[NumberedRow]:
     """Return the rows of a file, numbered from 1 (in JSON Lines by line).
 
     Args:
         file: File of a format in `FILE_SUFFIXES`, compressed or not.
         is_row: Whether a JSON document is a row itself; otherwise it may have a list of them.
-        needed: Fields, in lower case, that must be read from a format with columns.
+        needs: Whether a field must be read from a format with columns.
 
     Raises:
         ValueError: If the content does not match the file name; the message names file and row.
@@ -68,7 +68,7 @@ def file_rows(
     if suffix == ".parquet":
         from lightning_vcppo.data.tables import parquet_rows
 
-        return enumerate(parquet_rows(file, needed), 1)
+        return enumerate(parquet_rows(file, needs), 1)
     if suffix in (".csv", ".tsv"):
         return _csv_rows(file, "\t" if suffix == ".tsv" else ",")
     from lightning_vcppo.data.json_rows import json_rows

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_vcppo.rewards.answers import Answer, AnswerKind
@@ -30,6 +30,7 @@ class Problem:
         context: The system message and the earlier turns of the chat before the question.
         level: Level of difficulty, if the source states it.
         subject: Subject of the problem, if the source states it.
+        columns: Columns of its row that the reward function reads, by name, with JSON's types.
     """
 
     # Checkpoints have these fields in this order, so new ones go to the end.
@@ -43,6 +44,7 @@ class Problem:
     context: tuple[Message, ...] = ()
     level: str | None = None
     subject: str | None = None
+    columns: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def gold(self) -> Answer:

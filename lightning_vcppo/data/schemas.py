@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import re
 import sys
-from functools import lru_cache
-from typing import NamedTuple
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
-from lightning_vcppo.data.answers import KINDS, ReadAs, answer_values, read_answers
+from lightning_vcppo.data.answers import KINDS, Answers, ReadAs, answer_values, read_answers
+from lightning_vcppo.data.cell_types import as_json
 from lightning_vcppo.data.chats import Chat, parsed, read_chat
 from lightning_vcppo.data.choices import CHOICE_FIELDS, choice_answers, join_choices, read_choices
 from lightning_vcppo.data.files import Row
 from lightning_vcppo.data.problem import Message, Problem
 from lightning_vcppo.data.texts import InvalidRow, check_text, plain
+from lightning_vcppo.rewards.signatures import RESERVED, Reads
 from lightning_vcppo.rewards.verifier import last_boxed
 
 PROBLEM_FIELDS = (
@@ -40,6 +42,7 @@ OTHER_FIELDS = (
     *(*LEVEL_FIELDS, *SUBJECT_FIELDS, *YEAR_FIELDS),
 )
 _PATH_KEY = re.compile(r"[^.\[\]]+")
+NO_ANSWER = Answers("")
 _MANY_SCHEMAS = 1000
 
 Path = tuple[str, ...]
@@ -51,18 +54,19 @@ class Draft(NamedTuple):
     Attributes:
         question: The question with its choices.
         context: The turns before it.
-        values: Accepted answers.
+        values: Accepted answers; None if the reward function reads none and the row has none.
         solution: As in `Problem`, like the remaining fields.
     """
 
     question: str
     context: tuple[Message, ...]
-    values: tuple[object, ...]
+    values: tuple[object, ...] | None
     solution: str | None
     source: str
     year: int | None
     level: str | None
     subject: str | None
+    columns: dict[str, Any]
 
     def as_problem(self, kind: ReadAs) -> Problem:
         """Return the problem, with its answer parsed as a kind.
@@ -70,7 +74,7 @@ class Draft(NamedTuple):
         Raises:
             InvalidRow: If the answer is of another kind.
         """
-        answers = read_answers(self.values, kind)
+        answers = NO_ANSWER if self.values is None else read_answers(self.values, kind)
         return Problem(
             problem=self.question,
             answer=answers.first,
@@ -78,16 +82,18 @@ class Draft(NamedTuple):
             source=self.source,
             year=self.year,
             accepted=answers.others,
-            answer_kind=KINDS[kind],
+            answer_kind=KINDS[kind] if self.values is not None else "text",
             context=self.context,
             level=self.level,
             subject=self.subject,
+            columns=self.columns,
         )
 
 
 class _Schema(NamedTuple):
-    """The paths of each content in rows with certain fields."""
+    """The paths of each content in rows with certain fields, and the fields of kept columns."""
 
+    columns: dict[str, str | None]
     problem: tuple[Path, ...]
     answer: tuple[Path, ...]
     choices: tuple[Path, ...]
@@ -99,22 +105,37 @@ class _Schema(NamedTuple):
 
 
 class RowReader:
-    """Reads rows; the fields are searched once for all rows with the same names."""
+    """Reads rows; the fields are searched once for all rows with the same names.
 
-    def __init__(self, problem_field: str | None = None, answer_field: str | None = None) -> None:
+    Attributes:
+        fields: Names of all fields of the rows so far.
+    """
+
+    def __init__(
+        self,
+        problem_field: str | None = None,
+        answer_field: str | None = None,
+        reads: Reads = Reads(),
+    ) -> None:
         """Name the fields of problem and answer; None finds them.
 
         Args:
             problem_field: A field, or a path such as `prompt[0].content`.
             answer_field: Likewise.
+            reads: Columns that are kept for the reward function.
         """
-        self.problem_field, self.answer_field = problem_field, answer_field
+        self.problem_field, self.answer_field, self.reads = problem_field, answer_field, reads
+        self.fields: dict[str, None] = {}
         self._schemas: dict[tuple[str, ...], _Schema] = {}
 
-    @property
-    def needed(self) -> frozenset[str]:
-        """Names, in lower case, of the fields that may be read; others are not needed."""
-        paths = (*PROBLEM_FIELDS, *ANSWER_FIELDS, *OTHER_FIELDS)
+    def needs(self, field: str) -> bool:
+        """Return whether a field may be read; others are not needed."""
+        return self.reads.everything or field.lower() in self._needed
+
+    @cached_property
+    def _needed(self) -> frozenset[str]:
+        """Names, in lower case, of the fields that may be read."""
+        paths = (*PROBLEM_FIELDS, *ANSWER_FIELDS, *OTHER_FIELDS, *self.reads.names)
         named = [path for path in (self.problem_field, self.answer_field) if path]
         tops = {found[0] for path in paths if (found := _PATH_KEY.search(path))}
         tops |= {found[0] for path in named if (found := _PATH_KEY.search(path))}
@@ -143,10 +164,10 @@ class RowReader:
         value = self._answer(row, schema, solution, chat.reply)
         choices = read_choices(_first(row, schema.choices)) if schema.choices else {}
         if choices:
-            values: tuple[object, ...] = choice_answers(value, choices)
             question = join_choices(question, choices)
-        else:
-            values = answer_values(value)
+        values: tuple[object, ...] | None = None
+        if value is not None:
+            values = choice_answers(value, choices) if choices else answer_values(value)
         if not solution and isinstance(value, str) and "####" in value:
             solution = value.rpartition("####")[0]  # in GSM8K the solution precedes it
         if solution:
@@ -161,6 +182,10 @@ class RowReader:
             _year([(path[0], row[path[0]]) for path in schema.year], source),
             _level(_first(row, schema.level)),
             _subject(_first(row, schema.subject)),
+            {
+                name: None if field is None else as_json(row[field], name)
+                for name, field in schema.columns.items()
+            },
         )
 
     def _schema(self, row: Row) -> _Schema:
@@ -170,17 +195,34 @@ class RowReader:
                 self._schemas.clear()
             problem = (self.problem_field,) if self.problem_field else PROBLEM_FIELDS
             answer = (self.answer_field,) if self.answer_field else ANSWER_FIELDS
-            schema = _Schema(
-                *(
-                    tuple(path for name in names if (path := _find(row, name)))
-                    for names in (
-                        *(problem, answer, CHOICE_FIELDS, SYSTEM_FIELDS, SOLUTION_FIELDS),
-                        *(LEVEL_FIELDS, SUBJECT_FIELDS, YEAR_FIELDS),
-                    )
+            self.fields.update(dict.fromkeys(map(str, fields)))
+            of_contents = (
+                tuple(path for name in names if (path := _find(row, name)))
+                for names in (
+                    *(problem, answer, CHOICE_FIELDS, SYSTEM_FIELDS, SOLUTION_FIELDS),
+                    *(LEVEL_FIELDS, SUBJECT_FIELDS, YEAR_FIELDS),
                 )
             )
-            self._schemas[fields] = schema
+            schema = self._schemas[fields] = _Schema(self._columns(row), *of_contents)
         return schema
+
+    def _columns(self, row: Row) -> dict[str, str | None]:
+        """Return the field of each kept column; None if rows like this one lack it."""
+        found = {name: _find(row, name) for name in self.reads.names}
+        named = {name: path[0] if path else None for name, path in found.items()}
+        all_of_row = row if self.reads.everything else ()
+        return {field: field for field in all_of_row if field not in RESERVED} | named
+
+    def check_columns(self, name: str) -> None:
+        """Check that the rows so far have the columns that the reward function needs.
+
+        Args:
+            name: Name of the source.
+
+        Raises:
+            ValueError: If no row has one of them.
+        """
+        self.reads.check([*self.fields], name)
 
     def _chat(self, row: Row, schema: _Schema) -> Chat:
         value = _first(row, schema.problem)
@@ -199,6 +241,8 @@ class RowReader:
             for text in (solution, reply):
                 if text and (boxed := last_boxed(text)):
                     return boxed
+            if not self.reads.answer:
+                return None
         raise _missing(row, self.answer_field, ANSWER_FIELDS, "--data.answer_field")
 
 

@@ -28,6 +28,7 @@ from lightning_vcppo.data.files import Row, file_rows
 from lightning_vcppo.data.problem import Problem
 from lightning_vcppo.data.schemas import Draft, RowReader, has_answer
 from lightning_vcppo.data.texts import InvalidRow
+from lightning_vcppo.rewards.signatures import Reads
 
 SHOWN_ROWS = 5
 """Largest number of invalid rows that a message names."""
@@ -61,6 +62,7 @@ def load_problems(
     config: str | None = None,
     size: int = 500,
     seed: int = 0,
+    reads: Reads = Reads(),
 ) -> list[Problem]:
     """Read problems with answers that can be graded.
 
@@ -76,6 +78,7 @@ def load_problems(
         config: Configuration (subset) of a hub data set. The path may contain one.
         size: Number of problems to generate (reasoning-gym).
         seed: Seed of the generator (reasoning-gym).
+        reads: Columns that a reward function reads, which are kept in `Problem.columns`.
 
     Returns:
         The problems in the order of the source. Their `source` is "name:row", with rows numbered
@@ -83,13 +86,13 @@ def load_problems(
 
     Raises:
         ValueError: If the source is missing, empty, unreadable or has invalid rows; the message
-            names them and what was expected.
+            names them and what was expected. Likewise if no row has a column that is read.
     """
     require(
         answer_kind in get_args(ReadKind),
         f"answer_kind: expected one of {', '.join(get_args(ReadKind))}, got {answer_kind!r}",
     )
-    reader = RowReader(problem_field, answer_field)
+    reader = RowReader(problem_field, answer_field, reads)
     task = gym_task(str(path))
     if task:
         name = f"{REASONING_GYM}:{task}"
@@ -101,12 +104,13 @@ def load_problems(
     kind, chosen = answer_kind, None
     if kind == "auto":
         # A generator makes no mistakes: there a single exception means another kind.
-        values = (draft.values for draft in drafts if isinstance(draft, Draft))
+        values = (draft.values or () for draft in drafts if isinstance(draft, Draft))
         chosen = choose_kind(values, tolerant=task is None)
         kind = chosen.kind
     problems, invalid = _read_answers(drafts, kind)
     _judge_invalid(name, len(problems), invalid, chosen, drop=drop_invalid)
-    if chosen:
+    reader.check_columns(name)
+    if chosen and chosen.answers:
         rank_zero_info(f"data: {name}: {chosen}")
     return problems
 
@@ -194,7 +198,7 @@ def _open(
 
 def _rows_of_files(files: list[Path], reader: RowReader) -> Iterator[NamedRow]:
     for file in files:
-        for number, row in file_rows(file, has_answer, reader.needed):
+        for number, row in file_rows(file, has_answer, reader.needs):
             yield f"{file.name}:{number}", row
 
 
@@ -224,7 +228,7 @@ def _data_set_rows(address: HubAddress, reader: RowReader) -> Iterator[Row]:
             raise ValueError(f"{path}: holds the splits {', '.join(data)}; choose one")
         (data,) = data.values()
     names = list(data.column_names)
-    read = [name for name in names if name.lower() in reader.needed]
+    read = [name for name in names if reader.needs(name)]
     if not read:
         yield from (dict.fromkeys(names) for _ in range(len(data)))
         return

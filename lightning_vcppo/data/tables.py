@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Iterator
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ from lightning_vcppo.data.files import Row, check_columns
 BATCH_ROWS = 256
 
 
-def parquet_rows(file: Path, needed: Container[str]) -> Iterator[Row]:
+def parquet_rows(file: Path, needs: Callable[[str], bool]) -> Iterator[Row]:
     """Yield the rows of a parquet file.
 
     Args:
         file: Parquet file.
-        needed: Columns, in lower case, that are read; the others are None in each row.
+        needs: Whether a column is read; the others are None in each row.
 
     Raises:
         ValueError: If it is not a complete parquet file, has a column twice, or text not in UTF-8.
@@ -34,7 +34,7 @@ def parquet_rows(file: Path, needed: Container[str]) -> Iterator[Row]:
         ):
             names = parquet.schema_arrow.names
             check_columns(file.name, names)
-            read = [name for name in names if name.lower() in needed]
+            read = [name for name in names if needs(name)]
             if not read:
                 yield from (dict.fromkeys(names) for _ in range(parquet.metadata.num_rows))
                 return

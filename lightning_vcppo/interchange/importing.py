@@ -16,7 +16,6 @@ from lightning_vcppo.interchange.reading import Reading
 from lightning_vcppo.interchange.schemas import ForeignResponse
 from lightning_vcppo.interchange.tokens import RoundTrips, Tokens
 from lightning_vcppo.models.fingerprints import tokenizer_fingerprint
-from lightning_vcppo.rewards.answers import AnswerKind
 from lightning_vcppo.rewards.functions import Grade, Grader
 from lightning_vcppo.rollouts.records import ImportedResponse, SavedResponse
 
@@ -137,8 +136,9 @@ class Importer:
         while chunk := list(islice(stream, CHUNK)):
             rows = [response for _, response in chunk]
             ids = self._tokens.ids_of(rows) if self._tokens else [(None, None)] * len(rows)
-            answers, kinds = zip(*map(self._truth, rows), strict=True)
-            grades = self._grades(chunk, answers, kinds)
+            problems = [*map(self._problem, rows)]
+            answers = [_answers(_given(*both)) for both in zip(rows, problems, strict=True)]
+            grades = self._grades(chunk, answers, problems)
             for (place, row), (prompt_ids, response_ids), answer, grade in zip(
                 chunk, ids, answers, grades, strict=True
             ):
@@ -200,13 +200,6 @@ class Importer:
             return self._tokens.ends(response_ids)
         return None
 
-    def _truth(self, row: ForeignResponse) -> tuple[list[int | str], AnswerKind | None]:
-        """Return the right answers, and the kind of their comparison."""
-        problem = self._problem(row)
-        kind = problem.answer_kind if problem else None
-        given = problem.gold if problem and row.answer is None else row.answer
-        return _answers(given), kind
-
     def _problem(self, row: ForeignResponse) -> Problem | None:
         if not self._problems:
             return None
@@ -219,7 +212,7 @@ class Importer:
         self,
         chunk: list[tuple[str, ForeignResponse]],
         answers: Sequence[list[int | str]],
-        kinds: Sequence[AnswerKind | None],
+        problems: Sequence[Problem | None],
     ) -> list[Grade]:
         if self._grader is None:
             for place, row in chunk:
@@ -231,11 +224,15 @@ class Importer:
             return [Grade(r.reward or 0.0, (r.reward or 0.0) > 0, True) for _, r in chunk]
         for (place, _), answer in zip(chunk, answers, strict=True):
             require(
-                bool(answer),
+                bool(answer) or not self._grader.reads.answer,
                 f"{place}: no answer to grade by; name the problems with --problems=FILE",
             )
-        texts = [row.response for _, row in chunk]
-        grades = self._grader.grade_all(texts, [tuple(answer) for answer in answers], kinds)
+        grades = self._grader.grade_all(
+            [row.response for _, row in chunk],
+            [tuple(answer or [""]) for answer in answers],
+            [problem.answer_kind if problem else None for problem in problems],
+            [_others(row, problem) for (_, row), problem in zip(chunk, problems, strict=True)],
+        )
         for (_, row), grade in zip(chunk, grades, strict=True):
             if row.reward is not None:
                 self.report.changed_verdicts += (row.reward > 0) != grade.correct
@@ -247,6 +244,16 @@ def _key(row: ForeignResponse) -> str:
     prompt = row.prompt or row.prompt_ids
     key = repr(prompt)
     return key if len(key) < 64 else f"{hash(key)}:{len(key)}"
+
+
+def _others(row: ForeignResponse, problem: Problem | None) -> dict[str, Any]:
+    """Return what a reward function may read besides response and answer, by name."""
+    known = {**problem.columns, "problem": problem.problem} if problem else {}
+    return {"problem": question(row.prompt), "finished": row.finished, **known}
+
+
+def _given(row: ForeignResponse, problem: Problem | None) -> Any:
+    return problem.gold if problem and row.answer is None else row.answer
 
 
 def _answers(value: Any) -> list[int | str]:

@@ -77,8 +77,8 @@ class PolicyModule(L.LightningModule):
         Args:
             actor: Directory or hub id of a causal language model, or a model config.
             tokenizer: The actor's tokenizer.
-            reward: A style of the verifier, or a function of (response, answer), or its import
-                path. It returns a float, positive for correct; or (float, whether correct).
+            reward: A style of the verifier, or a function of (response, answer, ...) that returns a
+                float, positive for correct; or its import path. See `docs/howto/reward.md`.
             evaluation: How responses are sampled in `validate`, `test` and `predict`.
             engine: The engine that samples them.
             grading: Worker processes of the verifier.

@@ -123,8 +123,8 @@ class VCPPOModule(PolicyModule):
                 config (`model_type`, ...) for random weights; None starts from the actor's weights.
             reference: Directory or hub id of the frozen reference policy; None means the actor's
                 initial weights. It is loaded only when `policy.kl_coef` is not 0.
-            reward: A style of the verifier, or a function of (response, answer), or its import
-                path. It returns a float, positive for correct; or (float, whether correct).
+            reward: A style of the verifier, or a function of (response, answer, ...) that returns a
+                float, positive for correct; or its import path. See `docs/howto/reward.md`.
             reward_shaping: Penalties added to the reward.
             grading: Worker processes of the verifier.
             sampling: How rollouts are sampled.

@@ -62,6 +62,7 @@ class Evaluator:
                 answer_kind=problem.answer_kind,
                 level=problem.level,
                 subject=problem.subject,
+                columns=problem.columns,
                 response=rollout.responses[row],
                 prediction=verifier.extract_answer(
                     rollout.responses[row],

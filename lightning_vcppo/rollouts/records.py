@@ -7,6 +7,9 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from typing_extensions import override
 
 from lightning_vcppo.common.files import complete_file
 from lightning_vcppo.data.cell_types import finite, shown, token_ids, truth
@@ -37,6 +40,7 @@ class ResponseRecord:
         answer_kind: Kind of comparison; None decides by the type of the answer.
         level: Level of difficulty, if the source states it.
         subject: Subject of the problem, if the source states it.
+        columns: Columns of the problem's row that the reward function reads, by name.
     """
 
     index: int
@@ -56,11 +60,17 @@ class ResponseRecord:
     answer_kind: AnswerKind | None = None
     level: str | None = None
     subject: str | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
 
     @property
     def gold(self) -> Answer:
         """The answer, or all correct answers, for graders."""
         return (self.answer, *self.accepted) if self.accepted else self.answer
+
+    @property
+    def others(self) -> dict[str, Any]:
+        """What a reward function may read besides response and answer, by name."""
+        return {**self.columns, "problem": self.problem, "finished": self.finished}
 
 
 @dataclass(kw_only=True)
@@ -78,6 +88,12 @@ class SavedResponse(ResponseRecord):
     response_ids: list[int]
     reward: float
     origin: dict[str, str | float]
+
+    @property
+    @override
+    def others(self) -> dict[str, Any]:
+        """Token ids, too."""
+        return {**super().others, "response_ids": self.response_ids}
 
 
 @dataclass(kw_only=True)
@@ -174,6 +190,8 @@ def _checked(record: ResponseRecord) -> ResponseRecord:
         token_ids(record.response_ids, "response_ids")
         if not isinstance(record.origin, dict):
             raise InvalidRow(f"origin: expected an object, got {shown(record.origin)}")
+    if not isinstance(record.columns, dict):
+        raise InvalidRow(f"columns: expected an object, got {shown(record.columns)}")
     if not isinstance(record.index, (int, str)):
         raise InvalidRow(f"index: expected a whole number, got {shown(record.index)}")
     return record

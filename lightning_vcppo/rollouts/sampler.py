@@ -26,7 +26,7 @@ from lightning_vcppo.generation.build import (
 from lightning_vcppo.models import loading
 from lightning_vcppo.models.fingerprints import model_fingerprint, tokenizer_fingerprint
 from lightning_vcppo.rewards import verifier
-from lightning_vcppo.rewards.functions import Grader
+from lightning_vcppo.rewards.functions import Grade, Grader
 from lightning_vcppo.rollouts.rollout import Rollout, join_prompts
 from lightning_vcppo.settings import EngineSettings, SamplingSettings
 
@@ -182,20 +182,14 @@ class Sampler:
             num_generations: Responses of a group; groups begin at multiples of it.
         """
         device = positions_B.device
-        responses = tuple(
-            self.response_text(prompt, ids[mask].tolist())
-            for prompt, ids, mask in zip(
-                prompts, sampled.response_ids_BT, sampled.response_mask_BT, strict=True
-            )
-        )
-        grades = self.grader.grade_all(
-            responses,
-            [problem.gold for problem in problems],
-            [problem.answer_kind for problem in problems],
-        )
+        ids = [
+            ids_T[mask_T].tolist()
+            for ids_T, mask_T in zip(sampled.response_ids_BT, sampled.response_mask_BT, strict=True)
+        ]
+        texts, grades = self.grade(problems, prompts, ids, sampled.finished_B.tolist())
         return Rollout(
             problems=tuple(problems),
-            responses=responses,
+            responses=tuple(texts),
             input_ids_BL=join_prompts(
                 prompts,
                 sampled.response_ids_BT,
@@ -212,6 +206,36 @@ class Sampler:
             scores_B=torch.tensor([g.reward for g in grades], dtype=torch.float32, device=device),
             correct_B=torch.tensor([g.correct for g in grades], device=device),
         )
+
+    def grade(
+        self,
+        problems: Sequence[Problem],
+        prompts: Sequence[list[int]],
+        responses: Sequence[list[int]],
+        finished: Sequence[bool] | None = None,
+    ) -> tuple[list[str], list[Grade]]:
+        """Return the texts of responses, and their grades.
+
+        Args:
+            problems: Problem of each response.
+            prompts: Token ids of its prompt.
+            responses: Token ids of each response.
+            finished: Whether each has ended by itself; None reads it from the last token.
+        """
+        if finished is None:
+            ends = self.stop_token_ids()
+            finished = [bool(ids) and ids[-1] in ends for ids in responses]
+        texts = [self.response_text(*both) for both in zip(prompts, responses, strict=True)]
+        grades = self.grader.grade_all(
+            texts,
+            [problem.gold for problem in problems],
+            [problem.answer_kind for problem in problems],
+            [
+                {**p.columns, "problem": p.problem, "finished": end, "response_ids": ids}
+                for p, end, ids in zip(problems, finished, responses, strict=True)
+            ],
+        )
+        return texts, grades
 
     def attend(self, version: object = None) -> None:
         """Take part in the sampling of other ranks, without a prompt."""

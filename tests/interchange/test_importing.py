@@ -117,6 +117,24 @@ def test_answers_come_from_a_file_of_problems(tmp_path: Path, tiny_actor: Path) 
     assert [r.reward for r in read_records(output)] == dumps.REWARDS
 
 
+def by_column(response: str, *, problem: str, question: str, finished: bool | None) -> float:
+    """Return a column, if it belongs to the problem."""
+    return len(question) if question == problem else 0.0
+
+
+def test_columns_come_from_a_file_of_problems(tmp_path: Path) -> None:
+    problems = tmp_path / "problems.jsonl"
+    rows = [{"question": q} for q in dumps.QUESTIONS]  # no answers, since nothing reads them
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path, output = dump(tmp_path / "dump.jsonl", "TRL"), tmp_path / "rollouts.jsonl"
+    reward = f"{__name__}.by_column"
+    run_program("import", path, "--output", output, "--reward", reward, "--problems", problems)
+    found = [record.reward for record in read_records(output)]
+    assert sorted({*found}) == sorted({*map(len, dumps.QUESTIONS)})
+    with pytest.raises(SystemExit):
+        run_program("import", path, "--output", output, "--reward", reward)
+
+
 def test_the_rewards_that_are_summed_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

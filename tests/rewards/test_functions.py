@@ -25,7 +25,7 @@ def test_load_reward_by_style_and_by_path():
         ("box", "^reward: expected one of boxed, .* or an import path .*, got box$"),
         ("no_such_package.fn", "No module named 'no_such_package'"),
         ("lightning_vcppo.rewards.verifier.verfy", "no attribute 'verfy'"),
-        ("lightning_vcppo.rewards.verifier.answer_part", "not an f\\(response, answer\\)"),
+        ("lightning_vcppo.rewards.verifier.last_boxed", "not an f\\(response, answer\\)"),
         ("lightning_vcppo.rewards.verifier.MAX_ANSWER_CHARS", "not an f\\(response, answer\\)"),
         (".verify", "expected one of"),
     ],

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
@@ -219,6 +219,15 @@ def test_a_file_is_dealt_out_again_and_again(tmp_path):
     assert halves[1].positions_B.tolist() == [2, 3]
 
 
+def test_problems_of_a_file_can_be_graded_by(tmp_path):
+    given = {"answer": "1/2", "accepted": ["B"], "columns": {"level": 3}}
+    path = write(tmp_path / "x.jsonl", [replace(saved(0), **given), saved(1)])
+    problems = {p.problem: p for p in SavedRollouts(path, ORIGIN, seed=0).take(0, 2).problems}
+    first, second = problems["p0"], problems["p1"]
+    assert (first.gold, first.answer_kind, first.columns) == (("1/2", "B"), "math", {"level": 3})
+    assert (second.gold, second.answer_kind, second.columns) == (1, "integer", {})
+
+
 BAD_FIELDS = [
     (json.dumps(asdict(saved(0)) | {field: cell}), f"{field}: expected")
     for field, cells in {
@@ -229,6 +238,7 @@ BAD_FIELDS = [
         "correct": ["true", [1]],
         "index": [[1], None],
         "origin": ["here"],
+        "columns": [["level"], None],
     }.items()
     for cell in cells
 ]

@@ -95,7 +95,15 @@ def weights(network: torch.nn.Module) -> torch.Tensor:
 
 
 def fit(
-    module, rollouts, *callbacks, prompts=4, epochs=1, val_batches=0, ckpt_path=None, **flags
+    module,
+    rollouts,
+    *callbacks,
+    prompts=4,
+    epochs=1,
+    val_batches=0,
+    ckpt_path=None,
+    path=None,
+    **flags,
 ) -> Recorder:
     recorder = Recorder()
     trainer = Trainer(
@@ -110,7 +118,7 @@ def fit(
         callbacks=[recorder, *callbacks],
         **flags,
     )
-    data = AIMEDataModule(train_size=40, val_size=4, prompts_per_rollout=prompts)
+    data = AIMEDataModule(path=path, train_size=40, val_size=4, prompts_per_rollout=prompts)
     trainer.fit(module, data, ckpt_path=ckpt_path)
     recorder.trainer = trainer
     return recorder

@@ -31,13 +31,17 @@ def main(arguments: Sequence[str]) -> None:
         from lightning_vcppo.interchange.reading import Reading
         from lightning_vcppo.interchange.schemas import Fields
         from lightning_vcppo.models.loading import load_tokenizer
+        from lightning_vcppo.rewards.functions import Grader
+        from lightning_vcppo.rewards.signatures import Reads
         from lightning_vcppo.rollouts.records import write_records
 
     reading = Reading()
+    reads = Grader(options.reward).reads if options.reward else Reads()
+    problems = load_problems(options.problems, reads=reads) if options.problems else ()
     importer = Importer(
         load_tokenizer(options.model) if options.model else None,
         reward=options.reward,
-        problems=load_problems(options.problems) if options.problems else (),
+        problems=problems,
         max_response_length=options.max_response_length,
         reading=reading,
     )

@@ -28,8 +28,7 @@ def regrade(file: str, reward: str = "lightning_vcppo.rewards.verify") -> list[R
 
     Args:
         file: Graded responses, `evaluation/*.jsonl` of a run or the output of `vcppo predict`.
-        reward: A style of the verifier, or the import path of `(response, answer) -> float`,
-            positive for correct; or of one that returns (float, whether correct).
+        reward: A style of the verifier, or the import path of a reward function.
 
     Returns:
         The records with the new verdicts.
@@ -45,6 +44,7 @@ def regrade(file: str, reward: str = "lightning_vcppo.rewards.verify") -> list[R
         [record.response for record in records],
         [record.gold for record in records],
         [record.answer_kind for record in records],
+        [record.others for record in records],
     )
     again = [
         replace(record, prediction=_prediction(record), correct=grade.correct)

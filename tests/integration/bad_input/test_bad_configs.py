@@ -161,7 +161,7 @@ FLAGS = [
     ),
     # What a name leads to
     ("--model.reward=no.such", "--model.reward: No module named 'no'; expected one of boxed"),
-    ("--model.reward=math.sqrt", "--model.reward: not an f(response, answer): too many"),
+    ("--model.reward=math.sqrt", "--model.reward: not an f(response, answer): x cannot be"),
     (
         "--model.actor_optimizer.class_path=torch.optim.Adamm",
         "--model.actor_optimizer.class_path: module 'torch.optim' has no attribute 'Adamm'; got ",
