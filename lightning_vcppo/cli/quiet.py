@@ -26,12 +26,10 @@ def quieten() -> None:
     # Advertisements, and messages about TPUs, of either logger.
     for package in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
         logging.getLogger(f"{package}.utilities.rank_zero").addFilter(_helps)
-    # Fonts that are looked for, and the cache that is built for them in a new home directory.
+    # A line for each text in a font that is missing, and for the cache of fonts of a new home.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     # Warnings about layers outside a tensor-parallel plan.
     logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)
-    # A line for each text that is drawn with a user's font that is missing, and for the font cache.
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     _disable_progress_bars()
 
 

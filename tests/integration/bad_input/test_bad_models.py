@@ -133,8 +133,8 @@ def test_a_spoiled_directory(mistake, model_copy, tiny_actor, spoil, message):
             ),
             (
                 "nobody/nothing",
-                "nobody/nothing: no such directory (expected a tokenizer), and the hub cannot be asked "
-                "for it: HF_HUB_OFFLINE is set; download it where there is a network (hf download n",
+                "nobody/nothing: no such directory (expected a tokenizer), and the hub cannot be "
+                "asked for it: HF_HUB_OFFLINE is set; download it where there is a network (hf",
             ),
         ],
     ),
