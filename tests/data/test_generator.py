@@ -33,11 +33,13 @@ def evaluate(question: str) -> int | str:
     if match := re.fullmatch(r"What do the digits (\d+) sum to\?", question):
         return sum(map(int, match[1]))
     if match := re.fullmatch(
-        r"The subsets of ([0-9 ]+) that sum to (\d+): what do their last numbers sum to\?", question
+        r"The last numbers of the subsets of ([0-9 ]+) with sum (\d+), in order\?", question
     ):
         numbers = [int(number) for number in match[1].split()]
-        subsets = (c for n in range(1, len(numbers) + 1) for c in combinations(numbers, n))
-        return sum(subset[-1] for subset in subsets if sum(subset) == int(match[2]))
+        places = range(len(numbers))
+        subsets = (c for n in range(1, len(numbers) + 1) for c in combinations(places, n))
+        right = [c for c in subsets if sum(numbers[i] for i in c) == int(match[2])]
+        return int("".join(str(numbers[c[-1]]) for c in sorted(right)))
     match = re.fullmatch(r"Find the remainder when ([0-9+*^ ]+) is divided by 1000\.", question)
     assert match, question
     return int(eval(match[1].replace("^", "**"))) % 1000
