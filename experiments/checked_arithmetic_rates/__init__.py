@@ -1,1 +1,1 @@
-"""Test whether PPO collapses without an added bias, on arithmetic with checked lines."""
+"""Test whether the collapse in `checked_arithmetic` is one of the learning rate."""
