@@ -11,10 +11,8 @@ import json
 import os
 import re
 import shlex
-import threading
 from collections.abc import Callable, Iterator
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,9 +28,8 @@ from lightning_vcppo.cli.commands.registry import COMMANDS as COMMANDS_OF_VCPPO
 from lightning_vcppo.cli.configs import find_config
 from lightning_vcppo.critic_lab.specs import read_specs
 from lightning_vcppo.models.critic import load_critic
-from lightning_vcppo.rewards.functions import Grader, load_reward
 from lightning_vcppo.settings import ValueSettings
-from tests.support.data import CHAT
+from tests.support.pages import FENCE, blocks
 from tests.support.report_runs import write_run
 from tests.support.rows import every
 from tests.support.tiny_runs import ROLLOUTS, ROOT, vcppo
@@ -43,20 +40,9 @@ STAGES = ("fit", "validate", "test", "predict")
 BASE = ["--config=vcppo", "--config=demo/rl"]
 """What `vcppo fit ...` leaves out."""
 
-FENCE = re.compile(r"^```(?P<info>.*)\n(?P<text>(?:.*\n)*?)^```$", re.MULTILINE)
-INDENTED = re.compile(r"(?:^(?: {4}.*)?\n)+", re.MULTILINE)
 COMMAND = re.compile(r"(?:[A-Z_]+=\S* )*(?:\.venv/bin/)?(?P<name>[a-z0-9.][\w./-]*)(?: |$)")
 PROGRAMS = {"vcppo", "python", "python3", "make", "pip", "source", ".ci/run", "pre-commit"}
 PROGRAMS |= {"bash", "sbatch", "pytest"}
-
-
-def blocks(page: Path) -> Iterator[tuple[str, str]]:
-    """Yield language (and title) and text of the code blocks of a page."""
-    text = page.read_text()
-    for match in FENCE.finditer(text):
-        yield match["info"], match["text"]
-    for match in INDENTED.finditer(FENCE.sub("", text)):
-        yield "", match[0]
 
 
 def commands(page: Path) -> Iterator[str]:
@@ -73,13 +59,6 @@ def commands(page: Path) -> Iterator[str]:
 def program(line: str) -> str:
     match = COMMAND.match(line)
     return match["name"] if match else ""
-
-
-def titled(page: Path, language: str) -> Iterator[tuple[str, str]]:
-    """Yield name and text of the files that a page shows."""
-    for info, text in blocks(page):
-        if match := re.fullmatch(rf'{language} title="(.+)"', info):
-            yield match[1], text
 
 
 def by_page(page: Path) -> str:
@@ -357,86 +336,6 @@ def test_python_of_a_page_imports_what_there_is_and_yaml_is_a_config(page: Path)
                     assert all(hasattr(module, alias.name) for alias in node.names), text
         elif info.startswith("yaml"):
             assert isinstance(yaml.safe_load(text), dict), text
-
-
-def test_the_rewards_of_the_page_can_be_used(tmp_path: Path, monkeypatch: Any) -> None:
-    for name, text in titled(ROOT / "docs" / "howto" / "reward.md", "python"):
-        (tmp_path / name).write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
-    reward = load_reward("my_reward.brief")
-    assert reward(r"\boxed{7}", 7) == 1.1
-    assert reward(r"\boxed{7}", 8) == -1.0
-    partial = load_reward("my_partial_reward.partial")
-    responses = (r"\boxed{7}", r"\boxed{8}", "7")
-    assert [partial(text, 7) for text in responses] == [(1.0, True), (0.2, False), (0.0, False)]
-    by_level = Grader("my_levels.by_level")
-    rows = [{"finished": True, "difficulty": 3}, {"finished": True}, {"finished": False}]
-    grades = by_level.grade_all([r"\boxed{7}"] * 3, [7] * 3, others=rows)
-    assert [grade.reward for grade in grades] == [3.0, 1.0, 0.0]
-    total = Grader("my_sum.total").grade(r"\boxed{7}", 7)
-    assert total == (pytest.approx(1.2 - 9e-5), True, False)
-    program = "So:\n```python\ndef f(x):\n    return x + 1\n```"
-    tests = [{"tests": f"assert f(1) == {right}"} for right in (2, 3)]
-    grades = Grader("my_tests.passes").grade_all([program] * 2, ["", ""], others=tests)
-    assert [grade.reward for grade in grades] == [1.0, 0.0]
-
-
-def test_the_reward_model_of_the_page_scores(
-    tiny_actor: Path, tmp_path: Path, monkeypatch: Any
-) -> None:
-    pages = dict(titled(ROOT / "docs" / "howto" / "reward.md", "python"))
-    (tmp_path / "my_judge.py").write_text(pages["my_judge.py"])
-    monkeypatch.syspath_prepend(tmp_path)
-    grader = Grader("my_judge.quality")
-    judge = importlib.import_module("my_judge")
-    judge.NAME = str(tiny_actor)
-    judge.tokenizer().chat_template = CHAT
-    others = [{"problem": "3 + 4?"}, {"problem": "3 + 5?"}]
-    grades = grader.grade_all([r"\boxed{7}", r"\boxed{7}"], [7, 8], others=others)
-    assert [grade.correct for grade in grades] == [True, False]
-    assert 0 < grades[0].reward < 1 and grades[0].reward != grades[1].reward
-
-
-class Judge(BaseHTTPRequestHandler):
-    """A server whose marks are the last digit of the right answer in the prompt."""
-
-    protocol_version = "HTTP/1.1"  # connections are kept
-
-    def do_POST(self) -> None:
-        prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["prompt"]
-        mark = re.findall(r"Right answer: \d*(\d)", prompt)[0]
-        body = json.dumps({"choices": [{"text": f" {mark}\n"}]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *words: Any) -> None:
-        """Say nothing."""
-
-
-class JudgeServer(ThreadingHTTPServer):
-    """With room for all connections that arrive at once."""
-
-    request_queue_size = 64
-
-
-def test_the_judge_of_the_page_is_asked(tmp_path: Path, monkeypatch: Any) -> None:
-    httpx = pytest.importorskip("httpx")
-    pages = dict(titled(ROOT / "docs" / "howto" / "reward.md", "python"))
-    (tmp_path / "my_server.py").write_text(pages["my_server.py"])
-    monkeypatch.syspath_prepend(tmp_path)
-    grader = Grader("my_server.judged")
-    with JudgeServer(("127.0.0.1", 0), Judge) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.server_port}")
-        importlib.import_module("my_server").CLIENT = client
-        for _ in range(2):  # the client's connections are used again
-            others = [{"problem": "?"}] * 20
-            grades = grader.grade_all(["text"] * 20, list(range(20)), others=others)
-            marks = [n % 10 / 10 - 0.5 for n in range(20)]
-            assert [grade.reward for grade in grades] == pytest.approx(marks)
-        server.shutdown()
 
 
 def test_the_configs_that_the_documents_name_exist() -> None:
