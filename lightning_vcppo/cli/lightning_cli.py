@@ -41,6 +41,9 @@ from lightning_vcppo.distributed.standstill import in_place, watch
 from lightning_vcppo.distributed.strategies import refuse_checkpoint, refuse_strategy
 from lightning_vcppo.modules import cold_start, reward_model, vcppo  # noqa: F401 (class names)
 
+MODEL = "lightning_vcppo.VCPPOModule"
+"""Class of the model, if none is given."""
+
 FORCED_CALLBACKS = {
     "value_pretraining": callbacks.ValuePretraining,
     "reward_decay_monitor": callbacks.RewardDecayMonitor,
@@ -117,7 +120,6 @@ class VCPPOCLI(LightningCLI):
             default=False,
             help="Load models from pytorch_model.bin: a pickle, which can run code of its author.",
         )
-        parser.set_defaults({"model": {"class_path": "lightning_vcppo.VCPPOModule"}})
 
     @override
     def _prepare_subcommand_parser(
@@ -136,7 +138,8 @@ class VCPPOCLI(LightningCLI):
             parser.set_defaults({"verbose": False})  # our table has it, with intervals
         parser.usage = f"vcppo {subcommand} [--config NAME ...] [--flag=value ...]"
         parser.epilog = (
-            f"The model's flags: vcppo {subcommand} --model.help (of another class: =CLASS)"
+            f"The model's flags: vcppo {subcommand} --model.help "
+            "(VCPPOModule; another class: =CLASS)"
         )
         return parser
 
@@ -336,10 +339,14 @@ def parser() -> ArgumentParser:
 
 
 def _name_the_model(arguments: list[str]) -> list[str]:
-    """Let `--model.help` without a class describe the default model."""
-    if arguments[-1:] == ["--model.help"]:
-        return [*arguments[:-1], "--model.help=lightning_vcppo.VCPPOModule"]
-    return arguments
+    """Put the default model first, where configs and flags override it.
+
+    As a default of the parser it would be read and checked several times.
+    """
+    if arguments[-1:] == ["--model.help"]:  # without a class
+        arguments = [*arguments[:-1], f"--model.help={MODEL}"]
+    command, *rest = arguments or [""]
+    return [command, f"--model={MODEL}", *rest] if command in VCPPOCLI.subcommands() else arguments
 
 
 _PATH = re.compile(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from functools import cache
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -17,15 +17,20 @@ FAMILIES_OF_THE_TOKENIZER = ("sum", "product", "power", "recurrence", "count")
 """Fixed families of its texts: another family would change the token ids of all tiny models."""
 
 
-def default_tokenizer(vocab_size: int) -> Any:
+def default_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     """Train the tiny model's tokenizer, always on the same generated problems."""
+    return _wrap(Tokenizer.from_str(_default_tokens(vocab_size)))
+
+
+@cache
+def _default_tokens(vocab_size: int) -> str:
+    """Return the trained tokenizer as text, of which each caller makes its own object."""
     settings = ProblemSettings(
         FAMILIES_OF_THE_TOKENIZER, max_steps=6, rough_rate=0.2, check_rate=0.2
     )
     problems = generate_problems(2000, settings, seed=0)
-    return train_tokenizer(
-        (f"{p.problem}\n{THINK_OPEN}\n{p.solution}" for p in problems), vocab_size
-    )
+    texts = (f"{p.problem}\n{THINK_OPEN}\n{p.solution}" for p in problems)
+    return _train(texts, vocab_size).to_str()
 
 
 PAD, EOS = "<pad>", "<eos>"
@@ -41,6 +46,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     Returns:
         A fast tokenizer with <pad>, <eos> and the thinking tags as single tokens.
     """
+    return _wrap(_train(texts, vocab_size))
+
+
+def _train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     bpe = Tokenizer(BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
@@ -53,6 +62,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
+    return bpe
+
+
+def _wrap(bpe: Tokenizer) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         pad_token=PAD,

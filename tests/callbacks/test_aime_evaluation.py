@@ -192,6 +192,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 # Dashboards --------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_tensorboard_and_wandb_get_tables_and_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ PLOTS = {
 }
 
 
+@pytest.mark.thorough
 def test_learning_curves_are_drawn_while_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,9 +81,6 @@ def short(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-library = pytest.mark.parametrize("path", LIBRARY, ids=short)
-
-
 def inside(path: Path) -> tuple[str, ...]:
     """Return the place of a file in the package, `callbacks/` being a part of it."""
     root = PACKAGE if PACKAGE in path.parents else ROOT
@@ -95,15 +92,24 @@ def package_of(path: Path) -> str:
     return inside(path)[0]
 
 
+PACKAGES = sorted({package_of(path) for path in LIBRARY})
+each_package = pytest.mark.parametrize("package", PACKAGES)
+
+
+def files_of(package: str) -> list[Path]:
+    return [path for path in LIBRARY if package_of(path) == package]
+
+
 @cache
-def parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
+def nodes(path: Path) -> list[ast.AST]:
+    """Return all nodes of a file; the first is the module."""
+    return [*ast.walk(ast.parse(path.read_text()))]
 
 
 def imported(path: Path) -> Iterator[str]:
     """Yield the absolute name of everything that a file imports, wherever in it."""
     here = ("lightning_vcppo", *inside(path))
-    for node in ast.walk(parse(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -123,19 +129,19 @@ def ours(path: Path) -> dict[str, set[str]]:
     return found
 
 
-@library
-def test_imports_keep_to_their_directions(path: Path) -> None:
-    own = package_of(path)
-    assert own in MAY_IMPORT, f"give {short(path)} a row in MAY_IMPORT"
-    used = ours(path)
-    may = MAY_IMPORT[own]
-    if may is not None and own != "common":
-        assert used.keys() - SHARED <= may | {own}
-    elif may is not None:
-        assert used.keys() <= {"common"}
-    if own == "modules":
-        files = {name.split(".")[0] for name in used.get("data", ())}
-        assert not files & NEVER_IN_MODULES
+@each_package
+def test_imports_keep_to_their_directions(package: str) -> None:
+    assert package in MAY_IMPORT, f"give {package} a row in MAY_IMPORT"
+    may = MAY_IMPORT[package]
+    for path in files_of(package):
+        used = ours(path)
+        if may is not None and package != "common":
+            assert used.keys() - SHARED <= may | {package}, short(path)
+        elif may is not None:
+            assert used.keys() <= {"common"}, short(path)
+        if package == "modules":
+            files = {name.split(".")[0] for name in used.get("data", ())}
+            assert not files & NEVER_IN_MODULES, short(path)
 
 
 def test_the_table_of_directions_has_no_cycle() -> None:
@@ -146,16 +152,17 @@ def test_the_table_of_directions_has_no_cycle() -> None:
         left = {name: may for name, may in left.items() if name not in free}
 
 
-@library
-def test_files_of_a_package_import_one_another_without_a_cycle(path: Path) -> None:
+@each_package
+def test_files_of_a_package_import_one_another_without_a_cycle(package: str) -> None:
     """Follow imports within a package, those of functions apart, until they come back."""
-    start, waiting, seen = _name(path), [path], set()
-    while waiting:
-        for name in _at_import(waiting.pop()):
-            assert name != start, f"{name} imports itself through others"
-            if name in FILES and name not in seen:
-                seen.add(name)
-                waiting.append(FILES[name])
+    for path in files_of(package):
+        start, waiting, seen = _name(path), [path], set()
+        while waiting:
+            for name in _at_import(waiting.pop()):
+                assert name != start, f"{name} imports itself through others"
+                if name in FILES and name not in seen:
+                    seen.add(name)
+                    waiting.append(FILES[name])
 
 
 def _name(path: Path) -> str:
@@ -165,10 +172,13 @@ def _name(path: Path) -> str:
 FILES = {_name(path): path for path in LIBRARY if path.stem != "__init__"}
 
 
+@cache
 def _at_import(path: Path) -> set[str]:
     """Return the files of ours that the top level of a file imports."""
     names = set()
-    for node in parse(path).body:
+    (module, *_) = nodes(path)
+    assert isinstance(module, ast.Module)
+    for node in module.body:
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names & FILES.keys()
@@ -214,7 +224,7 @@ def test_tests_lie_where_what_they_test_lies() -> None:
 
 
 def _names_in(path: Path) -> Iterator[str]:
-    for node in ast.walk(parse(path)):
+    for node in nodes(path):
         if isinstance(node, ast.ImportFrom):
             yield f"{node.module}."
 
@@ -225,29 +235,32 @@ def test_callbacks_do_not_import_each_other(path: Path) -> None:
     assert not [name for name in names if not name.startswith("lightning_vcppo.callbacks.base.")]
 
 
-@library
-def test_only_dashboards_name_wandb(path: Path) -> None:
-    names = {*imported(path)}
-    for node in ast.walk(parse(path)):
-        names |= {getattr(node, "id", ""), getattr(node, "attr", "")}
-    may = package_of(path) == "dashboards"
-    assert may or not [name for name in names if "wandb" in name.lower()]
+@pytest.mark.parametrize("package", [name for name in PACKAGES if name != "dashboards"])
+def test_only_dashboards_name_wandb(package: str) -> None:
+    for path in files_of(package):
+        names = {*imported(path)}
+        for node in nodes(path):
+            names |= {getattr(node, "id", ""), getattr(node, "attr", "")}
+        assert not [name for name in names if "wandb" in name.lower()], short(path)
 
 
-@library
-def test_only_the_strategy_runs_backward(path: Path) -> None:
+@each_package
+def test_only_the_strategy_runs_backward(package: str) -> None:
     """A tensor's own `backward` neither scales the loss nor synchronises ranks, silently."""
-    calls = [node.func for node in ast.walk(parse(path)) if isinstance(node, ast.Call)]
-    assert not [c for c in calls if isinstance(c, ast.Attribute) and c.attr == "backward"]
+    for path in files_of(package):
+        calls = [node.func for node in nodes(path) if isinstance(node, ast.Call)]
+        own = [c for c in calls if isinstance(c, ast.Attribute) and c.attr == "backward"]
+        assert not own, short(path)
 
 
-@library
-def test_files_and_functions_are_short(path: Path) -> None:
-    most = OTHER_LIMITS.get(short(path), MAX_FILE_LINES)
-    assert len(path.read_text().splitlines()) < most
-    functions = (n for n in ast.walk(parse(path)) if isinstance(n, ast.FunctionDef))
-    lengths = {f.name: (f.end_lineno or 0) - f.lineno + 1 for f in functions}
-    assert {name: n for name, n in lengths.items() if n >= MAX_FUNCTION_LINES} == {}
+@each_package
+def test_files_and_functions_are_short(package: str) -> None:
+    for path in files_of(package):
+        most = OTHER_LIMITS.get(short(path), MAX_FILE_LINES)
+        assert len(path.read_text().splitlines()) < most, short(path)
+        functions = (n for n in nodes(path) if isinstance(n, ast.FunctionDef))
+        lengths = {f.name: (f.end_lineno or 0) - f.lineno + 1 for f in functions}
+        assert {name: n for name, n in lengths.items() if n >= MAX_FUNCTION_LINES} == {}, path
 
 
 def test_no_text_names_a_place_on_one_machine() -> None:

@@ -38,11 +38,6 @@ SECRETS = {
 }
 MARK = b"5ec2e7"
 CLEAR_SCREEN = "\x1b[2J\x1b]0;owned\x07\u202e"
-SOURCES = sorted(
-    path
-    for directory in ("lightning_vcppo", "callbacks")
-    for path in (ROOT / directory).rglob("*.py")
-)
 
 
 class Bomb:
@@ -215,22 +210,45 @@ def test_a_text_that_cannot_be_written_is_not_read(tmp_path):
     assert load_problems(tmp_path / "a.json")[0].problem == "\U0001f600?"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
-def test_no_source_opens_a_door(path):
-    for call in (
-        node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
-    ):
-        name = ast.unparse(call.func)
-        options = {word.arg: ast.unparse(word.value) for word in call.keywords}
-        assert name not in {"eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads"}
-        assert options.get("trust_remote_code", "False") == "False"
-        assert options.get("shell", "False") == "False"
-        if name == "torch.load":
-            assert options.get("weights_only") in {"True", "weights_only"}  # as Lightning was told
-        if name.startswith("yaml."):
-            assert name in {"yaml.safe_load", "yaml.safe_dump"} or (
-                options.get("Loader") == "yaml.SafeLoader"
-            )
+def is_safe(call):
+    """Return whether a call runs no code that it is given."""
+    name = ast.unparse(call.func)
+    options = {word.arg: ast.unparse(word.value) for word in call.keywords}
+    if name == "torch.load":
+        return options.get("weights_only") in {"True", "weights_only"}  # as Lightning was told
+    if name.startswith("yaml."):
+        safe = name in {"yaml.safe_load", "yaml.safe_dump"}
+        return safe or options.get("Loader") == "yaml.SafeLoader"
+    doors = {"eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads"}
+    switches = {options.get("trust_remote_code", "False"), options.get("shell", "False")}
+    return name not in doors and switches == {"False"}
+
+
+@pytest.mark.parametrize(
+    ("call", "safe"),
+    [
+        ("eval(text)", False),
+        ("run(command, shell=True)", False),
+        ("load(name, trust_remote_code=trust)", False),
+        ("torch.load(path)", False),
+        ("yaml.load(text)", False),
+        ("yaml.load(text, Loader=yaml.SafeLoader)", True),
+        ("run(command)", True),
+    ],
+)
+def test_a_door_is_known_when_it_is_seen(call, safe):
+    assert is_safe(ast.parse(call, mode="eval").body) == safe
+
+
+@pytest.mark.parametrize("directory", ["lightning_vcppo", "callbacks"])
+def test_no_source_opens_a_door(directory):
+    unsafe = [
+        f"{path}:{node.lineno}"
+        for path in sorted((ROOT / directory).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and not is_safe(node)
+    ]
+    assert unsafe == []
 
 
 # Secrets
