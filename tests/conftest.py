@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,16 @@ def pytest_configure(config: pytest.Config) -> None:
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_warning_recorded(warning_message: warnings.WarningMessage) -> None:
+    """Give a library's warning a class of Python's own.
+
+    xdist's first process would import the library to show it, and deal out no tests meanwhile.
+    """
+    warning_message.category = UserWarning
+    warning_message.message = UserWarning(str(warning_message.message))
 
 
 @pytest.fixture(autouse=True)
