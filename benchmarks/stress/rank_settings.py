@@ -52,7 +52,7 @@ def never(response: str, answer: int) -> float:
     return -1.0
 
 
-def invent(seed: int, actor: Path, sets: Path) -> list[Stage]:
+def invent(seed: int, actor: Path, sets: Path, most_ranks: int = 4) -> list[Stage]:
     """Return the commands of a run: one, or two of which the second resumes or evaluates it.
 
     Strategies and presets take turns, so that a few consecutive seeds cover all of them.
@@ -61,12 +61,14 @@ def invent(seed: int, actor: Path, sets: Path) -> list[Stage]:
         seed: Number of the run.
         actor: Directory of a tiny actor.
         sets: Directory of problem files for evaluations.
+        most_ranks: Largest number of processes, 2 or 4; hsdp has 4.
     """
     rng = random.Random(f"ranks/{seed}")
-    strategy = STRATEGIES[seed % 3]
-    ranks = 4 if strategy == "hsdp" or seed // 3 % 3 == 2 else 2
+    strategies = STRATEGIES if most_ranks == 4 else STRATEGIES[:2]
+    strategy = strategies[seed % len(strategies)]
+    ranks = most_ranks if strategy == "hsdp" or seed // 3 % 3 == 2 else 2
     kind = rng.choices(("vcppo", "cold_start", "reward_model"), (18, 1, 1))[0]
-    other = rng.choice((ranks, ranks, 6 - ranks))  # ranks on which it may be resumed
+    other = min(rng.choice((ranks, ranks, 6 - ranks)), most_ranks)  # ranks of a resumed run
     words = [f"--model.actor={actor}", *_data(rng, {ranks, other}, sets), *_trainer(rng)]
     if kind != "vcppo":
         name = {"cold_start": "ColdStartModule", "reward_model": "RewardModelModule"}[kind]

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import omegaconf  # noqa: F401 (by each process otherwise)
 import torch
 import torch.distributed as dist
 

@@ -44,7 +44,6 @@ TINY = {
     "max_position_embeddings": 512,
     "tie_word_embeddings": True,
 }
-MOST_RANKS = 4
 REFUSED = ("UserError", "ValueError", "SystemExit")
 
 
@@ -54,6 +53,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--start", type=int, default=0, help="number of the first run")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ranks", type=int, choices=(2, 4), default=4, help="most of a run")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds of one command")
     parser.add_argument(
         "--directory", type=Path, help="directory of the runs; default: a temporary one"
@@ -62,10 +62,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         directory = args.directory or Path(scratch)
         runs = range(args.start, args.start + args.runs)
-        print(json.dumps(stress(runs, args.seed, directory, args.limit)))
+        print(json.dumps(stress(runs, args.seed, directory, args.limit, args.ranks)))
 
 
-def stress(runs: range, seed: int, directory: Path, limit_s: float) -> dict[str, float]:
+def stress(
+    runs: range, seed: int, directory: Path, limit_s: float, most_ranks: int = 4
+) -> dict[str, float]:
     """Do runs, print their faults, and count them.
 
     Args:
@@ -73,6 +75,7 @@ def stress(runs: range, seed: int, directory: Path, limit_s: float) -> dict[str,
         seed: Seed of all runs.
         directory: Directory to write to.
         limit_s: Time limit of one command in seconds.
+        most_ranks: Largest number of processes of a run, 2 or 4.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     transformers_logging.set_verbosity_error()
@@ -81,13 +84,13 @@ def stress(runs: range, seed: int, directory: Path, limit_s: float) -> dict[str,
     actor, sets = prepare(directory)
     counts: Counter[str] = Counter(dict.fromkeys(("stuck", "mismatched", "failed", "refused"), 0))
     began = time.monotonic()
-    workers = Workers(MOST_RANKS)
+    workers = Workers(most_ranks)
     try:
         for number in runs:
             started = time.monotonic()
-            verdict, why, stages = one_run(
-                workers, seed * 100_000 + number, directory, actor, sets, limit_s
-            )
+            place = directory / f"run_{seed * 100_000 + number}"
+            stages = invent(seed * 100_000 + number, actor, sets, most_ranks)
+            verdict, why = one_run(workers, stages, place, limit_s)
             counts[verdict] += 1
             took = time.monotonic() - started
             first = stages[0]
@@ -116,16 +119,12 @@ def prepare(directory: Path) -> tuple[Path, Path]:
     return actor, sets
 
 
-def one_run(
-    workers: Workers, seed: int, directory: Path, actor: Path, sets: Path, limit_s: float
-) -> tuple[str, str, list[Stage]]:
-    """Do one run and compare its ranks.
+def one_run(workers: Workers, stages: list[Stage], place: Path, limit_s: float) -> tuple[str, str]:
+    """Do the commands of a run and compare their ranks.
 
     Returns:
-        "well", "stuck", "mismatched", "failed" or "refused"; the reason; the commands of the run.
+        "well", "stuck", "mismatched", "failed" or "refused"; the reason.
     """
-    stages = invent(seed, actor, sets)
-    place = directory / f"run_{seed}"
     place.mkdir(parents=True, exist_ok=True)
     for stage in stages:
         words = [
@@ -138,8 +137,8 @@ def one_run(
         outcomes = workers.run(words, stage.ranks, place, limit_s)
         verdict, why = judge(outcomes)
         if verdict != "well":
-            return verdict, f"{stage.words[0]}: {why}", stages
-    return "well", "", stages
+            return verdict, f"{stage.words[0]}: {why}"
+    return "well", ""
 
 
 def judge(outcomes: list[Outcome] | None) -> tuple[str, str]:

@@ -9,16 +9,18 @@ import pytest
 from benchmarks.stress.rank_settings import PRESETS, STRATEGIES, invent
 from benchmarks.stress.rank_workers import Outcome, parted
 from benchmarks.stress.ranks import judge
+from tests.support.rows import every
 from tests.support.tiny_runs import ROOT
 
 SUM, GATHER = ("gloo:all_reduce", "[[4]]", "['Float']"), ("gloo:all_gather", "[[1]]", "['Long']")
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.thorough
-def test_random_runs_perform_the_same_collectives_on_all_ranks():
-    runs = 12  # four in a row of each of three strategies
+@pytest.mark.parametrize("ranks", every(2, [2, 4]))
+def test_random_runs_perform_the_same_collectives_on_all_ranks(ranks):
+    runs = 12  # of each strategy that so many ranks can have, as many as of the others
     command = [sys.executable, "-m", "benchmarks.stress.ranks", f"--runs={runs}", "--seed=7"]
+    command.append(f"--ranks={ranks}")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

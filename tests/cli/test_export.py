@@ -22,6 +22,7 @@ from lightning_vcppo.settings import (
     ValueSettings,
 )
 from tests.support.critics import IDS_BL, values_of
+from tests.support.rows import every
 from tests.support.tiny_runs import run_program
 from tests.support.training import LORA, fit, make_module
 
@@ -68,7 +69,7 @@ def differences(module, directory):
     return float(logits), float((values_of(critic) - values_of(module.critic)).abs().max())
 
 
-@pytest.mark.parametrize("form", ["file", "shards"])
+@pytest.mark.parametrize("form", every(2, ["file", "shards"]))
 def test_full_models_are_read_back_to_the_last_bit(full, tiny_actor, tmp_path, form):
     path, module = full
     if form == "shards":

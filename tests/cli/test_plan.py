@@ -247,12 +247,15 @@ def test_bfloat16_is_not_proposed_with_a_flag_that_takes_it_back(capsys):
 
 @pytest.mark.parametrize(
     ("flags", "said"),
-    [
-        ([COPY], True),
-        (["--model.engine.name=vllm"], True),
-        ([COPY, "--model.engine.init_args={device: cuda:1}"], False),
-        (SERVED, False),
-    ],
+    every(
+        3,
+        [
+            ([COPY], True),
+            (["--model.engine.name=vllm"], True),
+            ([COPY, "--model.engine.init_args={device: cuda:1}"], False),
+            (SERVED, False),
+        ],
+    ),
 )
 def test_sampling_ahead_on_the_devices_that_train_is_called_what_it_is(capsys, flags, said):
     given = ["--config=vcppo", "--model.actor=Qwen/Qwen2.5-0.5B", "--gpus=1"]

@@ -10,6 +10,7 @@ from lightning_vcppo.cli.commands.plan import PlanCLI
 from lightning_vcppo.cli.lightning_cli import main
 from lightning_vcppo.common.lists import as_list
 from lightning_vcppo.settings import EngineSettings, LoRASettings
+from tests.support.rows import every
 from tests.support.tiny_runs import ROLLOUTS, vcppo
 
 SERVER = "http://127.0.0.1:8000"
@@ -22,7 +23,7 @@ FLAGS = [
 ]
 
 
-@pytest.mark.parametrize(("flag", "value"), FLAGS)
+@pytest.mark.parametrize(("flag", "value"), every(2, FLAGS))
 @pytest.mark.parametrize("written", ["{}", "[{}]"])
 def test_a_single_value_and_a_list_of_one_are_the_same(
     tiny_actor: Path, flag: str, value: str, written: str

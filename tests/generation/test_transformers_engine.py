@@ -105,7 +105,7 @@ def one_by_one(model, prompts, seeds, settings, stops):
 
 
 @pytest.mark.parametrize("rows", every(2, [3, 64]))
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", every(2, CONFIGS))
 def test_every_response_is_the_one_sampled_alone(kind, rows, monkeypatch):
     """Few rows, so that sequences wait; little room, so that storage moves and grows."""
     monkeypatch.setattr(slots, "GROWTH", 5)

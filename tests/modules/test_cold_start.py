@@ -1,10 +1,14 @@
 """The modules that make what VC-PPO starts from."""
 
+import math
+
+import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from lightning_vcppo import AIMEDataModule, RewardModelModule
 from lightning_vcppo.settings import OptimizerSettings, SamplingSettings
+from tests.support.rows import every
 from tests.support.training import weights
 
 
@@ -49,27 +53,29 @@ def test_a_reward_model_warms_up_and_clips(tiny_actor):
     torch.testing.assert_close(watch.norms, [1e-3] * 3, rtol=1e-2, atol=0)
 
 
-def test_a_reward_model_scores_unfinished_responses_as_it_was_told(tiny_actor):
-    def mean_value(unfinished_score):
-        seed_everything(0)
-        module = RewardModelModule(
-            str(tiny_actor),
-            sampling=SamplingSettings(max_response_length=12),
-            optimizer=OptimizerSettings(lr=3e-3),
-            unfinished_score=unfinished_score,
-        )
-        fit(module, 40)
-        data = AIMEDataModule(
-            train_size=30, val_size=0, prompts_per_rollout=16, tokenizer=module.tokenizer
-        )
-        data.setup("fit")
-        rollout = module.sample(next(iter(data.train_dataloader())), module.sampling, 0)
-        begun_BT = torch.zeros_like(rollout.response_mask_BT)
-        begun_BT[:, 3] = True
-        with torch.no_grad():
-            return float(module.read_scores(rollout, begun_BT).mean())
-
-    # No response to these problems is right, so at their ends, and only there, the score is -1.
-    assert mean_value(-2.0) < -1.5
-    assert abs(mean_value(None) - -1.0) < 0.3
-    assert mean_value(1.0) > 0.5
+# No response to these problems is right, so at their ends, and only there, the score is -1.
+@pytest.mark.parametrize(
+    ("unfinished_score", "least", "most"),
+    every(2, [(-2.0, -math.inf, -1.5), (None, -1.3, -0.7), (1.0, 0.5, math.inf)]),
+)
+def test_a_reward_model_scores_unfinished_responses_as_it_was_told(
+    tiny_actor, unfinished_score, least, most
+):
+    seed_everything(0)
+    module = RewardModelModule(
+        str(tiny_actor),
+        sampling=SamplingSettings(max_response_length=12),
+        optimizer=OptimizerSettings(lr=3e-3),
+        unfinished_score=unfinished_score,
+    )
+    fit(module, 40)
+    data = AIMEDataModule(
+        train_size=30, val_size=0, prompts_per_rollout=16, tokenizer=module.tokenizer
+    )
+    data.setup("fit")
+    rollout = module.sample(next(iter(data.train_dataloader())), module.sampling, 0)
+    begun_BT = torch.zeros_like(rollout.response_mask_BT)
+    begun_BT[:, 3] = True
+    with torch.no_grad():
+        mean = float(module.read_scores(rollout, begun_BT).mean())
+    assert least < mean < most
