@@ -16,11 +16,11 @@ SUM, GATHER = ("gloo:all_reduce", "[[4]]", "['Float']"), ("gloo:all_gather", "[[
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("ranks", every(2, [2, 4]))
-def test_random_runs_perform_the_same_collectives_on_all_ranks(ranks):
+@pytest.mark.parametrize(("ranks", "seed"), every(2, [(2, 15), (4, 7)]))
+def test_random_runs_perform_the_same_collectives_on_all_ranks(ranks, seed):
     runs = 12  # of each strategy that so many ranks can have, as many as of the others
-    command = [sys.executable, "-m", "benchmarks.stress.ranks", f"--runs={runs}", "--seed=7"]
-    command.append(f"--ranks={ranks}")
+    command = [sys.executable, "-m", "benchmarks.stress.ranks", f"--runs={runs}"]
+    command += [f"--ranks={ranks}", f"--seed={seed}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

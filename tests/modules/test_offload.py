@@ -137,7 +137,8 @@ def test_each_kind_moves_what_it_says(tiny_actor, tmp_path, plain, kind):
     )
 
 
-@pytest.mark.parametrize("saved_after", every(2, [1, 3]))
+@pytest.mark.thorough
+@pytest.mark.parametrize("saved_after", [1, 3])
 def test_a_resumed_run_equals_an_uninterrupted_one_whether_it_moves_or_not(
     tiny_actor, tmp_path, plain, saved_after
 ):
