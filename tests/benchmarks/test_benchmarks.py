@@ -56,6 +56,7 @@ def test_the_responses_that_are_graded_get_their_verdicts() -> None:
         grading.seconds_with(0, texts, golds, [not r for r in right])
 
 
+@pytest.mark.thorough
 def test_the_critics_whose_updates_are_timed():
     work = measure.workload("W-tail")
     rollout = update.random_rollout(4, 8, 16, work.config.vocab_size, stop=1 / 8)

@@ -13,6 +13,7 @@ DOSE = read_protocol("dose_response")
 DESIGNS = [read_protocol(name) for name in ("checked_arithmetic", "count_solutions")]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "arm",
     thin(DOSE.arms, lambda arm: arm.name.endswith("_10")),

@@ -15,6 +15,7 @@ from tests.support.rows import every
 SERVER = ["--model.engine.urls", "[http://127.0.0.1:1]", "--model.engine.token_file=token"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("way", every(4, experiment.WAYS))
 def test_only_the_engine_differs(way, tmp_path):
     given = SERVER if "server" in way else []

@@ -191,6 +191,7 @@ def test_a_worker_checks_the_shapes(model):
     assert "model.norm.weight is absent in the trainer and (32,) in the server" in said
 
 
+@pytest.mark.thorough
 def test_a_run_samples_ahead_from_weights_that_were_sent(tiny_actor, start):
     server = start()
     engine = EngineSettings(urls=[server.url], rollouts_ahead=1, **QUICK | NCCL)

@@ -233,6 +233,7 @@ def test_a_fitted_critic_needs_no_value_pretraining(trained, cold_start, tmp_pat
     assert "policy/loss" in logged(tmp_path)[0]
 
 
+@pytest.mark.thorough
 def test_a_file_of_predictions_pretrains_the_critic(tiny_actor, cold_start, tmp_path):
     path = tmp_path / "predictions.jsonl"
     common = [*TINY, "--model.reward=tests.support.tiny_runs.parity", "--loggers=[csv]"]
