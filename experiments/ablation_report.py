@@ -48,7 +48,7 @@ class Estimate:
         """Estimate the mean from one value for each seed."""
         found = statistics.t_estimate(values)
         low, high = found.interval
-        return cls(found.mean, (high - low) / 2 or math.nan, found.p)
+        return cls(found.mean, (high - low) / 2, found.p)
 
     def percent(self, sign: str = "") -> str:
         """Return the estimate in percent, as "68.4 (65.0 to 71.8)"."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lightning_vcppo.comparison.statistics import CONFIDENCE, Array, Interval, mean
+from lightning_vcppo.comparison.statistics import CONFIDENCE, NO_INTERVAL, Array, Interval, mean
 
 RESAMPLES = 10_000
 
@@ -121,6 +121,7 @@ def bootstrap(
     """Return the percentile interval of a statistic over two levels: seeds, problems within them.
 
     With few seeds it is too narrow: a resample of five has about three and a half distinct ones.
+    Equal runs without problems have no spread to show: there is no interval.
 
     Args:
         runs: One measurement for each seed, or the difference of each pair.
@@ -142,4 +143,4 @@ def bootstrap(
         values_BS[drawn_BS] = run.draw(generator, int(drawn_BS.sum()))
     tail = (1 - confidence) / 2
     low, high = np.quantile(statistic(values_BS), [tail, 1 - tail])
-    return Interval(float(low), float(high))
+    return Interval(float(low), float(high)) if low < high else NO_INTERVAL

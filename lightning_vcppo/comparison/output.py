@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_vcppo.comparison.cautions import warnings
 from lightning_vcppo.comparison.contrasts import ArmResult, Comparison, Contrast
-from lightning_vcppo.comparison.statistics import NO_INTERVAL, Interval, share_interval
+from lightning_vcppo.comparison.statistics import Interval, share_interval
 from lightning_vcppo.report.drawing import jsonable
 
 if TYPE_CHECKING:
@@ -44,11 +44,6 @@ CONTRAST_COLUMNS = (
 )
 
 
-def known(interval: Interval) -> Interval:
-    """Return an interval, or none if it has no width: equal results have no spread to show."""
-    return interval if interval.low < interval.high else NO_INTERVAL
-
-
 def to_json(comparison: Comparison) -> str:
     """Return the comparison as a JSON object; unknown numbers are null."""
     whole = {
@@ -69,8 +64,6 @@ def to_json(comparison: Comparison) -> str:
 
 def _arm(arm: ArmResult) -> dict[str, Any]:
     share = _collapsed(arm)
-    of_mean, of_iqm = known(arm.mean.interval), known(arm.iqm_bootstrap)
-    bootstrap = known(arm.bootstrap)
     return {
         "arm": arm.name,
         "n": len(arm.values),
@@ -78,13 +71,13 @@ def _arm(arm: ArmResult) -> dict[str, Any]:
         "runs": [run.where for run in arm.runs.values()],
         "values": list(arm.values.values()),
         "mean": arm.mean.mean,
-        "ci_low": of_mean.low,
-        "ci_high": of_mean.high,
-        "bootstrap_low": bootstrap.low,
-        "bootstrap_high": bootstrap.high,
+        "ci_low": arm.mean.interval.low,
+        "ci_high": arm.mean.interval.high,
+        "bootstrap_low": arm.bootstrap.low,
+        "bootstrap_high": arm.bootstrap.high,
         "iqm": arm.iqm,
-        "iqm_bootstrap_low": of_iqm.low,
-        "iqm_bootstrap_high": of_iqm.high,
+        "iqm_bootstrap_low": arm.iqm_bootstrap.low,
+        "iqm_bootstrap_high": arm.iqm_bootstrap.high,
         "min": min(arm.values.values()),
         "max": max(arm.values.values()),
         "collapsed": sum(arm.collapsed.values()) if arm.collapsed else None,
@@ -98,8 +91,7 @@ def _arm(arm: ArmResult) -> dict[str, Any]:
 
 def _contrast(contrast: Contrast) -> dict[str, Any]:
     area = contrast.area
-    interval, bootstrap = known(contrast.difference.interval), known(contrast.bootstrap)
-    of_area = known(area.interval) if area else NO_INTERVAL
+    interval, bootstrap = contrast.difference.interval, contrast.bootstrap
     return {
         "arm": contrast.arm,
         "reference": contrast.reference,
@@ -117,8 +109,8 @@ def _contrast(contrast: Contrast) -> dict[str, Any]:
         "probability_of_improvement": contrast.improvement,
         "detectable": contrast.detectable,
         "area_mean": area.mean if area else None,
-        "area_ci_low": of_area.low,
-        "area_ci_high": of_area.high,
+        "area_ci_low": area.interval.low if area else None,
+        "area_ci_high": area.interval.high if area else None,
     }
 
 
@@ -159,9 +151,9 @@ def arm_rows(comparison: Comparison) -> list[list[str]]:
             arm.name,
             str(len(arm.values)),
             number(arm.mean.mean),
-            number.interval(known(arm.mean.interval)),
+            number.interval(arm.mean.interval),
             number(arm.iqm),
-            number.interval(known(arm.iqm_bootstrap)),
+            number.interval(arm.iqm_bootstrap),
             number.interval(Interval(min(arm.values.values()), max(arm.values.values()))),
             number.area(_mean(list(arm.areas.values()))),
             _collapsed_cell(arm),
@@ -178,8 +170,8 @@ def contrast_rows(comparison: Comparison) -> list[list[str]]:
             contrast.arm,
             str(len(contrast.seeds)),
             number(contrast.difference.mean, "+"),
-            number.interval(known(contrast.difference.interval), "+"),
-            number.interval(known(contrast.bootstrap), "+"),
+            number.interval(contrast.difference.interval, "+"),
+            number.interval(contrast.bootstrap, "+"),
             _p(contrast.difference.p),
             _p(contrast.p_holm),
             _p(contrast.sign_flip.p) + ("" if contrast.sign_flip.exact else " (drawn)"),

@@ -59,9 +59,9 @@ class TEstimate:
 
     Attributes:
         mean: Mean of the values.
-        interval: 95 % interval; NaN for a single value.
-        p: Two-sided p value of the hypothesis that the mean is 0; NaN for a single value, and if
-            all values are equal, because their spread is then unknown.
+        interval: 95 % interval; NaN for a single value, and if all values are equal, because their
+            spread is then unknown.
+        p: Two-sided p value of the hypothesis that the mean is 0; NaN like the interval.
     """
 
     mean: float
@@ -85,10 +85,8 @@ def t_estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> TEsti
     stats = _scipy()
     array = np.asarray(values, dtype=np.float64)
     middle, count = float(array.mean()), len(values)
-    if count < 2:
-        return TEstimate(middle, NO_INTERVAL, math.nan)
     if min(values) == max(values):
-        return TEstimate(values[0], Interval(values[0], values[0]), math.nan)
+        return TEstimate(values[0], NO_INTERVAL, math.nan)
     error = float(array.std(ddof=1)) / math.sqrt(count)
     half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * error
     p = 2 * float(stats.t.sf(abs(middle) / error, count - 1)) if error else 0.0

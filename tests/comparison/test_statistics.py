@@ -44,7 +44,7 @@ def test_a_t_interval_is_that_of_scipy():
 def test_a_t_interval_needs_two_values_and_a_p_value_needs_spread():
     one, equal = t_estimate([0.3]), t_estimate([0.3, 0.3, 0.3])
     assert one.mean == 0.3 and all(map(math.isnan, (*one.interval, one.p)))
-    assert (equal.mean, *equal.interval) == (0.3, 0.3, 0.3) and math.isnan(equal.p)
+    assert equal.mean == 0.3 and all(map(math.isnan, (*equal.interval, equal.p)))
     with pytest.raises(ValueError, match="at least one value"):
         t_estimate([])
 
@@ -69,7 +69,7 @@ def test_paired_differences_change_sign_with_the_order(values):
     one, other = t_estimate(forth), t_estimate(back)
     assert one.mean == pytest.approx(-other.mean)
     if len(values) > 1:
-        assert one.interval.low == pytest.approx(-other.interval.high)
+        assert one.interval.low == pytest.approx(-other.interval.high, nan_ok=True)
         assert one.p == pytest.approx(other.p, nan_ok=True)
 
 
