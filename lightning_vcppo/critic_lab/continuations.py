@@ -153,7 +153,8 @@ class Continuing:
         """Continue states as described at the top of this file.
 
         Raises:
-            ValueError: If a prompt has no stored answer, or the grader contradicts stored rewards.
+            ValueError: If a prompt has no stored answer, a column that the reward function reads is
+                not stored, or the grader contradicts stored rewards.
         """
         self._check_rewards(sorted({state.row for state in states}))
         many = range(self._plan.continuations)
@@ -242,17 +243,11 @@ class Continuing:
 
     def _rewards(self, rows: Sequence[int], responses: Sequence[list[int]]) -> list[float]:
         """Return the rewards of complete responses, on the scale of the stored rewards."""
-        store, groups = self._store, [self._store.groups[row] for row in rows]
-        texts = [
-            self._sampler.response_text(store.prompt(row), response)
-            for row, response in zip(rows, responses, strict=True)
-        ]
-        ends = self._sampler.stop_token_ids()
-        grades = self._sampler.grader.grade_all(
-            texts,
-            [store.answers[g] for g in groups],
-            [store.kinds[g] for g in groups],
-            [{"finished": ids[-1] in ends, "response_ids": ids} for ids in responses],
+        store = self._store
+        _, grades = self._sampler.grade(
+            [store.problems[store.groups[row]] for row in rows],
+            [store.prompt(row) for row in rows],
+            responses,
         )
         if self._scale is not None:
             low, high = self._scale
@@ -261,9 +256,9 @@ class Continuing:
 
     def _check_rewards(self, rows: Sequence[int]) -> None:
         store = self._store
-        missing = sum(store.answers[store.groups[row]] == "" for row in rows)
+        missing = sum(store.problems[store.groups[row]].answer == "" for row in rows)
         require(
-            not missing,
+            not missing or not self._sampler.grader.reads.answer,
             f"--actor: {missing} of {len(rows)} responses to continue have no stored answer to "
             "grade by; import the rollouts with --problems=FILE",
         )

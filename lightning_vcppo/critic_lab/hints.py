@@ -8,7 +8,6 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.critic_lab.store import TokenStore
-from lightning_vcppo.rewards.answers import accepted_answers
 from lightning_vcppo.rollouts.privileged import PrivilegedPrompt, choose_siblings, prepend
 from lightning_vcppo.rollouts.rollout import Rollout
 from lightning_vcppo.settings import ValueSettings
@@ -33,7 +32,7 @@ class Hints:
         self._store, self._kind = store, settings.privileged_prompt
         self._prompt = PrivilegedPrompt(tokenizer, settings)
         if self._kind == "answer":
-            missing = sum(answer == "" for answer in store.answers)
+            missing = sum(problem.answer == "" for problem in store.problems)
             require(
                 not missing,
                 f"value.privileged_prompt=answer: {missing} of {store.prompts} prompts have no "
@@ -67,7 +66,7 @@ class Hints:
 
     def _hint(self, row: int) -> list[int]:
         store = self._store
-        answer = accepted_answers(store.answers[store.groups[row]])[0]
+        answer = store.problems[store.groups[row]].answer
         if self._kind == "answer":
             return self._prompt.hint(answer)
         rows = store.rows_of_prompt(row)

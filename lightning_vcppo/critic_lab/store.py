@@ -17,7 +17,6 @@ from torch.nn.utils.rnn import pad_sequence
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.seeding import stream
 from lightning_vcppo.data.problem import Problem
-from lightning_vcppo.rewards.answers import Answer, AnswerKind
 from lightning_vcppo.rollouts.records import ImportedResponse, ResponseRecord, SavedResponse
 from lightning_vcppo.rollouts.rollout import Rollout
 
@@ -34,8 +33,7 @@ class TokenStore:
         response_lengths: Tokens of each response.
         finished: 1 for each response that was not truncated.
         correct: 1 for each response that was graded as right.
-        answers: The right answer to each prompt, or several; an empty text if none is stored.
-        kinds: Kind of comparison of the answers to each prompt; None decides by their type.
+        problems: Problem of each prompt; its answer is an empty text if none is stored.
     """
 
     def __init__(self, records: Iterable[ResponseRecord], vocabulary: int) -> None:
@@ -54,8 +52,7 @@ class TokenStore:
         self.rewards, self.groups = array("f"), array("i")
         self.prompt_lengths, self.response_lengths = array("i"), array("i")
         self.finished, self.correct = array("b"), array("b")
-        self.answers: list[Answer] = []
-        self.kinds: list[AnswerKind | None] = []
+        self.problems: list[Problem] = []
         self._siblings: list[list[int]] = []
         numbers: dict[tuple[str, int], int] = {}
         end = 0
@@ -70,8 +67,7 @@ class TokenStore:
             key = (record.evaluation_set, record.index)
             if key not in numbers:
                 numbers[key] = len(numbers)
-                self.answers.append(record.gold)
-                self.kinds.append(record.answer_kind)
+                self.problems.append(record.as_problem())
             self.groups.append(numbers[key])
             self.prompt_lengths.append(len(record.prompt_ids))
             self.response_lengths.append(len(record.response_ids))

@@ -139,12 +139,13 @@ class Importer:
             problems = [*map(self._problem, rows)]
             answers = [_answers(_given(*both)) for both in zip(rows, problems, strict=True)]
             grades = self._grades(chunk, answers, problems)
-            for (place, row), (prompt_ids, response_ids), answer, grade in zip(
-                chunk, ids, answers, grades, strict=True
+            for (place, row), (prompt_ids, response_ids), problem, answer, grade in zip(
+                chunk, ids, problems, answers, grades, strict=True
             ):
                 yield self._record(
                     place,
                     row,
+                    problem,
                     answer,
                     row.prompt_ids if prompt_ids is None else prompt_ids,
                     row.response_ids if response_ids is None else response_ids,
@@ -155,6 +156,7 @@ class Importer:
         self,
         place: str,
         row: ForeignResponse,
+        problem: Problem | None,
         answers: list[int | str],
         prompt_ids: list[int] | None,
         response_ids: list[int] | None,
@@ -175,7 +177,7 @@ class Importer:
             index=index,
             sample=sample,
             source=place,
-            problem=question(row.prompt),
+            problem=problem.problem if problem else question(row.prompt),
             answer=answer,
             response=row.response,
             prediction=None,
@@ -183,6 +185,8 @@ class Importer:
             length=len(response_ids) if response_ids is not None else len(row.response),
             finished=finished is not False,
             accepted=accepted,
+            answer_kind=problem.answer_kind if problem else row.answer_kind,
+            columns=_columns(row, problem),
             reward=grade.reward,
         )
         if prompt_ids is None or response_ids is None:
@@ -230,7 +234,10 @@ class Importer:
         grades = self._grader.grade_all(
             [row.response for _, row in chunk],
             [tuple(answer or [""]) for answer in answers],
-            [problem.answer_kind if problem else None for problem in problems],
+            [
+                problem.answer_kind if problem else row.answer_kind
+                for (_, row), problem in zip(chunk, problems, strict=True)
+            ],
             [_others(row, problem) for (_, row), problem in zip(chunk, problems, strict=True)],
         )
         for (_, row), grade in zip(chunk, grades, strict=True):
@@ -248,8 +255,12 @@ def _key(row: ForeignResponse) -> str:
 
 def _others(row: ForeignResponse, problem: Problem | None) -> dict[str, Any]:
     """Return what a reward function may read besides response and answer, by name."""
-    known = {**problem.columns, "problem": problem.problem} if problem else {}
-    return {"problem": question(row.prompt), "finished": row.finished, **known}
+    text = problem.problem if problem else question(row.prompt)
+    return {**_columns(row, problem), "problem": text, "finished": row.finished}
+
+
+def _columns(row: ForeignResponse, problem: Problem | None) -> dict[str, Any]:
+    return {**(row.columns or {}), **(problem.columns if problem else {})}
 
 
 def _given(row: ForeignResponse, problem: Problem | None) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_vcppo.common.terminal import printable
-from lightning_vcppo.data.cell_types import finite, finite_numbers, of_csv, token_ids, truth
+from lightning_vcppo.data.cell_types import finite, finite_numbers, of_csv, shown, token_ids, truth
 from lightning_vcppo.data.compressed import format_of
 from lightning_vcppo.data.files import file_rows, is_data_file, text_lines
 from lightning_vcppo.data.texts import InvalidRow, half_pair_in
@@ -166,6 +166,8 @@ def _checked(response: ForeignResponse, vocabulary: int | None) -> ForeignRespon
     for name in ("prompt_ids", "response_ids"):
         if (ids := getattr(response, name)) is not None:
             token_ids(ids, name, vocabulary)
+    if not isinstance(response.columns, (dict, type(None))):
+        raise InvalidRow(f"columns: expected an object, got {shown(response.columns)}")
     ended, values = response.finished, response.values
     return replace(
         response,

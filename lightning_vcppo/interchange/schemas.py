@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast, get_args
 
-from lightning_vcppo.data.cell_types import truth
+from lightning_vcppo.data.cell_types import shown, truth
 from lightning_vcppo.data.chats import parsed
 from lightning_vcppo.data.texts import InvalidRow
 from lightning_vcppo.interchange import cells
 from lightning_vcppo.interchange.cells import Prompt
+from lightning_vcppo.rewards.answers import AnswerKind
 
 Row: TypeAlias = Mapping[str, Any]
 
@@ -40,6 +41,8 @@ class ForeignResponse:
         step: Training step of the dump.
         values: Values of the trainer's own critic, one for each response token.
         origin: Policy and sampling settings, which the files of this package have.
+        answer_kind: Kind of comparison of the answer, which they also have.
+        columns: Columns that a reward function reads, which they also have.
     """
 
     prompt: Prompt
@@ -53,6 +56,8 @@ class ForeignResponse:
     step: int | None = None
     values: list[float] | None = None
     origin: Mapping[str, Any] | None = None
+    answer_kind: AnswerKind | None = None
+    columns: Mapping[str, Any] | None = None
 
 
 class Fields(NamedTuple):
@@ -103,7 +108,15 @@ def _ours(row: Row, fields: Fields) -> Iterator[ForeignResponse]:
         finished=row.get("finished"),
         answer=[row["answer"], *row["accepted"]] if row.get("accepted") else row.get("answer"),
         group=f"{row.get('evaluation_set', '')}/{row['index']}" if "index" in row else None,
+        answer_kind=_answer_kind(row.get("answer_kind")),
+        columns=row.get("columns"),
     )
+
+
+def _answer_kind(value: Any) -> AnswerKind | None:
+    if value not in (None, *get_args(AnswerKind)):
+        raise InvalidRow(f"answer_kind: expected one of {get_args(AnswerKind)}, got {shown(value)}")
+    return cast("AnswerKind | None", value)
 
 
 # Tables of texts ----------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ from typing_extensions import override
 
 from lightning_vcppo.common.files import complete_file
 from lightning_vcppo.data.cell_types import finite, shown, token_ids, truth
+from lightning_vcppo.data.problem import Problem
 from lightning_vcppo.data.texts import InvalidRow
 from lightning_vcppo.distributed.collectives import gather
-from lightning_vcppo.rewards.answers import Answer, AnswerKind
+from lightning_vcppo.rewards.answers import Answer, AnswerKind, kind_of
 
 
 @dataclass  # not frozen: Lightning rebuilds what `predict_step` returns, field by field
@@ -66,6 +67,17 @@ class ResponseRecord:
     def gold(self) -> Answer:
         """The answer, or all correct answers, for graders."""
         return (self.answer, *self.accepted) if self.accepted else self.answer
+
+    def as_problem(self) -> Problem:
+        """Return what is needed to grade further responses to the same problem."""
+        return Problem(
+            self.problem,
+            self.answer,
+            source=self.source,
+            accepted=tuple(self.accepted),
+            answer_kind=kind_of(self.answer, self.answer_kind),
+            columns=self.columns,
+        )
 
     @property
     def others(self) -> dict[str, Any]:

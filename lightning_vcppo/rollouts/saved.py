@@ -14,8 +14,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lightning_vcppo.common.errors import require
 from lightning_vcppo.common.seeding import stream
-from lightning_vcppo.data.problem import Problem
-from lightning_vcppo.rewards.answers import kind_of
 from lightning_vcppo.rollouts.records import SavedResponse, read_records
 from lightning_vcppo.rollouts.rollout import Rollout
 
@@ -94,7 +92,7 @@ class SavedRollouts:
         rewards_B = torch.tensor([r.reward for r in responses], dtype=torch.float32)
         mask_BT = _padded([[True] * len(r.response_ids) for r in responses])
         return Rollout(
-            problems=tuple(map(_problem, responses)),
+            problems=tuple(r.as_problem() for r in responses),
             responses=tuple(r.response for r in responses),
             input_ids_BL=_padded([r.prompt_ids + r.response_ids for r in responses]),
             prompt_lengths_B=torch.tensor([len(r.prompt_ids) for r in responses]),
@@ -106,18 +104,6 @@ class SavedRollouts:
             scores_B=rewards_B,
             correct_B=torch.tensor([r.correct for r in responses]),
         )
-
-
-def _problem(response: SavedResponse) -> Problem:
-    """Return what an audit of the critic needs to grade further responses."""
-    return Problem(
-        response.problem,
-        response.answer,
-        source=response.source,
-        accepted=tuple(response.accepted),
-        answer_kind=kind_of(response.answer, response.answer_kind),
-        columns=response.columns,
-    )
 
 
 def _check_origin(path: str, saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +26,17 @@ from lightning_vcppo.models import loading
 from lightning_vcppo.models.fingerprints import model_fingerprint
 from lightning_vcppo.settings import SamplingSettings
 from tests.support.lab_rollouts import write_rollouts
+from tests.support.tiny_runs import run_program
 
 REWARD = "tests.support.lab_rollouts.begins_with_y"
+
+
+def by_columns(
+    response: str, *, problem: str, level: int, finished: bool, response_ids: list[int]
+) -> float:
+    """Reward as the rollouts do, if everything that a reward function may read is there."""
+    known = level == 7 and problem.endswith("?") and response_ids and finished in (True, False)
+    return float("nan") if not known else 1.0 if response.startswith("y") else -1.0
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +96,25 @@ def test_continuations_keep_budget_and_share_what_begins_alike(
         continuing(store, tiny_actor, seed=seed).continue_all(states[1:2]) for seed in (3, 3, 4)
     )
     assert one == again != other
+
+
+def test_a_reward_function_reads_columns_and_needs_no_answer(
+    store: TokenStore, tiny_actor: Path, tmp_path: Path
+) -> None:
+    path = write_rollouts(tmp_path / "plain.jsonl")
+    imported = tmp_path / "rollouts.jsonl"
+    run_program("import", path, "--output", imported, "--model", tiny_actor)
+    rows = [json.loads(line) for line in imported.read_text().splitlines()]
+    imported.write_text(
+        "".join(json.dumps(row | {"columns": {"level": 7}, "answer": ""}) + "\n" for row in rows)
+    )
+    states = [State(0, 2, 2), State(1, 3, 3)]
+    ours = read_rollouts(str(imported), str(tiny_actor))[0]
+    reward = f"{__name__}.by_columns"
+    expected = continuing(store, tiny_actor).continue_all(states)
+    assert continuing(ours, tiny_actor, reward=reward).continue_all(states) == expected
+    with pytest.raises(ValueError, match="reads 'level', which these responses do not have"):
+        continuing(store, tiny_actor, reward=reward).continue_all(states)
 
 
 def test_a_file_of_continuations_is_taken_over_if_it_is_of_the_same_plan(

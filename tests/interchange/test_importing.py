@@ -117,6 +117,17 @@ def test_answers_come_from_a_file_of_problems(tmp_path: Path, tiny_actor: Path) 
     assert [r.reward for r in read_records(output)] == dumps.REWARDS
 
 
+def test_the_kind_of_an_answer_comes_back(tmp_path: Path) -> None:
+    """By its type the answer would be a formula, and 0.50 equal to it."""
+    row = dumps.ours(0) | {"answer": "1/2", "answer_kind": "text", "response": r"\boxed{0.50}"}
+    path, output = tmp_path / "rollouts.jsonl", tmp_path / "imported.jsonl"
+    for kind, reward in (("text", -1.0), ("math", 1.0)):
+        path.write_text(json.dumps(row | {"answer_kind": kind}) + "\n")
+        run_program("import", path, "--output", output, "--reward", "boxed")
+        (record,) = read_records(output)
+        assert (record.answer_kind, record.reward) == (kind, reward)
+
+
 def by_column(response: str, *, problem: str, question: str, finished: bool | None) -> float:
     """Return a column, if it belongs to the problem."""
     return len(question) if question == problem else 0.0
@@ -129,8 +140,14 @@ def test_columns_come_from_a_file_of_problems(tmp_path: Path) -> None:
     path, output = dump(tmp_path / "dump.jsonl", "TRL"), tmp_path / "rollouts.jsonl"
     reward = f"{__name__}.by_column"
     run_program("import", path, "--output", output, "--reward", reward, "--problems", problems)
-    found = [record.reward for record in read_records(output)]
-    assert sorted({*found}) == sorted({*map(len, dumps.QUESTIONS)})
+    found = read_records(output)
+    assert sorted({r.reward for r in found}) == sorted({*map(len, dumps.QUESTIONS)})
+    # What it has written has them, too, so that it can be graded once more without the problems.
+    again = tmp_path / "again.jsonl"
+    run_program("import", output, "--output", again, "--reward", reward)
+    assert [vars(r) | {"source": ""} for r in read_records(again)] == [
+        vars(r) | {"source": ""} for r in found
+    ]
     with pytest.raises(SystemExit):
         run_program("import", path, "--output", output, "--reward", reward)
 

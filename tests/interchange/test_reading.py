@@ -156,6 +156,8 @@ BAD_ROWS = {
         for field, cells in BAD_CELLS.items()
         for place, cell in enumerate(cells)
     },
+    "kind of answer": ([dumps.ours(0) | {"answer_kind": "word"}], "answer_kind: expected one of"),
+    "columns": ([dumps.ours(0) | {"columns": [1]}], "columns: expected an object"),
     "no JSON object": ([1], "expected a JSON object, got int"),
     "no prompt": ([{"response": "r", "reward": 1}], "no prompt: expected one of prompt"),
     "no response": ([{"prompt": "p", "reward": 1}], "no response: expected one of response"),

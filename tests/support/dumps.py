@@ -121,6 +121,13 @@ def batch_output(n: int) -> dict[str, Any]:
     return {"id": f"b{n}", "custom_id": f"r{n}", "response": response, "error": None}
 
 
+def ours(n: int) -> dict[str, Any]:
+    """Return a row of this package's own files, without token ids."""
+    row = {"index": n, "sample": 0, "source": f"a:{n}", "problem": QUESTIONS[n], "response": "r"}
+    row |= {"answer": int(ANSWERS[n]), "prediction": None, "correct": True, "length": 1}
+    return row | {"finished": True}
+
+
 def plain(n: int) -> dict[str, Any]:
     return {"prompt": QUESTIONS[n // 2], "response": REPLIES[n], "reward": REWARDS[n]}
 
