@@ -71,6 +71,7 @@ def _resolved(arguments: Iterable[str]) -> Iterator[str]:
         if argument.startswith("-"):
             flag, equals, value = argument.partition("=")
             yield f"{flag}={_file(flag, value)}" if equals else argument
+            flag = "" if equals else flag
         else:
             yield _file(flag, argument)
             flag = ""

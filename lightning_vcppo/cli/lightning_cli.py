@@ -120,6 +120,8 @@ class VCPPOCLI(LightningCLI):
             default=False,
             help="Load models from pytorch_model.bin: a pickle, which can run code of its author.",
         )
+        if len(self._commands) > 1:  # not known yet; otherwise `_name_the_model` names the class
+            parser.set_defaults({"model": {"class_path": MODEL}})
 
     @override
     def _prepare_subcommand_parser(

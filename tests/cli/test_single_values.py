@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from lightning_vcppo.cli.commands.plan import PlanCLI
 from lightning_vcppo.cli.lightning_cli import main
@@ -33,6 +35,24 @@ def test_a_single_value_and_a_list_of_one_are_the_same(
     config = main(["fit", *given], PlanCLI).config.fit
     name = flag.replace("model.", "model.init_args.")
     assert as_list(config[name]) == [value]
+
+
+@pytest.mark.parametrize("order", ["command first", "config first", "dictionary"])
+def test_a_run_that_names_no_model_is_of_the_default_one(
+    order: str, tiny_actor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"model": {"init_args": {"actor": str(tiny_actor)}}}
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump({"fit": given} if order == "config first" else given))
+    monkeypatch.setattr("sys.argv", ["vcppo"])
+    arguments: dict[str, Any] = {
+        "command first": ["fit", f"--config={config}"],
+        "config first": [f"--config={config}", "fit"],
+        "dictionary": {"subcommand": "fit", "fit": given},
+    }
+    parsed = main(arguments[order], PlanCLI).config.fit.model
+    assert parsed.class_path == "lightning_vcppo.VCPPOModule"
+    assert parsed.init_args.actor == str(tiny_actor)
 
 
 def test_settings_hold_lists() -> None:
