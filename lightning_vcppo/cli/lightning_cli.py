@@ -62,10 +62,18 @@ class VCPPOCLI(LightningCLI):
     """LightningCLI with this package's callbacks always on, and loggers by name."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Note the given command, because the flags of the others are not needed."""
+        """Note the given command, because the flags of the others are not needed.
+
+        Flags before it count as its own. LightningCLI would read them as the program's, which has
+        no use for a config of a command, and silently skip them.
+        """
         given = kwargs.get("args")
         words = sys.argv[1:] if given is None else given
-        first = words[0] if isinstance(words, list) and words else None
+        first = None
+        if isinstance(words, list):
+            first = next((word for word in words if word in self.subcommands()), None)
+            at = words.index(first) if first else 0
+            kwargs["args"] = [*words[at : at + 1], *words[:at], *words[at + 1 :]]
         self._commands = {first} & set(self.subcommands()) or set(self.subcommands())
         super().__init__(*args, **kwargs)
 

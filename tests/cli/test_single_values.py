@@ -43,7 +43,7 @@ def test_a_run_that_names_no_model_is_of_the_default_one(
 ) -> None:
     given = {"model": {"init_args": {"actor": str(tiny_actor)}}}
     config = tmp_path / "run.yaml"
-    config.write_text(yaml.safe_dump({"fit": given} if order == "config first" else given))
+    config.write_text(yaml.safe_dump(given))
     monkeypatch.setattr("sys.argv", ["vcppo"])
     arguments: dict[str, Any] = {
         "command first": ["fit", f"--config={config}"],
