@@ -1,4 +1,4 @@
-"""Silence messages of libraries that do not help users of the command line."""
+"""Silence messages of libraries that do not help users, and print our warnings in one line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ import os
 import re
 import sys
 import warnings
+from pathlib import Path
 
+from lightning_vcppo.common.terminal import printable
+
+_PACKAGE = Path(__file__).parents[1]
+_OURS = (f"{_PACKAGE}{os.sep}", f"{_PACKAGE.parent / 'callbacks'}{os.sep}")
+_of_libraries = warnings.formatwarning
 _WARNINGS = (
     "does not have many workers",  # prompts are in memory
     "isinstance.treespec, LeafSpec",  # deprecated within torch
@@ -15,7 +21,7 @@ _WARNINGS = (
 
 
 def quieten() -> None:
-    """Silence messages that do not help users; other warnings of libraries are still shown.
+    """Silence messages that do not help users; other warnings are shown, ours without their place.
 
     Nothing is imported, so commands without torch start as fast as before.
     """
@@ -23,6 +29,7 @@ def quieten() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", f".*{message}")
+    warnings.formatwarning = _format_warning
     # Advertisements, and messages about TPUs, of either logger.
     for package in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
         logging.getLogger(f"{package}.utilities.rank_zero").addFilter(_helps)
@@ -31,6 +38,20 @@ def quieten() -> None:
     # Warnings about layers outside a tensor-parallel plan.
     logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)
     _disable_progress_bars()
+
+
+def _format_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    if filename.startswith(_OURS):
+        return f"vcppo: warning: {printable(str(message))}\n"
+    if "lightning" in filename:  # as Lightning's own format, which this one replaces
+        return f"{filename}:{lineno}: {message}\n"
+    return _of_libraries(message, category, filename, lineno, line)
 
 
 def _helps(record: logging.LogRecord) -> bool:

@@ -6,10 +6,14 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import lightning
 import pytest
 
+import lightning_vcppo as ours
+from lightning_vcppo import callbacks
 from lightning_vcppo.cli.quiet import quieten
 from tests.support.lab_rollouts import write_rollouts
 
@@ -32,6 +36,22 @@ def printed(*arguments: object, **environment: str) -> tuple[list[str], list[str
         env=kept | {"PYTHONPATH": root, "CUDA_VISIBLE_DEVICES": ""} | environment,
     )
     return done.stdout.splitlines(), done.stderr.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("place", "shown"),
+    [
+        (ours.__file__, "vcppo: warning: a b\n"),
+        (callbacks.__file__, "vcppo: warning: a b\n"),
+        (lightning.__file__, f"{lightning.__file__}:7: a b\n"),
+        (pytest.__file__, f"{pytest.__file__}:7: UserWarning: a b\n  line\n"),
+        ("mine.py", "mine.py:7: UserWarning: a b\n  line\n"),
+    ],
+)
+def test_our_warnings_are_shown_without_their_place(place: str | None, shown: str) -> None:
+    for _ in range(2):
+        quieten()
+        assert warnings.formatwarning("a b", UserWarning, str(place), 7, "line") == shown
 
 
 @pytest.mark.thorough
