@@ -187,6 +187,7 @@ def explained_variance_gate(
     check_sequences(response_mask_BT, scores_B=scores_B)
     gate_open = explained_variance(values_BT, returns_BT, response_mask_BT, reduce=reduce) > 0
     centred_B = batch_advantages(scores_B, response_mask_BT, reduce=reduce)
+    advantages_BT = advantages_BT.to(float_dtype(advantages_BT))
     chosen_BT = torch.where(gate_open, advantages_BT, centred_B[:, None].to(advantages_BT.dtype))
     return torch.where(response_mask_BT, chosen_BT, 0.0), gate_open
 

@@ -10,6 +10,21 @@ import torch
 from torch import Tensor
 
 
+def check_real(like: Tensor, **tensors: Tensor | None) -> None:
+    """Refuse tensors that do not hold real numbers, or are on another device than `like`.
+
+    Raises:
+        ValueError: If so; the message states the type, or both devices.
+    """
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.dtype == torch.bool or tensor.is_complex():
+            raise ValueError(f"{name} must hold real numbers, got {tensor.dtype}")
+        if tensor.device != like.device:
+            raise ValueError(f"{name} must be on {like.device}, got {tensor.device}")
+
+
 def check_mask(name: str, mask: Tensor) -> None:
     """Refuse a mask that is not boolean.
 
@@ -46,6 +61,7 @@ def check_tokens(response_mask_BT: Tensor, **tensors_BT: Tensor | None) -> None:
             f"response_mask_BT must have shape (B, T), got {tuple(response_mask_BT.shape)}"
         )
     check_same_shape("response_mask_BT", response_mask_BT, **tensors_BT)
+    check_real(response_mask_BT, **tensors_BT)
 
 
 def check_sequences(response_mask_BT: Tensor, **tensors_B: Tensor | None) -> None:

@@ -25,12 +25,14 @@ from torch import Tensor
 
 from lightning_vcppo.algorithm.checks import (
     check_mask,
+    check_real,
     check_same_shape,
     check_sequences,
     check_tokens,
 )
 from lightning_vcppo.algorithm.importance import log_ratio, masked
 from lightning_vcppo.algorithm.loss_weights import token_weights, weighted_sum
+from lightning_vcppo.algorithm.statistics import float_dtype
 
 KLEstimator: TypeAlias = Literal["k1", "k2", "k3"]
 Diagnostics: TypeAlias = dict[str, Tensor]
@@ -190,6 +192,7 @@ def kl_estimate(
         ValueError: For an unknown estimator, or shapes that differ.
     """
     check_same_shape("logprobs_BT", logprobs_BT, ref_logprobs_BT=ref_logprobs_BT)
+    check_real(logprobs_BT, logprobs_BT=logprobs_BT, ref_logprobs_BT=ref_logprobs_BT)
     if estimator not in get_args(KLEstimator):
         raise ValueError(f"kl_estimator must be one of {get_args(KLEstimator)}, got {estimator!r}")
     log_ratio_BT = log_ratio(logprobs_BT, ref_logprobs_BT)
@@ -247,6 +250,6 @@ def sum_diagnostics(
 ) -> Diagnostics:
     """Sum detached terms with the weights of the loss."""
     return {
-        name: weighted_sum(term_BT.detach(), mask_BT, weights_BT)
+        name: weighted_sum(term_BT.detach().to(float_dtype(term_BT)), mask_BT, weights_BT)
         for name, term_BT in terms_BT.items()
     }

@@ -6,6 +6,7 @@ a `Clock` with a fixed date, so a run that is resumed on another day has the sam
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -73,6 +74,8 @@ HASHES = "####"
 
 CLOCK = "strftime_now"
 """Name of the function by which chat templates read the clock."""
+_SKIPPED = re.compile(r"\s+|/no_think|/think")
+"""What templates may drop: white space, and switches of thinking that they read."""
 _DIRECTIVES = "aAbBcdDeFGhHIjmMpRSTuUVwWxXyYzZ"
 _STANDING_CLOCK = (
     "{%- macro strftime_now(pattern) -%}"
@@ -234,9 +237,28 @@ def fill_template(
             add_generation_prompt=True,
             date_directives=clock.directives() if clock.was_read else {},
         )
-    except TemplateError as error:
+    # A template may do anything with the messages.
+    except (TemplateError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"the tokenizer's chat template refuses the prompt: {error}") from error
+    _check_holds(str(text), messages)
     return str(text)
+
+
+def _check_holds(text: str, messages: Sequence[Message]) -> None:
+    """Refuse a prompt without the text of a message, apart from white space and switches.
+
+    Earlier turns of the assistant are not checked, because templates drop their thinking.
+
+    Raises:
+        ValueError: If a template has dropped or altered the text.
+    """
+    rendered = _SKIPPED.sub("", text)
+    for role, content in messages:
+        require(
+            role == "assistant" or _SKIPPED.sub("", content) in rendered,
+            f"the tokenizer's chat template drops or alters text of the {role} message "
+            f"{content.strip()[:40]!r}; choose another with --data.chat_template",
+        )
 
 
 def _asks_itself(texts: list[str], style: Style | None) -> bool:

@@ -6,6 +6,7 @@ ends in an index error during the run. Both are refused here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,12 +16,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_vcppo.common.errors import require
 
+QUANTIZED = "its weights are quantized; training needs them in 16 or 32 bits"
+_WRONG_FORM = (LookupError, AttributeError, TypeError, ArithmeticError)
+"""Errors of code that finds something else in a file than it expects."""
+
 
 def reason(error: Exception) -> str:
     """Return the reason of a loading error of transformers in one line."""
     text = str(error).strip()
-    if not text or isinstance(error, KeyError):
-        return f"a file in it is not of the expected form ({type(error).__name__} {text})".rstrip()
+    if re.search("quantiz", text, re.IGNORECASE):
+        return QUANTIZED
+    # The first line of a config's validation names only the field.
+    text = re.sub(r"^(?:Class v|V)alidation error for .*:\n\s*", "", text)
+    if not text or isinstance(error, _WRONG_FORM):
+        form = f"{type(error).__name__} {text}".strip().splitlines()[0]
+        return f"a file in it is not of the expected form ({form})"
     if "trust_remote_code" in text:
         return "transformers does not have its type; code that comes with it is not run"
     line = text.splitlines()[0]
@@ -28,7 +38,7 @@ def reason(error: Exception) -> str:
 
 
 def check_weights(model: PreTrainedModel, info: Mapping[str, Any], name: str, new: str) -> None:
-    """Refuse a model that is incomplete, of another shape than its config says, or not finite.
+    """Refuse a model that is incomplete or quantized, differs from its config, or is not finite.
 
     Args:
         model: The loaded model.
@@ -43,6 +53,13 @@ def check_weights(model: PreTrainedModel, info: Mapping[str, Any], name: str, ne
         raise ValueError(
             f"{name}: its files lack {_some(missing)}; copy the directory again with all files"
         )
+    if getattr(model.config, "quantization_config", None):
+        raise ValueError(f"{name}: {QUANTIZED}")
+    if unread := _unread(model, info["unexpected_keys"]):
+        raise ValueError(
+            f"{name}: its files hold {_some(unread)}, which a model of its config.json does not "
+            "read; the files belong to different models"
+        )
     wrong = {key: shapes for key, *shapes in info["mismatched_keys"]}
     for key in _others(wrong, new):
         stored, expected = (tuple(shape) for shape in wrong[key])
@@ -55,6 +72,12 @@ def check_weights(model: PreTrainedModel, info: Mapping[str, Any], name: str, ne
         raise ValueError(
             f"{name}: {_some(bad)} is not finite; the model comes from a run that diverged"
         )
+
+
+def _unread(model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:
+    """Return weights that belong to a layer of the model, such as a bias or a scale."""
+    owners = {name for name, part in model.named_modules() if [*part.parameters(recurse=False)]}
+    return sorted(key for key in unexpected if key.rpartition(".")[0] in owners)
 
 
 def _others(keys: Iterable[str], new: str) -> list[str]:

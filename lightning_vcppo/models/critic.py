@@ -21,8 +21,8 @@ from lightning_vcppo.common.errors import require
 from lightning_vcppo.models.forward import response_hidden
 from lightning_vcppo.models.freezing import freeze
 from lightning_vcppo.models.loading import (
-    _build_config,
     _load,
+    build_model,
     load_config,
 )
 from lightning_vcppo.models.lora import save_only_trained
@@ -136,8 +136,9 @@ def load_critic(
             a critic with another head.
     """
     if not isinstance(source, str):
-        config = _build_config(source, {"num_labels": num_outputs(settings)}, "critic")
-        critic = Critic(AutoModelForTokenClassification.from_config(config), settings)
+        labels = {"num_labels": num_outputs(settings)}
+        model = build_model(AutoModelForTokenClassification, source, labels, "critic")
+        critic = Critic(model, settings)
         critic.reset_head(seed)
         return critic
     config = load_config(source)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -34,14 +35,10 @@ from lightning_vcppo.models.checks import check_tokenizer, check_weights, reason
 from lightning_vcppo.models.packing import enable_packing
 
 FAILURES = (
-    OSError,
-    ValueError,
-    KeyError,
-    SafetensorError,
-    RuntimeError,
-    pickle.UnpicklingError,
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, ImportError),
+    *(RuntimeError, SafetensorError, StrictDataclassError, pickle.UnpicklingError),
 )
-"""Errors that `from_pretrained` raises."""
+"""Errors that transformers raises for files, or fields of a config, that it does not expect."""
 
 # Outputs of these models are not softmax(hidden @ head): the log-probability kernel would be wrong.
 _UNSUPPORTED_LOGIT_TRANSFORMS = {
@@ -99,9 +96,7 @@ def build_actor(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -
         "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": tokenizer.bos_token_id,
     }
-    actor: PreTrainedModel = AutoModelForCausalLM.from_config(
-        _build_config(config, special_tokens, "actor")
-    )
+    actor = build_model(AutoModelForCausalLM, config, special_tokens, "actor")
     _check_plain_head(actor, "actor config")
     return enable_packing(actor)
 
@@ -223,15 +218,30 @@ def _load_adapted(
         raise ValueError(f"{name}: an adapter of {base}: {reason(error)}") from error
 
 
-def _build_config(
-    given: Mapping[str, Any], extra: Mapping[str, Any], what: str
-) -> PreTrainedConfig:
+def build_model(
+    auto_class: Any, given: Mapping[str, Any], extra: Mapping[str, Any], what: str
+) -> PreTrainedModel:
+    """Build a model with random weights.
+
+    Args:
+        auto_class: Auto class of transformers.
+        given: `model_type` and the fields of its config that the user has chosen.
+        extra: Other fields.
+        what: Name of what is built, for messages.
+
+    Raises:
+        ValueError: If transformers has no such model type, or cannot build it with these fields.
+    """
     fields = dict(given)
     model_type = fields.pop("model_type", None)
     try:
-        return AutoConfig.for_model(model_type, **fields, **extra)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{what} config (model_type {model_type!r}): {error}") from error
+        config = AutoConfig.for_model(model_type, **fields, **extra)
+        model: PreTrainedModel = auto_class.from_config(config)
+    except FAILURES as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "
+        line = " ".join(str(error).split())
+        raise ValueError(f"{what} config (model_type {model_type!r}): {kind}{line}") from error
+    return model
 
 
 def stop_token_ids(actor: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -44,6 +44,8 @@ _TIDY = tuple(
 _ESCAPED = re.compile(r"\\\\(?=[A-Za-z({\[])")
 _WIDE_SPACE = re.compile(r"\\(?:quad|qquad|thinspace|enspace)(?![A-Za-z])|(?<!\\)\\[;: ]|~")
 _DEGREES = re.compile(r"(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree(?![A-Za-z])|°)\s*$")
+FULL_STOP = re.compile(r"(?<!\.)\.$")
+"""The stop at the end of a sentence, but not of an ellipsis: 33... goes on."""
 # Space that separates: 20 4 is not 204, the list 1, 234 is not 1234
 _SPACE = re.compile(r"((?<=[0-9])\s+(?=[0-9])|(?<=[A-Za-z])\s+(?=[A-Za-z])|(?<=,)\s+(?=[0-9]))|\s+")
 
@@ -58,11 +60,13 @@ _NUMBER_WORDS = (
     "hundred thousand million billion trillion dozen score gross grand k m mil mio bn lakh crore "
     "half halves third thirds quarter quarters fourth fourths fifth fifths sixth sixths seventh "
     "sevenths eighth eighths ninth ninths tenth tenths hundredth hundredths thousandth thousandths "
-    "first second percent pct permille infinity pi negative point base"
+    "first second percent pct permille permil ppm ppb basis infinity pi negative point base ten "
+    "tens binary octal decimal hex hexadecimal twice thrice double doubled triple tripled halved"
 )
 _OPERATIONS = (
     "plus minus times over by divided multiplied squared cubed root square cube power factorial "
-    "mod modulo choose less more fewer greater than most least per"
+    "mod modulo choose less more fewer greater than most least per reciprocal inverse inverted "
+    "negated reversed rounded"
 )
 _TAKING_BACK = (
     "or and not no nor neither never none is isnt are was were be wrong false incorrect untrue "
@@ -70,7 +74,14 @@ _TAKING_BACK = (
     "about around approximately approx roughly nearly almost maybe perhaps possibly probably "
     "likely either other else instead rather actually wait hmm correct answer guess"
 )
-_UNIT_BLOCKED = frozenset(f"{_NUMBER_WORDS} {_OPERATIONS} {_TAKING_BACK}".split())
+_REFUTING = (
+    "ish too cannot cant doesnt fail fails failed reject rejected exclude excluded excluding "
+    "impossible contradiction contradicts unknown undefined unsure uncertain refuted extraneous"
+)
+_UNIT_BLOCKED = frozenset(f"{_NUMBER_WORDS} {_OPERATIONS} {_TAKING_BACK} {_REFUTING}".split())
+_LARGE_NUMBERS = re.compile(
+    r"\b(?:hundreds|thousands|dozens|lakhs|crores|[a-z]+illion(?:s|ths?)?)\b"
+)
 _ALLOWED_PAIRS = re.compile(
     r"\bm(?= per [a-z])|\b(?:square|cubic) (?=[a-z])|(?<=[a-z]) per (?=[a-z])|^seconds?$|^m$"
 )
@@ -91,13 +102,19 @@ UNITS_IN_LETTERS = (
 
 def is_unit(text: str) -> bool:
     """Return whether the text after a number is a unit, which does not change the number."""
+    if ".." in text:
+        return False
     words = text.replace(".", " ").replace("/", " per ").split()
     if not words:
         return True
     if len(words) == 1 and len(words[0]) == 1:
         return words[0] in _ONE_LETTER_UNITS
     plain = _ALLOWED_PAIRS.sub(" ", " ".join(words).lower())
-    return len(words) <= _MAX_UNIT_WORDS and _UNIT_BLOCKED.isdisjoint(plain.split())
+    return (
+        len(words) <= _MAX_UNIT_WORDS
+        and _UNIT_BLOCKED.isdisjoint(plain.split())
+        and not _LARGE_NUMBERS.search(plain)
+    )
 
 
 def drop_unit(text: str, behind: str = "[0-9]") -> str:
@@ -179,7 +196,7 @@ def tidy(text: str) -> str:
         before = text
         for pattern, replacement in _TIDY:
             text = pattern.sub(replacement, text)
-        text = _WIDE_SPACE.sub(" ", text).strip().removesuffix(".")
+        text = FULL_STOP.sub("", _WIDE_SPACE.sub(" ", text).strip())
         text = _SPACE.sub(lambda space: " " if space[1] else "", text)
         if wrapped := _WRAPPING.fullmatch(text):
             text = _inside(wrapped[wrapped.lastindex or 0]) or text

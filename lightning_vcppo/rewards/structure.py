@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from lightning_vcppo.rewards.normalization import CLOSING, OPENING, THOUSANDS, enclosed
+from lightning_vcppo.rewards.normalization import CLOSING, FULL_STOP, OPENING, THOUSANDS, enclosed
 
 MAX_ITEMS = 30
 """Largest number of items; a list with more is one text."""
@@ -106,7 +106,7 @@ _PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])|±")
 
 def read(text: str) -> Form:
     """Return the form of a tidy text, see the head of this file."""
-    text = _APPROXIMATION.sub("", text).strip().removesuffix(".")
+    text = FULL_STOP.sub("", _APPROXIMATION.sub("", text).strip())
     if member := _MEMBER.fullmatch(text):
         text = member[2]
     if _REALS.fullmatch(text):

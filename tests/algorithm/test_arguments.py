@@ -210,6 +210,30 @@ def test_a_mask_that_is_not_boolean_is_refused(name, argument, dtype):
         FUNCTIONS[name](**TABLE[name] | {argument: TABLE[name][argument].to(dtype)})
 
 
+REAL = [
+    (name, argument)
+    for name, argument in ARGUMENTS
+    if argument.endswith("_BT") and argument not in MASKS
+]
+
+
+@pytest.mark.parametrize(("name", "argument"), REAL)
+def test_a_tensor_of_tokens_holds_real_numbers_on_the_device_of_the_others(name, argument):
+    given = TABLE[name][argument]
+    for wrong in (given.bool(), given.to(torch.complex64), given.to("meta")):
+        with pytest.raises(ValueError, match=r"^\w+ must (?:hold real numbers|be on \w+), got "):
+            FUNCTIONS[name](**TABLE[name] | {argument: wrong})
+
+
+@pytest.mark.parametrize(("name", "argument"), REAL)
+def test_integers_count_as_the_numbers_that_they_are(name, argument):
+    whole = TABLE[name][argument].round()
+    wanted = FUNCTIONS[name](**TABLE[name] | {argument: whole})
+    torch.testing.assert_close(
+        FUNCTIONS[name](**TABLE[name] | {argument: whole.long()}), wanted, check_dtype=False
+    )
+
+
 @pytest.mark.parametrize("name", [n for n in TABLE if "group_ids_B" in TABLE[n]])
 def test_group_ids_are_integers(name):
     for dtype in (torch.float32, torch.bool):

@@ -1,5 +1,6 @@
 """Prompts: instructions of the reward's style, ends of tokens, templates by name, and dates."""
 
+import re
 from datetime import date
 
 import lightning.pytorch as pl
@@ -153,10 +154,48 @@ def test_the_whole_chat_is_the_prompt():
     )
 
 
+EACH = "{%% for m in messages %%}%s{%% endfor %%}"
+TURNS = [("system", "In base 7. /no_think"), ("user", "1 < 2?"), ("assistant", "<think>a</think>b")]
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (EACH % "{{ m.content }}", None),
+        (EACH % "{{ m.content | trim }}", None),
+        (EACH % "{{ m.content.replace('/no_think', '').split('</think>')[-1] }}", None),
+        (
+            EACH % "{{ m.content if m.role != 'system' else '' }}",
+            "the system message 'In base 7.",
+        ),
+        ("{{ messages[0].content + messages[-1].content }}", "the user message '1 < 2?'"),
+        (EACH % "{{ m.content[:8] }}", "the system message"),
+        (EACH % "{{ m.content | lower }}", "the system message"),
+        (EACH % "{{ m.content | e }}", "the user message '1 < 2?'"),
+        ("{{ messages[0].content + 3 }}", "refuses the prompt: can only concatenate str"),
+        ("{{ 1 / 0 }}", "refuses the prompt: division by zero"),
+        (
+            "{% for tool in tools %}{% endfor %}",
+            "refuses the prompt: 'NoneType' object is not iter",
+        ),
+    ],
+)
+def test_a_template_drops_no_text_of_a_message(template, message):
+    def render():
+        return render_prompt("And 3?", byte_tokenizer(template), context=TURNS, instruction="")
+
+    if message is None:
+        assert "In base 7." in render()
+    else:
+        with pytest.raises(ValueError, match=re.escape(message)) as refusal:
+            render()
+        assert "\n" not in str(refusal.value)
+
+
 def test_templates_are_chosen_by_name():
-    tokenizer = byte_tokenizer({"rag": "R", "tool_use": "T"})
+    tokenizer = byte_tokenizer({"rag": "R", "tool_use": "T{{ messages[0].content }}"})
     assert chat_template_text(tokenizer, "rag") == "R"
-    assert render_prompt("1?", tokenizer, chat_template="tool_use") == "T"
+    assert render_prompt("1?", tokenizer, chat_template="tool_use").startswith("T1?")
     assert chat_template_text(tokenizer, "plain") is None
     for name in ("auto", "chat"):
         with pytest.raises(ValueError, match="none of which is called default; name one of rag, t"):
@@ -214,8 +253,8 @@ def test_templates_see_a_clock_that_stands_still():
     )
     rendered = render_prompt("1?", byte_tokenizer(llama), clock=Clock(date(2026, 2, 1)))
     assert rendered.startswith("Today Date: Sunday, 1 February 2026, 100%\n1?")
-    kept = byte_tokenizer("\n \n{{ strftime_now('%Y') }}")
-    assert render_prompt("1?", kept, clock=Clock(date(2026, 2, 1))) == "\n \n2026"
+    kept = byte_tokenizer("\n \n{{ strftime_now('%Y') }}{{ messages[0].content }}")
+    assert render_prompt("1?", kept, clock=Clock(date(2026, 2, 1))).startswith("\n \n20261?")
     clock = Clock(date(2026, 1, 31))
     render_prompt("1?", byte_tokenizer(CHAT), clock=clock)
     assert not clock.was_read

@@ -129,6 +129,16 @@ def test_a_critic_from_a_config_has_its_own_size():
     assert values_of(critic).eq(0).all()
     with pytest.raises(ValueError, match=r"critic config .*'no_such_kind'"):
         load_critic({"model_type": "no_such_kind"}, ValueSettings())
+    for wrong in (
+        {"hidden_size": "16"},
+        {"num_attention_heads": 0},
+        {"hidden_act": "no_such_act"},
+        {"hidden_size": -16},
+        {"model_type": "mamba2"},
+    ):
+        with pytest.raises(ValueError, match=r"^critic config \(model_type '\w+'\): .+") as refusal:
+            load_critic(config | wrong, ValueSettings())
+        assert "\n" not in str(refusal.value)
 
 
 def test_the_head_computes_in_float32_under_autocast(tiny_actor):

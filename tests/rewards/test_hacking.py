@@ -129,6 +129,11 @@ UNREAD = [
     r"33\text{}^2", r"33\text{ cm}^{33}", r"33^{\text{cm}}", r"33\text{-}34", r"33\text{!}",
     r"33\text{ percent}", r"33\text{ pi}", r"33\text{i}", r"33\text{, } 34", r"33\mathrm{e}5",
     r"33\quad 4", r"3\ 3", r"3~3", r"3\;3", "33<|4", r"\text{not } 33", r"33 \pmod{1000}",
+    "33...", r"33\text{...}", r"33\text{ hundreds}", r"33\text{ dozens}", r"33\text{ millions}",
+    r"33\text{ zillionths}", r"33\text{ ppm}", r"33\text{ basis points}", r"33\text{ in binary}",
+    r"33\text{ hex}", r"33\text{ doubled}", r"33\text{ twice}", r"33\text{ reciprocal}",
+    r"33\text{ish}", r"33\text{ too high}", r"33\text{ fails}", r"33\text{ rejected}",
+    r"33\text{ impossible}", r"33\text{ cannot hold}", r"33\text{ excluded}",
 ]  # fmt: skip
 
 

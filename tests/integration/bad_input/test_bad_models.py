@@ -54,6 +54,10 @@ def more_tokens(directory):
     tokenizer.save_pretrained(directory)
 
 
+PROJECTION, OUTPUT = "model.layers.0.mlp.up_proj", "model.layers.0.self_attn.o_proj"
+SCALE = torch.ones(1)
+GPTQ = {"quant_method": "gptq", "bits": 4}
+
 SPOILED = [
     ("weights cut off", cut_weights, "cannot load a causal language model from here: Error while"),
     ("a header of noise", spoil_header, "cannot load a causal language model from here: Error whi"),
@@ -99,6 +103,46 @@ SPOILED = [
         "padding that the model does not know",
         lambda f: edit_json(f / "tokenizer_config.json", pad_token="<filler>"),
         "the actor has 322 tokens, but the tokenizer has ids up to 322; use the tokenizer it was",
+    ),
+    (
+        "a field of another type",
+        lambda f: edit_json(f / "config.json", hidden_size="32"),
+        "cannot load a tokenizer from here: TypeError: Field 'hidden_size' expected int, got str",
+    ),
+    (
+        "a division by a field",
+        lambda f: edit_json(f / "config.json", num_attention_heads=0),
+        "cannot load a causal language model from here: a file in it is not of the expected form",
+    ),
+    (
+        "a special token that is a number",
+        lambda f: edit_json(f / "tokenizer_config.json", eos_token=3),
+        "cannot load a tokenizer from here: a file in it is not of the expected form (TypeError ",
+    ),
+    (
+        "a list instead of fields",
+        lambda f: (f / "generation_config.json").write_text("[]"),
+        "cannot load a causal language model from here: a file in it is not of the expected form",
+    ),
+    (
+        "quantized with a package that is missing",
+        lambda f: edit_json(f / "config.json", quantization_config=GPTQ),
+        "cannot load a causal language model from here: its weights are quantized; training needs",
+    ),
+    (
+        "quantized in a way that transformers does not know",
+        lambda f: edit_json(f / "config.json", quantization_config={"quant_method": "other"}),
+        "its weights are quantized; training needs them in 16 or 32 bits",
+    ),
+    (
+        "scales of quantized weights",
+        lambda f: edit_weights(f, lambda w: w.update({f"{PROJECTION}.weight_scale": SCALE})),
+        f"its files hold {PROJECTION}.weight_scale, which a model of its config.json does not",
+    ),
+    (
+        "a bias that the config denies",
+        lambda f: edit_weights(f, lambda w: w.update({f"{OUTPUT}.bias": SCALE})),
+        f"its files hold {OUTPUT}.bias, which a model of its config.json does not read",
     ),
     ("another vocabulary", more_tokens, "the actor has 322 tokens, but the tokenizer has ids up "),
 ]
