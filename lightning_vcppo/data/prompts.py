@@ -74,8 +74,8 @@ HASHES = "####"
 
 CLOCK = "strftime_now"
 """Name of the function by which chat templates read the clock."""
-_SKIPPED = re.compile(r"\s+|/no_think|/think")
-"""What templates may drop: white space, and switches of thinking that they read."""
+_SKIPPED = re.compile(r"\s+|/no_think|/think|/system_override")
+"""What templates may drop: white space, and the switches that they read."""
 _DIRECTIVES = "aAbBcdDeFGhHIjmMpRSTuUVwWxXyYzZ"
 _STANDING_CLOCK = (
     "{%- macro strftime_now(pattern) -%}"
