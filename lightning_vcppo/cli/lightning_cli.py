@@ -192,6 +192,8 @@ class VCPPOCLI(LightningCLI):
         elif not given.trainer.fast_dev_run:
             self._start = choose_start(directory, self._start, overwrite=given.overwrite)
             given.overwrite = False  # config.yaml must not repeat it
+        if given.ckpt_path == "last":
+            self._check(self._start)
 
     def _run_seeds(self) -> NoReturn:
         """Train for several seeds in separate processes, and exit with their exit code."""
@@ -226,7 +228,9 @@ class VCPPOCLI(LightningCLI):
     @override
     def _parse_ckpt_path(self) -> None:
         """Check the checkpoint; its hyper-parameters are not read, so they override no flags."""
-        path = self.config[self.config.subcommand].get("ckpt_path")
+        self._check(self.config[self.config.subcommand].get("ckpt_path"))
+
+    def _check(self, path: str | None) -> None:
         if path and Path(path).exists():
             check_checkpoint(Path(path), to_train=self.config.subcommand == "fit")
 
