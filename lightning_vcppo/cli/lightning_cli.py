@@ -25,6 +25,7 @@ from lightning_vcppo.checkpointing.atomic_io import AtomicCheckpointIO
 from lightning_vcppo.checkpointing.format import check_checkpoint
 from lightning_vcppo.checkpointing.run_directory import choose_start, choose_weights
 from lightning_vcppo.checkpointing.safe_loading import ALLOW_PICKLE
+from lightning_vcppo.cli.commands.registry import COMMANDS
 from lightning_vcppo.cli.configs import resolve_configs
 from lightning_vcppo.cli.parser import VCPPOArgumentParser
 from lightning_vcppo.cli.quiet import quieten
@@ -136,6 +137,7 @@ class VCPPOCLI(LightningCLI):
         parser.set_defaults({"weights_only": True})
         if subcommand in ("validate", "test"):
             parser.set_defaults({"verbose": False})  # our table has it, with intervals
+        parser.description = COMMANDS[subcommand].does
         parser.usage = f"vcppo {subcommand} [--config NAME ...] [--flag=value ...]"
         parser.epilog = (
             f"The model's flags: vcppo {subcommand} --model.help "
