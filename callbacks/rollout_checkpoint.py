@@ -17,7 +17,12 @@ from lightning_vcppo.checkpointing.interruptions import Interruptions, exit_code
 from lightning_vcppo.checkpointing.run_directory import CHECKPOINTS, LAST, find_last
 from lightning_vcppo.common.errors import EngineLostError
 from lightning_vcppo.common.files import UNFINISHED, is_trial, put_in_place, remove, run_path
-from lightning_vcppo.common.lightning_compat import between_steps, epoch_is_over, steps_done
+from lightning_vcppo.common.lightning_compat import (
+    between_steps,
+    epoch_is_over,
+    steps_done,
+    take_early_sigterm,
+)
 from lightning_vcppo.distributed.standstill import FILES_S, in_place
 
 from .base import LearnsFromRollouts, RunCallback
@@ -88,6 +93,8 @@ class RolloutCheckpoint(RunCallback, ModelCheckpoint):
         if is_trial(trainer):
             return
         self._interruptions.listen()
+        if take_early_sigterm(trainer):
+            self._interruptions.pending = signal.SIGTERM
         self._saving_began_at = time.monotonic()
         if Path(trainer.ckpt_path or "").absolute() == self._path.absolute():
             self._saved_after = steps_done(trainer)
@@ -181,6 +188,9 @@ class RolloutCheckpoint(RunCallback, ModelCheckpoint):
             raise SystemExit(0)
         rollouts = isinstance(pl_module, LearnsFromRollouts)
         done = pl_module.rollouts_done if rollouts else steps_done(trainer)
+        if not self._path.exists():
+            _tell(f"{signal.Signals(number).name}: nothing was learned yet; start the run again")
+            raise SystemExit(exit_code(number))
         _tell(
             f"{signal.Signals(number).name}: saved after {'rollout' if rollouts else 'update'} "
             f"{done}; the same command with --ckpt_path=last resumes the run."

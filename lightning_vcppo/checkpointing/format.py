@@ -87,9 +87,10 @@ def check_checkpoint(path: Path, *, to_train: bool) -> None:
         ValueError: If the file is anything else; the line explains what it is.
     """
     if path.is_dir():
+        found = next(iter(sorted(path.glob("**/*.ckpt"))), path / "checkpoints" / "last.ckpt")
         require(
             is_sharded_checkpoint(path),
-            f"{path}: a directory; expected a checkpoint, such as {path}/last.ckpt",
+            f"{path}: a directory; expected a checkpoint, such as {found}",
         )
         return
     checkpoint = read_file(path)

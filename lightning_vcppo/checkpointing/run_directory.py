@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from lightning_vcppo.common.files import recover, remove
+from lightning_vcppo.common.suggestions import near_file
 
 CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
@@ -50,6 +52,7 @@ def choose_start(directory: Path, ckpt_path: str | None, *, overwrite: bool) -> 
         if last is None:
             rank_zero_info(f"{directory} has no {CHECKPOINTS}/{LAST} yet: starting from scratch")
         return str(last) if last else None
+    require_checkpoint(ckpt_path)  # before anything is overwritten
     if ckpt_path is None and was_requeued(directory):
         return "hpc"
     if ckpt_path is None or directory.absolute() not in Path(ckpt_path).absolute().parents:
@@ -64,11 +67,27 @@ def choose_weights(directory: Path, ckpt_path: str | None) -> str | None:
         ValueError: If "last" does not exist.
     """
     if ckpt_path != "last":
+        require_checkpoint(ckpt_path)
         return ckpt_path
     last = find_last(directory)
     if last is None:
         raise ValueError(f"--ckpt_path=last: {directory} has no {CHECKPOINTS}/{LAST}")
     return str(last)
+
+
+def require_checkpoint(ckpt_path: str | None) -> None:
+    """Refuse a checkpoint that does not exist; URLs and Lightning's own names are its business.
+
+    Raises:
+        ValueError: If there is no such file or directory.
+    """
+    if ckpt_path is None or re.match(r"hpc$|registry(:|$)|\w+://", ckpt_path):
+        return
+    path = Path(ckpt_path)
+    recover(path)
+    if not path.exists():
+        hint = near_file(path) or "; expected last, or the path of a checkpoint"
+        raise ValueError(f"--ckpt_path: no such file {path}{hint}")
 
 
 @rank_zero_only

@@ -25,6 +25,7 @@ from lightning_vcppo.checkpointing.atomic_io import AtomicCheckpointIO
 from lightning_vcppo.checkpointing.format import check_checkpoint
 from lightning_vcppo.checkpointing.run_directory import choose_start, choose_weights
 from lightning_vcppo.checkpointing.safe_loading import ALLOW_PICKLE
+from lightning_vcppo.cli.commands.registry import COMMANDS
 from lightning_vcppo.cli.configs import resolve_configs
 from lightning_vcppo.cli.parser import VCPPOArgumentParser
 from lightning_vcppo.cli.quiet import quieten
@@ -146,6 +147,7 @@ class VCPPOCLI(LightningCLI):
         parser.set_defaults({"weights_only": True})
         if subcommand in ("validate", "test"):
             parser.set_defaults({"verbose": False})  # our table has it, with intervals
+        parser.description = COMMANDS[subcommand].does
         parser.usage = f"vcppo {subcommand} [--config NAME ...] [--flag=value ...]"
         parser.epilog = (
             f"The model's flags: vcppo {subcommand} --model.help "
@@ -202,6 +204,8 @@ class VCPPOCLI(LightningCLI):
         elif not given.trainer.fast_dev_run:
             self._start = choose_start(directory, self._start, overwrite=given.overwrite)
             given.overwrite = False  # config.yaml must not repeat it
+        if given.ckpt_path == "last":
+            self._check(self._start)
 
     def _run_seeds(self) -> NoReturn:
         """Train for several seeds in separate processes, and exit with their exit code."""
@@ -236,7 +240,9 @@ class VCPPOCLI(LightningCLI):
     @override
     def _parse_ckpt_path(self) -> None:
         """Check the checkpoint; its hyper-parameters are not read, so they override no flags."""
-        path = self.config[self.config.subcommand].get("ckpt_path")
+        self._check(self.config[self.config.subcommand].get("ckpt_path"))
+
+    def _check(self, path: str | None) -> None:
         if path and Path(path).exists():
             check_checkpoint(Path(path), to_train=self.config.subcommand == "fit")
 

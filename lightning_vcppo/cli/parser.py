@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from inspect import signature
 from typing import Any, NoReturn, Union, get_args
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace, auto_cli
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
+from lightning_utilities.core.enums import StrEnum
 from typing_extensions import override
 
 from lightning_vcppo.cli.config_keys import read_keys
@@ -23,6 +25,11 @@ CLASSES: dict[str, type] = {
     "--trainer.logger": Logger,
 }
 """Flags that name a class, and its base class."""
+
+# Lightning's Timer has a default that YAML cannot write.
+yaml.SafeDumper.add_multi_representer(
+    StrEnum, lambda dumper, each: dumper.represent_str(each.value)
+)
 
 
 class OneLineParser(ArgumentParser):

@@ -68,6 +68,13 @@ KNOWN = {
         "--trainer.accumulate_grad_batches: gradients are always accumulated; set "
         "--model.update.ppo_mini_batch_size and --model.update.ppo_max_token_len_per_gpu"
     ),
+    r"^Early stopping conditioned on metric `(.*?)` which is not|"
+    r"^`ModelCheckpoint\(monitor='(.*?)'\)` could not find": (
+        r"monitor=\1\2: nothing has logged a metric of this name; metrics.csv has those of the run"
+    ),
+    r"^You restored a checkpoint with current_epoch=(\d+).*max_epochs=(\d+)": (
+        r"--trainer.max_epochs=\2: the checkpoint was saved after \1 epochs; give a larger number"
+    ),
     r"^(-?\d+) is not in bounds, numpy accepts from 0 to (\d+)": (
         r"--seed_everything: expected a seed in 0..\2, got \1"
     ),
@@ -161,14 +168,13 @@ def describe(error: Exception, directory: str = "the run's directory") -> str | 
         return _describe_other_model(text)
     if isinstance(error, OSError) and error.errno and error.filename is not None:
         return _describe_file(error)
-    if isinstance(error, RuntimeError) and (ours := _describe_runtime_error(error)):
-        return ours
-    if not isinstance(error, MISTAKES) and type(error).__name__ not in MISTAKES_BY_NAME:
+    on_purpose = isinstance(error, RuntimeError) and _describe_runtime_error(error)
+    if not (on_purpose or isinstance(error, MISTAKES) or type(error).__name__ in MISTAKES_BY_NAME):
         return None
     for pattern, ours in KNOWN.items():
         if found := re.search(pattern, text, re.DOTALL):
             return found.expand(ours)
-    return text or type(error).__name__
+    return on_purpose or text or type(error).__name__
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

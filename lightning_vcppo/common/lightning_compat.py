@@ -74,3 +74,13 @@ def between_steps(trainer: Trainer) -> Iterator[None]:
         epoch.load_state_dict(kept[1])
         loop._batches_that_stepped = kept[2]
         trainer.should_stop = should_stop
+
+
+def take_early_sigterm(trainer: Trainer) -> bool:
+    """Return whether SIGTERM came while the run was loading, and let Lightning forget it.
+
+    Lightning would end the run after its first rollout, without a checkpoint.
+    """
+    came: bool = trainer.received_sigterm
+    trainer._signal_connector.received_sigterm = False
+    return came

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -211,6 +212,7 @@ def _data_set_rows(address: HubAddress, reader: RowReader) -> Iterator[Row]:
     import datasets
 
     from lightning_vcppo.data.tables import BATCH_ROWS, batch_rows
+    from lightning_vcppo.models import hub
 
     path, split = address.path, address.split
     try:
@@ -218,11 +220,15 @@ def _data_set_rows(address: HubAddress, reader: RowReader) -> Iterator[Row]:
             data = datasets.load_from_disk(str(path))
             data = data[split] if split and isinstance(data, dict) else data
         else:
-            data = datasets.load_dataset(
-                str(path), address.config, split=split, revision=address.revision
-            )
+            with nullcontext() if isinstance(path, Path) else hub.without_retries():
+                data = datasets.load_dataset(
+                    str(path), address.config, split=split, revision=address.revision
+                )
     except Exception as error:  # whatever the builders of `datasets` raise, its line is the reason
-        raise ValueError(f"{path}: cannot be read as a data set, {_first_line(error)}") from error
+        reason = _first_line(error)
+        if reason.startswith("Couldn't reach") and hub.fault_of_hub():
+            reason = f"the hub cannot be asked for it: {hub.fault_of_hub()}"
+        raise ValueError(f"{path}: cannot be read as a data set, {reason}") from error
     if isinstance(data, dict):
         if len(data) > 1:
             raise ValueError(f"{path}: holds the splits {', '.join(data)}; choose one")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -31,6 +34,22 @@ def fault_of_hub() -> str:
             return ""
         return f"no connection to {constants.ENDPOINT} ({getattr(cause, 'strerror', '') or cause})"
     return ""
+
+
+@contextmanager
+def without_retries() -> Iterator[None]:
+    """Let `datasets` read only its cache while the hub does not answer."""
+    import datasets
+
+    places: list[Any] = [constants, datasets.config]
+    kept = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = place.HF_HUB_OFFLINE or bool(fault_of_hub())
+        yield
+    finally:
+        for place, value in zip(places, kept, strict=True):
+            place.HF_HUB_OFFLINE = value
 
 
 def is_path(name: str) -> bool:

@@ -39,6 +39,7 @@ from lightning_vcppo.models.checks import (
 from lightning_vcppo.models.critic import Critic
 from lightning_vcppo.models.hf_folders import write_folder
 from lightning_vcppo.models.kernels import use_kernels
+from lightning_vcppo.modules.foreign_callbacks import check_callbacks
 from lightning_vcppo.modules.lost_engine import together
 from lightning_vcppo.modules.policy_probe import language_model, probe_policy
 from lightning_vcppo.modules.update_health import UpdateHealth, end_if_not_finite
@@ -102,6 +103,12 @@ class PolicyModule(L.LightningModule):
         self.run_seed = self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
 
     # Loading -------------------------------------------------------------------------------------
+
+    @override
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Refuse callbacks of Lightning that cannot work, before any of them runs; add none."""
+        check_callbacks(self.trainer, automatic_optimization=self.automatic_optimization)
+        return []
 
     @override
     def setup(self, stage: str) -> None:
@@ -172,9 +179,7 @@ class PolicyModule(L.LightningModule):
         return {"records": []}
 
     @override
-    def test_step(
-        self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> dict[str, Any]:
+    def test_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Do the same as `validation_step`."""
         return self.validation_step(batch, batch_idx)
 

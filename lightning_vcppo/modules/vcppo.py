@@ -434,8 +434,8 @@ class VCPPOModule(PolicyModule):
 
     @override
     def configure_callbacks(self) -> list[Callback]:
-        """Return the callback that ends sampling ahead with the run, if that is on."""
-        return self.source.callbacks()
+        """Also return the callback that ends sampling ahead with the run, if that is on."""
+        return [*super().configure_callbacks(), *self.source.callbacks()]
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

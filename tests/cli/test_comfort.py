@@ -14,6 +14,7 @@ from rich.console import Console
 from lightning_vcppo import __version__
 from lightning_vcppo.cli import lightning_cli
 from lightning_vcppo.cli.commands import completion, doctor
+from lightning_vcppo.cli.commands.registry import COMMANDS
 from lightning_vcppo.common import terminal
 from lightning_vcppo.common.suggestions import did_you_mean, name_flag, nearest_flag
 from tests.support.tiny_runs import run_program
@@ -60,6 +61,9 @@ def test_the_help_of_a_command_has_its_flags():
     # Last, where a terminal shows it: the algorithm's own flags, which depend on the model's class.
     assert text.splitlines()[-1].startswith("The model's flags: vcppo fit --model.help ")
     assert "[--trainer.max_epochs" not in text  # no list of the flags before their descriptions
+    for command in ("fit", "validate", "test", "predict"):
+        text, code = printed(command, "--help")
+        assert code == 0 and text.split("\n\n")[1] == COMMANDS[command].does
     text, code = printed("fit", "--model.help")
     assert code == 0 and "--model.advantage.lambda_actor" in text
     for command in ("report", "regrade", "doctor", "completion", "dashboard"):

@@ -98,6 +98,24 @@ def test_a_signal_lets_the_rollout_end_and_saves(number, code, tiny_actor, whole
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
 
 
+class EarlySignal(Callback):
+    """Send SIGTERM when Lightning handles signals and the run has not begun."""
+
+    def on_train_start(self, trainer, pl_module):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_while_a_run_is_loading_ends_it_before_its_first_rollout(
+    tiny_actor, tmp_path, capfd
+):
+    with pytest.raises(SystemExit) as end:
+        fit(tiny_actor, tmp_path, "--trainer.callbacks+=tests.integration.test_resume.EarlySignal")
+    assert end.value.code == 143
+    assert "SIGTERM: nothing was learned yet" in capfd.readouterr().out
+    assert not [*tmp_path.rglob("*.ckpt")]
+    assert not (tmp_path / "metrics.csv").exists()
+
+
 @pytest.mark.thorough
 def test_a_signal_saves_what_is_sampled_ahead(tiny_actor, tmp_path, capfd):
     engine = "--model.engine={name: transformers_copy, rollouts_ahead: 1}"

@@ -11,6 +11,7 @@ import pytest
 from huggingface_hub import constants
 
 from lightning_vcppo.common.suggestions import near_file
+from lightning_vcppo.data import AIMEDataModule
 from lightning_vcppo.models import hub, loading
 
 
@@ -67,6 +68,28 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_named(
         assert line.startswith(f"{name}: no such directory (expected a tokenizer), and the hub ")
         assert f"no connection to {no_network} (Connection refused)" in line and line.endswith(end)
     assert hub.fault_of_hub.cache_info().misses == 1
+
+
+def test_a_data_set_is_not_asked_for_again_and_again(
+    no_network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    connect = socket.socket.connect
+
+    def count(self: socket.socket, address: tuple[str, int]) -> None:
+        asked.append(str(address))
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", count)
+    module = AIMEDataModule("nobody/nothing", tokenizer="unread", val_size=1)
+    with pytest.raises(ValueError) as error:
+        module.setup("fit")
+    assert str(error.value) == (
+        "nobody/nothing: cannot be read as a data set, the hub cannot be asked for it: "
+        f"no connection to {no_network} (Connection refused)"
+    )
+    assert len(asked) == 1
+    assert not constants.HF_HUB_OFFLINE
 
 
 def test_an_answer_of_any_kind_means_that_the_hub_is_there(

@@ -261,3 +261,13 @@ def test_levels_and_subjects_are_shown_after_the_first_and_the_last_evaluation(t
         *("4level220.0%", "4level101100.0%"),
         *("12level22100.0%", "12level101100.0%"),
     ]
+
+
+def test_a_directory_of_seeds_is_not_taken_for_dumps(tmp_path, capsys):
+    (tmp_path / "seed_0").mkdir()
+    (tmp_path / "seed_0" / "config.yaml").touch()
+    (tmp_path / "seed_0" / "log.txt").write_text("text")
+    with pytest.raises(SystemExit) as end:
+        run_program("report", tmp_path)
+    assert end.value.code == 2
+    assert f"{tmp_path}: holds the runs of several seeds; name them" in capsys.readouterr().err

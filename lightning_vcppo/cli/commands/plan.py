@@ -102,7 +102,7 @@ def _parser() -> OneLineArguments:
         allow_abbrev=False,
     )
     parser.add_argument("--gpus", type=int, help="number of GPUs; default: the trainer's devices")
-    parser.add_argument("--gpus_per_node", type=int, default=8)
+    parser.add_argument("--gpus_per_node", type=int, default=8, help="default 8")
     parser.add_argument("--gpu_memory", type=float, help="GB of each GPU; default: the device's")
     parser.add_argument("--device", help=f"default h100; one of {', '.join(DEVICES)}")
     parser.add_argument(

@@ -37,7 +37,7 @@ COMMANDS = {
         "train: cold start, value pretraining and VC-PPO, as set by configs", _LIGHTNING, True
     ),
     "validate": Command("evaluate a model on held-out problems", _LIGHTNING, True),
-    "test": Command("the same, separate from the evaluations during training", _LIGHTNING, True),
+    "test": Command("evaluate as validate does, with metrics test/*", _LIGHTNING, True),
     "predict": Command("write a model's graded responses to a file", _LIGHTNING, True),
     "demo": _own("demo", "plain PPO and VC-PPO from the same start, on a CPU"),
     "plan": _own("plan", "estimate memory and time of a run"),

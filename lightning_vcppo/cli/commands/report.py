@@ -92,6 +92,10 @@ def _reader(arguments: argparse.Namespace) -> Callable[[Path, str], Run]:
     count = _counter(arguments.model) if arguments.model else None
 
     def read(directory: Path, name: str) -> Run:
+        require(
+            not any(directory.glob("seed_*/config.yaml")),
+            f"{directory}: holds the runs of several seeds; name them, as in {directory}/seed_*",
+        )
         if is_dump(directory):
             return read_dumps(directory, name, fields, count)
         return read_run(directory, name)

@@ -90,17 +90,36 @@ SPOILED = [
     ("spoil", "message"),
     every(3, [pytest.param(spoil, message, id=name) for name, spoil, message in SPOILED]),
 )
-def test_a_spoiled_checkpoint(mistake, checkpoint, tmp_path, spoil, message):
-    (tmp_path / "last.ckpt").write_bytes(spoil(checkpoint.read_bytes()))
-    line = mistake("--ckpt_path=last.ckpt", *ONE_MORE)
-    assert line.startswith(f"last.ckpt: {message}"), line
+@pytest.mark.parametrize("given", ["last", "run/checkpoints/last.ckpt"])
+def test_a_spoiled_checkpoint(mistake, checkpoint, tmp_path, spoil, message, given):
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(spoil(checkpoint.read_bytes()))
+    line = mistake(f"--ckpt_path={given}", *ONE_MORE)
+    assert line.startswith(f"run/checkpoints/last.ckpt: {message}"), line
 
 
 def test_no_checkpoint(mistake, tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    line = mistake("--ckpt_path=checkpoints")
-    assert line.startswith("checkpoints: a directory; expected a checkpoint, such as"), line
-    assert mistake("--ckpt_path=no.ckpt") == "Checkpoint file not found: no.ckpt"
+    (tmp_path / "runs" / "checkpoints").mkdir(parents=True)
+    line = mistake("--ckpt_path=runs")
+    assert line == "runs: a directory; expected a checkpoint, such as runs/checkpoints/last.ckpt"
+    (tmp_path / "runs" / "best.ckpt").touch()
+    assert mistake("--ckpt_path=runs").endswith("such as runs/best.ckpt")
+    line = mistake("--ckpt_path=no.ckpt", command="validate", base=TINY)
+    assert line == "--ckpt_path: no such file no.ckpt; expected last, or the path of a checkpoint"
+
+
+@pytest.mark.parametrize("also", [[], ["--overwrite"]])
+def test_a_misspelt_checkpoint_costs_no_run(mistake, also, tmp_path):
+    saved = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    saved.parent.mkdir(parents=True)
+    saved.touch()  # `mistake` checks that it stays
+    line = mistake("--ckpt_path=run/checkpoints/lst.ckpt", *also)
+    assert line == (
+        "--ckpt_path: no such file run/checkpoints/lst.ckpt; did you mean "
+        "run/checkpoints/last.ckpt?"
+    )
+    assert mistake("--ckpt_path=best", *also).startswith("--ckpt_path: no such file best")
 
 
 def test_a_sharded_checkpoint_needs_its_strategy(mistake, tmp_path):
