@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from lightning_vcppo.checkpointing.safe_loading import ALLOW_PICKLE
 from lightning_vcppo.cli.commands.registry import COMMANDS
 from lightning_vcppo.cli.configs import resolve_configs
 from lightning_vcppo.cli.parser import VCPPOArgumentParser
+from lightning_vcppo.cli.paths import settle_paths
 from lightning_vcppo.cli.quiet import quieten
 from lightning_vcppo.cli.seeds import default_jobs, parse_seeds, run_seeds
 from lightning_vcppo.common.errors import UserError, describe, one_line, require
@@ -197,7 +197,7 @@ class VCPPOCLI(LightningCLI):
             require(threads >= 1, f"--threads: expected >= 1, got {threads}")
             torch.set_num_threads(threads)
         given = self.config[str(self.subcommand)]
-        _settle_paths(given)
+        settle_paths(given)
         directory, self._start = Path(given.trainer.default_root_dir), given.ckpt_path
         if self.subcommand != "fit":
             self._start = choose_weights(directory, self._start)
@@ -363,29 +363,6 @@ def _name_the_model(arguments: list[str]) -> list[str]:
         arguments = [*arguments[:-1], f"--model.help={MODEL}"]
     command, *rest = arguments or [""]
     return [command, f"--model={MODEL}", *rest] if command in VCPPOCLI.subcommands() else arguments
-
-
-_PATH = re.compile(
-    r"(?:^|[._])(?:path|dirpath|default_root_dir|save_dir|actor|critic|reference|tokenizer)$"
-    r"|\.evaluation_sets$"
-)
-"""Flags that hold a path, or several."""
-
-
-def _settle_paths(given: Any) -> None:
-    """Replace `file:` URLs by paths, and refuse other URLs, in every flag of a run."""
-    for key, value in vars(given.as_flat()).items():
-        if not _PATH.search(key):
-            continue
-        given[key] = _settled(value, f"--{key.replace('.init_args', '')}")
-
-
-def _settled(value: Any, flag: str) -> Any:
-    if isinstance(value, list):
-        return [_settled(each, flag) for each in value]
-    if isinstance(value, dict):
-        return {name: _settled(each, f"{flag}.{name}") for name, each in value.items()}
-    return str(local_path(value, flag)) if isinstance(value, str) and ":" in value else value
 
 
 def _check_names(trainer: Any) -> None:

@@ -219,14 +219,15 @@ def test_without_a_checkpoint_the_run_starts_from_scratch(tiny_actor, tmp_path, 
 
 def test_a_start_is_chosen(tmp_path, monkeypatch):
     run, other = tmp_path / "run", tmp_path / "other"
-    best = run / "checkpoints" / "best.ckpt"
+    best, elsewhere = run / "checkpoints" / "best.ckpt", tmp_path / "elsewhere.ckpt"
+    elsewhere.touch()
     assert choose_start(run, None, overwrite=False) is None
     best.parent.mkdir(parents=True)
     best.touch()
     for directory in (run, other):  # it goes on, or begins where there is none
         assert choose_start(directory, str(best), overwrite=False) == str(best)
     with pytest.raises(ValueError, match=r"contains a run .checkpoints/best\.ckpt"):
-        choose_start(run, str(other / "checkpoints" / "last.ckpt"), overwrite=False)
+        choose_start(run, str(elsewhere), overwrite=False)
     with pytest.raises(ValueError, match="--overwrite starts a new run, --ckpt_path=last"):
         choose_start(run, "last", overwrite=True)
     (run / "hpc_ckpt_1.ckpt").touch()
@@ -234,7 +235,10 @@ def test_a_start_is_chosen(tmp_path, monkeypatch):
         "lightning_vcppo.checkpointing.run_directory.SLURMEnvironment.detect", lambda: True
     )
     assert choose_start(run, None, overwrite=False) == "hpc"
-    assert choose_start(run, str(other / "x.ckpt"), overwrite=True) == str(other / "x.ckpt")
+    with pytest.raises(ValueError, match=r"no such file .*; did you mean .*elsewhere\.ckpt"):
+        choose_start(run, str(elsewhere.with_name("elsewere.ckpt")), overwrite=True)
+    assert best.exists()  # nothing is overwritten
+    assert choose_start(run, str(elsewhere), overwrite=True) == str(elsewhere)
     assert not list(
         run.rglob("*.ckpt")
     )  # a kill before the first checkpoint finds none to go on from

@@ -217,7 +217,8 @@ def is_safe(call):
     if name == "torch.load":
         return options.get("weights_only") in {"True", "weights_only"}  # as Lightning was told
     if name.startswith("yaml."):
-        safe = name in {"yaml.safe_load", "yaml.safe_dump"}
+        writers = {"yaml.safe_dump", "yaml.SafeDumper.add_multi_representer"}
+        safe = name in writers | {"yaml.safe_load"}
         return safe or options.get("Loader") == "yaml.SafeLoader"
     doors = {"eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads"}
     switches = {options.get("trust_remote_code", "False"), options.get("shell", "False")}
