@@ -24,6 +24,14 @@ FIXED = {"architecture": "backbone", "freeze": "none", "privileged_prompt": "non
 """Settings that a checkpoint fixes, with their values where it does not state them."""
 FIXED_BESIDE = ("side_taps", "side_width")
 """Settings that it fixes only for a side critic."""
+_RANGE = ("value_min", "value_max")
+FIXED_BY_HEAD: dict[str, tuple[str, ...]] = {
+    "scalar": ("head",),
+    "bounded": ("head", *_RANGE),
+    "sigmoid": ("head", *_RANGE),
+    "hl_gauss": ("head", *_RANGE, "num_bins"),
+}
+"""Settings that say what the outputs of a head mean, by the head; older checkpoints lack them."""
 
 
 @dataclass
@@ -138,15 +146,16 @@ class NetworkLoader:
     def save(self, checkpoint: dict[str, Any]) -> None:
         """Record in a checkpoint which weights the run trains."""
         checkpoint[Keys.ADAPTERS] = adapters.record(self.lora, self.bases)
-        names = [*FIXED, *(FIXED_BESIDE if self.value.architecture == "side" else ())]
+        names = [*FIXED, *FIXED_BY_HEAD[self.value.head]]
+        names += FIXED_BESIDE if self.value.architecture == "side" else ()
         checkpoint[Keys.CRITIC] = {name: getattr(self.value, name) for name in names}
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of a run that trains other weights.
 
         Raises:
-            ValueError: For adapters of another kind or on another base, another frozen part, or a
-                side critic of another size.
+            ValueError: For adapters of another kind or on another base, another frozen part, a
+                critic with another head, or a side critic of another size.
         """
         adapters.require_same(checkpoint.get(Keys.ADAPTERS), adapters.record(self.lora, self.bases))
         for name, saved in (FIXED | checkpoint.get(Keys.CRITIC, {})).items():

@@ -144,8 +144,9 @@ def test_a_checkpoint_of_another_model(mistake, checkpoint, tmp_path, tiny_actor
     assert line.endswith("use the --model.* flags of its run, which are in its config.yaml")
     line = mistake(*given, actor="./deep")
     assert line.startswith(f"{begin}it lacks actor.model.layers.2.self_attn.q_proj.weight (and ")
-    line = mistake(*given, "--model.value.head=hl_gauss")
-    assert line.startswith(f"{begin}critic.model.score.weight is (1, 32) there and (51, 32) here")
+    for head in ("hl_gauss", "sigmoid"):  # of another shape, and of the same
+        line = mistake(*given, f"--model.value.head={head}")
+        assert line == f"--model.value.head: the checkpoint's critic has scalar, got {head}"
     group = ["--model.advantage.estimator=group", "--model.sampling.num_generations=2"]
     line = mistake(*given, *group)
     assert line.startswith(f"{begin}it also has critic.model.model.embed_tokens.weight (and ")
