@@ -129,8 +129,7 @@ class VCPPOCLI(LightningCLI):
             default=False,
             help="Load models from pytorch_model.bin: a pickle, which can run code of its author.",
         )
-        if len(self._commands) > 1:  # not known yet; otherwise `_name_the_model` names the class
-            parser.set_defaults({"model": {"class_path": MODEL}})
+        parser.set_defaults({"model": {"class_path": MODEL}})
 
     @override
     def _prepare_subcommand_parser(
@@ -355,14 +354,10 @@ def parser() -> ArgumentParser:
 
 
 def _name_the_model(arguments: list[str]) -> list[str]:
-    """Put the default model first, where configs and flags override it.
-
-    As a default of the parser it would be read and checked several times.
-    """
-    if arguments[-1:] == ["--model.help"]:  # without a class
-        arguments = [*arguments[:-1], f"--model.help={MODEL}"]
-    command, *rest = arguments or [""]
-    return [command, f"--model={MODEL}", *rest] if command in VCPPOCLI.subcommands() else arguments
+    """Let `--model.help` without a class describe the default model."""
+    if arguments[-1:] == ["--model.help"]:
+        return [*arguments[:-1], f"--model.help={MODEL}"]
+    return arguments
 
 
 def _check_names(trainer: Any) -> None:

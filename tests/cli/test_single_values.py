@@ -55,6 +55,12 @@ def test_a_run_that_names_no_model_is_of_the_default_one(
     assert parsed.init_args.actor == str(tiny_actor)
 
 
+def test_an_optimizer_is_named_on_the_command_line_alone(tiny_actor: Path) -> None:
+    sgd = "--model.actor_optimizer.class_path=torch.optim.SGD"
+    config = main(["fit", f"--model.actor={tiny_actor}", sgd], PlanCLI).config.fit
+    assert config.model.init_args.actor_optimizer.class_path == "torch.optim.SGD"
+
+
 def test_settings_hold_lists() -> None:
     assert EngineSettings(name="vllm_server", urls=SERVER).urls == [SERVER]
     assert LoRASettings(target_modules="q_proj").target_modules == ["q_proj"]

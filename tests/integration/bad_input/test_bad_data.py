@@ -274,7 +274,7 @@ def test_a_file_without_permission(data_mistake, tmp_path, kind):
         ("", "path: expected a file, a directory or a data set of the hub, got ''"),
         ("a\0b.jsonl", "path: expected a file, a directory or a data set of the hub, got 'a\\x00b"),
         (f"{'a' * 300}.jsonl", f"{'a' * 120}...: file name too long"),
-        ("nobody/nothing", "nobody/nothing: cannot be read as a data set, Couldn't reach"),
+        ("nobody/nothing", "nobody/nothing: cannot be read as a data set, the hub cannot be"),
         ("reasoning_gym:chan_sum", "reasoning_gym:chan_sum: no such task; did you mean chain_sum"),
     ],
     ids=lambda value: value[:20].replace("\0", "NUL"),
