@@ -17,6 +17,7 @@ from benchmarks import (
 )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["W", "W-tail"])
 def test_the_iteration_that_is_timed(name, tmp_path):
     work = measure.workload(name, prompts=2, prompt_length=4, max_response_length=16)

@@ -11,6 +11,7 @@ from tests.support.configs import printed
 from tests.support.rows import thin
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("recipe", thin(presets(), {"grpo", "side_critic"}.__contains__))
 def test_a_command_is_its_preset_with_the_budget_of_all(recipe, tmp_path):
     config = printed(*recipes.command(recipe, 7, tmp_path, 30)[1:])

@@ -204,6 +204,7 @@ def test_the_fitted_critic_is_written_whole(trained):
     assert holds_pretrained_critic(str(directory / "critic"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("precision", every(2, ["32-true", "bf16-true"]))
 @pytest.mark.parametrize("saved_after", every(2, [2, 4]))  # in value pretraining, and behind it
 def test_a_resumed_run_equals_an_uninterrupted_one(tiny_actor, tmp_path, saved_after, precision):
