@@ -22,7 +22,7 @@ ALGORITHMS = sorted(
 COMBINED = {"grpo", "side_critic"}
 """Presets that `make test` combines with the demo on the command line; of others it reads keys."""
 RUN = {"vcppo"}
-"""Presets that `make test` runs here; its random runs take others, and `make test-all` takes all."""
+"""Presets that `make test` runs here; its random runs take others, `make test-all` takes all."""
 DIRECTORIES = ("configs", "demo", "fractions", "smollm2")
 SETTINGS = [path for path in CONFIGS.rglob("*.yaml") if path.parent.name in DIRECTORIES]
 SETTINGS = sorted(set(SETTINGS) - set(ALGORITHMS))
