@@ -70,12 +70,15 @@ class VCPPOCLI(LightningCLI):
         """
         given = kwargs.get("args")
         words = sys.argv[1:] if given is None else given
-        first = None
-        if isinstance(words, list):
-            first = next((word for word in words if word in self.subcommands()), None)
-            at = words.index(first) if first else 0
-            kwargs["args"] = [*words[at : at + 1], *words[:at], *words[at + 1 :]]
-        self._commands = {first} & set(self.subcommands()) or set(self.subcommands())
+        self._commands = set(self.subcommands())
+        named = (
+            [word for word in words if word in self._commands] if isinstance(words, list) else []
+        )
+        if named:
+            at = words.index(named[0])
+            words = [named[0], *words[:at], *words[at + 1 :]]
+            self._commands = {named[0]}
+        kwargs["args"] = words
         super().__init__(*args, **kwargs)
 
     @override
@@ -174,12 +177,11 @@ class VCPPOCLI(LightningCLI):
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Read the arguments; configs may be given by their short names."""
-        given = sys.argv[1:] if args is None else args
-        if isinstance(given, list):
-            self._arguments = given
-            self.config = parser.parse_args(resolve_configs(_name_the_model(given)))
+        if isinstance(args, list):
+            self._arguments = args
+            self.config = parser.parse_args(resolve_configs(_name_the_model(args)))
         else:
-            super().parse_arguments(parser, given)
+            super().parse_arguments(parser, args)
 
     @override
     def before_instantiate_classes(self) -> None:

@@ -7,12 +7,11 @@ import os
 import re
 import sys
 import warnings
-from pathlib import Path
 
+from lightning_vcppo.cli.configs import PACKAGE, shipped_directory
 from lightning_vcppo.common.terminal import printable
 
-_PACKAGE = Path(__file__).parents[1]
-_OURS = (f"{_PACKAGE}{os.sep}", f"{_PACKAGE.parent / 'callbacks'}{os.sep}")
+_OURS = (f"{PACKAGE}{os.sep}", f"{shipped_directory('callbacks')}{os.sep}")
 _of_libraries = warnings.formatwarning
 _WARNINGS = (
     "does not have many workers",  # prompts are in memory

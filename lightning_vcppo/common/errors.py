@@ -49,6 +49,8 @@ USER_ERROR = 2
 NO_SPACE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 MISTAKES = (ValueError, OSError, ImportError)
 """Errors that a user's mistake raises, here and in other libraries."""
+WRONG_FORM = (LookupError, AttributeError, TypeError, ArithmeticError)
+"""Errors of a library's code that finds something else in a user's file than it expects."""
 MISTAKES_BY_NAME = {"MisconfigurationException", "UsageError", "AuthenticationError", "CommError"}
 """The same for libraries that take seconds to import: Lightning, Weights & Biases."""
 REFUSING = (

@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
-from lightning_vcppo.common.errors import require
+from lightning_vcppo.common.errors import WRONG_FORM, require
 from lightning_vcppo.data.problem import THINK_OPEN, Message, Problem
 from lightning_vcppo.data.texts import fault_in
 from lightning_vcppo.rewards.verifier import INSTRUCTIONS, Style, asked_style, reads
@@ -238,7 +238,7 @@ def fill_template(
             date_directives=clock.directives() if clock.was_read else {},
         )
     # A template may do anything with the messages.
-    except (TemplateError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+    except (TemplateError, *WRONG_FORM) as error:
         raise ValueError(f"the tokenizer's chat template refuses the prompt: {error}") from error
     _check_holds(str(text), messages)
     return str(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,6 +16,7 @@ from lightning_vcppo.interchange.reading import Reading
 from lightning_vcppo.interchange.schemas import ForeignResponse
 from lightning_vcppo.interchange.tokens import RoundTrips, Tokens
 from lightning_vcppo.models.fingerprints import tokenizer_fingerprint
+from lightning_vcppo.rewards.answers import AnswerKind
 from lightning_vcppo.rewards.functions import Grade, Grader
 from lightning_vcppo.rollouts.records import ImportedResponse, SavedResponse
 
@@ -84,6 +85,22 @@ class ImportReport:
             yield f"graded again: {self.changed_verdicts} rewards changed their sign"
 
 
+class _Task(NamedTuple):
+    """What a response answers: as the file of problems has it, or else its own row.
+
+    Attributes:
+        problem: Text of the problem.
+        answers: Right answers; empty if none is known.
+        answer_kind: Kind of comparison; None decides by the type of the answer.
+        columns: What a reward function may read besides, by name.
+    """
+
+    problem: str
+    answers: list[int | str]
+    answer_kind: AnswerKind | None
+    columns: dict[str, Any]
+
+
 class Importer:
     """Builds the records of responses: token ids, groups, rewards, verdicts."""
 
@@ -136,17 +153,15 @@ class Importer:
         while chunk := list(islice(stream, CHUNK)):
             rows = [response for _, response in chunk]
             ids = self._tokens.ids_of(rows) if self._tokens else [(None, None)] * len(rows)
-            problems = [*map(self._problem, rows)]
-            answers = [_answers(_given(*both)) for both in zip(rows, problems, strict=True)]
-            grades = self._grades(chunk, answers, problems)
-            for (place, row), (prompt_ids, response_ids), problem, answer, grade in zip(
-                chunk, ids, problems, answers, grades, strict=True
+            tasks = [*map(self._task, rows)]
+            grades = self._grades(chunk, tasks)
+            for (place, row), (prompt_ids, response_ids), task, grade in zip(
+                chunk, ids, tasks, grades, strict=True
             ):
                 yield self._record(
                     place,
                     row,
-                    problem,
-                    answer,
+                    task,
                     row.prompt_ids if prompt_ids is None else prompt_ids,
                     row.response_ids if response_ids is None else response_ids,
                     grade,
@@ -156,8 +171,7 @@ class Importer:
         self,
         place: str,
         row: ForeignResponse,
-        problem: Problem | None,
-        answers: list[int | str],
+        task: _Task,
         prompt_ids: list[int] | None,
         response_ids: list[int] | None,
         grade: Grade,
@@ -172,12 +186,12 @@ class Importer:
         report.rewards += grade.reward
         report.truncated += finished is False
         report.unknown_end += finished is None
-        answer, *accepted = answers or [""]
+        answer, *accepted = task.answers or [""]
         common: dict[str, Any] = dict(
             index=index,
             sample=sample,
             source=place,
-            problem=problem.problem if problem else question(row.prompt),
+            problem=task.problem,
             answer=answer,
             response=row.response,
             prediction=None,
@@ -185,8 +199,8 @@ class Importer:
             length=len(response_ids) if response_ids is not None else len(row.response),
             finished=finished is not False,
             accepted=accepted,
-            answer_kind=problem.answer_kind if problem else row.answer_kind,
-            columns=_columns(row, problem),
+            answer_kind=task.answer_kind,
+            columns=task.columns,
             reward=grade.reward,
         )
         if prompt_ids is None or response_ids is None:
@@ -212,11 +226,19 @@ class Importer:
             return problem
         return next((p for text, p in self._problems.items() if text in asked), None)
 
+    def _task(self, row: ForeignResponse) -> _Task:
+        problem = self._problem(row)
+        if problem is None:
+            columns = dict(row.columns or {})
+            return _Task(question(row.prompt), _answers(row.answer), row.answer_kind, columns)
+        answers = _answers(problem.gold if row.answer is None else row.answer)
+        columns = {**(row.columns or {}), **problem.columns}
+        return _Task(problem.problem, answers, problem.answer_kind, columns)
+
     def _grades(
         self,
         chunk: list[tuple[str, ForeignResponse]],
-        answers: Sequence[list[int | str]],
-        problems: Sequence[Problem | None],
+        tasks: Sequence[_Task],
     ) -> list[Grade]:
         if self._grader is None:
             for place, row in chunk:
@@ -226,19 +248,19 @@ class Importer:
                     "style), or name the field with --reward_field",
                 )
             return [Grade(r.reward or 0.0, (r.reward or 0.0) > 0, True) for _, r in chunk]
-        for (place, _), answer in zip(chunk, answers, strict=True):
+        for (place, _), task in zip(chunk, tasks, strict=True):
             require(
-                bool(answer) or not self._grader.reads.answer,
+                bool(task.answers) or not self._grader.reads.answer,
                 f"{place}: no answer to grade by; name the problems with --problems=FILE",
             )
         grades = self._grader.grade_all(
             [row.response for _, row in chunk],
-            [tuple(answer or [""]) for answer in answers],
+            [tuple(task.answers or [""]) for task in tasks],
+            [task.answer_kind for task in tasks],
             [
-                problem.answer_kind if problem else row.answer_kind
-                for (_, row), problem in zip(chunk, problems, strict=True)
+                {**task.columns, "problem": task.problem, "finished": row.finished}
+                for (_, row), task in zip(chunk, tasks, strict=True)
             ],
-            [_others(row, problem) for (_, row), problem in zip(chunk, problems, strict=True)],
         )
         for (_, row), grade in zip(chunk, grades, strict=True):
             if row.reward is not None:
@@ -251,20 +273,6 @@ def _key(row: ForeignResponse) -> str:
     prompt = row.prompt or row.prompt_ids
     key = repr(prompt)
     return key if len(key) < 64 else f"{hash(key)}:{len(key)}"
-
-
-def _others(row: ForeignResponse, problem: Problem | None) -> dict[str, Any]:
-    """Return what a reward function may read besides response and answer, by name."""
-    text = problem.problem if problem else question(row.prompt)
-    return {**_columns(row, problem), "problem": text, "finished": row.finished}
-
-
-def _columns(row: ForeignResponse, problem: Problem | None) -> dict[str, Any]:
-    return {**(row.columns or {}), **(problem.columns if problem else {})}
-
-
-def _given(row: ForeignResponse, problem: Problem | None) -> Any:
-    return problem.gold if problem and row.answer is None else row.answer
 
 
 def _answers(value: Any) -> list[int | str]:

@@ -14,11 +14,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_vcppo.common.errors import require
+from lightning_vcppo.common.errors import WRONG_FORM, require
 
 QUANTIZED = "its weights are quantized; training needs them in 16 or 32 bits"
-_WRONG_FORM = (LookupError, AttributeError, TypeError, ArithmeticError)
-"""Errors of code that finds something else in a file than it expects."""
 
 
 def reason(error: Exception) -> str:
@@ -28,7 +26,7 @@ def reason(error: Exception) -> str:
         return QUANTIZED
     # The first line of a config's validation names only the field.
     text = re.sub(r"^(?:Class v|V)alidation error for .*:\n\s*", "", text)
-    if not text or isinstance(error, _WRONG_FORM):
+    if not text or isinstance(error, WRONG_FORM):
         form = f"{type(error).__name__} {text}".strip().splitlines()[0]
         return f"a file in it is not of the expected form ({form})"
     if "trust_remote_code" in text:

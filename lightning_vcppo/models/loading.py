@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from lightning_vcppo.checkpointing.safe_loading import weights_format
+from lightning_vcppo.common.errors import MISTAKES, WRONG_FORM
 from lightning_vcppo.common.files import local_path
 from lightning_vcppo.common.suggestions import near_file
 from lightning_vcppo.common.terminal import waiting_for
@@ -35,8 +36,8 @@ from lightning_vcppo.models.checks import check_tokenizer, check_weights, reason
 from lightning_vcppo.models.packing import enable_packing
 
 FAILURES = (
-    *(OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, ImportError),
-    *(RuntimeError, SafetensorError, StrictDataclassError, pickle.UnpicklingError),
+    *(*MISTAKES, *WRONG_FORM, RuntimeError),
+    *(SafetensorError, StrictDataclassError, pickle.UnpicklingError),
 )
 """Errors that transformers raises for files, or fields of a config, that it does not expect."""
 

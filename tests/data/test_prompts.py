@@ -195,7 +195,7 @@ def test_a_template_drops_no_text_of_a_message(template, message):
 def test_templates_are_chosen_by_name():
     tokenizer = byte_tokenizer({"rag": "R", "tool_use": "T{{ messages[0].content }}"})
     assert chat_template_text(tokenizer, "rag") == "R"
-    assert render_prompt("1?", tokenizer, chat_template="tool_use").startswith("T1?")
+    assert render_prompt("1?", tokenizer, chat_template="tool_use", instruction="") == "T1?"
     assert chat_template_text(tokenizer, "plain") is None
     for name in ("auto", "chat"):
         with pytest.raises(ValueError, match="none of which is called default; name one of rag, t"):
@@ -254,7 +254,8 @@ def test_templates_see_a_clock_that_stands_still():
     rendered = render_prompt("1?", byte_tokenizer(llama), clock=Clock(date(2026, 2, 1)))
     assert rendered.startswith("Today Date: Sunday, 1 February 2026, 100%\n1?")
     kept = byte_tokenizer("\n \n{{ strftime_now('%Y') }}{{ messages[0].content }}")
-    assert render_prompt("1?", kept, clock=Clock(date(2026, 2, 1))).startswith("\n \n20261?")
+    clock = Clock(date(2026, 2, 1))
+    assert render_prompt("1?", kept, clock=clock, instruction="") == "\n \n20261?"
     clock = Clock(date(2026, 1, 31))
     render_prompt("1?", byte_tokenizer(CHAT), clock=clock)
     assert not clock.was_read

@@ -22,7 +22,16 @@ from lightning_vcppo.models import loading
 from lightning_vcppo.settings import EngineSettings, SamplingSettings
 from tests.support.forks import run_ranks
 from tests.support.rows import every
-from tests.support.sampling_server import GENERATE, TOKEN, SamplingServer, at, hang_up, say, stall
+from tests.support.sampling_server import (
+    GENERATE,
+    TOKEN,
+    SamplingServer,
+    at,
+    hang_up,
+    restarted,
+    say,
+    stall,
+)
 from tests.support.served import assert_same, engine_for, moved, sample
 from tests.support.stopping import PROMPTS, assert_responses_end_where_they_should
 from tests.support.tiny_runs import ROLLOUTS, TINY_QWEN2, vcppo
@@ -183,16 +192,7 @@ def test_a_restarted_server_is_given_the_weights_again(model, start):
     sample(engine)
     moved(model, 1)
     engine.take_weights(1)
-    once = threading.Lock()
-
-    def restart(handler, path: str) -> bool:
-        if first.served < 6:
-            return False
-        if once.acquire(blocking=False):  # of several requests, each in a thread
-            threading.Thread(target=lambda: (first.kill(), start(port=first.port))).start()
-        return hang_up(handler, path)
-
-    first.fault = restart  # in the middle of the second rollout
+    first.fault = restarted(first, start, after=6)  # in the middle of the second rollout
     assert_same(sample(engine, 12), model, 12)
 
 

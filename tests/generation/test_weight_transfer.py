@@ -20,7 +20,7 @@ from lightning_vcppo.models import loading
 from lightning_vcppo.models.lora import plain_weights
 from lightning_vcppo.settings import EngineSettings
 from tests.support import served
-from tests.support.sampling_server import TOKEN, at, hang_up, say
+from tests.support.sampling_server import TOKEN, at, restarted, say
 from tests.support.served import QUICK, assert_same, moved, sample
 from tests.support.tiny_runs import TINY_QWEN2
 from tests.support.training import fit, make_module
@@ -145,17 +145,8 @@ def test_a_restarted_server_is_sent_the_weights_again(model, start):
     first = start()
     engine = engine_for(model, first)
     sample(engine)
-    before, once = copy.deepcopy(model), threading.Lock()
-
-    def restart(handler, path: str) -> bool:
-        if first.served < 6:
-            return False
-        if once.acquire(blocking=False):  # of several requests, each in a thread
-            moved(model, 3)  # updates go on
-            threading.Thread(target=lambda: (first.kill(), start(port=first.port))).start()
-        return hang_up(handler, path)
-
-    first.fault = restart
+    before = copy.deepcopy(model)
+    first.fault = restarted(first, start, after=6, before=lambda: moved(model, 3))  # an update
     assert_same(sample(engine, 12), before, 12)
 
 

@@ -214,15 +214,17 @@ def is_safe(call):
     """Return whether a call runs no code that it is given."""
     name = ast.unparse(call.func)
     options = {word.arg: ast.unparse(word.value) for word in call.keywords}
+    doors = {"eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads"}
+    switches = {options.get("trust_remote_code", "False"), options.get("shell", "False")}
+    if name in doors or switches != {"False"}:
+        return False
     if name == "torch.load":
         return options.get("weights_only") in {"True", "weights_only"}  # as Lightning was told
     if name.startswith("yaml."):
         writers = {"yaml.safe_dump", "yaml.SafeDumper.add_multi_representer"}
         safe = name in writers | {"yaml.safe_load"}
         return safe or options.get("Loader") == "yaml.SafeLoader"
-    doors = {"eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads"}
-    switches = {options.get("trust_remote_code", "False"), options.get("shell", "False")}
-    return name not in doors and switches == {"False"}
+    return True
 
 
 @pytest.mark.parametrize(
@@ -232,6 +234,8 @@ def is_safe(call):
         ("run(command, shell=True)", False),
         ("load(name, trust_remote_code=trust)", False),
         ("torch.load(path)", False),
+        ("torch.load(path, weights_only=True)", True),
+        ("torch.load(path, weights_only=True, trust_remote_code=True)", False),
         ("yaml.load(text)", False),
         ("yaml.load(text, Loader=yaml.SafeLoader)", True),
         ("run(command)", True),

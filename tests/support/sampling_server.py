@@ -191,6 +191,28 @@ def at(path: str, fault: Fault, times: int) -> Fault:
     return limited
 
 
+def restarted(server: SamplingServer, start, after: int, before=lambda: None) -> Fault:
+    """Once it has served some responses, hang up, and start another server in its place.
+
+    Args:
+        server: The server that ends.
+        start: Starts the other one on a port.
+        after: Number of responses.
+        before: Called before the server ends.
+    """
+    once = threading.Lock()
+
+    def fault(handler, path: str) -> bool:
+        if server.served < after:
+            return False
+        if once.acquire(blocking=False):  # of several requests, each in a thread
+            before()
+            threading.Thread(target=lambda: (server.kill(), start(port=server.port))).start()
+        return hang_up(handler, path)
+
+    return fault
+
+
 def main(arguments: list[str]) -> None:
     """Serve in a process of its own, until it is killed.
 
