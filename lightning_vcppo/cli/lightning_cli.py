@@ -71,13 +71,10 @@ class VCPPOCLI(LightningCLI):
         given = kwargs.get("args")
         words = sys.argv[1:] if given is None else given
         self._commands = set(self.subcommands())
-        named = (
-            [word for word in words if word in self._commands] if isinstance(words, list) else []
-        )
-        if named:
-            at = words.index(named[0])
-            words = [named[0], *words[:at], *words[at + 1 :]]
-            self._commands = {named[0]}
+        if isinstance(words, list) and (named := self._commands.intersection(words)):
+            at = min(map(words.index, named))
+            self._commands = {words[at]}
+            words = [words[at], *words[:at], *words[at + 1 :]]
         kwargs["args"] = words
         super().__init__(*args, **kwargs)
 
